@@ -1,0 +1,46 @@
+# Everything here works on a fresh machine that has Python >= 3.11, a C compiler and make.
+#   PYTHON            the interpreter to build .venv with
+#   PIP_FIND_LINKS    folders or pages with wheels (uv does not read pip's settings, so they are passed on)
+#   PRISM_TORCH_ARGS  extra arguments for the torch install, e.g. --index-url https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+MODEL ?= dense
+SEED ?= 1
+
+BIN := .venv/bin
+FIND_LINKS := $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
+UV := VIRTUAL_ENV=.venv $(BIN)/uv pip install -q $(FIND_LINKS)
+
+.PHONY: help quickstart quickstart-short test lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+.venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q uv
+	$(UV) $(PRISM_TORCH_ARGS) torch==2.13.0
+	$(UV) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: .venv/.stamp  ## the whole pipeline at a small size: MODEL=dense|hybrid SEED=1
+	@$(BIN)/prism run shoebox model=$(MODEL) seed=$(SEED)
+
+quickstart-short: .venv/.stamp  ## the same stages with a handful of training steps each
+	@$(BIN)/prism run shoebox preset=short --run-dir runs/short
+
+test: .venv/.stamp  ## the test suite
+	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+lint: .venv/.stamp  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: .venv/.stamp  ## format the code and sort its imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

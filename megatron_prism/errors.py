@@ -1,0 +1,49 @@
+"""Every error a user can cause, one class per kind of mistake.
+
+A `PrismError` is the user's mistake (bad input, bad config, a damaged folder): the command line prints its one line
+and exits with code 2, never a traceback. Any other exception is a bug and keeps its traceback.
+
+The message names the file, the key, the value and the remedy; `suggest` finds the remedy for a misspelt name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrismError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+
+class ConfigError(PrismError):
+    """A config key or value that is unknown, of the wrong type, or impossible."""
+
+
+class ParallelError(ConfigError):
+    """Parallel sizes that do not multiply or divide as they must."""
+
+
+class DataError(PrismError):
+    """A data file that is missing, empty, damaged or not of the promised format."""
+
+
+class ArtifactError(PrismError):
+    """An artifact folder that is half written, damaged, or not of the expected kind."""
+
+
+class CheckpointError(PrismError):
+    """A checkpoint that is damaged or belongs to another architecture."""
+
+
+class StageFailed(PrismError):
+    """A stage's worker processes failed; the message names the log."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the nearest of `known`, or the list of what exists when nothing is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(names)}" if names else ""
