@@ -1,0 +1,70 @@
+"""What people see: rank-0 logging, tables and progress bars, all on stderr so that stdout stays for results."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+results = Console()
+
+
+def is_rank_zero() -> bool:
+    """True in a plain process and in rank 0 of a torchrun job (read from the environment: works before init)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger that speaks on rank 0 only (warnings and errors on every rank)."""
+    logger = logging.getLogger(name)
+    logger.addFilter(lambda record: record.levelno >= logging.WARNING or is_rank_zero())
+    return logger
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send this package's log lines through Rich. Called by the command line, never at import."""
+    root = logging.getLogger("megatron_prism")
+    if not root.handlers:
+        root.addHandler(RichHandler(console=console, show_path=False, show_level=False, markup=False))
+        root.propagate = False
+    root.setLevel(level)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A Rich table; numbers are right-aligned."""
+    made = Table(title=title, title_justify="left", header_style="bold")
+    content = [list(row) for row in rows]
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in content) and bool(content)
+        made.add_column(column, justify="right" if numeric else "left")
+    for row in content:
+        made.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    return made
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None = None) -> Iterator[Progress]:
+    """A transient progress bar on a terminal, silent elsewhere; call `.advance(0)` on what it yields."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    live = console.is_terminal and is_rank_zero()
+    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+        progress.add_task(description, total=total)
+        yield progress
+
+
+def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
+    """Iterate with a progress bar."""
+    with progress_bar(description, total) as progress:
+        for item in items:
+            yield item
+            progress.advance(progress.task_ids[0])

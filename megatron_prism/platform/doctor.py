@@ -1,0 +1,107 @@
+"""What this machine has, and what each thing unlocks.
+
+Packages are looked up in the metadata, not imported: `import transformer_engine` raises when only its empty
+meta package is installed, and importing vLLM is slow.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+
+from megatron_prism.platform import hardware
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked for: its name, whether it is there, what was found, and what it is good for."""
+
+    name: str
+    found: bool
+    detail: str
+    unlocks: str
+
+
+# Name shown, distribution that has the code, module that must be there too, what it unlocks.
+PACKAGES = (
+    ("torch", "torch", "torch", "everything that touches a model"),
+    ("megatron-core", "megatron-core", "megatron.core", "models, parallelism, checkpoints, datasets"),
+    ("transformers", "transformers", "transformers", "tokenizers and Hugging Face folders"),
+    ("nemo-run", "nemo-run", "nemo_run", "stages on more than one process"),
+    (
+        "transformer_engine",
+        "transformer-engine-torch",
+        "transformer_engine",
+        "fused layers and FP8 (extra: gpu)",
+    ),
+    ("mamba_ssm", "mamba-ssm", "mamba_ssm", "CUDA kernels for hybrid models (extra: gpu)"),
+    ("causal_conv1d", "causal-conv1d", "causal_conv1d", "CUDA convolution for hybrid models (extra: gpu)"),
+    ("flash_attn", "flash-attn", "flash_attn", "FlashAttention kernels (extra: gpu)"),
+    ("vllm", "vllm", "vllm", "fast sampling of exported models (extra: vllm)"),
+    ("modelopt", "nvidia-modelopt", "modelopt", "quantization of exported models (extra: modelopt)"),
+)
+PROGRAMS = (
+    ("Slurm", "sbatch", "runs on a cluster's queue"),
+    ("bubblewrap", "bwrap", "a sandbox around programs that a model wrote"),
+    ("C compiler", "cc", "building extensions and Triton kernels"),
+)
+
+
+def diagnose() -> list[Check]:
+    """Every check, in the order to show them. Takes seconds: it asks torch for the GPU."""
+    return [*_machine(), *_packages(), *_programs()]
+
+
+def _machine() -> list[Check]:
+    flags = hardware.cpu_flags()
+    amx = sorted(flag for flag in flags if flag.startswith("amx"))
+    avx512 = sorted(flag for flag in flags if flag.startswith("avx512"))
+    gpu = _has_torch() and hardware.has_gpu()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [
+        Check(
+            "CUDA", gpu, _cuda_version() if gpu else "none", "GPU training; without it all runs on the CPU"
+        ),
+        Check("GPU", gpu, hardware.device_name() if gpu else "none", "the peak speed that MFU divides by"),
+        Check("CPU", True, f"{hardware.cpu_name()}, {cores} cores usable", "data work and small models"),
+        Check("AMX", bool(amx), ", ".join(amx) or "none", "fast bf16 matrix products on the CPU"),
+        Check("AVX-512", bool(avx512), ", ".join(avx512) or "none", "fast vector code on the CPU"),
+        Check(
+            "memory", True, f"{hardware.memory_total_bytes() / 2**30:.1f} GiB", "the size of model that fits"
+        ),
+    ]
+
+
+def _packages() -> list[Check]:
+    checks = []
+    for name, distribution, module, unlocks in PACKAGES:
+        version = hardware.package_version(distribution)
+        found = version is not None and _has_module(module)
+        checks.append(Check(name, found, version or "not installed", unlocks))
+    return checks
+
+
+def _programs() -> list[Check]:
+    return [
+        Check(name, (path := shutil.which(program)) is not None, path or f"no {program} on PATH", unlocks)
+        for name, program, unlocks in PROGRAMS
+    ]
+
+
+def _has_torch() -> bool:
+    return _has_module("torch")
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _cuda_version() -> str:
+    import torch
+
+    return str(torch.version.cuda)

@@ -1,0 +1,170 @@
+"""Facts about the machine: the device to compute on, its peak speed, memory, and what is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets (no sparsity), by a piece of the device name.
+GPU_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+
+PACKAGES = (
+    "megatron-prism",
+    "torch",
+    "megatron-core",
+    "transformers",
+    "tokenizers",
+    "math-verify",
+    "nemo-run",
+)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A peak speed and where it comes from: an MFU is only as honest as the peak it divides by."""
+
+    flops_per_second: float
+    name: str
+
+
+def has_gpu() -> bool:
+    """Whether this process can compute on a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device() -> Any:
+    """The torch device of this process: its CUDA device by LOCAL_RANK, or the CPU."""
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu() else torch.device("cpu")
+
+
+def device_name() -> str:
+    """'NVIDIA H200' or the CPU's model name."""
+    if has_gpu():
+        import torch
+
+        return str(torch.cuda.get_device_name(device()))
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets that matter for speed here, of the ones the kernel lists."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("flags"):
+            return set(line.split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}
+    return set()
+
+
+@lru_cache(maxsize=2)
+def peak(dtype: str = "bf16") -> Peak:
+    """Peak of one device: the data sheet's bf16 figure for a known GPU; a measured matmul elsewhere.
+
+    Args:
+        dtype: 'bf16' or 'fp32'; only the measured (CPU) peak differs by it.
+    """
+    name = device_name()
+    if has_gpu():
+        for piece, flops in GPU_PEAK_BF16.items():
+            if piece in name:
+                return Peak(flops, f"{piece} bf16 dense data sheet")
+    return Peak(_measured_matmul(dtype), f"measured 1024^3 {dtype} matmul, {_threads()} threads")
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _measured_matmul(dtype: str, size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of a few square matmuls: a peak the machine has shown it can reach."""
+    import time
+
+    import torch
+
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    a = torch.ones(size, size, dtype=kind, device=device())
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far (device memory on a GPU)."""
+    if has_gpu():
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_total_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a receipt keeps of the machine."""
+    return {
+        "device": device_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory_total_bytes() / 2**30, 1),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions a receipt keeps, with the source commit when this is a git checkout."""
+    found = {name: version for name in PACKAGES if (version := package_version(name))}
+    commit = _source_commit()
+    if commit:
+        found["commit"] = commit
+    return found
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _source_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return done.stdout.strip() or None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,123 @@
+"""Parallel sizes and the process groups they need: gloo without CUDA, nccl with it, from torchrun's environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_prism.errors import ParallelError
+
+
+@dataclass
+class ParallelConfig:
+    """How a model is spread over processes. What is left of the world is data parallel."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    data_parallel_size: int = 1
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+            "data_parallel_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ParallelError(f"{name}={getattr(self, name)}: must be 1 or more")
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ParallelError("sequence_parallel=true needs tensor_model_parallel_size > 1")
+        virtual = self.virtual_pipeline_model_parallel_size
+        if virtual is not None and (virtual < 2 or self.pipeline_model_parallel_size < 2):
+            raise ParallelError(
+                f"virtual_pipeline_model_parallel_size={virtual} needs to be at least 2, "
+                f"with pipeline_model_parallel_size at least 2 (it is {self.pipeline_model_parallel_size})"
+            )
+
+    @property
+    def world_size(self) -> int:
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+            * self.data_parallel_size
+        )
+
+    def check_world(self, world_size: int) -> None:
+        """Raise a ParallelError that says which product does not make up the world."""
+        if world_size != self.world_size:
+            raise ParallelError(
+                f"tensor {self.tensor_model_parallel_size} x pipeline {self.pipeline_model_parallel_size} x "
+                f"context {self.context_parallel_size} x data {self.data_parallel_size} = {self.world_size} processes, "
+                f"but {world_size} are running: change the sizes or the number of processes"
+            )
+
+    def check_sequence(self, sequence_length: int) -> None:
+        """Context parallelism cuts a sequence into 2 chunks per rank; sequence parallelism into one per TP rank."""
+        parts = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+        parts *= self.tensor_model_parallel_size if self.sequence_parallel else 1
+        if sequence_length % parts:
+            raise ParallelError(
+                f"sequence_length={sequence_length} does not divide into {parts} parts "
+                f"(context_parallel_size={self.context_parallel_size}, sequence_parallel={self.sequence_parallel})"
+            )
+
+
+@contextlib.contextmanager
+def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[None]:
+    """Process groups, Megatron's parallel state and random states for the duration of the block.
+
+    Inside another session this is a no-op. One process needs no launcher; more come from torchrun.
+
+    Raises:
+        ParallelError: when the sizes do not multiply to the number of processes.
+    """
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megatron_prism.platform import cpu_seam
+    from megatron_prism.platform.hardware import device, has_gpu
+    from megatron_prism.platform.randomness import seed_everything
+
+    if parallel_state.model_parallel_is_initialized():
+        yield
+        return
+    parallel = parallel or ParallelConfig()
+    parallel.check_world(int(os.environ.get("WORLD_SIZE", "1")))
+    cpu_seam.install()
+    started_here = not dist.is_initialized()
+    if started_here:
+        if has_gpu():
+            torch.cuda.set_device(device())
+        backend = "nccl" if has_gpu() else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+            context_parallel_size=parallel.context_parallel_size,
+        )
+        seed_everything(seed)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        if started_here:
+            dist.destroy_process_group()
+
+
+def literals() -> contextlib.AbstractContextManager[object]:
+    """Seam D (see cpu_seam): the context Megatron's build, schedule, step and checkpoint code runs in."""
+    from megatron_prism.platform import cpu_seam
+
+    return cpu_seam.literals()

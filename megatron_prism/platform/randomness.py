@@ -1,0 +1,55 @@
+"""Seeds and the whole random state of a rank, so that a resumed run draws what the unbroken one would have."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy, torch and Megatron's model-parallel states (which differ per TP and PP rank)."""
+    import numpy
+    import torch
+    from megatron.core import tensor_parallel
+    from megatron.core.tensor_parallel import random as upstream
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    upstream._CUDA_RNG_STATE_TRACKER = None
+    upstream._CUDA_RNG_STATE_TRACKER_INITIALIZED = False
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """This rank's random state, to be kept in a checkpoint."""
+    import numpy
+    import torch
+    from megatron.core import tensor_parallel
+
+    generator: Any = numpy.random.get_state(legacy=False)
+    generator["state"]["key"] = generator["state"]["key"].tolist()
+    # Plain types and tensors only, so that a checkpoint's copy loads without unpickling code.
+    return {
+        "python": random.getstate(),
+        "numpy": generator,
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    import numpy
+    import torch
+    from megatron.core import tensor_parallel
+
+    random.setstate(state["python"])
+    generator = state["numpy"]
+    key = numpy.asarray(generator["state"]["key"], dtype=numpy.uint32)
+    numpy.random.set_state({**generator, "state": {**generator["state"], "key": key}})
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
