@@ -1,0 +1,156 @@
+"""An artifact: a folder with a `receipt.json` that says what made it, from what, and what lies in it.
+
+A folder is written under `NAME.partial` and renamed when its receipt is complete, so a folder under its final name
+is whole or has been tampered with, and opening it says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import ArtifactError
+
+RECEIPT = "receipt.json"
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file of an artifact: path relative to the folder, size in bytes, sha256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass
+class Receipt:
+    """What made an artifact. Everything a report or an audit needs, without opening the outputs."""
+
+    kind: str
+    fingerprint: str
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: list[OutputFile] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    world_size: int = 1
+    started: str = ""
+    wall_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk. Make one with `Artifact.open`, which checks it."""
+
+    path: Path
+    receipt: Receipt
+
+    @property
+    def fingerprint(self) -> str:
+        return self.receipt.fingerprint
+
+    @property
+    def kind(self) -> str:
+        return self.receipt.kind
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.receipt.metrics
+
+    @classmethod
+    def open(cls, path: Path, kind: str | None = None) -> Artifact:
+        """Read and check a folder: receipt present and readable, every output there with its size.
+
+        Raises:
+            ArtifactError: naming the folder, what is wrong with it, and the remedy.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise ArtifactError(f"{path}: no such artifact folder")
+        remedy = "delete the folder (or run again with --force) to make it anew"
+        try:
+            raw = json.loads((path / RECEIPT).read_text())
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: no {RECEIPT}, so it is half written; {remedy}") from None
+        except (ValueError, OSError) as problem:
+            raise ArtifactError(f"{path / RECEIPT}: not readable ({problem}); {remedy}") from None
+        try:
+            raw["outputs"] = [OutputFile(**item) for item in raw["outputs"]]
+            receipt = Receipt(**raw)
+        except (KeyError, TypeError) as problem:
+            raise ArtifactError(f"{path / RECEIPT}: not a receipt ({problem}); {remedy}") from None
+        for output in receipt.outputs:
+            file = path / output.path
+            if not file.is_file():
+                raise ArtifactError(f"{file}: listed in {RECEIPT} but missing; {remedy}")
+            if file.stat().st_size != output.size:
+                raise ArtifactError(
+                    f"{file}: {file.stat().st_size} bytes, {RECEIPT} says {output.size}; {remedy}"
+                )
+        if kind is not None and receipt.kind != kind:
+            raise ArtifactError(f"{path}: is a '{receipt.kind}' artifact, a '{kind}' is needed here")
+        return cls(path, receipt)
+
+    def file(self, relative: str) -> Path:
+        """Absolute path of one output; an `ArtifactError` if it is not there."""
+        path = self.path / relative
+        if not path.exists():
+            raise ArtifactError(
+                f"{path}: a '{self.kind}' artifact should hold this; make it anew with --force"
+            )
+        return path
+
+    def verify(self) -> None:
+        """Read every output again and compare its hash with the receipt (slow; `open` checks sizes only)."""
+        for output in self.receipt.outputs:
+            if hash_file(self.path / output.path) != output.sha256:
+                raise ArtifactError(f"{self.path / output.path}: contents differ from {RECEIPT}")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def partial_path(final: Path) -> Path:
+    """Where an artifact is written until it is complete."""
+    return final.with_name(final.name + PARTIAL_SUFFIX)
+
+
+def seal(partial: Path, final: Path, receipt: Receipt) -> Artifact:
+    """List the outputs of `partial`, write its receipt, and move it to `final` in one rename.
+
+    An older folder at `final` is replaced only after the new one is complete.
+    """
+    receipt.outputs = [
+        OutputFile(str(path.relative_to(partial)), path.stat().st_size, hash_file(path))
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path.name != RECEIPT
+    ]
+    write_json(partial / RECEIPT, asdict(receipt))
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+        os.rename(partial, final)
+        shutil.rmtree(old)
+    else:
+        os.rename(partial, final)
+    return Artifact.open(final)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + PARTIAL_SUFFIX)
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,150 @@
+"""One config language: dataclasses, checked when made, changed by dotted overrides or YAML through OmegaConf.
+
+An unknown key is refused with the nearest known one; a value of the wrong type names the key and the type wanted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_prism.errors import ConfigError, suggest
+
+T = TypeVar("T")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'train.lr=3e-5' -> ('train.lr', 3e-05). The value is YAML, so lists and booleans work.
+
+    Raises:
+        ConfigError: if there is no '=', no key, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override '{text}': expected key=value, for example seed=7")
+    try:
+        parsed = OmegaConf.from_dotlist([f"value={value}"])
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise ConfigError(f"override '{text}': the value is not valid YAML") from None
+    return key.strip(), OmegaConf.to_container(parsed)["value"]  # type: ignore[index, call-overload]
+
+
+def apply_overrides(config: T, overrides: Mapping[str, Any], where: str = "") -> T:
+    """A copy of the dataclass `config` with dotted keys replaced.
+
+    Args:
+        config: any dataclass instance whose fields OmegaConf can hold.
+        overrides: dotted key -> value, or nested mappings.
+        where: what to call the config in an error, e.g. "stage 'midtrain'".
+
+    Raises:
+        ConfigError: for an unknown key (nearest suggested), a wrong type, or a value the dataclass refuses.
+    """
+    node = OmegaConf.structured(config)
+    prefix = f"{where}: " if where else ""
+    for key, value in overrides.items():
+        check_key(node, key, prefix)
+        try:
+            OmegaConf.update(node, key, value, merge=True)
+        except OmegaConfBaseException as problem:
+            unknown = getattr(problem, "full_key", None)
+            if "not in" in str(problem) and unknown:
+                check_key(node, str(unknown), prefix)
+            raise ConfigError(f"{prefix}{key}={value!r}: {str(problem).splitlines()[0]}") from None
+    return to_object(node, prefix)
+
+
+def to_object(node: DictConfig, prefix: str = "") -> Any:
+    """The dataclass a structured node stands for; what its `__post_init__` raises as ValueError becomes ConfigError."""
+    try:
+        return OmegaConf.to_object(node)
+    except ConfigError as problem:
+        raise type(problem)(f"{prefix}{problem}") from None
+    except (OmegaConfBaseException, ValueError, TypeError) as problem:
+        raise ConfigError(f"{prefix}{str(problem).splitlines()[0]}") from None
+
+
+def check_key(node: DictConfig, key: str, prefix: str = "") -> None:
+    """Raise a ConfigError with the nearest key unless the dotted `key` exists in `node`."""
+    current: Any = node
+    walked: list[str] = []
+    for part in key.split("."):
+        if not isinstance(current, DictConfig):
+            raise ConfigError(f"{prefix}'{key}': '{'.'.join(walked)}' is a value, it has no keys")
+        # A free-form mapping (typed dict[str, X]) takes any key; a dataclass only its fields.
+        if OmegaConf.get_type(current) is not dict and part not in list(current):
+            raise ConfigError(f"{prefix}unknown key '{key}'{suggest(part, map(str, current))}")
+        walked.append(part)
+        # `in` and `get` treat a mandatory field without a value as absent; its name is known all the same.
+        current = current.get(part) if part in current else None
+        if current is None:
+            return
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build dataclass `cls` from plain data (a receipt, a task file, YAML), with the same checks as overrides."""
+    prefix = f"{where}: " if where else ""
+    node = OmegaConf.structured(cls)
+    for key in values:
+        check_key(node, str(key), prefix)
+    try:
+        merged = OmegaConf.merge(node, dict(values))
+    except OmegaConfBaseException as problem:
+        raise ConfigError(f"{prefix}{str(problem).splitlines()[0]}") from None
+    assert isinstance(merged, DictConfig)
+    return to_object(merged, prefix)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping; a ConfigError names the file if it is missing, not YAML, or not a mapping."""
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise ConfigError(f"{path}: not readable YAML ({str(problem).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
+    return data
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON-ready data (paths become strings)."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    return {str(key): _jsonable(value) for key, value in dict(container).items()}  # type: ignore[arg-type]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def one_of(value: str, allowed: Iterable[str], key: str) -> None:
+    """Validation helper for `__post_init__`: refuse a value outside `allowed`, suggesting the nearest."""
+    choices = list(allowed)
+    if value not in choices:
+        raise ConfigError(f"{key}={value!r} is not possible{suggest(value, choices)}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """Validation helper for `__post_init__`: the named fields must be greater than zero."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None or value <= 0:
+            raise ConfigError(f"{name}={value}: must be greater than zero")
+
+
+def field_names(cls: type) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [item.name for item in dataclasses.fields(cls)]

@@ -1,0 +1,107 @@
+"""How a stage reaches its processes: one runs here, more go through nemo-run's local torchrun executor.
+
+The stage, its inputs and its output folder travel as a small JSON task file, so a worker needs nothing but the file.
+nemo-run reports success for a failed task (its exit status is 0), so the job states are read and checked here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import PrismError, StageFailed
+from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.config import from_mapping, plain
+from megatron_prism.pipeline.stage import Stage
+
+TASK_FOLDER = ".launch"
+USER_ERROR_EXIT = 2
+
+
+def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Run a stage on as many processes as it asks for and return its metrics.
+
+    Raises:
+        StageFailed: if a worker process failed; the message repeats its last words and names its log.
+    """
+    if stage.world_size == 1:
+        return stage.run(inputs, out)
+    return _run_with_torchrun(stage, inputs, out)
+
+
+def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
+    """Everything a worker needs to run `stage`, as one file under `out`."""
+    folder = out / TASK_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.json"):
+        stale.unlink()
+    task = folder / "task.json"
+    cls = type(stage)
+    write_json(
+        task,
+        {
+            "stage": f"{cls.__module__}:{cls.__qualname__}",
+            "config": plain(stage),
+            "inputs": {name: str(artifact.path.resolve()) for name, artifact in inputs.items()},
+            "out": str(out.resolve()),
+        },
+    )
+    return task
+
+
+def run_task(task: Path) -> None:
+    """The worker's side: run the stage of a task file in this process; rank 0 leaves the metrics beside it."""
+    data = json.loads(task.read_text())
+    module, _, name = data["stage"].partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    try:
+        stage = from_mapping(cls, data["config"], where=str(task))
+        inputs = {key: Artifact.open(Path(path)) for key, path in data["inputs"].items()}
+        metrics = stage.run(inputs, Path(data["out"]))
+    except PrismError as problem:
+        write_json(task.with_name(f"error-{os.environ.get('RANK', '0')}.json"), {"error": str(problem)})
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR_EXIT) from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(task.with_name("metrics.json"), metrics)
+
+
+def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    task = write_task(stage, inputs, out)
+    # nemo-run takes seconds to import and finds `python` and `torchrun` by name, so it is imported only here and
+    # the running interpreter's folder goes first on PATH.
+    os.environ.setdefault("NEMORUN_HOME", str(out.resolve().parent / ".nemo_run"))
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    import nemo_run as run
+    from torchx.specs import AppState
+
+    threads = max(1, (os.cpu_count() or 1) // stage.world_size)
+    executor = run.LocalExecutor(
+        ntasks_per_node=stage.world_size,
+        launcher="torchrun",
+        env_vars={"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
+    )
+    script = run.Script(
+        path="megatron_prism.pipeline.worker", args=[str(task.resolve())], entrypoint="python", m=True
+    )
+    with run.Experiment(f"prism-{stage.kind}") as experiment:
+        experiment.add(script, executor=executor, name=stage.kind)
+        experiment.run(detach=False, tail_logs=True)
+    states = [job.state for job in experiment.jobs]
+    metrics = task.with_name("metrics.json")
+    if any(state != AppState.SUCCEEDED for state in states) or not metrics.exists():
+        reasons = sorted({json.loads(p.read_text())["error"] for p in task.parent.glob("error-*.json")})
+        said = (
+            f": {reasons[0]}" if reasons else f"; its log is under {os.environ['NEMORUN_HOME']}/experiments"
+        )
+        raise StageFailed(f"stage kind '{stage.kind}' failed on {stage.world_size} processes{said}")
+    result: dict[str, Any] = json.loads(metrics.read_text())
+    for leftover in task.parent.iterdir():
+        leftover.unlink()
+    task.parent.rmdir()
+    return result

@@ -1,0 +1,64 @@
+"""A stage: a typed config whose `run` turns input artifacts into one output artifact.
+
+To make one, subclass `Stage` as a dataclass, give it a `kind`, and write `run`. Its fields are its config: overridable
+from the command line, kept in the receipt, hashed into the fingerprint. Fields that cannot change the output (how
+often to log) are declared with `tuning(default)` and stay out of the hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import plain
+
+
+def tuning(default: Any) -> Any:
+    """A config field that cannot change a stage's output, and so stays out of its fingerprint."""
+    return field(default=default, metadata={"fingerprint": False})
+
+
+@dataclass
+class Stage(ABC):
+    """Base of all stages.
+
+    Class attributes:
+        kind: what the artifact is called; folders start with it.
+        version: raised by the author when the same config begins to give another output.
+        resumable: `run` finds what an interrupted run left in `out` and goes on from there; others start clean.
+    """
+
+    kind: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    @property
+    def world_size(self) -> int:
+        """How many processes `run` needs. One runs in this process; more are launched with torchrun."""
+        return 1
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        """Write the outputs under `out` and return the metrics for the receipt (JSON-ready, rank 0's are kept)."""
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the config that decides the output: every field not declared with `tuning`."""
+        skip = {f.name for f in dataclasses.fields(self) if not f.metadata.get("fingerprint", True)}
+        return {key: value for key, value in plain(self).items() if key not in skip}
+
+    def fingerprint(self, inputs: Mapping[str, str]) -> str:
+        """sha256 over kind, version, deciding config and the inputs' fingerprints."""
+        content = {
+            "kind": self.kind,
+            "version": self.version,
+            "config": self.identity(),
+            "inputs": dict(sorted(inputs.items())),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

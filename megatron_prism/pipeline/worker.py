@@ -1,0 +1,12 @@
+"""`python -m megatron_prism.pipeline.worker TASK.json`: one process of a launched stage (see launch.py)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from megatron_prism.pipeline.launch import run_task
+
+# Saving a checkpoint spawns helper processes that import this file again: without the guard they would run the task.
+if __name__ == "__main__":
+    run_task(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toy_stages import Write
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.config import (
+    apply_overrides,
+    from_mapping,
+    load_yaml,
+    one_of,
+    parse_override,
+    plain,
+    positive,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed=7", ("seed", 7)),
+        ("train.lr=3e-5", ("train.lr", 3e-5)),
+        ("names=[a, b]", ("names", ["a", "b"])),
+        ("flag=true", ("flag", True)),
+        ("path=a=b", ("path", "a=b")),
+    ],
+)
+def test_parse_override(text: str, expected: tuple[str, object]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["seed", "=7", "names=[a"])
+def test_parse_override_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match="override"):
+        parse_override(text)
+
+
+def test_overrides_change_a_copy() -> None:
+    before = Write()
+    after = apply_overrides(before, {"text": "b", "inner.lr": 1, "inner.names": ["x", "y"]})
+    assert (after.text, after.inner.lr, after.inner.names) == ("b", 1.0, ["x", "y"])
+    assert before == Write()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("txt", "b", "unknown key 'txt'; did you mean 'text'"),
+        ("inner.lrr", 1, "unknown key 'inner.lrr'; did you mean 'lr'"),
+        ("text.more", 1, "'text' is a value"),
+        ("repeats", "many", "repeats='many'"),
+        ("repeats", 0, "repeats=0: must be 1 or more"),
+    ],
+)
+def test_bad_overrides_name_the_key_and_place(key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        apply_overrides(Write(), {key: value}, where="stage 'w'")
+    assert str(caught.value).startswith("stage 'w': ")
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_and_from_mapping_are_inverse() -> None:
+    stage = Write(text="c", repeats=3)
+    assert from_mapping(Write, plain(stage)) == stage
+    with pytest.raises(ConfigError, match="did you mean 'repeats'"):
+        from_mapping(Write, {"repeat": 3})
+
+
+def test_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.yaml"
+    with pytest.raises(ConfigError, match="no such file"):
+        load_yaml(path)
+    path.write_text("web: 0.5\n")
+    assert load_yaml(path) == {"web": 0.5}
+    path.write_text("- a\n")
+    with pytest.raises(ConfigError, match="expected keys and values"):
+        load_yaml(path)
+    path.write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not readable YAML"):
+        load_yaml(path)
+    path.write_bytes(b"\xff\xfe\x00\x01\x02")
+    with pytest.raises(ConfigError, match=str(path)):
+        load_yaml(path)
+
+
+def test_validation_helpers() -> None:
+    one_of("dense", ["dense", "hybrid"], "model")
+    with pytest.raises(ConfigError, match="model='dens' is not possible; did you mean 'dense'"):
+        one_of("dens", ["dense", "hybrid"], "model")
+    positive(Write(), "repeats")
+    with pytest.raises(ConfigError, match="log_every=0"):
+        positive(Write(log_every=0), "log_every")

@@ -1,0 +1,125 @@
+"""Small real stages for the tests of the pipeline and the command line; importable by launched workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.stage import Stage, tuning
+
+
+@dataclass
+class Inner:
+    lr: float = 0.1
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+
+@dataclass
+class Write(Stage):
+    """Writes `text`, and appends it to the file $TOY_LOG, so that a test can count the runs."""
+
+    kind: ClassVar[str] = "write"
+    text: str = "a"
+    repeats: int = 1
+    inner: Inner = field(default_factory=Inner)
+    log_every: int = tuning(1)
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ConfigError(f"repeats={self.repeats}: must be 1 or more")
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        if "TOY_LOG" in os.environ:
+            with open(os.environ["TOY_LOG"], "a") as log:
+                log.write(self.text + "\n")
+        (out / "sub").mkdir()
+        before = "".join(inputs[key].file("sub/text.txt").read_text() for key in sorted(inputs))
+        (out / "sub" / "text.txt").write_text(before + self.text * self.repeats)
+        return {"length": len(before) + len(self.text) * self.repeats}
+
+
+@dataclass
+class FailOnce(Write):
+    """Fails while the file $TOY_BLOCK exists."""
+
+    kind: ClassVar[str] = "fail"
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        (out / "half").write_text("half")
+        if Path(os.environ["TOY_BLOCK"]).exists():
+            raise DataError("blocked.jsonl: empty")
+        (out / "half").unlink()
+        return super().run(inputs, out)
+
+
+@dataclass
+class Resume(Stage):
+    """Resumable: finds what an interrupted run left."""
+
+    kind: ClassVar[str] = "resume"
+    resumable: ClassVar[bool] = True
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        marker = out / "step"
+        if not marker.exists():
+            marker.write_text("1")
+            raise DataError("interrupted")
+        return {"resumed_from": int(marker.read_text())}
+
+
+@dataclass
+class Fill(Stage):
+    """Writes until the disk is full."""
+
+    kind: ClassVar[str] = "fill"
+    megabytes: int = 64
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        with open(out / "big", "wb", buffering=0) as handle:
+            for _ in range(self.megabytes):
+                written = handle.write(bytes(1 << 20))
+                if written < 1 << 20:
+                    handle.write(b"more")
+        return {}
+
+
+@dataclass
+class Interrupt(Stage):
+    """What Ctrl-C does to a stage."""
+
+    kind: ClassVar[str] = "interrupt"
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+
+@dataclass
+class AllReduce(Stage):
+    """Two processes add their ranks plus one with gloo; one of them can be made to fail."""
+
+    kind: ClassVar[str] = "allreduce"
+    failing_rank: int = -1
+
+    @property
+    def world_size(self) -> int:
+        return 2
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        import torch
+        import torch.distributed as dist
+
+        rank = int(os.environ["RANK"])
+        if rank == self.failing_rank:
+            raise DataError("shard-7.bin: truncated")
+        dist.init_process_group("gloo")
+        total = torch.tensor([rank + 1])
+        dist.all_reduce(total)
+        if rank == 0:
+            (out / "total.txt").write_text(str(int(total)))
+        dist.destroy_process_group()
+        return {"total": int(total), "world": int(os.environ["WORLD_SIZE"])}
