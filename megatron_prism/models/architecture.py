@@ -1,0 +1,116 @@
+"""An architecture as data: every size and scalar a model is built from, in one JSON-ready dataclass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
+from megatron_prism.platform.process_groups import ParallelConfig
+
+MAMBA, ATTENTION, MLP = "M", "*", "-"
+
+
+@dataclass
+class Architecture:
+    """A dense Transformer, or with `hybrid_pattern` an attention-Mamba hybrid of one mixer per layer.
+
+    `attention_multiplier` is the softmax scale itself (None: 1/sqrt(head_dim)); logits are divided by
+    `logits_scaling`. The multipliers are Granite's and are never folded into weights.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    activation: str = "swiglu"
+    norm_epsilon: float = 1e-5
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = True
+    position_embedding: str = "rope"
+    rope_theta: float = 10000.0
+    attention_multiplier: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    hybrid_pattern: str | None = None
+    mamba_num_heads: int = 0
+    mamba_head_dim: int = 0
+    mamba_state_dim: int = 0
+    mamba_num_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("swiglu", "squared_relu"):
+            raise ConfigError(f"activation={self.activation!r}: 'swiglu' or 'squared_relu'")
+        if self.position_embedding not in ("rope", "none"):
+            raise ConfigError(f"position_embedding={self.position_embedding!r}: 'rope' or 'none'")
+        if self.num_attention_heads % self.num_query_groups:
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_query_groups={self.num_query_groups}"
+            )
+        if self.hybrid_pattern is not None:
+            odd = set(self.hybrid_pattern) - {MAMBA, ATTENTION, MLP}
+            if odd or len(self.hybrid_pattern) != self.num_layers:
+                raise ConfigError(
+                    f"hybrid_pattern={self.hybrid_pattern!r}: needs num_layers={self.num_layers} of 'M', '*' and '-'"
+                )
+
+    @property
+    def is_hybrid(self) -> bool:
+        return self.hybrid_pattern is not None
+
+    def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
+        """Rows of the embedding: the vocabulary rounded up so that every TP rank holds the same number."""
+        return -(-self.vocab_size // tensor_model_parallel_size) * tensor_model_parallel_size
+
+    def check_parallel(self, parallel: ParallelConfig) -> None:
+        """Raise a ParallelError naming the size that does not divide."""
+        tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        divided = {"num_attention_heads": tp, "num_query_groups": tp, "ffn_hidden_size": tp}
+        if self.is_hybrid:
+            divided |= {"mamba_num_heads": tp * parallel.context_parallel_size, "mamba_num_groups": tp}
+            if parallel.virtual_pipeline_model_parallel_size:
+                raise ParallelError(
+                    "virtual_pipeline_model_parallel_size: hybrids cannot be interleaved; unset it"
+                )
+        divided["num_layers"] = pp * (parallel.virtual_pipeline_model_parallel_size or 1)
+        for name, size in divided.items():
+            if getattr(self, name) % size:
+                raise ParallelError(
+                    f"{name}={getattr(self, name)} does not divide by {size} "
+                    f"(tensor {tp}, pipeline {pp}, context {parallel.context_parallel_size})"
+                )
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Architecture:
+        """Read `architecture.json`; a CheckpointError names the file and the key at fault."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{path}: not a readable architecture ({problem})") from None
+        known = {field.name for field in fields(cls)}
+        for key in data:
+            if key not in known:
+                raise CheckpointError(f"{path}: unknown key '{key}'{suggest(key, known)}")
+        try:
+            return cls(**data)
+        except TypeError as problem:
+            raise CheckpointError(f"{path}: {problem}") from None
+
+    def require_same(self, other: Architecture, where: str) -> None:
+        """Raise a CheckpointError naming the first field in which a checkpoint's architecture differs."""
+        for field in fields(self):
+            if (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name)):
+                raise CheckpointError(
+                    f"{where}: the checkpoint has {field.name}={theirs}, this model has {mine}; "
+                    "use a checkpoint of the same architecture"
+                )

@@ -1,0 +1,150 @@
+"""From an `Architecture` to this rank's Megatron-Core model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.layers.multipliers import install_embedding_multiplier, install_logits_scaling
+from megatron_prism.platform.process_groups import ParallelConfig, literals
+
+INIT_STD = 0.02
+
+
+def squared_relu(x: torch.Tensor) -> torch.Tensor:
+    """relu(x)^2, Nemotron-H's activation."""
+    return F.relu(x).square()
+
+
+def transformer_config(
+    architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, **settings: Any
+) -> Any:
+    """Megatron's config for an architecture under a parallel layout; `settings` replace single fields.
+
+    Interleaved pipelines overlap their sends: without it Megatron-Core 0.16.1 is silently wrong at PP 2.
+    """
+    from megatron.core.transformer import TransformerConfig
+
+    a = architecture
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    values: dict[str, Any] = {
+        "num_layers": a.num_layers,
+        "hidden_size": a.hidden_size,
+        "ffn_hidden_size": a.ffn_hidden_size,
+        "num_attention_heads": a.num_attention_heads,
+        "num_query_groups": a.num_query_groups,
+        "kv_channels": a.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": a.norm_epsilon,
+        "add_bias_linear": False,
+        "gated_linear_unit": a.activation == "swiglu",
+        "activation_func": F.silu if a.activation == "swiglu" else squared_relu,
+        "softmax_scale": a.attention_multiplier,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "init_method_std": INIT_STD,
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel,
+        "batch_p2p_comm": not interleaved,
+        "overlap_p2p_comm": interleaved,
+        "bf16": dtype is torch.bfloat16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        # The same initial weights under every tensor-parallel layout: drawn whole, then cut.
+        "use_cpu_initialization": True,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+    }
+    if a.is_hybrid:
+        values |= {
+            "is_hybrid_model": True,
+            "mamba_num_heads": a.mamba_num_heads,
+            "mamba_head_dim": a.mamba_head_dim,
+            "mamba_state_dim": a.mamba_state_dim,
+            "mamba_num_groups": a.mamba_num_groups,
+        }
+    return TransformerConfig(**(values | settings))
+
+
+def build_model(
+    architecture: Architecture,
+    dtype: torch.dtype = torch.float32,
+    parallel: ParallelConfig | None = None,
+    vp_stage: int | None = None,
+    **settings: Any,
+) -> Any:
+    """This rank's model (one chunk of it under virtual pipelining), with fresh weights.
+
+    Needs a running `platform.process_groups.session`.
+
+    Raises:
+        ParallelError: when a size of the architecture does not divide by the layout.
+    """
+    from megatron.core import parallel_state
+
+    parallel = parallel or ParallelConfig()
+    architecture.check_parallel(parallel)
+    config = transformer_config(architecture, parallel, dtype, **settings)
+    shared: dict[str, Any] = {
+        "vocab_size": architecture.padded_vocab_size(parallel.tensor_model_parallel_size),
+        "max_sequence_length": architecture.max_position_embeddings,
+        "pre_process": parallel_state.is_pipeline_first_stage(
+            ignore_virtual=vp_stage is None, vp_stage=vp_stage
+        ),
+        "post_process": parallel_state.is_pipeline_last_stage(
+            ignore_virtual=vp_stage is None, vp_stage=vp_stage
+        ),
+        "share_embeddings_and_output_weights": architecture.tie_word_embeddings,
+        "position_embedding_type": architecture.position_embedding,
+        "rotary_base": architecture.rope_theta,
+        "parallel_output": True,
+    }
+    with literals():
+        model = (
+            _hybrid(architecture, config, shared)
+            if architecture.is_hybrid
+            else _dense(architecture, config, shared, vp_stage)
+        )
+    if shared["pre_process"]:
+        install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
+    if shared["post_process"]:
+        install_logits_scaling(model.output_layer, architecture.logits_scaling)
+    return model
+
+
+def _dense(architecture: Architecture, config: Any, shared: dict[str, Any], vp_stage: int | None) -> Any:
+    from megatron.core.models.gpt import GPTModel
+
+    from megatron_prism.models.specs_torch import dense_block_spec
+
+    spec = dense_block_spec(config, architecture.residual_multiplier, vp_stage)
+    shared = shared | {"rotary_base": int(shared["rotary_base"])}
+    return GPTModel(config=config, transformer_layer_spec=spec, vp_stage=vp_stage, **shared)
+
+
+def _hybrid(architecture: Architecture, config: Any, shared: dict[str, Any]) -> Any:
+    from megatron.core.models.mamba import MambaModel
+
+    from megatron_prism.models.specs_torch import hybrid_stack_spec
+
+    spec = hybrid_stack_spec(architecture.residual_multiplier)
+    shared = shared | {"rotary_base": int(shared["rotary_base"])}
+    return MambaModel(
+        config=config, mamba_stack_spec=spec, hybrid_override_pattern=architecture.hybrid_pattern, **shared
+    )
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters on this rank; a tied output layer under pipelining is counted where it is stored."""
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -1,0 +1,1 @@
+"""The few modules that differ from Megatron-Core's own."""

@@ -1,0 +1,42 @@
+"""Granite's scalars at their seams, never folded into weights (folding changes Adam's effective step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from torch import nn
+
+
+def scaled_bias_dropout_add(residual_multiplier: float) -> Callable[[bool, bool], Callable]:
+    """Megatron's bias-dropout-add with the branch scaled first: residual + residual_multiplier * x."""
+    if residual_multiplier == 1.0:
+        return get_bias_dropout_add
+
+    def get(training: bool, fused: bool) -> Callable:
+        add = get_bias_dropout_add(training, fused)
+
+        def scaled(x_with_bias: Any, residual: Any, probability: float) -> Any:
+            x, bias = x_with_bias
+            return add(
+                (x * residual_multiplier, None if bias is None else bias * residual_multiplier),
+                residual,
+                probability,
+            )
+
+        return scaled
+
+    return get
+
+
+def install_embedding_multiplier(embedding: nn.Module, multiplier: float) -> None:
+    """Multiply the embedding's output `[seq, batch, hidden]`."""
+    if multiplier != 1.0:
+        embedding.register_forward_hook(lambda module, inputs, output: output * multiplier)
+
+
+def install_logits_scaling(output_layer: nn.Module, scaling: float) -> None:
+    """Divide the logits `[seq, batch, vocabulary]` by Granite's logits_scaling."""
+    if scaling != 1.0:
+        output_layer.register_forward_hook(lambda module, inputs, output: (output[0] / scaling, output[1]))

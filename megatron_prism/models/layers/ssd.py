@@ -1,0 +1,106 @@
+"""The Mamba-2 scan (state-space duality) in plain torch, chunk by chunk, from its recurrence
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t (x) B_t        one state h [head_dim, state] per head
+    y_t = h_t C_t + D x_t
+
+With S the running sum of dt A inside a chunk, a chunk is an attention-like product plus what the incoming state adds:
+
+    y_t   = sum_{s<=t} exp(S_t - S_s) (C_t . B_s) dt_s x_s + exp(S_t) C_t H_in
+    H_out = exp(S_last) H_in + sum_s exp(S_last - S_s) dt_s x_s (x) B_s
+
+All chunks are multiplied at once; only the small states pass from chunk to chunk. (Dao and Gu, arXiv 2405.21060.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 32
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Run the scan over a whole sequence.
+
+    Args:
+        x: `[batch, seq, heads, head_dim]`.
+        dt: `[batch, seq, heads]`, after bias and softplus, fp32.
+        A: `[heads]`, negative, fp32.
+        B, C: `[batch, seq, groups, state]`; heads of a group share them.
+        D: `[heads]`.
+        state: `[batch, heads, head_dim, state]` carried in, or None for zeros.
+        chunk: tokens per chunk; memory grows with it, the number of state updates falls.
+
+    Returns:
+        y `[batch, seq, heads, head_dim]` in x's dtype, and the last state in fp32.
+    """
+    batch, length, heads, dim = x.shape
+    groups, size = B.shape[2:]
+    ratio = heads // groups
+    chunk = min(chunk, length)
+    padding = -length % chunk
+    if padding:
+        # dt = 0 neither decays a state nor adds to it, so padded tokens leave no trace.
+        x, B, C = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, padding)) for t in (x, B, C))
+        dt = torch.nn.functional.pad(dt, (0, 0, 0, padding))
+    n = (length + padding) // chunk
+    xf = x.float()
+    # [batch, n, group, ratio, chunk]
+    step = dt.view(batch, n, chunk, groups, ratio).permute(0, 1, 3, 4, 2)
+    # Differences of this sum lose digits in fp32 at long chunks: keep it in fp64.
+    total = torch.cumsum((step * A.view(groups, ratio, 1)).double(), dim=-1)
+    keys = B.float().view(batch, n, chunk, groups, size).permute(0, 1, 3, 2, 4)
+    queries = C.float().view(batch, n, chunk, groups, size).permute(0, 1, 3, 2, 4)
+    values = xf.view(batch, n, chunk, groups, ratio, dim).permute(0, 1, 3, 4, 2, 5) * step[..., None]
+
+    future = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
+    decay = (total[..., :, None] - total[..., None, :]).float().masked_fill(future, float("-inf")).exp()
+    scores = (queries @ keys.transpose(-1, -2))[:, :, :, None] * decay
+    inside = scores @ values
+
+    to_end = (total[..., -1:] - total).float().exp()
+    # [batch, n, group, ratio * dim, state]: what each chunk adds to the state
+    added = (values * to_end[..., None]).transpose(-1, -2).reshape(
+        batch, n, groups, ratio * dim, chunk
+    ) @ keys
+    added = added.view(batch, n, heads, dim, size)
+    kept = total[..., -1].float().exp().view(batch, n, heads, 1, 1)
+    carried = state.float() if state is not None else xf.new_zeros(batch, heads, dim, size)
+    incoming = []
+    for index in range(n):
+        incoming.append(carried)
+        carried = kept[:, index] * carried + added[:, index]
+    states = torch.stack(incoming, 1).view(batch, n, groups, ratio * dim, size)
+    # [batch, n, group, chunk, ratio * dim] -> [batch, n, group, ratio, chunk, dim]
+    outside = (queries @ states.transpose(-1, -2)).view(batch, n, groups, chunk, ratio, dim).transpose(3, 4)
+    y = inside + outside * total.float().exp()[..., None]
+    y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, n * chunk, heads, dim) + xf * D.float()[:, None]
+    return y[:, :length].to(x.dtype), carried
+
+
+def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> Tensor:
+    """One token of the recurrence; `state` is updated in place.
+
+    Args:
+        x: `[batch, heads, head_dim]`; dt `[batch, heads]` after bias and softplus; B, C `[batch, groups, state]`;
+        state: `[batch, heads, head_dim, state]`.
+    """
+    ratio = x.shape[1] // B.shape[1]
+    keys = B.float().repeat_interleave(ratio, 1)
+    queries = C.float().repeat_interleave(ratio, 1)
+    new = (
+        state.float() * torch.exp(dt * A)[..., None, None]
+        + (dt[..., None] * x.float())[..., None] * keys[:, :, None]
+    )
+    state.copy_(new)
+    y = (new @ queries[..., None])[..., 0] + D.float()[:, None] * x.float()
+    return y.to(x.dtype)
