@@ -1,0 +1,220 @@
+"""Weighted sampling from token files, through Megatron-Core's blended dataset.
+
+A source smaller than its share is read several times over (the paper's reasoning sources are, see its section 3.1).
+Megatron keeps its sample order in index files; here they live in a folder of their own per blend, named by all that
+decides them, and count as whole only when a marker says so: a process killed while writing leaves nothing that a later
+one would read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_prism.data.mixture import check_sources
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+COMPLETE = "complete"
+INDEX_MAGIC = b"MMIDIDX\0\0"
+INDEX_HEADER = struct.Struct("<9sQBQQ")
+LARGEST_SEED = 2**32 - 1
+# Megatron's default extra share of samples built per source, so that rounding never runs one dry.
+SURPLUS = 0.005
+
+
+@dataclass(frozen=True)
+class _DatasetTokenizer:
+    """The part of a tokenizer that Megatron's dataset asks for.
+
+    `pad` is -1, an id no file holds, where padding has no token of its own: Megatron masks the loss of `pad`.
+    """
+
+    vocab_size: int
+    eod: int
+    eos: int
+    pad: int
+    unique_identifiers: dict[str, Any]
+
+
+def blended_dataset(
+    tokens: Path,
+    split: str,
+    weights: Mapping[str, float],
+    sequence_length: int,
+    num_samples: int,
+    seed: int,
+    cache: Path,
+    tokenizer: Tokenizer,
+) -> Dataset[dict[str, Any]]:
+    """At least `num_samples` samples from `TOKENS/SPLIT/*.bin` in proportion to `weights`.
+
+    A sample is a dict of `tokens`, `labels` (int64), `loss_mask` (fp32) and `position_ids` (int64), each
+    `[sequence_length]`: documents joined end to end, cut without regard to their ends. The order is decided by the
+    arguments alone; `seed` shuffles documents and samples within each source.
+
+    With torch.distributed running, all ranks must call this: rank 0 writes the index files, the others wait.
+
+    Raises:
+        ConfigError: for impossible numbers.
+        DataError: for a source that the folder lacks (nearest suggested) or that is damaged.
+    """
+    import torch.distributed as dist
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    _check(sequence_length, num_samples, seed, weights)
+    sources = token_sources(tokens, split)
+    check_sources(weights, sources, str(tokens / split))
+    names = list(weights)
+    total = math.fsum(weights.values())
+    shares = [weights[name] / total for name in names]
+    prefixes = [str(sources[name].resolve()) for name in names]
+    identity = {
+        "files": {prefix: _stamp(prefix) for prefix in prefixes},
+        "shares": shares,
+        "sequence_length": sequence_length,
+        "num_samples": num_samples,
+        "seed": seed,
+        "eos": tokenizer.eos_id,
+    }
+    folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    pad = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else -1
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=sequence_length,
+        # Only the first of Megatron's splits is used: train/ and valid/ are folders of their own here.
+        blend_per_split=[(prefixes, shares), None, None],
+        path_to_cache=str(folder),
+        tokenizer=_DatasetTokenizer(tokenizer.vocab_size, tokenizer.eos_id, tokenizer.eos_id, pad, identity),
+        mid_level_dataset_surplus=_surplus(shares, num_samples),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    with _process_group():
+        if dist.get_rank() == 0 and folder.exists() and not (folder / COMPLETE).exists():
+            shutil.rmtree(folder)
+        dist.barrier()
+        builder = BlendedMegatronDatasetBuilder(GPTDataset, [num_samples, 0, 0], lambda: True, config)
+        dataset: Dataset[dict[str, Any]] = builder.build()[0]
+        dist.barrier()
+        if dist.get_rank() == 0:
+            (folder / COMPLETE).touch()
+    return dataset
+
+
+def token_sources(tokens: Path, split: str) -> dict[str, Path]:
+    """The sources of a tokens folder's split: name -> path prefix of its `.bin` and `.idx`, sorted.
+
+    Raises:
+        DataError: when there are none, or one of a pair is missing.
+    """
+    folder = tokens / split
+    found = {path.stem: path.with_suffix("") for path in sorted(folder.glob("*.bin"))}
+    if not found:
+        raise DataError(f"{folder}: no .bin file; give a folder of tokens with {split}/SOURCE.bin and .idx")
+    for prefix in found.values():
+        if not prefix.with_suffix(".idx").is_file():
+            raise DataError(f"{prefix}.idx: missing beside its .bin; tokenize the source again")
+    return found
+
+
+def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[str, int]:
+    """How many of a blend's first `samples` samples come from each source.
+
+    Args:
+        dataset: what `blended_dataset` returned.
+        sources: the names, in the order of the weights it was given.
+    """
+    import numpy
+
+    if len(sources) == 1:
+        return {sources[0]: samples}
+    drawn = numpy.bincount(dataset.dataset_index[:samples], minlength=len(sources))
+    return {name: int(count) for name, count in zip(sources, drawn, strict=True)}
+
+
+def _check(sequence_length: int, num_samples: int, seed: int, weights: Mapping[str, float]) -> None:
+    for name, value in (("sequence_length", sequence_length), ("num_samples", num_samples)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: must be 1 or more")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"seed={seed}: must be 0 to {LARGEST_SEED}")
+    if not weights:
+        raise ConfigError("weights: empty; name at least one source")
+    for name, weight in weights.items():
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ConfigError(f"weights.{name}={weight}: must be a number greater than zero")
+
+
+def _surplus(shares: Sequence[float], num_samples: int) -> float:
+    """Extra share of samples so that no source runs dry however few samples are asked for.
+
+    Megatron rounds each source up, so the blend is up to k samples longer than asked (k sources), and its greedy
+    draw may take one more: w k + 1 extra for a source whose share w was rounded to c, and w / c <= 1 / n.
+    """
+    fewest = min(math.ceil(share * num_samples) for share in shares)
+    return max(SURPLUS, len(shares) / num_samples + 1 / fewest)
+
+
+def _stamp(prefix: str) -> list[int]:
+    """Sizes and time of a source's files, whose contents must fit together.
+
+    The layout is that of Megatron-Core's indexed_dataset.py: magic, version, type code, counts of sequences and of
+    documents + 1, then lengths (int32), byte offsets (int64) and document starts (int64).
+
+    Raises:
+        DataError: where Megatron would fail with a traceback, or read past the end.
+    """
+    import numpy
+    from megatron.core.datasets.indexed_dataset import DType
+
+    index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    remedy = "tokenize the source again"
+    with open(index, "rb") as handle:
+        header = handle.read(INDEX_HEADER.size)
+    magic, version, code, sequences, documents = (
+        INDEX_HEADER.unpack(header) if len(header) == INDEX_HEADER.size else (b"", 0, 0, 0, 0)
+    )
+    expected = INDEX_HEADER.size + 12 * sequences + 8 * documents
+    if magic != INDEX_MAGIC or version != 1 or index.stat().st_size != expected:
+        raise DataError(f"{index}: not a whole index of a token file; {remedy}")
+    lengths = (
+        numpy.memmap(index, numpy.int32, "r", INDEX_HEADER.size, (sequences,))
+        if sequences
+        else numpy.zeros(0)
+    )
+    promised = int(lengths.sum(dtype=numpy.int64)) * DType.size(code)
+    if not promised:
+        raise DataError(f"{data}: holds no tokens; {remedy}")
+    if promised != data.stat().st_size:
+        raise DataError(f"{data}: {data.stat().st_size} bytes, its index says {promised}; {remedy}")
+    return [index.stat().st_size, data.stat().st_size, data.stat().st_mtime_ns]
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """A process group of one where none runs: Megatron's blended index asks for its rank in any case."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,90 @@
+"""A mixture: which share of the training samples each source gets, read from a YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_prism.errors import ConfigError, DataError, suggest
+from megatron_prism.pipeline.config import from_mapping, load_yaml
+
+YAML_SUFFIXES = (".yaml", ".yml")
+PACKAGED = Path(__file__).parent.parent / "recipes" / "mixtures"
+
+
+@dataclass
+class _MixtureFile:
+    """The keys of a mixture file."""
+
+    name: str
+    weights: dict[str, float]
+    description: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sampling weights of sources.
+
+    Attributes:
+        weights: source -> share of the samples; made to sum to 1.
+        total: what the weights as written summed to (100 for a file in percent).
+        description: what the mixture is for.
+        source: where the numbers come from.
+    """
+
+    name: str
+    weights: dict[str, float]
+    description: str = ""
+    source: str = ""
+    total: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ConfigError(f"mixture '{self.name}': weights is empty; name at least one source")
+        for key, weight in self.weights.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ConfigError(
+                    f"mixture '{self.name}': weights.{key}={weight}: must be a number greater than zero; "
+                    "leave a source out to drop it"
+                )
+        total = math.fsum(self.weights.values())
+        object.__setattr__(self, "total", total)
+        object.__setattr__(self, "weights", {key: weight / total for key, weight in self.weights.items()})
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Mixture:
+        """A packaged mixture by name ("mcs"), or a YAML file with `name`, `weights`, `description`, `source`.
+
+        Raises:
+            ConfigError: for an unknown name (nearest suggested), an unreadable file, or an impossible weight.
+        """
+        path = Path(name_or_path)
+        if path.suffix not in YAML_SUFFIXES:
+            name = str(name_or_path)
+            if name not in packaged_mixtures():
+                raise ConfigError(
+                    f"mixture '{name}' is not packaged{suggest(name, packaged_mixtures())} "
+                    "(or give the path of a .yaml file)"
+                )
+            path = PACKAGED / f"{name}.yaml"
+        read = from_mapping(_MixtureFile, load_yaml(path), where=str(path))
+        try:
+            return cls(read.name, dict(read.weights), read.description, read.source)
+        except ConfigError as problem:
+            raise ConfigError(f"{path}: {problem}") from None
+
+
+def packaged_mixtures() -> list[str]:
+    """The names `Mixture.load` knows without a path."""
+    return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
+
+
+def check_sources(weights: Mapping[str, float], available: Iterable[str], where: str) -> None:
+    """Raise a DataError that names `where` unless every weighted source is available."""
+    known = sorted(available)
+    for source in weights:
+        if source not in known:
+            raise DataError(f"{where}: no source '{source}'{suggest(source, known)}")

@@ -1,0 +1,194 @@
+"""The `corpus` stage of the shoebox: six sources with a train and a valid split, and three suites of held-out problems.
+
+The same config on the same Python installation gives the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.data.readers import CORPUS_SUFFIX, SPLITS, corpus_sources, read_texts
+from megatron_prism.data.shoebox import chat, problems_code, problems_math, problems_science, prose
+from megatron_prism.data.shoebox.problem import (
+    HELD_OUT,
+    TRAIN,
+    VALID,
+    Family,
+    Problem,
+    check_ids,
+    check_texts,
+    held_out_problems,
+    problems,
+)
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.stage import Stage
+
+DEFAULT_CHARACTERS = {
+    "web": 4_500_000,
+    "code": 6_000_000,
+    "math": 6_000_000,
+    "science": 2_500_000,
+    "code_reasoning": 2_500_000,
+    "chat": 1_500_000,
+}
+# Suite -> the source its problems are trained on, and its families.
+SUITES: dict[str, tuple[str, Mapping[str, Family]]] = {
+    "math": ("math", problems_math.FAMILIES),
+    "science": ("science", problems_science.FAMILIES),
+    "code": ("code_reasoning", problems_code.FAMILIES),
+}
+COMPRESSION_LEVEL = 3
+
+
+@dataclass
+class ShoeboxCorpus(Stage):
+    """No inputs. Output: `train/` and `valid/SOURCE.jsonl.zst`, `problems/SUITE.jsonl`.
+
+    Attributes:
+        characters: about how many characters of training text each source gets; web and code have no more than is
+            installed.
+        valid_percent: validation text in percent of that.
+        held_out_problems: per suite.
+    """
+
+    kind: ClassVar[str] = "corpus"
+
+    seed: int = 1
+    characters: dict[str, int] = field(default_factory=lambda: dict(DEFAULT_CHARACTERS))
+    valid_percent: float = 3.0
+    held_out_problems: int = 256
+
+    def __post_init__(self) -> None:
+        positive(self, "held_out_problems")
+        if not 0 < self.valid_percent <= 100:
+            raise ConfigError(f"valid_percent={self.valid_percent}: must be above 0 and at most 100")
+        for source, size in self.characters.items():
+            one_of(source, DEFAULT_CHARACTERS, "a source of characters")
+            if size <= 0:
+                raise ConfigError(f"characters.{source}={size}: must be greater than zero")
+        if missing := sorted(set(DEFAULT_CHARACTERS) - set(self.characters)):
+            raise ConfigError(f"characters: no size for {', '.join(missing)}")
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        written: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
+        made: dict[str, dict[str, set[str]]] = {suite: {split: set() for split in SPLITS} for suite in SUITES}
+        for source, texts in self._sources(made).items():
+            for split, documents in texts().items():
+                share = 1.0 if split == TRAIN else self.valid_percent / 100
+                path = out / split / f"{source}{CORPUS_SUFFIX}"
+                written[split][source] = _write(path, documents, self.characters[source] * share)
+        held_out = {
+            suite: held_out_problems(families, self.held_out_problems, self._rng(suite, "held_out"), suite)
+            for suite, (_, families) in SUITES.items()
+        }
+        for suite, chosen in held_out.items():
+            check_ids({HELD_OUT: {problem.id for problem in chosen}, **made[suite]})
+            _write_problems(out / "problems" / f"{suite}.jsonl", chosen)
+        everything = [problem for chosen in held_out.values() for problem in chosen]
+        check_texts(
+            everything,
+            (t for s in SPLITS for path in corpus_sources(out, s).values() for t in read_texts(path)),
+        )
+        return {
+            "sources": written,
+            "held_out": {
+                suite: {
+                    "problems": len(chosen),
+                    "different_training_problems": len(made[suite][TRAIN]),
+                    "levels": dict(sorted(Counter(problem.level for problem in chosen).items())),
+                }
+                for suite, chosen in held_out.items()
+            },
+            "python": platform.python_version(),
+        }
+
+    def _sources(
+        self, made: dict[str, dict[str, set[str]]]
+    ) -> dict[str, Callable[[], dict[str, Iterator[str]]]]:
+        """Source -> a call that gives its documents per split; ids of the problems among them go into `made`."""
+        sources: dict[str, Callable[[], dict[str, Iterator[str]]]] = {
+            "web": lambda: self._found("web", prose.web_documents()),
+            "code": lambda: self._found("code", prose.code_documents()),
+            **{source: partial(self._solved, suite, made[suite]) for suite, (source, _) in SUITES.items()},
+            "chat": lambda: {split: self._dialogues(split) for split in SPLITS},
+        }
+        return sources
+
+    def _found(self, source: str, documents: Iterable[str]) -> dict[str, Iterator[str]]:
+        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for text in documents:
+            texts[_split_of(text)].append(text)
+        for split, found in texts.items():
+            self._rng(source, split).shuffle(found)
+        return {split: iter(found) for split, found in texts.items()}
+
+    def _solved(self, suite: str, made: dict[str, set[str]]) -> dict[str, Iterator[str]]:
+        def documents(split: str) -> Iterator[str]:
+            for problem in problems(SUITES[suite][1], split, self._rng(suite, split)):
+                made[split].add(problem.id)
+                yield problem.document
+
+        return {split: documents(split) for split in SPLITS}
+
+    def _dialogues(self, split: str) -> Iterator[str]:
+        rng = self._rng("chat", split)
+        while True:
+            text = chat.dialogue(rng)
+            if _split_of(text) == split:
+                yield text
+
+    def _rng(self, *parts: str) -> random.Random:
+        return random.Random("|".join((str(self.seed), *parts)))
+
+
+def _split_of(text: str) -> str:
+    """Train or valid, by the text itself: one in twenty documents is for validation."""
+    return (
+        VALID if int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8], 16) % 20 == 0 else TRAIN
+    )
+
+
+@contextmanager
+def _zstd_writer(path: Path) -> Iterator[Any]:
+    import zstandard
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zstandard.open(
+        path, "wt", encoding="utf-8", cctx=zstandard.ZstdCompressor(COMPRESSION_LEVEL)
+    ) as handle:
+        yield handle
+
+
+def _write(path: Path, texts: Iterator[str], characters: float) -> dict[str, int]:
+    """Write documents until there are `characters`; the one that would exceed it is the last."""
+    documents = total = 0
+    with _zstd_writer(path) as handle:
+        for text in texts:
+            handle.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            documents += 1
+            total += len(text)
+            if total >= characters:
+                break
+    if not documents:
+        raise DataError(
+            f"{path}: no text for this source on this machine; use a Python with its library on disk"
+        )
+    return {"documents": documents, "characters": total}
+
+
+def _write_problems(path: Path, made: list[Problem]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(problem.record(), ensure_ascii=False) + "\n" for problem in made]
+    path.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,139 @@
+"""Arithmetic whose every step comes from a small table, so that a small model can learn the steps and compose them.
+
+Chains (260 one-digit facts), running sums and extremes over digits, two-digit addition and subtraction column by column
+with the carry written out, linear equations. A step repeats the running value next to where it is needed, and each step
+of a chain is called by an ordinal that the question uses too: what to copy is found by its name, not by counting.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+from megatron_prism.data.shoebox.problem import Family, Problem, boxed
+
+SUITE = "math"
+ORDINALS = ("first", "second", "third", "fourth")
+# All arithmetic of chains and running sums is modulo this: results stay single digits.
+MODULUS = 10
+CHAIN_OPERATIONS = [
+    (symbol, number) for symbol in "+-*" for number in range(2 if symbol == "*" else 1, MODULUS)
+]
+
+
+def apply_operation(value: int, symbol: str, number: int) -> int:
+    """One step of a chain."""
+    result = {"+": value + number, "-": value - number, "*": value * number}[symbol]
+    return result % MODULUS
+
+
+def chain(rng: random.Random, steps: int) -> Problem:
+    """A start digit and `steps` operations modulo 10."""
+    start = rng.randrange(MODULUS)
+    operations = [rng.choice(CHAIN_OPERATIONS) for _ in range(steps)]
+    named = list(zip(ORDINALS, operations, strict=False))
+    listed = ", ".join(f"{ordinal} {symbol}{number}" for ordinal, (symbol, number) in named)
+    question = rng.choice(
+        (
+            f"Start with {start}. Modulo {MODULUS}, do {listed}. What is the result?",
+            f"Modulo {MODULUS}, what is {start} after {listed}?",
+        )
+    )
+    value, lines = start, []
+    for ordinal, (symbol, number) in named:
+        result = apply_operation(value, symbol, number)
+        lines.append(f"{ordinal} {value}{symbol}{number}={result}")
+        value = result
+    key = f"{start}{''.join(f'{symbol}{number}' for symbol, number in operations)}"
+    return _problem(f"chain{steps}", key, question, f"So {', '.join(lines)}", value)
+
+
+def running_sum(rng: random.Random, length: int) -> Problem:
+    """The sum of different digits, modulo 10 (different, so that the next one is found by the last)."""
+    digits = rng.sample(range(MODULUS), length)
+    listed = ", ".join(map(str, digits))
+    question = rng.choice(
+        (
+            f"What is the sum of {listed} modulo {MODULUS}?",
+            f"Add up {listed}. What is the result modulo {MODULUS}?",
+        )
+    )
+    value, lines = digits[0], []
+    for digit in digits[1:]:
+        result = (value + digit) % MODULUS
+        lines.append(f"{value}+{digit}={result}")
+        value = result
+    return _problem(f"sum{length}", listed, question, "\n".join(lines), value)
+
+
+def extreme(rng: random.Random, name: str, length: int) -> Problem:
+    """The largest or smallest of different digits, by comparing along the list."""
+    digits = rng.sample(range(MODULUS), length)
+    listed = ", ".join(map(str, digits))
+    question = rng.choice((f"Which digit is the {name} of {listed}?", f"Find the {name} of {listed}."))
+    choose = max if name == "largest" else min
+    value, lines = digits[0], []
+    for digit in digits[1:]:
+        result = choose(value, digit)
+        lines.append(f"{value} or {digit}: {result}")
+        value = result
+    return _problem(f"{name}{length}", listed, question, "\n".join(lines), value)
+
+
+def addition(rng: random.Random) -> Problem:
+    """Two two-digit numbers whose sum stays below 100; ones first, with the carry always written."""
+    left = rng.randrange(10, 90)
+    right = rng.randrange(10, 100 - left)
+    ones = left % 10 + right % 10
+    thoughts = (
+        f"ones {left % 10}+{right % 10}={ones:02d}\ntens {left // 10}+{right // 10}+{ones // 10}="
+        + str(left // 10 + right // 10 + ones // 10)
+    )
+    return _problem("add2", f"{left}+{right}", _calculate(rng, f"{left}+{right}"), thoughts, left + right)
+
+
+def subtraction(rng: random.Random) -> Problem:
+    """Two two-digit numbers whose difference has two digits; ones first, with the borrowed ten always written."""
+    left = rng.randrange(20, 100)
+    right = rng.randrange(10, left - 9)
+    borrow = int(left % 10 < right % 10)
+    thoughts = (
+        f"ones {borrow}{left % 10}-{right % 10}={10 * borrow + left % 10 - right % 10}\n"
+        f"tens {left // 10}-{borrow}-{right // 10}={left // 10 - borrow - right // 10}"
+    )
+    return _problem("sub2", f"{left}-{right}", _calculate(rng, f"{left}-{right}"), thoughts, left - right)
+
+
+def equation(rng: random.Random) -> Problem:
+    """a x + b = c with one-digit a, b and x."""
+    slope, offset, solution = rng.randrange(2, 10), rng.randrange(1, 10), rng.randrange(1, 10)
+    total = slope * solution + offset
+    question = rng.choice(
+        (f"Solve {slope}x+{offset}={total} for x.", f"What is x if {slope}x+{offset}={total}?")
+    )
+    product = slope * solution
+    thoughts = f"{slope}x={total}-{offset}={product}\nx={product}/{slope}={solution}"
+    return _problem("solve", f"{slope}x+{offset}={total}", question, thoughts, solution)
+
+
+FAMILIES = {
+    "chain1": Family(10, partial(chain, steps=1)),
+    "chain2": Family(18, partial(chain, steps=2)),
+    "chain3": Family(18, partial(chain, steps=3)),
+    "chain4": Family(10, partial(chain, steps=4)),
+    "sum3": Family(8, partial(running_sum, length=3)),
+    "sum4": Family(6, partial(running_sum, length=4)),
+    "largest3": Family(6, partial(extreme, name="largest", length=3)),
+    "smallest4": Family(6, partial(extreme, name="smallest", length=4)),
+    "add2": Family(8, addition),
+    "sub2": Family(6, subtraction),
+    "solve": Family(4, equation),
+}
+
+
+def _calculate(rng: random.Random, expression: str) -> str:
+    return rng.choice((f"What is {expression}?", f"Calculate {expression}."))
+
+
+def _problem(level: str, key: str, question: str, thoughts: str, answer: int) -> Problem:
+    return Problem(SUITE, level, key, question, thoughts, boxed(str(answer)), "math", str(answer))

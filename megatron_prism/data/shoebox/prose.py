@@ -1,0 +1,102 @@
+"""Real text that lies on every machine with Python: package descriptions, the standard library's docstrings and source.
+
+Nothing is imported or executed: source files are parsed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_prism.errors import DataError
+
+# Not written for readers: tests, generated tables, vendored copies, and the tables of character sets.
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "__pycache__",
+    "encodings",
+    "pydoc_data",
+    "_vendor",
+}
+# A longer file is a table of something.
+LARGEST_SOURCE_BYTES = 150_000
+SHORTEST_PROSE = 120
+# One package's change log shall not be the whole of the web.
+LONGEST_PROSE = 20_000
+
+
+def web_documents() -> Iterator[str]:
+    """English prose: what installed packages say of themselves, then the docstrings of the standard library."""
+    seen: set[str] = set()
+    for text in (*_descriptions(), *_docstrings()):
+        text = text.strip()[:LONGEST_PROSE]
+        if len(text) >= SHORTEST_PROSE and text not in seen:
+            seen.add(text)
+            yield text
+
+
+def code_documents() -> Iterator[str]:
+    """The standard library's source files."""
+    seen: set[str] = set()
+    for path in source_files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        # Packages hold many copies of the same few lines.
+        if len(text) >= SHORTEST_PROSE and text not in seen:
+            seen.add(text)
+            yield text
+
+
+def source_files() -> list[Path]:
+    """The standard library's Python files that are worth reading, sorted.
+
+    Raises:
+        DataError: when this Python has none on disk.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1])
+        and path.stat().st_size <= LARGEST_SOURCE_BYTES
+    ]
+    if not files:
+        raise DataError(
+            f"{root}: no .py files of the standard library; use a Python with its library on disk"
+        )
+    return files
+
+
+def _descriptions() -> Iterator[str]:
+    found = {(d.metadata["Name"] or "").lower(): d for d in importlib.metadata.distributions() if d.metadata}
+    for name in sorted(found):
+        metadata = found[name].metadata
+        # Long descriptions are the body of METADATA, or the Description field of older packages.
+        body = getattr(metadata, "get_payload", lambda: "")()
+        yield body if isinstance(body, str) and body.strip() else metadata["Description"] or ""
+
+
+def _docstrings() -> Iterator[str]:
+    for path in source_files():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            # Some files of the library are wrong on purpose (lib2to3's test data).
+            continue
+        yield from _docstrings_of(tree)
+
+
+def _docstrings_of(node: ast.AST) -> Iterator[str]:
+    """A node's docstring and those of the classes and functions directly inside it, in order."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield ast.get_docstring(node) or ""
+        for child in node.body:
+            yield from _docstrings_of(child)

@@ -1,0 +1,183 @@
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_prism.data.blend import blended_dataset, source_counts, token_sources
+from megatron_prism.data.mixture import Mixture
+from megatron_prism.data.tokenization import write_tokens
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ConfigError, DataError
+
+LENGTH = 64
+SHARES = Mixture.load("shoebox-mcs").weights
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_artifact):
+    return Tokenizer.load(tokenizer_artifact.path)
+
+
+@pytest.fixture
+def blend(tokens, tokenizer, tmp_path):
+    def build(split="train", weights=SHARES, samples=300, seed=1, folder=tokens.path, length=LENGTH):
+        return blended_dataset(folder, split, weights, length, samples, seed, tmp_path / "cache", tokenizer)
+
+    return build
+
+
+def rows(dataset, count):
+    return torch.stack([dataset[index]["tokens"] for index in range(count)])
+
+
+def test_a_sample(blend):
+    sample = blend()[0]
+    assert {"tokens", "labels", "loss_mask", "position_ids"} <= sample.keys()
+    assert "attention_mask" not in sample
+    for key in ("tokens", "labels", "loss_mask", "position_ids"):
+        assert sample[key].shape == (LENGTH,)
+    assert torch.equal(sample["tokens"][1:], sample["labels"][:-1])
+    assert torch.equal(sample["position_ids"], torch.arange(LENGTH))
+    assert sample["loss_mask"].sum() == LENGTH
+
+
+def test_shares_over_any_prefix(blend):
+    dataset = blend(samples=2000)
+    assert len(dataset) >= 2000
+    for first in (10, 77, 500, 2000):
+        counts = source_counts(dataset, list(SHARES), first)
+        assert sum(counts.values()) == first
+        for source, share in SHARES.items():
+            assert abs(counts[source] / first - share) <= 1 / first
+    # Negative control: equal shares fail the same bound.
+    equal = source_counts(blend(weights=dict.fromkeys(SHARES, 1.0), samples=2000), list(SHARES), 2000)
+    assert abs(equal["math"] / 2000 - SHARES["math"]) > 0.1
+
+
+def test_samples_come_from_their_source(blend, tokenizer):
+    names = ["math", "code"]
+    dataset = blend(weights={"math": 1, "code": 1}, samples=60)
+    math = [tokenizer.decode(dataset[i]["tokens"]) for i in range(60) if dataset.dataset_index[i] == 0]
+    assert len(math) == source_counts(dataset, names, 60)["math"] == 30
+    assert all("Assistant:" in text or "answer" in text for text in math)
+
+
+def test_the_seed_decides_the_order(blend, tmp_path):
+    first = rows(blend(), 300)
+    shutil.rmtree(tmp_path / "cache")
+    assert torch.equal(first, rows(blend(), 300))
+    assert not torch.equal(first, rows(blend(seed=2), 300))
+
+
+def test_a_small_source_is_read_several_times(tokens, blend):
+    counts = tokens.metrics["tokens"]["valid"]["chat"]
+    samples = 5 * counts // LENGTH
+    dataset = blend(split="valid", weights={"chat": 1.0}, samples=samples)
+    assert len(dataset) >= samples
+    assert source_counts(dataset, ["chat"], samples) == {"chat": samples}
+    assert int((rows(dataset, samples) == 0).sum()) > 3 * counts // 100
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("weights", [SHARES, {"chat": 1e-6, "math": 1.0, "web": 0.3}])
+def test_few_samples_never_run_a_source_dry(blend, tmp_path, tokenizer, samples, weights):
+    # Each source holds exactly one sample's tokens per epoch: Megatron rounds hardest here.
+    for source in weights:
+        write_tokens(["ab " * 16], tokenizer, tmp_path / "t" / "train" / source)
+    dataset = blend(folder=tmp_path / "t", weights=weights, samples=samples, length=8)
+    assert len(dataset) >= samples
+    assert rows(dataset, samples).shape == (samples, 8)
+
+
+def test_indices_stay_in_the_cache_and_half_written_ones_are_not_used(tokens, blend, tmp_path):
+    before = sorted(tokens.path.rglob("*"))
+    first = rows(blend(), 50)
+    assert sorted(tokens.path.rglob("*")) == before
+    [folder] = (tmp_path / "cache").iterdir()
+    (folder / "complete").unlink()
+    for file in folder.glob("*shuffle_index.npy"):
+        file.write_bytes(file.read_bytes()[:40])
+    assert torch.equal(first, rows(blend(), 50))
+
+
+def test_new_contents_under_an_old_name(blend, tokenizer, tmp_path):
+    source = tmp_path / "t" / "train" / "a"
+    write_tokens(["one two three " * 40], tokenizer, source)
+    old = rows(blend(folder=tmp_path / "t", weights={"a": 1}, samples=4), 4)
+    write_tokens([f"{number} is another text " * 9 for number in range(40)], tokenizer, source)
+    assert not torch.equal(old, rows(blend(folder=tmp_path / "t", weights={"a": 1}, samples=4), 4))
+
+
+def test_no_process_group_is_left_behind(blend):
+    blend(samples=5)
+    assert not dist.is_initialized()
+
+
+def test_one_token_for_end_and_padding(tokens, tokenizer, tmp_path):
+    shared = Tokenizer(tokenizer._backend, tokenizer.eos_id, tokenizer.eos_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dataset = blended_dataset(
+            tokens.path, "train", {"math": 1}, LENGTH, 20, 1, tmp_path / "cache", shared
+        )
+    # The end of a document is learnt, not masked as padding.
+    assert any((dataset[i]["labels"] == shared.eos_id).any() for i in range(20))
+    assert all(dataset[i]["loss_mask"].all() for i in range(20))
+
+
+def test_refusals(blend, tokens, tmp_path, tokenizer):
+    with pytest.raises(DataError, match="no source 'maths'; did you mean 'math'"):
+        blend(weights={"maths": 1.0})
+    with pytest.raises(DataError, match=r"no \.bin file"):
+        blend(split="test")
+    for wrong in ({"samples": 0}, {"length": 0}, {"seed": -1}, {"weights": {}}, {"weights": {"math": 0.0}}):
+        with pytest.raises(ConfigError):
+            blend(**wrong)
+    shutil.copytree(tokens.path / "valid", tmp_path / "t" / "train")
+    data = tmp_path / "t" / "train" / "math.bin"
+    data.write_bytes(data.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"math\.bin: \d+ bytes, its index says"):
+        blend(folder=tmp_path / "t")
+    index = data.with_suffix(".idx")
+    whole = index.read_bytes()
+    for damaged in (b"", b"nonsense, not an index" * 9, whole[:20], whole[:-4]):
+        index.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"math\.idx: not a whole index"):
+            blend(folder=tmp_path / "t")
+    index.unlink()
+    with pytest.raises(DataError, match=r"math\.idx: missing"):
+        token_sources(tmp_path / "t", "train")
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from megatron_prism.data.blend import blended_dataset
+from megatron_prism.data.tokenizer import Tokenizer
+rank, tokens, tokenizer, work = int(sys.argv[1]), *map(Path, sys.argv[2:])
+dist.init_process_group("gloo", init_method=f"file://{work}/store", rank=rank, world_size=2)
+args = ("train", {"math": 0.6, "web": 0.4}, 64, 100, 3, work / "cache", Tokenizer.load(tokenizer))
+dataset = blended_dataset(tokens, *args)
+torch.save(torch.stack([dataset[i]["tokens"] for i in range(100)]), work / f"{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_see_the_same_samples(tokens, tokenizer_artifact, blend, tmp_path):
+    arguments = [str(tokens.path), str(tokenizer_artifact.path), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", WORKER, str(rank), *arguments], env=environment
+        )
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    alone = rows(blend(weights={"math": 0.6, "web": 0.4}, samples=100, seed=3), 100)
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone)
