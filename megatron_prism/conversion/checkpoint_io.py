@@ -1,0 +1,57 @@
+"""Weights in and out of Megatron `torch_dist` checkpoints, at any parallel layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import CheckpointError
+from megatron_prism.platform.process_groups import literals
+
+
+def checkpoint_metadata() -> dict[str, Any]:
+    """What sharded_state_dict must be told: `fully_reshardable` optimizer state loads at any layout."""
+    from megatron.core import parallel_state
+
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside Megatron's DistributedDataParallel."""
+    return model.module if hasattr(model, "ddp_config") else model
+
+
+def model_state(models: list[Any]) -> dict[str, Any]:
+    """Sharded weights of this rank's chunks, `_extra_state` left out: those are Transformer Engine's, not weights."""
+    state = {}
+    for index, model in enumerate(models):
+        sharded = unwrap(model).sharded_state_dict(metadata=checkpoint_metadata())
+        name = "model" if len(models) == 1 else f"model{index}"
+        state[name] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
+    return state
+
+
+def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """dist_checkpointing.load with one clear error instead of its many."""
+    from megatron.core import dist_checkpointing
+
+    if not (folder / "metadata.json").exists():
+        raise CheckpointError(f"{folder}: not a checkpoint (no metadata.json); it may be half written")
+    try:
+        with literals():
+            loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
+    except Exception as problem:
+        first = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
+        raise CheckpointError(f"{folder}: cannot be loaded into this model ({first})") from problem
+    return loaded
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Load the weights of a training checkpoint into this rank's model; optimizer state is not read."""
+    loaded = read_checkpoint(model_state([model]), Path(folder))
+    unwrap(model).load_state_dict(loaded["model"], strict=False)
