@@ -1,0 +1,1 @@
+"""One loop for pretraining, mid-training and context extension."""

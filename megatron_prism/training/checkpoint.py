@@ -1,0 +1,90 @@
+"""Training checkpoints: weights, optimizer, random state and data position, written whole or not at all.
+
+A checkpoint is a `torch_dist` folder that loads at another tensor, pipeline or data-parallel layout. It is written
+under a temporary name and renamed by rank 0 when every rank is done.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.conversion.checkpoint_io import (
+    checkpoint_metadata,
+    model_state,
+    read_checkpoint,
+    unwrap,
+)
+from megatron_prism.platform import cpu_seam
+from megatron_prism.platform.process_groups import literals
+from megatron_prism.platform.randomness import random_state, restore_random_state
+
+STATE = "training_state.json"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: steps done and samples read (the data position is one integer)."""
+
+    step: int = 0
+    consumed_samples: int = 0
+
+
+def save_checkpoint(folder: Path, models: list[Any], optimizer: Any, state: TrainingState) -> None:
+    """Write a checkpoint to `folder`, which appears only when it is complete."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    rank = dist.get_rank()
+    partial = folder.with_name(folder.name + ".partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    with literals():
+        # Before the first step torch's AdamW has no moments, and upstream asserts that it has.
+        cpu_seam.prime_adam_state(optimizer)
+        sharded = model_state(models)
+        sharded["optimizer"] = optimizer.sharded_state_dict(sharded, metadata=checkpoint_metadata())
+        dist_checkpointing.save(sharded, str(partial))
+    torch.save(random_state(), partial / f"random_{rank}_of_{dist.get_world_size()}.pt")
+    dist.barrier()
+    if rank == 0:
+        (partial / STATE).write_text(json.dumps(asdict(state)))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    dist.barrier()
+
+
+def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> TrainingState:
+    """Restore everything. The random state comes back only at the number of ranks it was saved with."""
+    import torch
+    import torch.distributed as dist
+
+    state = TrainingState(**json.loads((folder / STATE).read_text()))
+    with literals():
+        cpu_seam.prime_adam_state(optimizer)
+        sharded = model_state(models)
+        sharded["optimizer"] = optimizer.sharded_state_dict(
+            sharded, is_loading=True, metadata=checkpoint_metadata()
+        )
+        loaded = read_checkpoint(sharded, folder)
+        for index, model in enumerate(models):
+            weights = loaded["model" if len(models) == 1 else f"model{index}"]
+            unwrap(model).load_state_dict(weights, strict=False)
+        optimizer.load_state_dict(loaded["optimizer"])
+        cpu_seam.unshare_adam_steps(optimizer)
+    random_file = folder / f"random_{dist.get_rank()}_of_{dist.get_world_size()}.pt"
+    if random_file.exists():
+        restore_random_state(torch.load(random_file, weights_only=True))
+    return state
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint under `folder`, or None."""
+    complete = sorted(path for path in folder.glob("step_*") if (path / STATE).exists())
+    return complete[-1] if complete else None

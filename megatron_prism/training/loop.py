@@ -1,0 +1,175 @@
+"""The trainer: Megatron-Core's DDP, schedules and optimizer behind two calls, `step` and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_prism.errors import ParallelError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.build import build_model
+from megatron_prism.platform.hardware import device
+from megatron_prism.platform.process_groups import ParallelConfig, literals
+from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_learning_rate
+
+
+@dataclass
+class BatchConfig:
+    """How many samples make a step. `global_batch_size` counts sequences over all data-parallel ranks."""
+
+    sequence_length: int = 256
+    micro_batch_size: int = 8
+    global_batch_size: int = 8
+
+    def micro_batches(self, data_parallel_size: int) -> int:
+        per_round = self.micro_batch_size * data_parallel_size
+        if self.global_batch_size % per_round:
+            raise ParallelError(
+                f"global_batch_size={self.global_batch_size} is no multiple of micro_batch_size="
+                f"{self.micro_batch_size} x data_parallel_size={data_parallel_size}"
+            )
+        return self.global_batch_size // per_round
+
+
+class Trainer:
+    """A model under training on this rank.
+
+    A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
+    Needs a running `platform.process_groups.session`.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        parallel: ParallelConfig,
+        batch: BatchConfig,
+        optimizer: OptimizerSettings,
+        dtype: torch.dtype,
+    ) -> None:
+        from megatron.core import parallel_state
+        from megatron.core.distributed import (
+            DistributedDataParallel,
+            DistributedDataParallelConfig,
+            finalize_model_grads,
+        )
+        from megatron.core.transformer.enums import ModelType
+
+        parallel.check_sequence(batch.sequence_length)
+        self.batch, self.parallel = batch, parallel
+        self.micro_batches = batch.micro_batches(parallel.data_parallel_size)
+        self.data_rank = parallel_state.get_data_parallel_rank()
+        virtual = parallel.virtual_pipeline_model_parallel_size
+        self.models: list[Any] = []
+        for stage in range(virtual or 1):
+            model = build_model(
+                architecture,
+                dtype,
+                parallel,
+                vp_stage=stage if virtual else None,
+                calculate_per_token_loss=True,
+            )
+            model.model_type = ModelType.encoder_or_decoder
+            if dtype is torch.bfloat16:
+                # Mamba's A_log and D too, as upstream does: the optimizer's main weights stay fp32.
+                model.bfloat16()
+            if architecture.tie_word_embeddings and parallel.pipeline_model_parallel_size > 1:
+                with literals():
+                    model.setup_embeddings_and_output_layer()
+            ddp = DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.use_distributed_optimizer
+            )
+            self.models.append(DistributedDataParallel(model.config, ddp, model, disable_bucketing=stage > 0))
+        self.config = self.models[0].config
+        self.optimizer = build_optimizer(self.models, optimizer, parallel, dtype)
+        for model in self.models:
+            model.config.finalize_model_grads_func = finalize_model_grads
+            model.config.grad_scale_func = self.optimizer.scale_loss
+
+    def step(self, dataset: Any, consumed_samples: int, lr: float) -> tuple[float, float]:
+        """One optimizer step on the next global batch; returns the mean loss per token and the gradient norm.
+
+        The loss is known on the last pipeline stage and broadcast from there.
+        """
+        set_learning_rate(self.optimizer, lr)
+        for model in self.models:
+            model.train()
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss = self._run(dataset, consumed_samples, forward_only=False)
+        with literals():
+            _, grad_norm, _ = self.optimizer.step()
+        return loss, float(grad_norm)
+
+    @torch.no_grad()
+    def evaluate(self, dataset: Any, batches: int) -> float:
+        """Mean loss per token over the first `batches` global batches."""
+        for model in self.models:
+            model.eval()
+        size = self.batch.global_batch_size
+        return sum(self._run(dataset, i * size, forward_only=True) for i in range(batches)) / batches
+
+    def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> float:
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        iterators = [self._micro_batches(dataset, first_sample) for _ in self.models]
+        with literals():
+            reports = get_forward_backward_func()(
+                forward_step_func=_forward_step,
+                data_iterator=iterators if len(self.models) > 1 else iterators[0],
+                model=self.models if len(self.models) > 1 else self.models[0],
+                num_microbatches=self.micro_batches,
+                seq_length=self.batch.sequence_length,
+                micro_batch_size=self.batch.micro_batch_size,
+                forward_only=forward_only,
+            )
+        return _mean_loss([report["loss"] for report in reports])
+
+    def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, torch.Tensor]]:
+        """This data-parallel rank's micro-batches of the global batch that starts at `first_sample`."""
+        from megatron.core.utils import get_batch_on_this_cp_rank
+
+        size = self.batch.micro_batch_size
+        for index in range(self.micro_batches):
+            start = first_sample + (index * self.parallel.data_parallel_size + self.data_rank) * size
+            batch = collate([dataset[i] for i in range(start, start + size)])
+            yield get_batch_on_this_cp_rank(batch)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack samples into `[batch, sequence_length]` tensors on this rank's device."""
+    keys = ("tokens", "labels", "loss_mask", "position_ids")
+    return {key: torch.stack([torch.as_tensor(s[key]) for s in samples]).to(device()) for key in keys}
+
+
+def _forward_step(batches: Iterator[dict[str, torch.Tensor]], model: Any) -> tuple[torch.Tensor, Any]:
+    batch = next(batches)
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, partial(_token_loss, batch["loss_mask"])
+
+
+def _token_loss(
+    mask: torch.Tensor, losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Summed loss and token count; Megatron divides the gradients by the count over all ranks and micro-batches."""
+    total, tokens = (losses.float() * mask).sum(), mask.sum()
+    return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.detach()])}
+
+
+def _mean_loss(reports: list[torch.Tensor]) -> float:
+    """Loss per token over micro-batches, data- and context-parallel ranks; the same number on every rank."""
+    from megatron.core import parallel_state
+
+    summed = (
+        torch.stack(reports).double().sum(0)
+        if reports
+        else torch.zeros(2, dtype=torch.float64, device=device())
+    )
+    dist.all_reduce(summed, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.all_reduce(summed, group=parallel_state.get_pipeline_model_parallel_group())
+    return float(summed[0] / summed[1])

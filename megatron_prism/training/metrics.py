@@ -1,0 +1,100 @@
+"""What a step reports: one log line, one JSON line, TensorBoard; and the arithmetic behind TFLOP/s and MFU."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from megatron_prism.models.architecture import ATTENTION, MAMBA, Architecture
+from megatron_prism.platform.console import get_logger
+from megatron_prism.platform.hardware import Peak
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class StepRecord:
+    """One line of metrics.jsonl. `tflops` and `mfu` are per device, against the peak the receipt names."""
+
+    step: int
+    consumed_tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    tflops: float
+    mfu: float
+
+
+def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
+    """Training FLOPs per token: 6 per matrix weight, plus causal attention and the Mamba state products.
+
+    Attention: 2 products of s/2 keys on average, forward and twice backward. SSD: the state is written and read
+    (2 x heads x dim x state multiply-adds). The embedding lookup costs nothing; the output layer counts.
+    """
+    a = architecture
+    pattern = a.hybrid_pattern or "*-" * a.num_layers
+    attention_width = a.num_attention_heads * a.head_dim
+    attention = a.hidden_size * (2 * attention_width + 2 * a.num_query_groups * a.head_dim)
+    attention += attention_width * sequence_length
+    mlp = a.hidden_size * a.ffn_hidden_size * (3 if a.activation == "swiglu" else 2)
+    inner = a.mamba_num_heads * a.mamba_head_dim
+    mamba = a.hidden_size * (3 * inner + 2 * a.mamba_num_groups * a.mamba_state_dim + a.mamba_num_heads)
+    mamba += 2 * inner * a.mamba_state_dim
+    layers = sum({ATTENTION: attention, MAMBA: mamba}.get(kind, mlp) for kind in pattern)
+    return 6.0 * (layers + a.hidden_size * a.vocab_size)
+
+
+class MetricsLog:
+    """Rank 0's record of a run: metrics.jsonl, TensorBoard and the console. `resume_step` drops lines past it."""
+
+    def __init__(self, out: Path, steps: int, peak: Peak, resume_step: int, log_every: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.steps, self.peak, self.log_every = steps, peak, log_every
+        path = out / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            # A killed run may have logged steps after its last checkpoint: they will be done, and logged, again.
+            for line in path.read_text().splitlines():
+                if line.endswith("}") and json.loads(line)["step"] <= resume_step:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept))
+        self.file: TextIO = path.open("a", buffering=1)
+        self.board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
+        self.started, self.first = time.perf_counter(), resume_step
+
+    def step(self, record: StepRecord) -> None:
+        self.file.write(json.dumps(asdict(record)) + "\n")
+        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "mfu"):
+            self.board.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        if record.step % self.log_every == 0 or record.step == self.steps:
+            pace = (time.perf_counter() - self.started) / max(1, record.step - self.first)
+            logger.info(
+                "step %d/%d | tokens %s | loss %.4f | lr %.2e | grad norm %.3f | %.0f tokens/s | "
+                "%.3f TFLOP/s | MFU %.1f%% of %s | ETA %.0f s",
+                record.step,
+                self.steps,
+                f"{record.consumed_tokens:,}",
+                record.loss,
+                record.lr,
+                record.grad_norm,
+                record.tokens_per_second,
+                record.tflops,
+                100 * record.mfu,
+                self.peak.name,
+                pace * (self.steps - record.step),
+            )
+
+    def validation(self, step: int, losses: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, "validation": losses}) + "\n")
+        for source, loss in losses.items():
+            self.board.add_scalar(f"validation/{source}", loss, step)
+        logger.info("step %d | validation %s", step, " | ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()

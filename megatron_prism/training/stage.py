@@ -1,0 +1,195 @@
+"""The `train` stage: tokens and a mixture in, a checkpoint out. Pretraining and mid-training differ in config only."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+
+
+@dataclass
+class Train(Stage):
+    """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train artifact whose weights to start from."""
+
+    kind: ClassVar[str] = "train"
+    resumable: ClassVar[bool] = True
+
+    architecture: Architecture
+    mixture: str
+    steps: int = 100
+    seed: int = 1
+    dtype: str = "fp32"
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    validation_batches: int = 4
+    validate_every: int = 0
+    checkpoint_every: int = tuning(0)
+    log_every: int = tuning(10)
+
+    def __post_init__(self) -> None:
+        positive(self, "steps", "validation_batches", "log_every")
+        one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        if self.batch.sequence_length > self.architecture.max_position_embeddings:
+            raise ConfigError(
+                f"batch.sequence_length={self.batch.sequence_length} is longer than "
+                f"architecture.max_position_embeddings={self.architecture.max_position_embeddings}"
+            )
+        self.architecture.check_parallel(self.parallel)
+        self.parallel.check_sequence(self.batch.sequence_length)
+        self.batch.micro_batches(self.parallel.data_parallel_size)
+
+    @property
+    def world_size(self) -> int:
+        return self.parallel.world_size
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.data.tokenizer import Tokenizer
+        from megatron_prism.platform.process_groups import session
+
+        tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+        if tokenizer.vocab_size != self.architecture.vocab_size:
+            raise ConfigError(
+                f"architecture.vocab_size={self.architecture.vocab_size}, but the tokenizer {inputs['tokenizer'].path} "
+                f"has {tokenizer.vocab_size}: set both to the same"
+            )
+        with session(self.parallel, self.seed):
+            return self._train(inputs, out, tokenizer)
+
+    def _train(self, inputs: Mapping[str, Artifact], out: Path, tokenizer: Any) -> dict[str, Any]:
+        import torch
+        import torch.distributed as dist
+
+        from megatron_prism.conversion.checkpoint_io import load_weights
+        from megatron_prism.data.blend import blended_dataset
+        from megatron_prism.data.mixture import Mixture
+        from megatron_prism.platform.hardware import peak, peak_memory_bytes
+        from megatron_prism.training.checkpoint import (
+            TrainingState,
+            latest_checkpoint,
+            load_checkpoint,
+            save_checkpoint,
+        )
+        from megatron_prism.training.loop import Trainer
+        from megatron_prism.training.metrics import MetricsLog, StepRecord, flops_per_token
+
+        dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float32
+        trainer = Trainer(self.architecture, self.parallel, self.batch, self.optimizer, dtype)
+        checkpoints, state = out / "checkpoints", TrainingState()
+        if resume := latest_checkpoint(checkpoints):
+            state = load_checkpoint(resume, trainer.models, trainer.optimizer)
+        elif "init" in inputs:
+            source = inputs["init"]
+            self.architecture.require_same(
+                Architecture.load(source.file("architecture.json")), str(source.path)
+            )
+            if len(trainer.models) > 1:
+                raise CheckpointError("init: weights cannot be loaded under virtual pipelining yet; unset it")
+            load_weights(trainer.models[0], source.file("checkpoint"))
+            trainer.optimizer.reload_model_params()
+
+        tokens = inputs["tokens"].path
+        weights = Mixture.load(self.mixture).weights
+        size, length = self.batch.global_batch_size, self.batch.sequence_length
+        cache = out / "index_cache"
+
+        def dataset(split: str, shares: Mapping[str, float], samples: int) -> Any:
+            return blended_dataset(tokens, split, shares, length, samples, self.seed, cache, tokenizer)
+
+        training = dataset("train", weights, self.steps * size)
+        held_out = {
+            source: dataset("valid", {source: 1.0}, self.validation_batches * size) for source in weights
+        }
+
+        def validate() -> dict[str, float]:
+            return {s: trainer.evaluate(d, self.validation_batches) for s, d in held_out.items()}
+
+        rank_zero = dist.get_rank() == 0
+        top = peak(self.dtype)
+        cost = flops_per_token(self.architecture, length)
+        log = MetricsLog(out, self.steps, top, state.step, self.log_every) if rank_zero else None
+        began, first, loss = time.perf_counter(), state.step, float("nan")
+        while state.step < self.steps:
+            clock = time.perf_counter()
+            lr = self.schedule.at(state.step, self.steps)
+            loss, grad_norm = trainer.step(training, state.consumed_samples, lr)
+            state.step += 1
+            state.consumed_samples += size
+            speed = size * length / (time.perf_counter() - clock)
+            tflops = cost * speed / self.world_size / 1e12
+            if log:
+                log.step(
+                    StepRecord(
+                        step=state.step,
+                        consumed_tokens=state.consumed_samples * length,
+                        loss=loss,
+                        lr=lr,
+                        grad_norm=grad_norm,
+                        tokens_per_second=round(speed, 1),
+                        tflops=tflops,
+                        mfu=tflops * 1e12 / top.flops_per_second,
+                    )
+                )
+            if self.validate_every and state.step % self.validate_every == 0 and state.step < self.steps:
+                losses = validate()
+                if log:
+                    log.validation(state.step, losses)
+            if self.checkpoint_every and state.step % self.checkpoint_every == 0 and state.step < self.steps:
+                save_checkpoint(
+                    checkpoints / f"step_{state.step:07d}", trainer.models, trainer.optimizer, state
+                )
+        seconds = time.perf_counter() - began
+        validation = validate()
+        save_checkpoint(out / "checkpoint", trainer.models, trainer.optimizer, state)
+        speed = (state.step - first) * size * length / seconds if state.step > first else 0.0
+        if log:
+            log.validation(state.step, validation)
+            log.close()
+            self.architecture.save(out / "architecture.json")
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            shutil.rmtree(cache, ignore_errors=True)
+        dist.barrier()
+        return {
+            "loss": loss,
+            "validation": validation,
+            "steps": state.step,
+            "tokens": state.consumed_samples * length,
+            "tokens_per_second": round(speed, 1),
+            "mfu": cost * speed / self.world_size / top.flops_per_second,
+            "peak": top.name,
+            "parameters": _parameters(trainer.models),
+            "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
+        }
+
+
+def _parameters(models: list[Any]) -> int:
+    """Parameters of the whole model: each rank's share, summed over tensor and pipeline ranks without replicas."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    first = parallel_state.is_pipeline_first_stage()
+    count = 0
+    for model in models:
+        for name, parameter in model.module.named_parameters():
+            replica = not getattr(parameter, "tensor_model_parallel", False) and tensor_rank != 0
+            tied_copy = getattr(parameter, "shared_embedding", False) and not first and "output_layer" in name
+            count += 0 if replica or tied_copy else parameter.numel()
+    total = torch.tensor([count], dtype=torch.int64)
+    dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    return int(total.item())
