@@ -1,0 +1,1 @@
+"""Grading an answer (math, multiple choice, code) in a killable process; knows nothing of models."""

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from megatron_prism.verification.extract import final_part, has_think_format, last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\boxed{7}", "7"),
+        (r"first \boxed{1}, then \boxed{ 2 }.", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed {3}", "3"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{1} and \boxed{\frac{1}{2}", None),
+        (r"\boxed 7", None),
+        ("no box", None),
+        (r"\boxed{}", ""),
+        ("\\boxed{a\\", None),
+    ],
+)
+def test_last_boxed(text, expected):
+    assert last_boxed(text) == expected
+
+
+def test_a_megabyte_of_braces_takes_no_time():
+    start = time.monotonic()
+    assert last_boxed(r"\boxed{" * 200_000) is None
+    assert last_boxed(r"\boxed" + "{" * 1_000_000) is None
+    assert time.monotonic() - start < 2
+
+
+def test_final_part_is_what_follows_the_thinking():
+    assert final_part("<think>a</think>b</think>c") == "c"
+    assert final_part("no thinking") == "no thinking"
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        (" <think>\nsteps\n</think>\nThe answer is 7.", True),
+        ("<think></think>x", True),
+        ("<think>steps</think>", False),
+        ("<think>never closed", False),
+        ("Sure! <think>steps</think> 7", False),
+        ("steps</think> 7", False),
+    ],
+)
+def test_think_format(text, holds):
+    assert has_think_format(text) is holds

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+
+from megatron_prism.verification.grade import GradeItem, grade, grade_all
+from megatron_prism.verification.math import extract_math
+from megatron_prism.verification.workers import GradingPool
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool(timeout_seconds=1.0) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (r" <think>\boxed{3}</think> The answer is \boxed{7}.", "7"),
+        ("<think>x</think> The answer is 7.", "7"),
+        ("So the final answer is: $x^2$. Done.", "x^2"),
+        ("Answer: **3.5**", "3.5"),
+        ("Hence $y = 1$ and so $42$", "42"),
+        ("The answer is 1. No, the answer is 2.", "2"),
+        ("I see 17 apples and 4 pears", None),
+        ("", None),
+        (r"\boxed{}", None),
+        (r"<think>\boxed{7}</think>", None),
+    ],
+)
+def test_extraction(completion, expected):
+    assert extract_math(completion) == expected
+
+
+EQUAL = [
+    ("7", "7"),
+    ("+7.0", "7"),
+    ("-007", "-7"),
+    ("1,234", "1234"),
+    (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+    ("1/2", "0.5"),
+    (r"\frac{2}{4}", "1/2"),
+    ("x + y", "y + x"),
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("(1,2)", r"\left( 1, 2 \right)"),
+    (r"\{2, 1\}", r"\{1,2\}"),
+]
+DIFFERENT = [("8", "7"), ("-7", "7"), ("0.51", "1/2"), ("x - y", "y - x"), ("(2,1)", "(1,2)"), ("seven", "7")]
+
+
+def test_equal_and_different_answers(pool):
+    items = [GradeItem("math", rf"\boxed{{{a}}}", b) for a, b in EQUAL + DIFFERENT]
+    grades = grade_all(items, pool)
+    assert [g.correct for g in grades] == [True] * len(EQUAL) + [False] * len(DIFFERENT)
+    assert {g.reason for g in grades} == {"correct", "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasons"),
+    [
+        ("9^{9^{9}}", {"timeout"}),
+        (r"\frac{1}{" * 100_000 + "1" + "}" * 100_000, {"wrong"}),
+        ("9" * 10**6, {"wrong"}),
+    ],
+)
+def test_hostile_answers_cost_at_most_one_limit(pool, answer, reasons):
+    start = time.monotonic()
+    items = [GradeItem("math", rf"\boxed{{{answer}}}", "5"), GradeItem("math", r"\boxed{5}", "5")]
+    bad, good = grade_all(items, pool)
+    assert bad.reason in reasons
+    assert not bad.correct
+    assert good.correct
+    assert time.monotonic() - start < 15
+
+
+def test_integers_do_not_need_sympy():
+    loaded = "math_verify" in sys.modules
+    assert grade("math", r"\boxed{12}", "12").correct
+    assert not grade("math", r"\boxed{13}", "12").correct
+    assert ("math_verify" in sys.modules) == loaded
+
+
+def test_throughput(pool, capsys):
+    def per_second(items):
+        start = time.monotonic()
+        assert all(g.correct for g in grade_all(items, pool))
+        return len(items) / (time.monotonic() - start)
+
+    per_second([GradeItem("math", r"\boxed{1/3}", r"\frac{1}{3}")])
+    fast = per_second([GradeItem("math", r"\boxed{7}", "7")] * 2000)
+    slow = per_second(
+        [GradeItem("math", rf"\boxed{{{i}/{i + 1}}}", rf"\frac{{{i}}}{{{i + 1}}}") for i in range(100)]
+    )
+    with capsys.disabled():
+        print(f"\nmath answers per second: {fast:.0f} by comparison, {slow:.0f} by math-verify")
+    assert fast > 500
+    assert slow > 20
