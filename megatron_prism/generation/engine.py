@@ -1,0 +1,58 @@
+"""What every sampler offers, whatever runs it: prompts in, completions with log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from megatron_prism.pipeline.config import ConfigError, positive
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass
+class SamplingParams:
+    """How to sample. `temperature=0` is greedy; `stop` strings end a completion and are not part of its text."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: list[str] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive(self, "max_new_tokens")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p}: must be in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer.
+
+    Attributes:
+        text: decoded tokens, without the end token and without the stop string.
+        token_ids: every sampled token, the end token included when it was sampled.
+        logprobs: natural log-probability of each of `token_ids` under the untempered model distribution.
+        finish_reason: 'stop' (end token or stop string) or 'length' (ran into max_new_tokens).
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """A sampler. `generate` returns, for each prompt, `samples` completions."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        params: SamplingParams,
+        samples: int = 1,
+        progress: Callable[[int], None] = lambda finished: None,
+    ) -> list[list[Completion]]: ...

@@ -1,0 +1,236 @@
+"""Sampling from a Megatron model in this process, on Megatron's static inference context.
+
+Only prompts of equal token length share a batch, so nothing is padded: attention needs no mask and Mamba's
+states hold exactly the prompt. A sample's random numbers depend on the seed and its place in the request,
+not on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from megatron_prism.data.tokenizer import Tokenizer
+
+# A byte-level token may hold part of a character: look this many tokens further back than a stop string.
+STOP_MARGIN = 4
+
+
+@dataclass
+class _Row:
+    """One sample being drawn: whose it is, the seed of its random numbers, and what was drawn so far."""
+
+    prompt: int
+    sample: int
+    seed: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token per row by inverting the cumulative distribution at `uniform`.
+
+    Args:
+        logits: `[batch, vocabulary]`, fp32.
+        uniform: `[batch]` in [0, 1), float64.
+        temperature: 0 takes the largest logit.
+        top_p: only the smallest set of most probable tokens that reaches this mass is drawn from
+            (nucleus sampling, arXiv 1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    order = None
+    if top_p < 1:
+        probabilities, order = probabilities.sort(-1, descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    cumulative = probabilities.cumsum(-1)
+    # The first token whose cumulative mass exceeds the draw; one of probability zero never does so first.
+    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    last = (probabilities > 0).long().cumsum(-1).argmax(-1, keepdim=True)
+    drawn = torch.minimum(drawn, last)
+    return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+
+
+class MegatronEngine:
+    """Samples from a model of this process.
+
+    Args:
+        model: a whole GPTModel or MambaModel on the device it computes on.
+        tokenizer: rows of the model's vocabulary beyond its size are never sampled and carry no probability.
+        batch_size: most samples decoded at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self._device = next(model.parameters()).device
+        self._mamba = [module for module in model.modules() if hasattr(module, "cached_batch_size")]
+
+    @classmethod
+    @contextmanager
+    def load(
+        cls, train_artifact_folder: Path, tokenizer_folder: Path, batch_size: int = 64
+    ) -> Iterator[MegatronEngine]:
+        """An engine on a train artifact's weights, in bf16 on a GPU and fp32 elsewhere."""
+        from megatron_prism.conversion.checkpoint_io import load_weights
+        from megatron_prism.data.tokenizer import Tokenizer
+        from megatron_prism.models.architecture import Architecture
+        from megatron_prism.models.build import build_model
+        from megatron_prism.platform.hardware import device, has_gpu
+        from megatron_prism.platform.process_groups import session
+
+        architecture = Architecture.load(Path(train_artifact_folder) / "architecture.json")
+        tokenizer = Tokenizer.load(Path(tokenizer_folder))
+        if tokenizer.vocab_size > architecture.vocab_size:
+            raise DataError(
+                f"{tokenizer_folder}: {tokenizer.vocab_size} tokens, but {train_artifact_folder} "
+                f"has vocab_size={architecture.vocab_size}; use the tokenizer it was trained with"
+            )
+        with session():
+            model = build_model(architecture, dtype=torch.bfloat16 if has_gpu() else torch.float32).to(
+                device()
+            )
+            load_weights(model, Path(train_artifact_folder) / "checkpoint")
+            yield cls(model, tokenizer, batch_size)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        params: SamplingParams,
+        samples: int = 1,
+        progress: Callable[[int], None] = lambda finished: None,
+    ) -> list[list[Completion]]:
+        """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
+
+        A completion is clipped where prompt and completion would exceed the model's max_position_embeddings.
+
+        Raises:
+            DataError: for a prompt that is empty, or leaves no room for a single token.
+        """
+        encoded = self.tokenizer.encode_batch(list(prompts))
+        limit = self.model.max_sequence_length
+        for prompt, token_ids in zip(prompts, encoded, strict=True):
+            if not token_ids:
+                raise DataError("prompt '' has no tokens; give at least one")
+            if len(token_ids) >= limit:
+                raise DataError(
+                    f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; the model has room for {limit} "
+                    "(max_position_embeddings) with the completion: shorten it"
+                )
+        by_length: dict[int, list[_Row]] = defaultdict(list)
+        seeds = torch.Generator().manual_seed(params.seed)
+        for index, token_ids in enumerate(encoded):
+            for sample in range(samples):
+                seed = int(torch.randint(2**62, (), generator=seeds))
+                by_length[len(token_ids)].append(_Row(index, sample, seed))
+
+        finished: dict[tuple[int, int], Completion] = {}
+        training = self.model.training
+        self.model.eval()
+        try:
+            for length in sorted(by_length):
+                rows = by_length[length]
+                for start in range(0, len(rows), self.batch_size):
+                    batch = rows[start : start + self.batch_size]
+                    self._decode([encoded[row.prompt] for row in batch], batch, params, limit)
+                    finished |= {(row.prompt, row.sample): self._completion(row, params) for row in batch}
+                    progress(len(batch))
+        finally:
+            self.model.train(training)
+        return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
+
+    # Not inference_mode: Megatron caches rotary tables, and training could not save inference tensors.
+    @torch.no_grad()
+    def _decode(self, prompts: list[list[int]], rows: list[_Row], params: SamplingParams, limit: int) -> None:
+        from megatron.core.inference.contexts import StaticInferenceContext
+
+        length = len(prompts[0])
+        new_tokens = min(params.max_new_tokens, limit - length)
+        context = StaticInferenceContext(len(rows), length + new_tokens)
+        tokens = torch.tensor(prompts, device=self._device)
+        alive = list(rows)
+        generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+        draws = [torch.rand(new_tokens, generator=each, dtype=torch.float64) for each in generators]
+        uniform = torch.stack(draws).to(self._device)
+        offset = 0
+        for step in range(new_tokens):
+            logits = self._forward(tokens, context, offset)
+            offset += tokens.shape[1]
+            chosen = sample_tokens(logits, uniform[:, step], params.temperature, params.top_p)
+            logprobs = torch.log_softmax(logits, -1).gather(-1, chosen[:, None])[:, 0].tolist()
+            for row, token, logprob in zip(alive, chosen.tolist(), logprobs, strict=True):
+                if row.finish_reason is None:
+                    row.token_ids.append(token)
+                    row.logprobs.append(logprob)
+                    row.finish_reason = self._finish_reason(row, params, step + 1 == new_tokens)
+            keep = [index for index, row in enumerate(alive) if row.finish_reason is None]
+            if not keep:
+                return
+            tokens = chosen[:, None]
+            if 2 * len(keep) < len(alive):
+                alive = [alive[index] for index in keep]
+                tokens, uniform = tokens[keep], uniform[keep]
+                self._compact(context, keep)
+
+    def _forward(self, tokens: Tensor, context: Any, offset: int) -> Tensor:
+        """fp32 logits `[batch, vocabulary]` after `tokens` `[batch, seq]`, which start at `offset`."""
+        context.sequence_len_offset = offset
+        if offset:
+            context.enable_decode_mode()
+        positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)
+        logits = self.model(tokens, positions, None, inference_context=context, runtime_gather_output=True)
+        last: Tensor = logits[:, -1, : self.tokenizer.vocab_size].float()
+        return last
+
+    def _compact(self, context: Any, keep: list[int]) -> None:
+        """Keep these rows of every cache: dimension 0 of Mamba's states, dimension 1 of keys and values."""
+        index = torch.tensor(keep, device=self._device)
+        mamba = {module.layer_number for module in self._mamba}
+        for layer, caches in context.key_value_memory_dict.items():
+            dimension = 0 if layer in mamba else 1
+            context.key_value_memory_dict[layer] = tuple(
+                cache.index_select(dimension, index) for cache in caches
+            )
+        for module in self._mamba:
+            # The mixer throws its states away when the batch is not of the size it remembers.
+            module.cached_batch_size = len(keep)
+        context.max_batch_size = len(keep)
+
+    def _finish_reason(self, row: _Row, params: SamplingParams, last: bool) -> FinishReason | None:
+        if row.token_ids[-1] == self.tokenizer.eos_id:
+            return "stop"
+        if params.stop:
+            # Every token is at least one byte, so a stop string spans at most as many tokens as it has bytes.
+            tail = max(len(stop.encode()) for stop in params.stop) + STOP_MARGIN
+            text = self.tokenizer.decode(row.token_ids[-tail:])
+            if any(stop in text for stop in params.stop):
+                return "stop"
+        return "length" if last else None
+
+    def _completion(self, row: _Row, params: SamplingParams) -> Completion:
+        ended = row.token_ids[-1] == self.tokenizer.eos_id
+        text = self.tokenizer.decode(row.token_ids[:-1] if ended else row.token_ids)
+        cuts = [text.find(stop) for stop in params.stop or [] if stop in text]
+        return Completion(
+            text=text[: min(cuts)] if cuts else text,
+            token_ids=row.token_ids,
+            logprobs=row.logprobs,
+            finish_reason=row.finish_reason or "length",
+        )

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from tokenizers import Tokenizer as Tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from megatron_prism.conversion.checkpoint_io import model_state
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.megatron import MegatronEngine, sample_tokens
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.build import build_model
+from megatron_prism.platform.process_groups import literals, session
+
+LIMIT = 48
+# 60 of the 64 rows are tokens: the model must never say one of the other four.
+VOCABULARY, PADDED = 60, 64
+SIZES = {"vocab_size": PADDED, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4}
+DENSE = Architecture(
+    family="granite",
+    num_layers=2,
+    num_query_groups=2,
+    head_dim=8,
+    max_position_embeddings=LIMIT,
+    embedding_multiplier=6.0,
+    logits_scaling=2.0,
+    **SIZES,
+)
+HYBRID = Architecture(
+    family="nemotron_h",
+    num_layers=5,
+    num_query_groups=2,
+    head_dim=8,
+    activation="squared_relu",
+    max_position_embeddings=LIMIT,
+    tie_word_embeddings=False,
+    position_embedding="none",
+    hybrid_pattern="M-*M-",
+    mamba_num_heads=8,
+    mamba_head_dim=8,
+    mamba_state_dim=16,
+    mamba_num_groups=2,
+    **SIZES,
+)
+PROMPTS = ["ABC", "AAAAAAAAAAAA", "CAB", "B", "BACK", "D"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    with session(seed=1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    """One character per token."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = {"<|endoftext|>": 0, "@": 1} | {chr(65 + i): 2 + i for i in range(VOCABULARY - 2)}
+    raw = Tokenizers(models.WordLevel(vocabulary, unk_token="@"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    raw.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder):
+    return Tokenizer.load(tokenizer_folder)
+
+
+@pytest.fixture(scope="module", params=[DENSE, HYBRID], ids=["dense", "hybrid"])
+def model(request):
+    built = build_model(request.param)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
+    return built
+
+
+@pytest.fixture
+def engine(model, tokenizer):
+    return MegatronEngine(model, tokenizer, batch_size=4)
+
+
+@torch.no_grad()
+def full_logprobs(model, token_ids):
+    """Log-probabilities `[seq, vocabulary]` of one whole forward without any cache."""
+    model.eval()
+    tokens = torch.tensor([token_ids])
+    logits = model(tokens, torch.arange(len(token_ids))[None], None)
+    model.train()
+    return torch.log_softmax(logits[0, :, :VOCABULARY].float(), -1)
+
+
+def test_greedy_is_the_argmax_of_full_forwards(engine, model, tokenizer):
+    params = SamplingParams(max_new_tokens=12, temperature=0)
+    texts = set()
+    for prompt, [made] in zip(PROMPTS, engine.generate(PROMPTS, params), strict=True):
+        token_ids = tokenizer.encode(prompt)
+        for token, logprob in zip(made.token_ids, made.logprobs, strict=True):
+            expected = full_logprobs(model, token_ids)[-1]
+            assert token == int(expected.argmax())
+            assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
+            token_ids.append(token)
+        assert made.finish_reason == ("stop" if made.token_ids[-1] == 0 else "length")
+        texts.add(made.text)
+    assert len(texts) > 1
+
+
+def test_logprobs_are_those_of_the_untempered_model(engine, model, tokenizer):
+    params = SamplingParams(max_new_tokens=10, temperature=1.7, top_p=0.8, seed=3)
+    for prompt, made in zip(PROMPTS, engine.generate(PROMPTS, params, samples=2), strict=True):
+        for completion in made:
+            start = tokenizer.encode(prompt)
+            full = full_logprobs(model, start + completion.token_ids)[len(start) - 1 : -1]
+            expected = full.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+            assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4)
+            assert max(completion.token_ids) < VOCABULARY
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mixed_batch_equals_batches_of_one(model, tokenizer, temperature):
+    # Long enough that rows end at different steps and the batch is compacted.
+    params = SamplingParams(max_new_tokens=30, temperature=temperature, stop=["E", "F", "G", "H"])
+    batched = MegatronEngine(model, tokenizer, batch_size=16).generate(PROMPTS, params, samples=4)
+    single = MegatronEngine(model, tokenizer, batch_size=1).generate(PROMPTS, params, samples=4)
+    assert [[c.token_ids for c in row] for row in batched] == [[c.token_ids for c in row] for row in single]
+    if temperature:
+        assert len({len(c.token_ids) for row in batched for c in row}) > 3
+
+
+def test_seeds_decide_the_draw(engine):
+    def draw(seed):
+        made = engine.generate(["ABC"], SamplingParams(max_new_tokens=8, seed=seed), samples=3)[0]
+        return [completion.token_ids for completion in made]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert len(set(map(tuple, draw(1)))) == 3
+
+
+def test_a_stop_string_ends_the_completion_and_is_cut(engine):
+    free = engine.generate(["ABC"], SamplingParams(max_new_tokens=20, temperature=0))[0][0]
+    stop = free.text[4:6]
+    cut = free.text.index(stop)
+    params = SamplingParams(max_new_tokens=20, temperature=0, stop=["never found", stop])
+    made = engine.generate(["ABC"], params)[0][0]
+    assert made.text == free.text[:cut]
+    assert made.token_ids == free.token_ids[: cut + 2]
+    assert len(made.logprobs) == cut + 2
+    assert made.finish_reason == "stop"
+
+
+def test_the_end_token_stops_and_is_not_text(model, tokenizer):
+    engine = MegatronEngine(model, tokenizer)
+    made = engine.generate(["A"], SamplingParams(max_new_tokens=40, temperature=1.5), samples=40)[0]
+    ended = [completion for completion in made if completion.token_ids[-1] == tokenizer.eos_id]
+    assert ended
+    for completion in ended:
+        assert completion.finish_reason == "stop"
+        assert len(completion.text) == len(completion.token_ids) - 1
+        assert tokenizer.eos_id not in completion.token_ids[:-1]
+
+
+def test_the_models_length_clips_and_refuses(engine):
+    params = SamplingParams(max_new_tokens=100, temperature=0)
+    made = engine.generate(["A" * (LIMIT - 3)], params)[0][0]
+    assert len(made.token_ids) <= 3
+    assert made.finish_reason == ("stop" if made.token_ids[-1] == 0 else "length")
+    with pytest.raises(DataError, match=f"{LIMIT} tokens"):
+        engine.generate(["A" * LIMIT], params)
+    with pytest.raises(DataError, match="no tokens"):
+        engine.generate([""], params)
+
+
+def test_progress_counts_every_completion_and_training_mode_is_kept(engine, model):
+    model.train()
+    finished = []
+    engine.generate(PROMPTS, SamplingParams(max_new_tokens=2), samples=3, progress=finished.append)
+    assert sum(finished) == len(PROMPTS) * 3
+    assert model.training
+
+
+def test_batch_size_is_checked(model, tokenizer):
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        MegatronEngine(model, tokenizer, batch_size=0)
+
+
+def test_sampling_follows_the_tempered_nucleus():
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25]]))
+    uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    many = logits.expand(4000, -1)
+
+    def shares(temperature, top_p):
+        drawn = sample_tokens(many, uniform, temperature, top_p)
+        return (torch.bincount(drawn, minlength=4) / 4000).tolist()
+
+    assert shares(1.0, 1.0) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=1e-3)
+    assert shares(1.0, 0.7) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=1e-3)
+    assert shares(1.0, 0.01) == [0, 1, 0, 0]
+    squared = [0.01, 0.25, 0.0225, 0.0625]
+    assert shares(0.5, 1.0) == pytest.approx([p / sum(squared) for p in squared], abs=1e-3)
+    assert shares(0, 1.0) == [0, 1, 0, 0]
+
+
+def test_a_token_without_probability_is_never_drawn():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, -1)
+    drawn = sample_tokens(logits, torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)
+    assert drawn.tolist() == [1, 1, 1]
+
+
+def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_path_factory):
+    architecture = HYBRID if hasattr(model, "mamba_stack_spec") else DENSE
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "checkpoint").mkdir()
+    architecture.save(folder / "architecture.json")
+    with literals():
+        dist_checkpointing.save(model_state([model]), str(folder / "checkpoint"))
+    params = SamplingParams(max_new_tokens=6, temperature=0)
+    with MegatronEngine.load(folder, tokenizer_folder) as loaded:
+        assert loaded.generate(PROMPTS, params) == MegatronEngine(model, tokenizer, 64).generate(
+            PROMPTS, params
+        )
+    dataclasses.replace(architecture, vocab_size=VOCABULARY - 1).save(folder / "architecture.json")
+    with pytest.raises(DataError, match="59"), MegatronEngine.load(folder, tokenizer_folder):
+        pass
