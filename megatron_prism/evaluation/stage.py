@@ -1,0 +1,168 @@
+"""The stage that scores a trained model on held-out problem suites."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.errors import ArtifactError, ConfigError
+from megatron_prism.evaluation.run import SuiteResult, evaluate
+from megatron_prism.evaluation.suites import load_suite
+from megatron_prism.generation.engine import Engine, SamplingParams
+from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.platform.console import get_logger, progress_bar
+from megatron_prism.platform.hardware import package_version
+from megatron_prism.verification.workers import GradingPool
+
+SCORES = "scores.json"
+SAMPLES = "samples.jsonl.zst"
+
+log = get_logger(__name__)
+
+
+def _default_sampling() -> SamplingParams:
+    # A base model goes on to invent the next turn of the conversation: its first word ends the answer.
+    return SamplingParams(stop=["User:"])
+
+
+@dataclass
+class Evaluate(Stage):
+    """Scores `model` on suites of the `corpus`; inputs: "model" (train), "tokenizer", "corpus".
+
+    Fields:
+        suites: names of files under the corpus's `problems/`.
+        samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
+        limit: problems per suite (None: all); a subset is drawn by the hash of the problem's id.
+        sampling: how completions are sampled.
+        batch_size: completions sampled together.
+        grading_workers, grading_timeout_seconds, grading_memory_mib: the grading pool.
+        confidence: coverage of the intervals.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+
+    suites: list[str] = field(default_factory=lambda: ["math", "science", "code"])
+    samples_per_problem: int = 1
+    limit: int | None = None
+    sampling: SamplingParams = field(default_factory=_default_sampling)
+    batch_size: int = 32
+    grading_workers: int = tuning(1)
+    grading_timeout_seconds: float = 5.0
+    grading_memory_mib: int = 2048
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        positive(self, "samples_per_problem", "batch_size", "grading_workers", "grading_timeout_seconds")
+        positive(self, "grading_memory_mib")
+        if self.limit is not None:
+            positive(self, "limit")
+        if not self.suites:
+            raise ConfigError("suites=[]: name at least one problem suite, for example [math]")
+        if len(set(self.suites)) != len(self.suites):
+            raise ConfigError(f"suites={self.suites}: a suite is named twice")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence={self.confidence}: must lie between 0 and 1, for example 0.95")
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.generation.megatron import MegatronEngine
+
+        folder = inputs["corpus"].file("problems")
+        problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
+        total = self.samples_per_problem * sum(map(len, problems.values()))
+        results: dict[str, SuiteResult] = {}
+        with (
+            MegatronEngine.load(inputs["model"].path, inputs["tokenizer"].path, self.batch_size) as engine,
+            GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
+            progress_bar("sampling answers", total) as bar,
+        ):
+
+            def advance(finished: int) -> None:
+                bar.advance(bar.task_ids[0], finished)
+
+            for suite, chosen in problems.items():
+                results[suite] = self._score(engine, suite, chosen, pool, advance)
+        return write_scores(out, results, self.confidence, engine="megatron")
+
+    def _score(
+        self,
+        engine: Engine,
+        suite: str,
+        problems: list[Any],
+        pool: GradingPool,
+        advance: Callable[[int], None],
+    ) -> SuiteResult:
+        result = evaluate(engine, problems, self.sampling, self.samples_per_problem, pool, advance)
+        scores = result.metrics(self.confidence)
+        log.info(
+            "%s: %.1f%% (%.1f to %.1f) on %d problems",
+            *(
+                suite,
+                100 * scores["pass_rate"],
+                100 * scores["low"],
+                100 * scores["high"],
+                scores["problems"],
+            ),
+        )
+        return result
+
+
+def write_scores(
+    out: Path, results: Mapping[str, SuiteResult], confidence: float, engine: str
+) -> dict[str, Any]:
+    """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt."""
+    import zstandard
+
+    metrics = {
+        "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
+        "engine": engine,
+        "grader": {"math-verify": package_version("math-verify")},
+    }
+    write_json(out / SCORES, metrics)
+    with zstandard.open(out / SAMPLES, "wb") as handle:
+        for suite, result in results.items():
+            for sample in result.flat():
+                # ASCII JSON: a sampled text may hold lone surrogates, which UTF-8 refuses.
+                handle.write(json.dumps({"suite": suite, **sample.record()}).encode("ascii") + b"\n")
+    return metrics
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The metrics in an evaluation artifact folder (or its scores.json).
+
+    Raises:
+        ArtifactError: if the file is missing or is not what `write_scores` writes.
+    """
+    file = path / SCORES if path.is_dir() else path
+    try:
+        scores = json.loads(file.read_text())
+        suites = scores["suites"]
+        for values in suites.values():
+            float(values["pass_rate"]), float(values["low"]), float(values["high"])
+    except FileNotFoundError:
+        raise ArtifactError(f"{file}: no such file; an evaluation artifact holds {SCORES}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
+        raise ArtifactError(f"{file}: not the scores of an evaluation ({reason}); evaluate again") from None
+    return dict(scores)
+
+
+def read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of an evaluation artifact's samples.jsonl.zst, one at a time.
+
+    Raises:
+        ArtifactError: if the file is missing or damaged.
+    """
+    import zstandard
+
+    file = path / SAMPLES
+    try:
+        with zstandard.open(file, "rb") as handle:
+            for line in io.TextIOWrapper(handle, encoding="ascii"):
+                yield json.loads(line)
+    except (OSError, ValueError, zstandard.ZstdError) as reason:
+        raise ArtifactError(f"{file}: not readable ({reason}); evaluate again") from None

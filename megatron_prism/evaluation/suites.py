@@ -1,0 +1,129 @@
+"""Problem suites: JSON lines into checked `Problem`s, and subsets that do not depend on the file's order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import DataError, suggest
+from megatron_prism.verification.grade import KINDS
+
+TEXT_KEYS = ("id", "domain", "prompt", "kind", "answer")
+KEYS = (*TEXT_KEYS, "tests")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One held-out problem.
+
+    Attributes:
+        id: unique within its suite.
+        domain: "math", "science" or "code".
+        prompt: the text to complete, role prefixes included.
+        kind: how it is graded: "math", "choice" or "code".
+        answer: content of the reference's box, or the letter; empty for code.
+        tests: assert statements for code, else empty.
+    """
+
+    id: str
+    domain: str
+    prompt: str
+    kind: str
+    answer: str = ""
+    tests: list[str] = field(default_factory=list)
+
+
+def suite_names(folder: Path) -> list[str]:
+    """The suites in a `problems/` folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.jsonl"))
+
+
+def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Problem]:
+    """The problems of `folder/SUITE.jsonl`, in the file's order.
+
+    Args:
+        limit: keep this many (all, if None): those whose id hashes lowest, so a subset is a fair draw, the
+        same on
+            every machine, and contained in every larger one.
+
+    Raises:
+        DataError: naming file, line and key for whatever is wrong.
+    """
+    path = folder / f"{suite}.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path}: no such problem suite{suggest(suite, suite_names(folder))}")
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}
+    try:
+        with open(path, encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                problem = parse_problem(line, f"{path}:{number}")
+                if problem.id in lines:
+                    raise DataError(
+                        f"{path}:{number}: id '{problem.id}' was used on line {lines[problem.id]}; "
+                        "make ids unique"
+                    )
+                lines[problem.id] = number
+                problems.append(problem)
+    except (OSError, UnicodeDecodeError) as reason:
+        raise DataError(f"{path}: not readable as UTF-8 text ({reason})") from None
+    if not problems:
+        raise DataError(f"{path}: holds no problems; make the corpus anew or drop '{suite}' from suites")
+    return subset(problems, limit)
+
+
+def parse_problem(line: str, where: str) -> Problem:
+    """One JSON line as a `Problem`; `where` is the FILE:LINE an error names.
+
+    Raises:
+        DataError: for text that is no JSON object, a missing or unknown key, a wrong type, or nothing to
+        grade by.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as reason:
+        raise DataError(f"{where}: not valid JSON ({reason})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    _check_types(record, where)
+    problem = Problem(**record)
+    if problem.kind not in KINDS:
+        raise DataError(f"{where}: kind '{problem.kind}' cannot be graded{suggest(problem.kind, KINDS)}")
+    if not problem.prompt:
+        raise DataError(f"{where}: 'prompt' is empty")
+    if problem.kind == "code" and not problem.tests:
+        raise DataError(f"{where}: 'tests' is empty, so any program would pass; give at least one assert")
+    if problem.kind != "code" and not problem.answer.strip():
+        raise DataError(f"{where}: 'answer' is empty; a '{problem.kind}' problem needs one")
+    return problem
+
+
+def subset(problems: Iterable[Problem], limit: int | None) -> list[Problem]:
+    """At most `limit` problems, those whose id hashes lowest, in their old order."""
+    kept = list(problems)
+    if limit is None or limit >= len(kept):
+        return kept
+    chosen = sorted(kept, key=lambda problem: hashlib.sha256(problem.id.encode()).digest())[:limit]
+    ids = {problem.id for problem in chosen}
+    return [problem for problem in kept if problem.id in ids]
+
+
+def _check_types(record: dict[str, Any], where: str) -> None:
+    for key in KEYS:
+        if key not in record:
+            raise DataError(f"{where}: key '{key}' is missing; a problem has {', '.join(KEYS)}")
+    for key in record:
+        if key not in KEYS:
+            raise DataError(f"{where}: unknown key '{key}'{suggest(key, KEYS)}")
+    for key in TEXT_KEYS:
+        if not isinstance(record[key], str):
+            raise DataError(f"{where}: '{key}' must be text, found {type(record[key]).__name__}")
+    tests = record["tests"]
+    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        raise DataError(f"{where}: 'tests' must be a list of assert statements")

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytest
+
+from megatron_prism.errors import ArtifactError, ConfigError, DataError
+from megatron_prism.evaluation.run import evaluate
+from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
+from megatron_prism.evaluation.suites import Problem
+from megatron_prism.generation.engine import Completion, SamplingParams
+from megatron_prism.pipeline.artifact import Receipt, seal
+from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
+from megatron_prism.verification.workers import GradingPool
+
+
+class ScriptedEngine:
+    """A real `Engine` whose model is a table from prompt to answers, so every score is known beforehand."""
+
+    def __init__(self, answers: dict[str, list[str]]) -> None:
+        self.answers = answers
+        self.seen: list[SamplingParams] = []
+
+    def generate(self, prompts, params, samples=1, progress=lambda finished: None):
+        self.seen.append(params)
+        made = []
+        for prompt in prompts:
+            texts = [self.answers[prompt][i % len(self.answers[prompt])] for i in range(samples)]
+            made.append(
+                [
+                    Completion(t, list(range(len(t.split()))), [], "length" if "cut" in t else "stop")
+                    for t in texts
+                ]
+            )
+            progress(samples)
+        return made
+
+
+PROBLEMS = [
+    Problem("a", "math", "A", "math", "2"),
+    Problem("b", "math", "B", "math", "1/2"),
+    Problem("c", "science", "C", "choice", "D"),
+    Problem("d", "code", "D", "code", "", ["assert f() == 1"]),
+]
+ANSWERS = {
+    "A": [r"<think>x</think> \boxed{2}", r"\boxed{3}"],
+    "B": [r"\boxed{0.5}"],
+    "C": ["it was cut"],
+    "D": ["```python\ndef f(): return 1\n```", "```python\ndef f(): return 2\n```"],
+}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool(timeout_seconds=3) as made:
+        yield made
+
+
+def test_every_sample_is_graded_and_kept(pool):
+    finished = []
+    result = evaluate(ScriptedEngine(ANSWERS), PROBLEMS, SamplingParams(), 2, pool, finished.append)
+    assert result.correct() == [[True, False], [True, True], [False, False], [True, False]]
+    assert sum(finished) == 8
+    metrics = result.metrics(0.95)
+    assert metrics["pass_rate"] == 0.5
+    assert (metrics["problems"], metrics["samples"], metrics["truncated"]) == (4, 8, 0.25)
+    assert metrics["interval"] == "bootstrap over problems"
+    assert metrics["pass_at_2"] == 0.75
+    assert metrics["reasons"] == {"correct": 4, "no_answer": 2, "assertion": 1, "wrong": 1}
+    assert metrics["low"] < 0.5 < metrics["high"]
+    first = result.samples[0][0].record()
+    assert (first["id"], first["prompt"], first["correct"], first["extracted"]) == ("a", "A", True, "2")
+    assert first["tokens"] == 2
+
+
+def test_an_engine_that_loses_completions_is_an_error(pool):
+    class Lossy(ScriptedEngine):
+        def generate(self, *args, **kwargs):
+            return super().generate(*args, **kwargs)[:-1]
+
+    with pytest.raises(RuntimeError, match="did not return 1 completions"):
+        evaluate(Lossy(ANSWERS), PROBLEMS, SamplingParams(), 1, pool)
+
+
+def made_artifact(folder, kind, files):
+    partial = folder.with_name(folder.name + ".partial")
+    for name, text in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).write_text(text)
+    partial.mkdir(parents=True, exist_ok=True)
+    return seal(partial, folder, Receipt(kind, "f" * 64, kind, {}, {}))
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    lines = {p.id: json.dumps(p.__dict__) + "\n" for p in PROBLEMS}
+    suites = {
+        "problems/math.jsonl": lines["a"] + lines["b"],
+        "problems/science.jsonl": lines["c"],
+        "problems/code.jsonl": lines["d"],
+    }
+    return {
+        "corpus": made_artifact(tmp_path / "corpus", "corpus", suites),
+        "model": made_artifact(tmp_path / "model", "train", {"architecture.json": "{}"}),
+        "tokenizer": made_artifact(tmp_path / "tokenizer", "tokenizer", {"tokenizer.json": "{}"}),
+    }
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stands where the Megatron engine stands: this room's stage is tested apart from any model."""
+    scripted = ScriptedEngine(ANSWERS)
+    loaded = []
+
+    class MegatronEngine:
+        @classmethod
+        @contextmanager
+        def load(cls, checkpoint, tokenizer_folder, batch_size):
+            loaded.append((checkpoint, tokenizer_folder, batch_size))
+            yield scripted
+
+    module = ModuleType("megatron_prism.generation.megatron")
+    module.MegatronEngine = MegatronEngine
+    monkeypatch.setitem(sys.modules, "megatron_prism.generation.megatron", module)
+    scripted.loaded = loaded
+    return scripted
+
+
+def test_stage_writes_scores_samples_and_metrics(tmp_path, inputs, engine):
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = Evaluate(batch_size=7).run(inputs, out)
+    assert {suite: m["pass_rate"] for suite, m in metrics["suites"].items()} == {
+        "math": 1,
+        "science": 0,
+        "code": 1,
+    }
+    assert metrics["suites"]["math"]["interval"] == "wilson"
+    assert metrics["engine"] == "megatron"
+    assert metrics["grader"]["math-verify"].startswith("0.")
+    assert read_scores(out) == json.loads(json.dumps(metrics))
+    samples = list(read_samples(out))
+    assert [(s["suite"], s["id"], s["correct"]) for s in samples] == [
+        ("math", "a", True),
+        ("math", "b", True),
+        ("science", "c", False),
+        ("code", "d", True),
+    ]
+    assert samples[2]["finish_reason"] == "length"
+    assert engine.loaded == [(inputs["model"].path, inputs["tokenizer"].path, 7)]
+    assert engine.seen[0].stop == ["User:"]
+
+
+def test_limit_and_odd_text(tmp_path, inputs, engine):
+    engine.answers = {key: ["\ud800 \\boxed{D}"] for key in ANSWERS}
+    metrics = Evaluate(suites=["science"], limit=1).run(inputs, tmp_path)
+    assert metrics["suites"]["science"]["problems"] == 1
+    assert metrics["suites"]["science"]["pass_rate"] == 1.0
+    assert next(read_samples(tmp_path))["completion"] == "\ud800 \\boxed{D}"
+
+
+def test_unknown_suite_is_refused_before_the_model_is_loaded(tmp_path, inputs, engine):
+    with pytest.raises(DataError, match="did you mean 'math'"):
+        Evaluate(suites=["mth"]).run(inputs, tmp_path)
+    assert engine.loaded == []
+
+
+def test_config_round_trip_and_overrides():
+    stage = apply_overrides(Evaluate(), {"limit": 5, "sampling.temperature": 0.6, "suites": ["math"]})
+    assert (stage.limit, stage.sampling.temperature, stage.sampling.stop) == (5, 0.6, ["User:"])
+    assert from_mapping(Evaluate, plain(stage)) == stage
+    assert stage.identity() != Evaluate().identity()
+    assert Evaluate(grading_workers=4).fingerprint({}) == Evaluate().fingerprint({})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"suites": []},
+        {"suites": ["math", "math"]},
+        {"limit": 0},
+        {"samples_per_problem": 0},
+        {"confidence": 1.0},
+        {"batch_size": -1},
+        {"grading_memory_mib": 0},
+    ],
+)
+def test_impossible_configs_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Evaluate(**wrong)
+
+
+def test_damaged_scores_and_samples_are_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"scores\.json: no such file"):
+        read_scores(tmp_path)
+    (tmp_path / "scores.json").write_text('{"suites": {"math": {}}}')
+    with pytest.raises(ArtifactError, match="not the scores"):
+        read_scores(tmp_path)
+    (tmp_path / "samples.jsonl.zst").write_bytes(b"junk")
+    with pytest.raises(ArtifactError, match="not readable"):
+        list(read_samples(tmp_path))
