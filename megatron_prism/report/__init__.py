@@ -1,0 +1,1 @@
+"""Tables, figures and one HTML page, made from receipts and the files beside them."""

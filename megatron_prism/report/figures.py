@@ -1,0 +1,188 @@
+"""Figures as inline SVG text: training curves and scores. No state is shared and no display is needed.
+
+Text stays text (the page's reader can select it), ids are seeded, and there is no date, so the same numbers
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+from megatron_prism.report.records import History
+from megatron_prism.report.tables import ScoreRow
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness (jfly.uni-koeln.de/color).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, FAINT = "#333333", "#d8d8d8"
+# Points kept of a long curve: more than a page is wide is only file size.
+CURVE_POINTS = 600
+SMOOTHING_SHARE = 0.02
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+    # A stage may be called "a$b$c": its name is no formula.
+    "text.parse_math": False,
+}
+
+
+def training_figure(name: str, history: History, sources: Sequence[str]) -> str:
+    """Loss, validation loss by source and learning rate of one training stage, side by side.
+
+    Args:
+        name: the stage's name; seeds the ids.
+        sources: every validation source of the run in order, so that a source has one colour on the whole
+        page.
+    """
+    panels = [kind for kind in ("loss", "validation", "lr") if getattr(history, kind)]
+    if not panels:
+        return ""
+    with _canvas(name, 9.4, 2.9, len(panels)) as (axes, render):
+        for axis, kind in zip(axes, panels, strict=True):
+            axis.set_xlabel("step")
+            if kind == "loss":
+                _loss_panel(axis, history.loss)
+            elif kind == "lr":
+                steps, rates = zip(*thin(history.lr), strict=True)
+                axis.plot(steps, rates, color=PALETTE[0], linewidth=1.6)
+                axis.set_ylim(bottom=0)
+                axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=False)
+                axis.set_title("learning rate")
+            else:
+                _validation_panel(axis, history, sources)
+            axis.set_xlim(left=0)
+        return render()
+
+
+def score_figure(rows: Sequence[ScoreRow]) -> str:
+    """Pass rates as bars, grouped by suite, one colour for each model, with their intervals as whiskers."""
+    if not rows:
+        return ""
+    suites = list(dict.fromkeys(row.suite for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
+    width = 0.8 / len(models)
+    with _canvas("scores", 9.4, 3.2, 1) as (axes, render):
+        axis = axes[0]
+        for number, model in enumerate(models):
+            shown = [row for row in rows if row.model == model]
+            places = [suites.index(row.suite) + (number - (len(models) - 1) / 2) * width for row in shown]
+            rates = [100 * row.estimate.rate for row in shown]
+            below = [100 * (row.estimate.rate - row.estimate.low) for row in shown]
+            above = [100 * (row.estimate.high - row.estimate.rate) for row in shown]
+            colour = PALETTE[number % len(PALETTE)]
+            axis.bar(places, rates, width * 0.9, color=colour, label=model)
+            axis.errorbar(
+                places, rates, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.1, capsize=3
+            )
+            for place, rate, reach in zip(places, rates, above, strict=True):
+                axis.text(
+                    place,
+                    rate + reach + 1.5,
+                    f"{rate:.1f}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=8.5,
+                    color=INK,
+                )
+        axis.set_xticks(range(len(suites)), suites)
+        axis.tick_params(axis="x", length=0)
+        axis.grid(axis="x", visible=False)
+        axis.set_xlim(-0.6, len(suites) - 0.4)
+        axis.set_ylim(0, min(112, max(20, 1.15 * max(100 * row.estimate.high for row in rows) + 5)))
+        axis.set_ylabel("pass rate (%)")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(models), 5), borderaxespad=0.2)
+        return render()
+
+
+def thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """At most `CURVE_POINTS` points: means of equal runs of neighbours."""
+    if len(points) <= CURVE_POINTS:
+        return list(points)
+    edges = [round(i * len(points) / CURVE_POINTS) for i in range(CURVE_POINTS + 1)]
+    pieces = [points[a:b] for a, b in pairwise(edges)]
+    return [(sum(s for s, _ in p) / len(p), sum(v for _, v in p) / len(p)) for p in pieces]
+
+
+def smooth(values: Sequence[float], share: float = SMOOTHING_SHARE) -> list[float]:
+    """Exponential moving average with a memory of `share` of the curve, the start corrected as in Adam."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    average, weight, out = 0.0, 0.0, []
+    for value in values:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(average / weight)
+    return out
+
+
+def _loss_panel(axis: Any, points: Sequence[tuple[int, float]]) -> None:
+    steps, losses = zip(*thin(points), strict=True)
+    if len(points) > 1 / SMOOTHING_SHARE:
+        axis.plot(steps, losses, color=PALETTE[5], linewidth=0.8, alpha=0.7, label="each step")
+        axis.plot(steps, smooth(losses), color=PALETTE[0], linewidth=1.8, label="smoothed")
+        axis.legend(loc="upper right")
+    else:
+        axis.plot(steps, losses, color=PALETTE[0], linewidth=1.6, marker="o", markersize=2.5)
+    axis.set_title("training loss (nats/token)")
+
+
+def _validation_panel(axis: Any, history: History, sources: Sequence[str]) -> None:
+    for source, points in history.validation.items():
+        if points:
+            colour = PALETTE[list(sources).index(source) % len(PALETTE)]
+            axis.plot(*zip(*thin(points), strict=True), color=colour, marker="o", markersize=3, label=source)
+    axis.set_title("validation loss (nats/token)")
+    axis.legend(loc="best", ncols=2, handlelength=1.2, columnspacing=0.8)
+
+
+@contextmanager
+def _canvas(
+    seed: str, width: float, height: float, columns: int
+) -> Iterator[tuple[list[Any], Callable[[], str]]]:
+    """`columns` axes side by side (sizes in inches) and the function that renders them."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": seed}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+
+        def render() -> str:
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            return inline(buffer.getvalue())
+
+        yield list(figure.subplots(1, columns, squeeze=False)[0]), render
+
+
+def inline(svg: str) -> str:
+    """An SVG document as an element for a page: no prologue, no metadata, no group ids (they repeat)."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    # The page's column decides the width; the view box keeps the shape.
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    return f'{head} class="figure" role="img">{rest}'.strip()

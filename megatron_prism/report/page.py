@@ -1,0 +1,138 @@
+"""One self-contained HTML page about a run: scores, stages, losses, sample answers and provenance.
+
+The page needs no network and no script. Text from a model or a config is escaped by the template; only the
+figures made here go in as markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.evaluation.stage import SAMPLES, read_samples
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.report.figures import score_figure, training_figure
+from megatron_prism.report.graph_figure import graph_figure
+from megatron_prism.report.records import Run, read_history
+from megatron_prism.report.tables import (
+    ScoreRow,
+    differences,
+    duration,
+    evaluations,
+    model_labels,
+    provenance,
+    score_rows,
+    score_table,
+    signed,
+    stage_table,
+    training_table,
+    validation_table,
+)
+
+TEMPLATE = "page.html"
+# Answers shown for each suite of an evaluation, and how much of one.
+SHOWN_CORRECT, SHOWN_WRONG = 2, 2
+LONGEST_TEXT = 4000
+
+
+def render_page(run: Run, title: str) -> str:
+    """The page as one string of HTML.
+
+    Raises:
+        ArtifactError: if a file that a receipt lists cannot be read as what it should be.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    artifacts = run.artifacts
+    rows = score_rows(artifacts)
+    page = environment.get_template(TEMPLATE).render(
+        title=title,
+        recipe=run.recipe,
+        summary=summary(run, rows),
+        stages=run.stages,
+        waiting=[stage for stage in run.stages if stage.status != "done"],
+        graph=Markup(graph_figure(run.stages)),
+        scores=score_table(artifacts),
+        rows=rows,
+        score_figure=Markup(score_figure(rows)),
+        truncated=[row for row in rows if row.truncated > 0],
+        training=[(name, Markup(svg)) for name, svg in _training_figures(artifacts)],
+        training_table=training_table(artifacts),
+        validation=validation_table(artifacts),
+        samples=[(label, suites) for label, suites in _samples(artifacts)],
+        stage_table=stage_table(artifacts),
+        provenance=provenance(artifacts),
+        configs=[(stage, json.dumps(stage.config, indent=2, ensure_ascii=False)) for stage in run.stages],
+    )
+    # A sampled text may hold lone surrogates, which no UTF-8 file can.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
+    """The run in a few sentences: how much is done, and what it did to the scores."""
+    done = list(run.artifacts.values())
+    seconds = sum(artifact.receipt.wall_seconds for artifact in done)
+    what = f"of the recipe {run.recipe} " if run.recipe else ""
+    count = f"{len(done)} of {len(run.stages)} stages {what}are done"
+    said = [f"{count}, in {duration(seconds)} of work." if done else f"{count}."]
+    changes = differences(rows)
+    for change in changes:
+        before, after = change.before, change.after
+        said.append(
+            f"On {change.suite} the pass rate went "
+            f"from {100 * before.estimate.rate:.1f} % ({before.model}) to "
+            f"{100 * after.estimate.rate:.1f} % ({after.model}): {signed(change.change)} points, "
+            f"{100 * after.estimate.confidence:g} % interval {signed(change.low)} to {signed(change.high)}, "
+            f"{after.problems:,} held-out problems."
+        )
+    changed = {change.suite for change in changes}
+    for row in rows:
+        if row.suite not in changed:
+            said.append(
+                f"{row.model} solves {100 * row.estimate.rate:.1f} % of {row.problems:,} "
+                f"held-out {row.suite} problems "
+                f"({100 * row.estimate.low:.1f} to {100 * row.estimate.high:.1f})."
+            )
+    if not rows:
+        said.append("Nothing has been evaluated yet.")
+    return said
+
+
+def _training_figures(artifacts: dict[str, Artifact]) -> list[tuple[str, str]]:
+    histories = {name: history for name, a in artifacts.items() if (history := read_history(a)) is not None}
+    sources = sorted({source for history in histories.values() for source in history.validation})
+    figures = [(name, training_figure(name, history, sources)) for name, history in histories.items()]
+    return [(name, svg) for name, svg in figures if svg]
+
+
+def _samples(artifacts: dict[str, Artifact]) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
+    """For each evaluation, for each suite, the first few correct and wrong answers."""
+    labels = model_labels(artifacts)
+    found = []
+    for name, artifact in evaluations(artifacts).items():
+        if not (artifact.path / SAMPLES).is_file():
+            continue
+        shown: dict[str, list[dict[str, Any]]] = {}
+        for sample in read_samples(artifact.path):
+            kept = shown.setdefault(str(sample["suite"]), [])
+            room = SHOWN_CORRECT if sample["correct"] else SHOWN_WRONG
+            if sum(other["correct"] == sample["correct"] for other in kept) < room:
+                kept.append({**sample, **{key: _cut(sample[key]) for key in ("prompt", "completion")}})
+        for kept in shown.values():
+            kept.sort(key=lambda sample: not sample["correct"])
+        found.append((labels[name], shown))
+    return found
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + f" … ({len(text):,} characters)"

@@ -1,0 +1,161 @@
+"""What a report knows of a run: its stages with their state, and the training curves on disk.
+
+A run is read from a run folder's graph.json (stages that are not made yet included) or put together from
+artifacts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_prism.errors import ArtifactError
+from megatron_prism.pipeline.artifact import Artifact, partial_path
+
+Status = Literal["done", "unfinished", "damaged", "not made"]
+METRICS = "metrics.jsonl"
+REPORT_KIND = "report"
+CURVES = ("loss", "lr")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of a run; `inputs` maps the input's name to the name of the stage that made it."""
+
+    name: str
+    kind: str
+    status: Status
+    inputs: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    artifact: Artifact | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The stages of a run in the order they run; `recipe` is empty where only artifacts are known."""
+
+    stages: list[StageRecord]
+    recipe: str = ""
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """The finished artifacts by stage name, in order."""
+        return {stage.name: stage.artifact for stage in self.stages if stage.artifact is not None}
+
+
+@dataclass
+class History:
+    """Curves of one training stage as `(step, value)` points; validation loss by source."""
+
+    loss: list[tuple[int, float]] = field(default_factory=list)
+    lr: list[tuple[int, float]] = field(default_factory=list)
+    validation: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+def run_from_artifacts(artifacts: Mapping[str, Artifact], recipe: str = "") -> Run:
+    """A run of finished artifacts by stage name; who made whose input is told by the fingerprints."""
+    makers = {artifact.fingerprint: name for name, artifact in artifacts.items()}
+    stages = [
+        StageRecord(
+            name=name,
+            kind=artifact.kind,
+            status="done",
+            inputs={key: makers[made] for key, made in artifact.receipt.inputs.items() if made in makers},
+            config=artifact.receipt.config,
+            artifact=artifact,
+        )
+        for name, artifact in artifacts.items()
+    ]
+    return Run([stage for stage in stages if stage.kind != REPORT_KIND], recipe)
+
+
+def read_run(run_dir: Path) -> Run:
+    """The run in a run folder, with every stage's state; report stages are left out.
+
+    Raises:
+        ArtifactError: if the folder is missing, holds no graph.json, or holds one that is damaged.
+    """
+    file = run_dir / "graph.json"
+    if not run_dir.is_dir():
+        raise ArtifactError(f"{run_dir}: no such run folder")
+    try:
+        graph = json.loads(file.read_text())
+        records = [_stage(run_dir, item) for item in graph["stages"] if item["kind"] != REPORT_KIND]
+        recipe = str(graph["recipe"])
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{run_dir}: no graph.json, so no run folder; give one that `prism run` made"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ArtifactError(f"{file}: not readable ({problem!r}); run the recipe again to mend it") from None
+    names = {record.name for record in records}
+    for record in records:
+        for parent in record.inputs.values():
+            if parent not in names:
+                raise ArtifactError(f"{file}: stage '{record.name}' takes '{parent}', which is not a stage")
+    return Run(records, recipe)
+
+
+def read_history(artifact: Artifact) -> History | None:
+    """The curves of a training artifact, or None if it has no metrics.jsonl.
+
+    A step logged twice (before and after a resume) counts once, the later line wins.
+
+    Raises:
+        ArtifactError: naming file and line of a line that is not a metrics record.
+    """
+    file = artifact.path / METRICS
+    if not file.is_file():
+        return None
+    curves: dict[str, dict[int, float]] = {name: {} for name in CURVES}
+    validation: dict[str, dict[int, float]] = {}
+    with open(file, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                step = int(record["step"])
+                for source, loss in record.get("validation", {}).items():
+                    validation.setdefault(source, {})[step] = float(loss)
+                for name in CURVES:
+                    if record.get(name) is not None:
+                        curves[name][step] = float(record[name])
+            except (ValueError, KeyError, TypeError, AttributeError) as problem:
+                raise ArtifactError(f"{file}:{number}: not a metrics record ({problem!r})") from None
+    return History(
+        loss=_points(curves["loss"]),
+        lr=_points(curves["lr"]),
+        validation={source: _points(values) for source, values in validation.items()},
+    )
+
+
+def _points(values: Mapping[int, float]) -> list[tuple[int, float]]:
+    return [(step, value) for step, value in sorted(values.items()) if math.isfinite(value)]
+
+
+def _stage(run_dir: Path, item: Mapping[str, Any]) -> StageRecord:
+    folder = run_dir / str(item["folder"])
+    artifact, problem = None, ""
+    status: Status = "not made"
+    if folder.exists():
+        try:
+            artifact, status = Artifact.open(folder, kind=item["kind"]), "done"
+        except ArtifactError as reason:
+            problem, status = str(reason), "damaged"
+    elif partial_path(folder).exists():
+        status = "unfinished"
+    return StageRecord(
+        name=str(item["name"]),
+        kind=str(item["kind"]),
+        status=status,
+        inputs={str(key): str(parent) for key, parent in item["inputs"].items()},
+        config=dict(item["config"]),
+        artifact=artifact,
+        problem=problem,
+    )
