@@ -1,0 +1,18 @@
+"""`prism doctor`: what this machine has and what that unlocks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from megatron_prism.cli.output import JsonOption, check_json_target, show_table, write_result
+
+
+def doctor(json_file: JsonOption = None) -> None:
+    """Show what this machine has and what each thing unlocks."""
+    check_json_target(json_file)
+    from megatron_prism.platform.doctor import diagnose
+
+    checks = diagnose()
+    rows = [("yes" if check.found else "no", check.name, check.detail, check.unlocks) for check in checks]
+    show_table(json_file, "this machine", ["has", "what", "found", "unlocks"], rows)
+    write_result(json_file, [asdict(check) for check in checks])

@@ -1,0 +1,72 @@
+"""The entry point: registers the verbs and turns a user's mistake into one line and exit code 2.
+
+Exit codes: 0 done, 2 a mistake of the user's (or a failed stage), 130 interrupted. A bug keeps its traceback
+(code 1).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from megatron_prism import __version__
+from megatron_prism.cli import doctor, recipes, report, run
+from megatron_prism.errors import PrismError
+
+# Typer carries its own copy of click, so click's UsageError is named through one of its subclasses.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+USER_ERROR = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Mid-training, restoration, RL, evaluation and analysis of language models on Megatron-Core.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("recipes")(recipes.recipes)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"prism {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except PrismError as problem:
+        return _complain(str(problem))
+    except USAGE_ERROR as problem:
+        return _complain(f"{problem.format_message()} (see prism --help)")
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    # Typer turns Ctrl-C into this code itself, in silence.
+    if code == INTERRUPTED:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR

@@ -1,0 +1,183 @@
+"""`prism run RECIPE[:STAGE] [key=value ...]`: make every artifact of a recipe that is not there yet.
+
+A key belongs to the recipe if its first part is one of the recipe's parameters; `STAGE.key` belongs to that
+stage; with `RECIPE:STAGE`, any other bare key belongs to STAGE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
+from megatron_prism.errors import ArtifactError, ConfigError, suggest
+
+if TYPE_CHECKING:
+    from megatron_prism.pipeline.artifact import Artifact
+    from megatron_prism.pipeline.graph import Event, Graph, Node
+    from megatron_prism.recipes.registry import Recipe
+
+REPORT_KIND = "report"
+REPORT_FILE = "report.html"
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE[:STAGE]", help="A recipe's name or .py file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", metavar="DIR", help="Where artifacts lie; default runs/RECIPE."),
+    ] = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Run STAGE and all after it again.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again even what is done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages and run nothing.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Run a recipe's stages in order (up to STAGE, if one is named), skipping what is done."""
+    check_json_target(json_file)
+    from megatron_prism.platform.console import setup_logging
+    from megatron_prism.recipes.registry import load_recipe
+
+    setup_logging()
+    name, target = split_target(recipe)
+    loaded = load_recipe(name)
+    graph = build_graph(loaded, target, overrides or [])
+    if target is not None:
+        graph.node(target)
+    folder = run_dir or Path("runs") / loaded.name
+    if dry_run:
+        again = _again(graph, target, from_stage, force)
+        rows = [_planned(node, folder, node.name in again) for node in graph.needed(target)]
+        show_table(
+            json_file, f"{loaded.name} in {folder}", list(rows[0]), [list(row.values()) for row in rows]
+        )
+        write_result(json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": rows})
+        return
+    events: dict[str, str] = {}
+    artifacts = graph.run(
+        folder,
+        target,
+        start_from=from_stage,
+        force=force,
+        observe=_observer(len(graph.needed(target)), events),
+    )
+    report = _finish(json_file, folder, artifacts)
+    stages = [_result(stage, artifact, events[stage]) for stage, artifact in artifacts.items()]
+    write_result(
+        json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": stages, "report": report}
+    )
+
+
+def split_target(text: str) -> tuple[str, str | None]:
+    """'shoebox:midtrain' -> ('shoebox', 'midtrain'); 'shoebox' -> ('shoebox', None)."""
+    name, colon, stage = text.rpartition(":")
+    if not colon:
+        return text, None
+    if not name or not stage:
+        raise ConfigError(f"'{text}': expected RECIPE or RECIPE:STAGE")
+    return name, stage
+
+
+def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Graph:
+    """The recipe's graph with `overrides` (texts 'key=value') applied by the rule at the top of this file.
+
+    Raises:
+        ConfigError: for a key that is neither a parameter nor a stage's, or a value that is refused.
+    """
+    from megatron_prism.pipeline.config import field_names, parse_override
+
+    values = dict(parse_override(text) for text in overrides)
+    own = {key: value for key, value in values.items() if key.partition(".")[0] in recipe.parameters}
+    graph = recipe.build(own)
+    rest = {key: value for key, value in values.items() if key not in own}
+    fields = field_names(type(graph.node(target).stage)) if target is not None else []
+    for key in rest:
+        head = key.partition(".")[0]
+        if head not in graph.nodes and head not in fields:
+            known = [*recipe.parameters, *graph.nodes, *fields]
+            raise ConfigError(f"recipe '{recipe.name}': unknown key '{key}'{suggest(head, known)}")
+    graph.override(rest, target)
+    return graph
+
+
+def _again(graph: Graph, target: str | None, from_stage: str | None, force: bool) -> set[str]:
+    again = graph.downstream(from_stage) if from_stage is not None else set()
+    if force:
+        again |= {target} if target is not None else set(graph.nodes)
+    return again
+
+
+def _planned(node: Node, run_dir: Path, again: bool) -> dict[str, str]:
+    folder = node.folder(run_dir)
+    return {
+        "stage": node.name,
+        "kind": node.stage.kind,
+        "folder": folder.name,
+        "state": _state(node, folder, again),
+    }
+
+
+def _state(node: Node, folder: Path, again: bool) -> str:
+    from megatron_prism.pipeline.artifact import Artifact, partial_path
+
+    if again and folder.exists():
+        return "again"
+    if folder.exists():
+        try:
+            Artifact.open(folder, kind=node.stage.kind)
+        except ArtifactError:
+            return "damaged"
+        return "done"
+    return "to resume" if partial_path(folder).exists() and node.stage.resumable else "to do"
+
+
+def _observer(total: int, events: dict[str, str]) -> Callable[[Event, Node, Artifact | None], None]:
+    """Prints a line as each stage starts, ends or is skipped; keeps the last event of each in `events`."""
+    from megatron_prism.platform.console import console
+
+    def observe(event: Event, node: Node, artifact: Artifact | None) -> None:
+        events[node.name] = event
+        place = f"[{len(events)}/{total}] {node.name}"
+        seconds = artifact.receipt.wall_seconds if artifact is not None else 0.0
+        says = {
+            "start": f"start ({node.stage.kind}, {node.stage.world_size} process"
+            f"{'es' if node.stage.world_size > 1 else ''})",
+            "done": f"done in {seconds:.1f} s",
+            "skipped": f"skipped, done before (it took {seconds:.1f} s)",
+        }
+        console.print(f"{place}: {says[event]}", markup=False, highlight=False, soft_wrap=True)
+
+    return observe
+
+
+def _finish(json_file: str | None, run_dir: Path, artifacts: Mapping[str, Artifact]) -> str | None:
+    """Show the scores, if anything was evaluated, and where the report is; return its path."""
+    from megatron_prism.report.tables import evaluations, score_table
+
+    if evaluations(artifacts):
+        scores = score_table(artifacts)
+        show_table(json_file, "scores", scores.columns, scores.rows)
+    for name, artifact in artifacts.items():
+        if artifact.kind == REPORT_KIND:
+            page = run_dir / name / REPORT_FILE
+            show_line(json_file, f"report: {page}")
+            return str(page)
+    return None
+
+
+def _result(name: str, artifact: Artifact, event: str) -> dict[str, Any]:
+    receipt = artifact.receipt
+    return {
+        "stage": name,
+        "kind": receipt.kind,
+        "fingerprint": receipt.fingerprint,
+        "folder": str(artifact.path),
+        "state": event,
+        "wall_seconds": receipt.wall_seconds,
+        "metrics": receipt.metrics,
+    }

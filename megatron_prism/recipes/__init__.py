@@ -1,0 +1,1 @@
+"""Recipes: which stages make a study, in which order, with which numbers. One module per recipe."""

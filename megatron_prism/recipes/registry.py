@@ -1,0 +1,121 @@
+"""Find a recipe by name or file, and call it with checked parameters.
+
+A recipe is a module with a function `recipe(**parameters) -> Graph`; the keyword parameters with defaults
+(str, int, float or bool) are what a user may set. Names may be written with '-' and '.', which a module name
+cannot hold.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.pipeline.graph import Graph
+
+PARAMETER_TYPES = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's function with its parameters and their defaults."""
+
+    name: str
+    function: Callable[..., Graph]
+    parameters: dict[str, Any]
+
+    def build(self, values: Mapping[str, Any]) -> Graph:
+        """The graph for these parameters; what is not given keeps its default.
+
+        Raises:
+            ConfigError: for an unknown parameter (nearest suggested) or a value not of the default's type.
+        """
+        checked = {}
+        for key, value in values.items():
+            if key not in self.parameters:
+                raise ConfigError(
+                    f"recipe '{self.name}': unknown parameter '{key}'{suggest(key, self.parameters)}"
+                )
+            checked[key] = self._checked(key, value)
+        return self.function(**checked)
+
+    def _checked(self, key: str, value: Any) -> Any:
+        wanted = type(self.parameters[key])
+        if wanted is float and type(value) is int:
+            return float(value)
+        # Exact types: to Python a bool is an int, to a reader of `seed=true` it is a mistake.
+        if type(value) is not wanted:
+            raise ConfigError(
+                f"recipe '{self.name}': {key}={value!r} is of type {type(value).__name__}, "
+                f"{wanted.__name__} is needed (for example {key}={self.parameters[key]})"
+            )
+        return value
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The recipe called `name_or_path`, or in the `.py` file at that path.
+
+    Raises:
+        ConfigError: if there is none, or the module has no usable `recipe` function.
+    """
+    if name_or_path.endswith(".py"):
+        path = Path(name_or_path)
+        return _from_module(_module_of_file(path), path.stem)
+    known = list_recipes()
+    by_module = {_module_name(name): name for name in known}
+    module = _module_name(name_or_path)
+    if module not in by_module:
+        raise ConfigError(
+            f"no recipe '{name_or_path}'{suggest(name_or_path, known)} (recipes: {', '.join(known)}; "
+            "or give the path of a .py file)"
+        )
+    return _from_module(importlib.import_module(f"megatron_prism.recipes.{module}"), by_module[module])
+
+
+def list_recipes() -> dict[str, str]:
+    """Name -> first line of the docstring, for every recipe in this folder. Reads the files, imports none."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_text())
+        if any(isinstance(item, ast.FunctionDef) and item.name == "recipe" for item in tree.body):
+            found[path.stem.replace("_", "-")] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return found
+
+
+def _module_name(name: str) -> str:
+    return name.replace("-", "_").replace(".", "_")
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe file")
+    spec = importlib.util.spec_from_file_location(f"prism_recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as problem:
+        raise ConfigError(f"{path}, line {problem.lineno}: not Python ({problem.msg})") from None
+    return module
+
+
+def _from_module(module: ModuleType, name: str) -> Recipe:
+    function = getattr(module, "recipe", None)
+    if not callable(function):
+        raise ConfigError(f"{module.__file__}: has no function recipe(...) that returns a Graph")
+    parameters = {}
+    for key, parameter in inspect.signature(function).parameters.items():
+        if type(parameter.default) not in PARAMETER_TYPES:
+            raise ConfigError(
+                f"{module.__file__}: parameter '{key}' of recipe() needs a default: a str, int, float or bool"
+            )
+        parameters[key] = parameter.default
+    return Recipe(name, function, parameters)

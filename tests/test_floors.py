@@ -1,0 +1,107 @@
+"""Two rules of docs/architecture.md, checked: imports go down the floors, devices stay in platform."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "megatron_prism"
+FLOORS = (
+    ("errors",),
+    ("platform",),
+    ("pipeline",),
+    ("models",),
+    ("data", "conversion", "planning"),
+    ("training", "merging"),
+    ("generation", "verification"),
+    ("evaluation", "rl", "analysis"),
+    ("report",),
+    ("recipes", "study"),
+    ("cli",),
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+DEVICE = re.compile(r"(cuda|cpu)(:\d+)?")
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imported_rooms(source: str) -> Iterator[tuple[int, str]]:
+    """(line, room) of every import of this package, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            if node.module == "megatron_prism":
+                names = [f"megatron_prism.{alias.name}" for alias in node.names]
+            else:
+                names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            head, _, rest = name.partition(".")
+            room = rest.partition(".")[0]
+            if head == "megatron_prism" and room and not room.startswith("__"):
+                yield node.lineno, room
+
+
+def upward(module: Path, source: str) -> list[str]:
+    """Imports of `module` that do not go down."""
+    room = room_of(module)
+    if room == "__init__":
+        return [f"{module}:{line} imports {other}" for line, other in imported_rooms(source)]
+    return [
+        f"{module}:{line} imports {other}"
+        for line, other in imported_rooms(source)
+        if other != room and LEVEL[other] >= LEVEL[room]
+    ]
+
+
+def devices(module: Path, source: str) -> list[str]:
+    """Places where `module` names a device kind: a literal, or `torch.cuda`.
+
+    `tensor.cpu()` brings a result to the host and chooses nothing: allowed. Layers may ask Megatron's
+    own question, `torch.cuda.current_device()`, which platform answers.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and DEVICE.fullmatch(node.value):
+            found.append(f"{module}:{node.lineno} {node.value!r}")
+        elif (
+            isinstance(node, ast.Attribute)
+            and node.attr == "cuda"
+            and module.parts[:2] != ("models", "layers")
+        ):
+            found.append(f"{module}:{node.lineno} .cuda")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_go_down(module: Path) -> None:
+    assert module.parts == ("__init__.py",) or room_of(module) in LEVEL, "a room without a floor"
+    assert not upward(module, (PACKAGE / module).read_text())
+
+
+@pytest.mark.parametrize("module", [path for path in MODULES if room_of(path) != "platform"], ids=str)
+def test_only_platform_names_devices(module: Path) -> None:
+    assert not devices(module, (PACKAGE / module).read_text())
+
+
+def test_the_checks_see_violations() -> None:
+    module = Path("data/x.py")
+    assert upward(module, "def f():\n    from megatron_prism.training.loop import x\n")
+    assert upward(module, "import megatron_prism.conversion.stage\n")
+    assert upward(module, "from megatron_prism import cli\n")
+    assert not upward(
+        module, "from megatron_prism.pipeline.stage import Stage\nfrom megatron_prism.data.y import z\n"
+    )
+    assert devices(module, "x = 'cuda:0'\n")
+    assert devices(module, "x.cuda()\n")
+    assert devices(module, "torch.cuda.synchronize()\n")
+    assert not devices(module, '"""cuda or cpu"""\nx = y.cpu()\n')
