@@ -6,7 +6,7 @@ import pytest
 from data_artifacts import make_artifact, small_corpus
 
 from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
-from megatron_prism.data.shoebox import chat, prose
+from megatron_prism.data.shoebox import chat, problem, problems_math, prose
 from megatron_prism.data.shoebox.corpus import DEFAULT_CHARACTERS, ShoeboxCorpus
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.evaluation.suites import load_suite

@@ -5,7 +5,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from megatron_prism.errors import DataError
@@ -114,12 +113,12 @@ def test_files_outside_the_working_folder_stay(tmp_path):
     ) == ("correct")
 
 
-def test_nothing_is_left_behind():
+def test_nothing_is_left_behind(new_children):
     before = set(Path(tempfile.gettempdir()).glob("prism-code-*"))
     descriptors = len(os.listdir("/proc/self/fd"))
     run_tests("import time; open('x', 'w').write('x'); time.sleep(60)", TESTS, timeout_seconds=0.3)
     assert set(Path(tempfile.gettempdir()).glob("prism-code-*")) == before
-    assert not psutil.Process().children()
+    assert not new_children()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

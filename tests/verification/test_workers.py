@@ -83,22 +83,23 @@ def test_large_and_odd_text_survives_the_pipe(pool):
     assert pool.map([{"do": "ok", "value": text}])[0]["value"] == text
 
 
-def test_close_leaves_no_process(pool):
+def test_close_leaves_no_process(new_children, pool):
     pids = [r["pid"] for r in pool.map([{"do": "sleep", "seconds": 0.1}] * 2)]
     assert len(set(pids)) == 2
+    assert set(pids) <= new_children()
     pool.close()
     assert gone(pids, 1.0)
-    assert not psutil.Process().children()
+    assert not new_children()
 
 
-def test_an_interrupted_map_leaves_no_process(pool):
+def test_an_interrupted_map_leaves_no_process(new_children, pool):
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         pool.map([{"do": "ok"}, {"do": "sleep"}], interrupt)
     assert pool.pids() == []
-    assert not psutil.Process().children()
+    assert not new_children()
 
 
 @pytest.mark.parametrize("do", ["ok", "sleep"])
