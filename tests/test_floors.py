@@ -22,6 +22,7 @@ FLOORS = (
     ("report",),
     ("recipes", "study"),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 DEVICE = re.compile(r"(cuda|cpu)(:\d+)?")

@@ -41,7 +41,7 @@ def read_texts(path: Path, text_key: str = "text") -> Iterator[str]:
     """
     path = Path(path)
     count = 0
-    for file in _files(path):
+    for file in source_files(path):
         for text in _read_file(file, text_key):
             if text:
                 count += 1
@@ -70,7 +70,12 @@ def suffix_of(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _files(path: Path) -> list[Path]:
+def source_files(path: Path) -> list[Path]:
+    """The files `read_texts` reads for a path, sorted.
+
+    Raises:
+        DataError: when there is none.
+    """
     if path.is_dir():
         inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and suffix_of(file))
         files = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))

@@ -1,13 +1,12 @@
 """Sampling from a Megatron model in this process, on Megatron's static inference context.
 
-Only prompts of equal token length share a batch, so nothing is padded: attention needs no mask and Mamba's
-states hold exactly the prompt. A sample's random numbers depend on the seed and its place in the request,
-not on the batch size.
+Nothing is padded, so attention needs no mask and Mamba's states hold exactly the text. A batch of prompts of similar
+length is read at once up to the length of its shortest; the longer ones then read on, token by token, while the others
+already answer. A sample's random numbers depend on the seed and its place in the request, not on the batch.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,14 +28,23 @@ STOP_MARGIN = 4
 
 @dataclass
 class _Row:
-    """One sample being drawn: whose it is, the seed of its random numbers, and what was drawn so far."""
+    """One sample being drawn: whose it is, its prompt, its random numbers, and what was drawn so far.
+
+    `draws` holds one number in [0, 1) per token that may be drawn; the row ends when they are used up.
+    """
 
     prompt: int
     sample: int
-    seed: int
+    prompt_ids: list[int]
+    draws: list[float]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def draw(self, length: int) -> float:
+        """The random number for the token after `length` tokens of text; none is used inside the prompt."""
+        place = length - len(self.prompt_ids)
+        return self.draws[place] if 0 <= place < len(self.draws) else 0.0
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -134,59 +142,60 @@ class MegatronEngine:
                     f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; the model has room for {limit} "
                     "(max_position_embeddings) with the completion: shorten it"
                 )
-        by_length: dict[int, list[_Row]] = defaultdict(list)
+        rows = []
         seeds = torch.Generator().manual_seed(params.seed)
         for index, token_ids in enumerate(encoded):
+            room = min(params.max_new_tokens, limit - len(token_ids))
             for sample in range(samples):
-                seed = int(torch.randint(2**62, (), generator=seeds))
-                by_length[len(token_ids)].append(_Row(index, sample, seed))
+                generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+                draws = torch.rand(room, generator=generator, dtype=torch.float64).tolist()
+                rows.append(_Row(index, sample, token_ids, draws))
+        # Like lengths together: the shorter the longest prompt's way past the shortest, the better.
+        rows.sort(key=lambda row: len(row.prompt_ids))
 
         finished: dict[tuple[int, int], Completion] = {}
         training = self.model.training
         self.model.eval()
         try:
-            for length in sorted(by_length):
-                rows = by_length[length]
-                for start in range(0, len(rows), self.batch_size):
-                    batch = rows[start : start + self.batch_size]
-                    self._decode([encoded[row.prompt] for row in batch], batch, params, limit)
-                    finished |= {(row.prompt, row.sample): self._completion(row, params) for row in batch}
-                    progress(len(batch))
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                self._decode(batch, params)
+                finished |= {(row.prompt, row.sample): self._completion(row, params) for row in batch}
+                progress(len(batch))
         finally:
             self.model.train(training)
         return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
 
     # Not inference_mode: Megatron caches rotary tables, and training could not save inference tensors.
     @torch.no_grad()
-    def _decode(self, prompts: list[list[int]], rows: list[_Row], params: SamplingParams, limit: int) -> None:
+    def _decode(self, rows: list[_Row], params: SamplingParams) -> None:
+        """Draw every row to its end; `rows` are sorted by the length of their prompts."""
         from megatron.core.inference.contexts import StaticInferenceContext
 
-        length = len(prompts[0])
-        new_tokens = min(params.max_new_tokens, limit - length)
-        context = StaticInferenceContext(len(rows), length + new_tokens)
-        tokens = torch.tensor(prompts, device=self._device)
-        alive = list(rows)
-        generators = [torch.Generator().manual_seed(row.seed) for row in rows]
-        draws = [torch.rand(new_tokens, generator=each, dtype=torch.float64) for each in generators]
-        uniform = torch.stack(draws).to(self._device)
-        offset = 0
-        for step in range(new_tokens):
+        shortest = len(rows[0].prompt_ids)
+        context = StaticInferenceContext(len(rows), max(len(row.prompt_ids) + len(row.draws) for row in rows))
+        tokens = torch.tensor([row.prompt_ids[:shortest] for row in rows], device=self._device)
+        alive, offset = list(rows), 0
+        while True:
             logits = self._forward(tokens, context, offset)
             offset += tokens.shape[1]
-            chosen = sample_tokens(logits, uniform[:, step], params.temperature, params.top_p)
+            uniform = torch.tensor([row.draw(offset) for row in alive], dtype=torch.float64)
+            chosen = sample_tokens(logits, uniform.to(self._device), params.temperature, params.top_p)
             logprobs = torch.log_softmax(logits, -1).gather(-1, chosen[:, None])[:, 0].tolist()
-            for row, token, logprob in zip(alive, chosen.tolist(), logprobs, strict=True):
-                if row.finish_reason is None:
-                    row.token_ids.append(token)
-                    row.logprobs.append(logprob)
-                    row.finish_reason = self._finish_reason(row, params, step + 1 == new_tokens)
+            following = chosen.tolist()
+            for index, row in enumerate(alive):
+                if offset < len(row.prompt_ids):
+                    following[index] = row.prompt_ids[offset]
+                elif row.finish_reason is None:
+                    row.token_ids.append(following[index])
+                    row.logprobs.append(logprobs[index])
+                    row.finish_reason = self._finish_reason(row, params)
             keep = [index for index, row in enumerate(alive) if row.finish_reason is None]
             if not keep:
                 return
-            tokens = chosen[:, None]
+            tokens = torch.tensor(following, device=self._device)[:, None]
             if 2 * len(keep) < len(alive):
-                alive = [alive[index] for index in keep]
-                tokens, uniform = tokens[keep], uniform[keep]
+                alive, tokens = [alive[index] for index in keep], tokens[keep]
                 self._compact(context, keep)
 
     def _forward(self, tokens: Tensor, context: Any, offset: int) -> Tensor:
@@ -213,7 +222,7 @@ class MegatronEngine:
             module.cached_batch_size = len(keep)
         context.max_batch_size = len(keep)
 
-    def _finish_reason(self, row: _Row, params: SamplingParams, last: bool) -> FinishReason | None:
+    def _finish_reason(self, row: _Row, params: SamplingParams) -> FinishReason | None:
         if row.token_ids[-1] == self.tokenizer.eos_id:
             return "stop"
         if params.stop:
@@ -222,7 +231,7 @@ class MegatronEngine:
             text = self.tokenizer.decode(row.token_ids[-tail:])
             if any(stop in text for stop in params.stop):
                 return "stop"
-        return "length" if last else None
+        return "length" if len(row.token_ids) == len(row.draws) else None
 
     def _completion(self, row: _Row, params: SamplingParams) -> Completion:
         ended = row.token_ids[-1] == self.tokenizer.eos_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
@@ -17,7 +17,8 @@ class Architecture:
     """A dense Transformer, or with `hybrid_pattern` an attention-Mamba hybrid of one mixer per layer.
 
     `attention_multiplier` is the softmax scale itself (None: 1/sqrt(head_dim)); logits are divided by
-    `logits_scaling`. The multipliers are Granite's and are never folded into weights.
+    `logits_scaling`. The multipliers are Granite's and are never folded into weights. `initializer_range` is the
+    standard deviation of fresh weights.
     """
 
     family: str
@@ -43,6 +44,8 @@ class Architecture:
     mamba_head_dim: int = 0
     mamba_state_dim: int = 0
     mamba_num_groups: int = 1
+    # Says how weights began, not what they mean: two architectures may differ in it.
+    initializer_range: float = field(default=0.02, compare=False)
 
     def __post_init__(self) -> None:
         if self.activation not in ("swiglu", "squared_relu"):
@@ -97,7 +100,7 @@ class Architecture:
             data = json.loads(Path(path).read_text())
         except (OSError, ValueError) as problem:
             raise CheckpointError(f"{path}: not a readable architecture ({problem})") from None
-        known = {field.name for field in fields(cls)}
+        known = {each.name for each in fields(cls)}
         for key in data:
             if key not in known:
                 raise CheckpointError(f"{path}: unknown key '{key}'{suggest(key, known)}")
@@ -108,9 +111,10 @@ class Architecture:
 
     def require_same(self, other: Architecture, where: str) -> None:
         """Raise a CheckpointError naming the first field in which a checkpoint's architecture differs."""
-        for field in fields(self):
-            if (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name)):
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if each.compare and mine != theirs:
                 raise CheckpointError(
-                    f"{where}: the checkpoint has {field.name}={theirs}, this model has {mine}; "
+                    f"{where}: the checkpoint has {each.name}={theirs}, this model has {mine}; "
                     "use a checkpoint of the same architecture"
                 )

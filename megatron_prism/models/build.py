@@ -12,8 +12,6 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.layers.multipliers import install_embedding_multiplier, install_logits_scaling
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
-INIT_STD = 0.02
-
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
     """relu(x)^2, Nemotron-H's activation."""
@@ -46,7 +44,7 @@ def transformer_config(
         "softmax_scale": a.attention_multiplier,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "init_method_std": INIT_STD,
+        "init_method_std": a.initializer_range,
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from megatron_prism.pipeline.launch import run_task
+from megatron_prism.platform.console import setup_logging
 
 # Saving a checkpoint spawns helper processes that import this file again: without the guard they would run the task.
 if __name__ == "__main__":
+    setup_logging()
     run_task(Path(sys.argv[1]))

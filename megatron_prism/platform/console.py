@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
-results = Console()
+UPSTREAM = (r"megatron\.core\b", r"torch\.distributed\b")
+
+# Without a terminal there is no width to keep to: a log line stays one line in a file, too.
+FILE_WIDTH = 240
+console = Console(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
+results = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def is_rank_zero() -> bool:
@@ -32,12 +39,24 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send this package's log lines through Rich. Called by the command line, never at import."""
+    """Send this package's log lines through Rich. Called by the command line and by workers, never at import."""
     root = logging.getLogger("megatron_prism")
     if not root.handlers:
-        root.addHandler(RichHandler(console=console, show_path=False, show_level=False, markup=False))
+        root.addHandler(
+            RichHandler(
+                console=console,
+                show_path=False,
+                show_level=False,
+                markup=False,
+                highlighter=NullHighlighter(),
+                log_time_format="[%X]",
+            )
+        )
         root.propagate = False
     root.setLevel(level)
+    # A dozen times at each start: which extension is absent (`prism doctor` says it once), what torch renamed.
+    for module in UPSTREAM:
+        warnings.filterwarnings("ignore", module=module)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

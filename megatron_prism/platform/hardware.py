@@ -86,7 +86,7 @@ def peak(dtype: str = "bf16") -> Peak:
         for piece, flops in GPU_PEAK_BF16.items():
             if piece in name:
                 return Peak(flops, f"{piece} bf16 dense data sheet")
-    return Peak(_measured_matmul(dtype), f"measured 1024^3 {dtype} matmul, {_threads()} threads")
+    return Peak(_measured_matmul(dtype), f"measured {dtype} matmul, {_threads()} threads")
 
 
 def _threads() -> int:
@@ -96,7 +96,7 @@ def _threads() -> int:
 
 
 def _measured_matmul(dtype: str, size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of a few square matmuls: a peak the machine has shown it can reach."""
+    """FLOP/s of the fastest of a few `size`^3 matmuls: a peak the machine has shown it can reach."""
     import time
 
     import torch

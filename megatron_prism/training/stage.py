@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_prism.data.mixture import Mixture
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.artifact import Artifact
@@ -22,7 +23,16 @@ from megatron_prism.training.schedule import Schedule
 
 @dataclass
 class Train(Stage):
-    """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train artifact whose weights to start from."""
+    """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train artifact whose weights to start from.
+
+    Attributes:
+        mixture: name of a packaged mixture, or path of a YAML file.
+        dtype: 'fp32', or 'bf16' with fp32 main weights in the optimizer.
+        validation_batches: global batches of held-out text per source.
+        validate_every: steps between validations; 0 validates at the end only.
+        checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
+        log_every: steps between lines on the console; metrics.jsonl and TensorBoard get every step.
+    """
 
     kind: ClassVar[str] = "train"
     resumable: ClassVar[bool] = True
@@ -39,7 +49,7 @@ class Train(Stage):
     validation_batches: int = 4
     validate_every: int = 0
     checkpoint_every: int = tuning(0)
-    log_every: int = tuning(10)
+    log_every: int = tuning(1)
 
     def __post_init__(self) -> None:
         positive(self, "steps", "validation_batches", "log_every")
@@ -56,6 +66,10 @@ class Train(Stage):
     @property
     def world_size(self) -> int:
         return self.parallel.world_size
+
+    def identity(self) -> dict[str, Any]:
+        """With the mixture's weights in place of its name: an edited file makes another model."""
+        return super().identity() | {"mixture": Mixture.load(self.mixture).weights}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.data.tokenizer import Tokenizer
@@ -76,7 +90,6 @@ class Train(Stage):
 
         from megatron_prism.conversion.checkpoint_io import load_weights
         from megatron_prism.data.blend import blended_dataset
-        from megatron_prism.data.mixture import Mixture
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (
             TrainingState,

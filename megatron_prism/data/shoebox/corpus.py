@@ -5,24 +5,22 @@ The same config on the same Python installation gives the same files, byte for b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.data.readers import CORPUS_SUFFIX, SPLITS, corpus_sources, read_texts
+from megatron_prism.data.corpus import source_writer, split_of, split_texts
+from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
 from megatron_prism.data.shoebox import chat, problems_code, problems_math, problems_science, prose
 from megatron_prism.data.shoebox.problem import (
     HELD_OUT,
     TRAIN,
-    VALID,
     Family,
     Problem,
     check_ids,
@@ -49,7 +47,8 @@ SUITES: dict[str, tuple[str, Mapping[str, Family]]] = {
     "science": ("science", problems_science.FAMILIES),
     "code": ("code_reasoning", problems_code.FAMILIES),
 }
-COMPRESSION_LEVEL = 3
+# Of prose, source files and dialogues; problems are split by their parameters.
+VALID_DOCUMENTS_PERCENT = 5.0
 
 
 @dataclass
@@ -87,8 +86,9 @@ class ShoeboxCorpus(Stage):
         for source, texts in self._sources(made).items():
             for split, documents in texts().items():
                 share = 1.0 if split == TRAIN else self.valid_percent / 100
-                path = out / split / f"{source}{CORPUS_SUFFIX}"
-                written[split][source] = _write(path, documents, self.characters[source] * share)
+                written[split][source] = _write(
+                    out, split, source, documents, self.characters[source] * share
+                )
         held_out = {
             suite: held_out_problems(families, self.held_out_problems, self._rng(suite, "held_out"), suite)
             for suite, (_, families) in SUITES.items()
@@ -127,9 +127,7 @@ class ShoeboxCorpus(Stage):
         return sources
 
     def _found(self, source: str, documents: Iterable[str]) -> dict[str, Iterator[str]]:
-        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for text in documents:
-            texts[_split_of(text)].append(text)
+        texts = split_texts(documents, VALID_DOCUMENTS_PERCENT)
         for split, found in texts.items():
             self._rng(source, split).shuffle(found)
         return {split: iter(found) for split, found in texts.items()}
@@ -146,46 +144,25 @@ class ShoeboxCorpus(Stage):
         rng = self._rng("chat", split)
         while True:
             text = chat.dialogue(rng)
-            if _split_of(text) == split:
+            if split_of(text, VALID_DOCUMENTS_PERCENT) == split:
                 yield text
 
     def _rng(self, *parts: str) -> random.Random:
         return random.Random("|".join((str(self.seed), *parts)))
 
 
-def _split_of(text: str) -> str:
-    """Train or valid, by the text itself: one in twenty documents is for validation."""
-    return (
-        VALID if int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8], 16) % 20 == 0 else TRAIN
-    )
-
-
-@contextmanager
-def _zstd_writer(path: Path) -> Iterator[Any]:
-    import zstandard
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zstandard.open(
-        path, "wt", encoding="utf-8", cctx=zstandard.ZstdCompressor(COMPRESSION_LEVEL)
-    ) as handle:
-        yield handle
-
-
-def _write(path: Path, texts: Iterator[str], characters: float) -> dict[str, int]:
+def _write(corpus: Path, split: str, source: str, texts: Iterator[str], characters: float) -> dict[str, int]:
     """Write documents until there are `characters`; the one that would exceed it is the last."""
-    documents = total = 0
-    with _zstd_writer(path) as handle:
+    with source_writer(corpus, split, source) as writer:
         for text in texts:
-            handle.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            documents += 1
-            total += len(text)
-            if total >= characters:
+            writer.write(text)
+            if writer.characters >= characters:
                 break
-    if not documents:
+    if not writer.documents:
         raise DataError(
-            f"{path}: no text for this source on this machine; use a Python with its library on disk"
+            f"{corpus}: no {split} text for source '{source}' on this machine; use a Python with its library on disk"
         )
-    return {"documents": documents, "characters": total}
+    return writer.counts()
 
 
 def _write_problems(path: Path, made: list[Problem]) -> None:

@@ -1,0 +1,36 @@
+"""Ask a trained model something: sampling from a run's checkpoint, with the log-probability of what it said.
+
+python examples/ask.py runs/shoebox midtrain "User: What is 12+34?" --samples 2
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.megatron import MegatronEngine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("stage", help="a training stage of the run, for example midtrain")
+    parser.add_argument("question")
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    arguments = parser.parse_args()
+    params = SamplingParams(
+        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, stop=["User:"]
+    )
+    prompt = f"{arguments.question}\nAssistant:"
+    with MegatronEngine.load(arguments.run_dir / arguments.stage, arguments.run_dir / "tokenizer") as engine:
+        for answer in engine.generate([prompt], params, arguments.samples)[0]:
+            print(
+                f"{prompt}{answer.text}\n[{answer.finish_reason}, log-probability {sum(answer.logprobs):.2f}]\n"
+            )
+
+
+if __name__ == "__main__":
+    main()

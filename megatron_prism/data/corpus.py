@@ -1,0 +1,119 @@
+"""The `corpus` stage for a user's own files, and how any corpus folder is written and split.
+
+A corpus folder holds `train/SOURCE.jsonl.zst` and `valid/SOURCE.jsonl.zst`, one JSON object with a `text` per line;
+`readers.corpus_sources` finds them. A document's split follows from its text alone, so a document that comes twice
+cannot stand on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.data.readers import CORPUS_SUFFIX, SPLITS, read_texts, source_files
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.stage import Stage
+
+COMPRESSION_LEVEL = 3
+TRAIN, VALID = SPLITS
+
+
+@dataclass
+class FileCorpus(Stage):
+    """No inputs. Output: a corpus folder made of the user's files.
+
+    Attributes:
+        sources: name of a source -> a file or folder of text, JSON lines (.gz, .zst) or Parquet.
+        text_key: the key or column that holds the text.
+        valid_percent: share of the documents held out for validation loss.
+    """
+
+    kind: ClassVar[str] = "corpus"
+
+    sources: dict[str, str] = field(default_factory=dict)
+    text_key: str = "text"
+    valid_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.valid_percent < 100:
+            raise ConfigError(f"valid_percent={self.valid_percent}: must lie between 0 and 100")
+        for name in self.sources:
+            if not name or not all(character.isalnum() or character in "-_" for character in name):
+                raise ConfigError(f"sources: '{name}' names files, so use letters, digits, '-' and '_'")
+
+    def identity(self) -> dict[str, Any]:
+        """With size and time of every file: a file that changed makes another corpus."""
+        stamps = {
+            name: [
+                [str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(Path(path))
+            ]
+            for name, path in self.sources.items()
+        }
+        return super().identity() | {"files": stamps}
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        if not self.sources:
+            raise ConfigError("sources: empty; name at least one, for example sources.web=texts.jsonl")
+        written: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
+        for name, path in self.sources.items():
+            with ExitStack() as stack:
+                writers = {split: stack.enter_context(source_writer(out, split, name)) for split in SPLITS}
+                for text in read_texts(Path(path), self.text_key):
+                    writers[split_of(text, self.valid_percent)].write(text)
+            for split, writer in writers.items():
+                if not writer.documents:
+                    raise DataError(
+                        f"{path}: none of its {sum(w.documents for w in writers.values())} documents falls to "
+                        f"'{split}' at valid_percent={self.valid_percent}; give more documents (a text file is one) "
+                        "or another percentage"
+                    )
+                written[split][name] = writer.counts()
+        return {"sources": written}
+
+
+class SourceWriter:
+    """Writes one source's documents and counts them."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.documents = self.characters = 0
+
+    def write(self, text: str) -> None:
+        self._handle.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        self.documents += 1
+        self.characters += len(text)
+
+    def counts(self) -> dict[str, int]:
+        return {"documents": self.documents, "characters": self.characters}
+
+
+@contextmanager
+def source_writer(corpus: Path, split: str, source: str) -> Iterator[SourceWriter]:
+    """Open `CORPUS/SPLIT/SOURCE.jsonl.zst` for writing."""
+    import zstandard
+
+    path = corpus / split / f"{source}{CORPUS_SUFFIX}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compressor = zstandard.ZstdCompressor(COMPRESSION_LEVEL)
+    with zstandard.open(path, "wt", encoding="utf-8", cctx=compressor) as handle:
+        yield SourceWriter(handle)
+
+
+def split_of(text: str, valid_percent: float) -> str:
+    """'train' or 'valid', decided by a hash of the text: about `valid_percent` of all texts are for validation."""
+    number = int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8], 16)
+    return VALID if number < valid_percent / 100 * 2**32 else TRAIN
+
+
+def split_texts(texts: Iterable[str], valid_percent: float) -> dict[str, list[str]]:
+    """Texts by split, in their order."""
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for text in texts:
+        found[split_of(text, valid_percent)].append(text)
+    return found

@@ -1,0 +1,147 @@
+"""The train stage as a recipe runs it: what it leaves, what it refuses, and that several processes change nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from data_artifacts import make_artifact
+
+from megatron_prism.errors import CheckpointError, ConfigError, ParallelError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.pipeline.launch import run_stage
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.training import metrics
+from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+from megatron_prism.training.stage import Train
+
+TINY = Architecture("granite", 700, 32, 2, 48, 4, 2, 8, max_position_embeddings=64)
+HYBRID = Architecture(
+    "nemotron_h", 700, 32, 3, 48, 4, 2, 8, activation="squared_relu", position_embedding="none",
+    hybrid_pattern="M-*", mamba_num_heads=4, mamba_head_dim=8, mamba_state_dim=8, max_position_embeddings=64,
+    tie_word_embeddings=False,
+)  # fmt: skip
+STEPS = 4
+
+
+def stage(architecture: Architecture = TINY, **changes) -> Train:
+    fields = {
+        "architecture": architecture,
+        "mixture": "shoebox-mcs",
+        "steps": STEPS,
+        "batch": BatchConfig(32, 2, 4),
+        "schedule": Schedule(lr=1e-2, warmup_steps=1),
+        "optimizer": OptimizerSettings(eps=1e-8),
+        "validation_batches": 1,
+    }
+    return Train(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def inputs(tokens, tokenizer_artifact):
+    return {"tokens": tokens, "tokenizer": tokenizer_artifact}
+
+
+@pytest.fixture(scope="module")
+def trained(inputs, tmp_path_factory):
+    return make_artifact(stage(), tmp_path_factory.mktemp("train") / "trained", **inputs)
+
+
+def steps_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_what_training_leaves(trained):
+    assert {path.name for path in trained.path.iterdir()} == {
+        *("architecture.json", "checkpoint", "metrics.jsonl", "receipt.json", "tensorboard")
+    }
+    records = steps_of(trained.path)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert records[-1]["consumed_tokens"] == trained.metrics["tokens"] == STEPS * 4 * 32
+    assert records[0]["lr"] == pytest.approx(1e-2)
+    for record in records:
+        assert min(record[key] for key in ("loss", "grad_norm", "tokens_per_second", "tflops", "mfu")) > 0
+    assert set(trained.metrics["validation"]) == {"web", "chat", "math", "code", "code_reasoning", "science"}
+    assert trained.metrics["parameters"] == 700 * 32 + 2 * (32 * 8 * 8 + 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
+    assert list((trained.path / "tensorboard").glob("events.*"))
+
+
+def test_each_step_is_one_line_that_names_the_peak(inputs, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="megatron_prism")
+    caplog.handler.addFilter(lambda record: record.name == metrics.logger.name)
+    logging.getLogger("megatron_prism").propagate = True
+    make_artifact(stage(steps=2, mixture="shoebox-base"), tmp_path / "x", **inputs)
+    lines = [record.getMessage() for record in caplog.records if " loss " in record.getMessage()]
+    assert len(lines) == 2
+    for part in ("step 2/2", "tokens 256", "lr ", "grad norm ", "tokens/s", "TFLOP/s", "MFU ", "ETA "):
+        assert part in lines[1]
+    assert "matmul" in lines[1] or "data sheet" in lines[1]
+
+
+def test_mid_training_starts_from_the_weights_given(trained, inputs, tmp_path):
+    still = stage(steps=1, schedule=Schedule(lr=1e-9))
+    fresh = make_artifact(still, tmp_path / "fresh", **inputs)
+    after = make_artifact(still, tmp_path / "after", init=trained, **inputs)
+    before = trained.metrics["validation"]
+    assert after.metrics["validation"] == pytest.approx(before, rel=1e-3)
+    assert fresh.metrics["validation"]["math"] > before["math"] + 0.1
+
+
+def test_another_architecture_is_refused_by_its_first_difference(trained, inputs, tmp_path):
+    wider = stage(replace(TINY, ffn_hidden_size=64))
+    with pytest.raises(CheckpointError, match="checkpoint has ffn_hidden_size=48, this model has 64"):
+        wider.run({"init": trained, **inputs}, tmp_path)
+    with pytest.raises(ConfigError, match=r"vocab_size=512, but the tokenizer .* has 700"):
+        stage(replace(TINY, vocab_size=512)).run(inputs, tmp_path)
+
+
+def test_impossible_configs_are_refused_when_made():
+    with pytest.raises(ConfigError, match=r"longer than architecture.max_position_embeddings=64"):
+        stage(batch=BatchConfig(128, 2, 4))
+    with pytest.raises(ParallelError, match="no multiple of micro_batch_size=2 x data_parallel_size=3"):
+        stage(parallel=ParallelConfig(data_parallel_size=3))
+    with pytest.raises(ParallelError, match="num_query_groups=2 does not divide by 4"):
+        stage(parallel=ParallelConfig(tensor_model_parallel_size=4))
+    with pytest.raises(ConfigError, match="'bf61'"):
+        stage(dtype="bf61")
+
+
+def test_the_fingerprint_follows_the_mixtures_weights_not_its_name(tmp_path):
+    def fingerprint(weights: dict[str, float], name: str) -> str:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"name": "x", "weights": weights}))
+        return stage(mixture=str(path)).fingerprint({})
+
+    first = fingerprint({"math": 1, "web": 1}, "a.yaml")
+    assert fingerprint({"math": 50, "web": 50}, "b.yaml") == first
+    assert fingerprint({"math": 2, "web": 1}, "a.yaml") != first
+
+
+@pytest.mark.parametrize("architecture", [TINY, HYBRID], ids=["dense", "hybrid"])
+def test_bf16_keeps_fp32_main_weights(architecture, inputs, tmp_path):
+    fp32 = make_artifact(stage(architecture), tmp_path / "fp32", **inputs)
+    bf16 = make_artifact(stage(architecture, dtype="bf16"), tmp_path / "bf16", **inputs)
+    for exact, rounded in zip(steps_of(fp32.path), steps_of(bf16.path), strict=True):
+        assert rounded["loss"] == pytest.approx(exact["loss"], rel=5e-3)
+        assert rounded["loss"] != exact["loss"]
+
+
+def test_two_processes_train_the_same_model_through_the_launcher(trained, inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
+    out = tmp_path / "out"
+    out.mkdir()
+    sizes = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
+    found = run_stage(stage(parallel=sizes), inputs, out)
+    assert found["parameters"] == trained.metrics["parameters"]
+    for one, two in zip(steps_of(trained.path), steps_of(out), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    log = next((tmp_path / "nemo").rglob("combined.log")).read_text()
+    assert log.count("step 4/4") == 1, "rank 0, and only it, logs"
