@@ -124,8 +124,3 @@ def compare_logits(model: Any, hf_folder: Path, token_ids: Tensor) -> LogitCompa
         max_abs_logit=float(theirs.abs().max()),
         top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
     )
-
-
-def logit_difference(model: Any, hf_folder: Path, token_ids: Tensor) -> float:
-    """Largest absolute difference between the logits of the model and of its export."""
-    return compare_logits(model, hf_folder, token_ids).max_abs_difference

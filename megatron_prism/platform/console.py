@@ -18,7 +18,8 @@ from rich.table import Table
 
 T = TypeVar("T")
 
-UPSTREAM = (r"megatron\.core\b", r"torch\.distributed\b")
+# Modules whose warnings are not this program's reader's to mend; the function mode of the CPU seam repeats torch's.
+UPSTREAM = (r"megatron\.core\b", r"torch\.distributed\b", r"megatron_prism\.platform\.cpu_seam\b")
 
 # Without a terminal there is no width to keep to: a log line stays one line in a file, too.
 FILE_WIDTH = 240
@@ -57,6 +58,8 @@ def setup_logging(level: int = logging.INFO) -> None:
     # A dozen times at each start: which extension is absent (`prism doctor` says it once), what torch renamed.
     for module in UPSTREAM:
         warnings.filterwarnings("ignore", module=module)
+    # transformers draws a bar of its own for each folder it loads.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

