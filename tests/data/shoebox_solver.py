@@ -36,15 +36,17 @@ def solve_math(prompt):
     if "largest" in question or "smallest" in question:
         return str(sorted(digits)[-1 if "largest" in question else 0])
     if "sum of" in question or "Add up" in question:
-        assert "modulo 10" in question
-        return str(sum(digits) % 10)
-    assert "Modulo 10" in question or "modulo 10" in question
+        return str(sum(digits) % _modulus(question))
     value = int(re.search(r"(?:Start with|what is) (\d)", question).group(1))
     operations = re.findall(r"(first|second|third|fourth) ([+*-])(\d)", question)
     assert [name for name, _, _ in operations] == ["first", "second", "third", "fourth"][: len(operations)]
     for _, sign, number in operations:
         value = {"+": value + int(number), "-": value - int(number), "*": value * int(number)}[sign]
-    return str(value % 10)
+    return str(value % _modulus(question))
+
+
+def _modulus(question):
+    return int(re.search(r"[Mm]odulo (\d+)", question).group(1))
 
 
 def solve_science(prompt):

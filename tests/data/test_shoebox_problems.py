@@ -65,25 +65,41 @@ def test_science_answers_follow_from_the_question(name):
 
 def test_the_solver_is_no_rubber_stamp():
     assert solve_math("User: Modulo 10, what is 3 after first *4, second -5?\nAssistant:") == "7"
+    assert solve_math("User: Modulo 7, what is 3 after first *4, second -6?\nAssistant:") == "6"
     assert solve_math("User: Find the smallest of 4, 2, 8.\nAssistant:") == "2"
     assert solve_math("User: Solve 3x+4=19 for x.\nAssistant:") == "5"
     cart = "A cart goes 8 m in 4 s. What is its speed in m/s? (A) 4 (B) 3 (C) 2 (D) 8"
     assert solve_science(f"User: {cart}\nAssistant:") == "C"
 
 
+def written_steps(name, thoughts):
+    """(what is computed, the result written for it) of each step."""
+    if name.startswith("chain"):
+        # Looking ahead, because a step's result is the next one's start.
+        return [
+            (eval(f"({value}{sign}{number}) % 7"), result)
+            for value, sign, number, result in re.findall(r"(?=(\d) \w+ ([+*])(\d)=(\d))", thoughts)
+        ]
+    if name.startswith(("sum", "largest", "smallest")):
+        first, *rest = thoughts.split(", ")
+        parts = [re.fullmatch(r"(\d)[=:](\d)", part).groups() for part in rest]
+        before = [first, *(result for _, result in parts)]
+        chosen = {"s": lambda a, b: (a + b) % 7, "l": max}[name[0]] if name[:2] != "sm" else min
+        return [(chosen(int(a), int(b)), r) for a, (b, r) in zip(before, parts, strict=False)]
+    # Leading zeros stand for a carry or borrow that is not there.
+    steps = re.findall(r"(?<![\dx])([\d+*/-]+(?:[+*/-]\d+)+)=(\d+)", thoughts)
+    return [(eval(re.sub(r"\b0+(?=\d)", "", left)), right) for left, right in steps]
+
+
 @pytest.mark.parametrize("name", problems_math.FAMILIES)
 def test_every_written_step_is_true(name):
-    """What stands left of an equals sign is what stands right of it (modulo 10 in chains and sums)."""
-    modular = name.startswith(("chain", "sum"))
     for problem in drawn("math", name, 200):
-        steps = re.findall(r"(?<![\dx])([\d+*/-]+(?:[+*/-]\d+)+)=(\d+)", problem.thoughts)
-        compared = re.findall(r"(\d) or (\d): (\d)", problem.thoughts)
-        assert steps or compared
-        for left, right in steps:
-            value = eval(re.sub(r"\b0+(?=\d)", "", left))
-            assert (value % 10 if modular else value) == int(right), problem.document
-        for left, right, chosen in compared:
-            assert chosen == (max if name.startswith("largest") else min)(left, right)
+        steps = written_steps(name, problem.thoughts)
+        expected = {"chain": 0, "sum": -1, "large": -1, "small": -1}
+        length = next((int(name[-1]) + off for kind, off in expected.items() if name.startswith(kind)), None)
+        assert len(steps) == length or (length is None and len(steps) >= 1)
+        for computed, written in steps:
+            assert computed == int(written), problem.document
 
 
 @pytest.mark.parametrize("name", problems_code.FAMILIES)
@@ -140,7 +156,7 @@ def test_the_split_does_not_depend_on_the_wording():
     rng = random.Random(3)
     wordings = {}
     for _ in range(3000):
-        problem = problems_math.chain(rng, 1)
+        problem = problems_math.chain(rng, 2)
         wordings.setdefault(problem.key, {})[problem.question] = problem.split
     several = [found for found in wordings.values() if len(found) > 1]
     assert len(several) > 100

@@ -1,8 +1,9 @@
 """Arithmetic whose every step comes from a small table, so that a small model can learn the steps and compose them.
 
-Chains (260 one-digit facts), running sums and extremes over digits, two-digit addition and subtraction column by column
-with the carry written out, linear equations. A step repeats the running value next to where it is needed, and each step
-of a chain is called by an ordinal that the question uses too: what to copy is found by its name, not by counting.
+Chains modulo 7 (77 one-digit facts), running sums and extremes over digits, two-digit addition and subtraction column
+by column with the carry written out, linear equations. Each step of a chain is called by an ordinal that the question
+uses too, and lists are written out again with the running value behind each digit: what comes next is copied from
+behind the same word or digit in the question, and what is computed stands beside what it is computed from.
 """
 
 from __future__ import annotations
@@ -14,42 +15,38 @@ from megatron_prism.data.shoebox.problem import Family, Problem, boxed
 
 SUITE = "math"
 ORDINALS = ("first", "second", "third", "fourth")
-# All arithmetic of chains and running sums is modulo this: results stay single digits.
-MODULUS = 10
-CHAIN_OPERATIONS = [
-    (symbol, number) for symbol in "+-*" for number in range(2 if symbol == "*" else 1, MODULUS)
-]
+# All arithmetic of chains and running sums is modulo this: results stay single digits, and the facts are few.
+MODULUS = 7
+CHAIN_OPERATIONS = [(symbol, n) for symbol, least in (("+", 1), ("*", 2)) for n in range(least, MODULUS)]
 
 
 def apply_operation(value: int, symbol: str, number: int) -> int:
     """One step of a chain."""
-    result = {"+": value + number, "-": value - number, "*": value * number}[symbol]
-    return result % MODULUS
+    return (value + number if symbol == "+" else value * number) % MODULUS
 
 
 def chain(rng: random.Random, steps: int) -> Problem:
-    """A start digit and `steps` operations modulo 10."""
+    """A start digit and `steps` operations modulo 7."""
     start = rng.randrange(MODULUS)
     operations = [rng.choice(CHAIN_OPERATIONS) for _ in range(steps)]
     named = list(zip(ORDINALS, operations, strict=False))
     listed = ", ".join(f"{ordinal} {symbol}{number}" for ordinal, (symbol, number) in named)
     question = rng.choice(
         (
-            f"Start with {start}. Modulo {MODULUS}, do {listed}. What is the result?",
+            f"Start with {start}, do {listed}, all modulo {MODULUS}.",
             f"Modulo {MODULUS}, what is {start} after {listed}?",
         )
     )
-    value, lines = start, []
+    value, steps_done = start, [str(start)]
     for ordinal, (symbol, number) in named:
-        result = apply_operation(value, symbol, number)
-        lines.append(f"{ordinal} {value}{symbol}{number}={result}")
-        value = result
+        value = apply_operation(value, symbol, number)
+        steps_done.append(f"{ordinal} {symbol}{number}={value}")
     key = f"{start}{''.join(f'{symbol}{number}' for symbol, number in operations)}"
-    return _problem(f"chain{steps}", key, question, f"So {', '.join(lines)}", value)
+    return _problem(f"chain{steps}", key, question, " ".join(steps_done), value)
 
 
 def running_sum(rng: random.Random, length: int) -> Problem:
-    """The sum of different digits, modulo 10 (different, so that the next one is found by the last)."""
+    """The sum of different digits, modulo 7 (different, so that the next one is found by the last)."""
     digits = rng.sample(range(MODULUS), length)
     listed = ", ".join(map(str, digits))
     question = rng.choice(
@@ -58,12 +55,11 @@ def running_sum(rng: random.Random, length: int) -> Problem:
             f"Add up {listed}. What is the result modulo {MODULUS}?",
         )
     )
-    value, lines = digits[0], []
+    value, written = digits[0], [str(digits[0])]
     for digit in digits[1:]:
-        result = (value + digit) % MODULUS
-        lines.append(f"{value}+{digit}={result}")
-        value = result
-    return _problem(f"sum{length}", listed, question, "\n".join(lines), value)
+        value = (value + digit) % MODULUS
+        written.append(f"{digit}={value}")
+    return _problem(f"sum{length}", listed, question, ", ".join(written), value)
 
 
 def extreme(rng: random.Random, name: str, length: int) -> Problem:
@@ -72,12 +68,11 @@ def extreme(rng: random.Random, name: str, length: int) -> Problem:
     listed = ", ".join(map(str, digits))
     question = rng.choice((f"Which digit is the {name} of {listed}?", f"Find the {name} of {listed}."))
     choose = max if name == "largest" else min
-    value, lines = digits[0], []
+    value, written = digits[0], [str(digits[0])]
     for digit in digits[1:]:
-        result = choose(value, digit)
-        lines.append(f"{value} or {digit}: {result}")
-        value = result
-    return _problem(f"{name}{length}", listed, question, "\n".join(lines), value)
+        value = choose(value, digit)
+        written.append(f"{digit}:{value}")
+    return _problem(f"{name}{length}", listed, question, ", ".join(written), value)
 
 
 def addition(rng: random.Random) -> Problem:
@@ -117,10 +112,10 @@ def equation(rng: random.Random) -> Problem:
 
 
 FAMILIES = {
-    "chain1": Family(10, partial(chain, steps=1)),
-    "chain2": Family(18, partial(chain, steps=2)),
-    "chain3": Family(18, partial(chain, steps=3)),
-    "chain4": Family(10, partial(chain, steps=4)),
+    "chain1": Family(8, partial(chain, steps=1)),
+    "chain2": Family(16, partial(chain, steps=2)),
+    "chain3": Family(20, partial(chain, steps=3)),
+    "chain4": Family(14, partial(chain, steps=4)),
     "sum3": Family(8, partial(running_sum, length=3)),
     "sum4": Family(6, partial(running_sum, length=4)),
     "largest3": Family(6, partial(extreme, name="largest", length=3)),
