@@ -29,9 +29,8 @@ def unwrap(model: Any) -> Any:
 def model_state(models: list[Any]) -> dict[str, Any]:
     """Sharded weights of this rank's chunks, `_extra_state` left out: those are Transformer Engine's, not weights."""
     state = {}
-    for index, model in enumerate(models):
+    for model, name in zip(models, _chunk_names(models), strict=True):
         sharded = unwrap(model).sharded_state_dict(metadata=checkpoint_metadata())
-        name = "model" if len(models) == 1 else f"model{index}"
         state[name] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
     return state
 
@@ -51,7 +50,17 @@ def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Load the weights of a training checkpoint into this rank's model; optimizer state is not read."""
-    loaded = read_checkpoint(model_state([model]), Path(folder))
-    unwrap(model).load_state_dict(loaded["model"], strict=False)
+def load_weights(models: list[Any], folder: Path) -> None:
+    """Load the weights of a training checkpoint into this rank's model chunks; optimizer state is not read."""
+    install_weights(models, read_checkpoint(model_state(models), Path(folder)))
+
+
+def install_weights(models: list[Any], loaded: dict[str, Any]) -> None:
+    """Put what was read for `model_state(models)` into the chunks."""
+    for model, name in zip(models, _chunk_names(models), strict=True):
+        # Not strict: Transformer Engine's `_extra_state` was left out.
+        unwrap(model).load_state_dict(loaded[name], strict=False)
+
+
+def _chunk_names(models: list[Any]) -> list[str]:
+    return ["model"] if len(models) == 1 else [f"model{index}" for index in range(len(models))]

@@ -45,7 +45,7 @@ class ExportHF(Stage):
         folder = out / "model"
         with session():
             model = build_model(architecture).to(device())
-            load_weights(model, inputs["model"].file("checkpoint"))
+            load_weights([model], inputs["model"].file("checkpoint"))
             export_model(model, architecture, inputs["tokenizer"].path, folder)
             length = min(CHECK_LENGTH, architecture.max_position_embeddings)
             generator = torch.Generator().manual_seed(CHECK_SEED)

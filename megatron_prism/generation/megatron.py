@@ -115,7 +115,7 @@ class MegatronEngine:
             model = build_model(architecture, dtype=torch.bfloat16 if has_gpu() else torch.float32).to(
                 device()
             )
-            load_weights(model, Path(train_artifact_folder) / "checkpoint")
+            load_weights([model], Path(train_artifact_folder) / "checkpoint")
             yield cls(model, tokenizer, batch_size)
 
     def generate(

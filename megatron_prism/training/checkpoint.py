@@ -14,9 +14,9 @@ from typing import Any
 
 from megatron_prism.conversion.checkpoint_io import (
     checkpoint_metadata,
+    install_weights,
     model_state,
     read_checkpoint,
-    unwrap,
 )
 from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.process_groups import literals
@@ -73,9 +73,7 @@ def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> Training
             sharded, is_loading=True, metadata=checkpoint_metadata()
         )
         loaded = read_checkpoint(sharded, folder)
-        for index, model in enumerate(models):
-            weights = loaded["model" if len(models) == 1 else f"model{index}"]
-            unwrap(model).load_state_dict(weights, strict=False)
+        install_weights(models, loaded)
         optimizer.load_state_dict(loaded["optimizer"])
         cpu_seam.unshare_adam_steps(optimizer)
     random_file = folder / f"random_{dist.get_rank()}_of_{dist.get_world_size()}.pt"

@@ -26,14 +26,23 @@ class BatchConfig:
     micro_batch_size: int = 8
     global_batch_size: int = 8
 
-    def micro_batches(self, data_parallel_size: int) -> int:
+    def micro_batches(self, parallel: ParallelConfig) -> int:
+        """Micro-batches per step and data-parallel rank; a ParallelError says what does not divide."""
+        data_parallel_size = parallel.data_parallel_size
         per_round = self.micro_batch_size * data_parallel_size
         if self.global_batch_size % per_round:
             raise ParallelError(
                 f"global_batch_size={self.global_batch_size} is no multiple of micro_batch_size="
                 f"{self.micro_batch_size} x data_parallel_size={data_parallel_size}"
             )
-        return self.global_batch_size // per_round
+        count = self.global_batch_size // per_round
+        stages = parallel.pipeline_model_parallel_size
+        if parallel.virtual_pipeline_model_parallel_size and count % stages:
+            raise ParallelError(
+                f"{count} micro-batches per step are no multiple of pipeline_model_parallel_size={stages}, which an "
+                "interleaved pipeline needs: change global_batch_size or micro_batch_size"
+            )
+        return count
 
 
 class Trainer:
@@ -61,7 +70,7 @@ class Trainer:
 
         parallel.check_sequence(batch.sequence_length)
         self.batch, self.parallel = batch, parallel
-        self.micro_batches = batch.micro_batches(parallel.data_parallel_size)
+        self.micro_batches = batch.micro_batches(parallel)
         self.data_rank = parallel_state.get_data_parallel_rank()
         virtual = parallel.virtual_pipeline_model_parallel_size
         self.models: list[Any] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.data.mixture import Mixture
-from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of, positive
@@ -61,7 +61,7 @@ class Train(Stage):
             )
         self.architecture.check_parallel(self.parallel)
         self.parallel.check_sequence(self.batch.sequence_length)
-        self.batch.micro_batches(self.parallel.data_parallel_size)
+        self.batch.micro_batches(self.parallel)
 
     @property
     def world_size(self) -> int:
@@ -110,9 +110,7 @@ class Train(Stage):
             self.architecture.require_same(
                 Architecture.load(source.file("architecture.json")), str(source.path)
             )
-            if len(trainer.models) > 1:
-                raise CheckpointError("init: weights cannot be loaded under virtual pipelining yet; unset it")
-            load_weights(trainer.models[0], source.file("checkpoint"))
+            load_weights(trainer.models, source.file("checkpoint"))
             trainer.optimizer.reload_model_params()
 
         tokens = inputs["tokens"].path

@@ -31,13 +31,16 @@ HYBRID = Architecture(
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
 
-def layout(tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, sp: bool = False) -> ParallelConfig:
+def layout(
+    tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, sp: bool = False, vp: int | None = None
+) -> ParallelConfig:
     return ParallelConfig(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         context_parallel_size=cp,
         data_parallel_size=dp,
         sequence_parallel=sp,
+        virtual_pipeline_model_parallel_size=vp,
     )
 
 
@@ -47,6 +50,7 @@ LAYOUTS = {
         "tp2": layout(tp=2),
         "tp2sp": layout(tp=2, sp=True),
         "pp2": layout(pp=2),
+        "pp2vp2": layout(pp=2, vp=2),
         "cp2": layout(cp=2),
         "dp2": layout(dp=2),
     },
@@ -86,6 +90,8 @@ def main(folder: Path) -> None:
     for kind, architecture in MODELS.items():
         initial, halfway = folder / f"{kind}-initial", folder / f"{kind}-halfway"
         for name, parallel in LAYOUTS[world].items():
+            if parallel.virtual_pipeline_model_parallel_size and architecture.is_hybrid:
+                continue
             with session(parallel, seed=5):
                 run = trainer(architecture, parallel)
                 if world == 1:
@@ -94,10 +100,10 @@ def main(folder: Path) -> None:
                     save_checkpoint(halfway, run.models, run.optimizer, TrainingState(STEPS // 2))
                     results[f"{kind}-{name}"] += losses(run, STEPS // 2, STEPS)
                 else:
-                    load_weights(run.models[0], initial)
+                    load_weights(run.models, initial)
                     run.optimizer.reload_model_params()
                     results[f"{kind}-{name}"] = losses(run, 0, STEPS)
-            if name in ("one", "tp2", "pp2"):
+            if name in ("one", "tp2", "pp2", "pp2vp2"):
                 with session(parallel, seed=6):
                     resumed = trainer(architecture, parallel)
                     step = load_checkpoint(halfway, resumed.models, resumed.optimizer).step
@@ -109,7 +115,7 @@ def main(folder: Path) -> None:
             )
             with session(LAYOUTS[2]["cp2"], seed=5):
                 run = trainer(architecture, LAYOUTS[2]["cp2"])
-                load_weights(run.models[0], initial)
+                load_weights(run.models, initial)
                 run.optimizer.reload_model_params()
                 results[f"{kind}-cp2-wrong-order"] = losses(run, 0, STEPS)
             attention.chunk_positions = honest

@@ -43,6 +43,11 @@ def test_same_losses_as_one_process(curves, kind, layout):
     assert gap(curves[f"{kind}-{layout}"], curves[f"{kind}-one"]) <= TOLERANCE[kind]
 
 
+def test_an_interleaved_pipeline_too(curves):
+    assert gap(curves["dense-pp2vp2"], curves["dense-one"]) <= TOLERANCE["dense"]
+    assert gap(curves["dense-pp2vp2-resumed"], curves["dense-one"][10:]) <= TOLERANCE["dense"]
+
+
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
 def test_the_curve_moves_and_a_wrong_chunk_order_is_seen(curves, kind):
     reference = curves[f"{kind}-one"]

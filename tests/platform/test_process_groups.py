@@ -50,11 +50,15 @@ def test_a_sequence_that_cannot_be_cut_is_named():
 
 
 def test_a_batch_that_cannot_be_shared_is_named():
-    assert BatchConfig(8, 2, 12).micro_batches(3) == 2
+    assert BatchConfig(8, 2, 12).micro_batches(ParallelConfig(data_parallel_size=3)) == 2
     with pytest.raises(
         ParallelError, match=r"global_batch_size=12 .* micro_batch_size=2 x data_parallel_size=4"
     ):
-        BatchConfig(8, 2, 12).micro_batches(4)
+        BatchConfig(8, 2, 12).micro_batches(ParallelConfig(data_parallel_size=4))
+    interleaved = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    assert BatchConfig(8, 2, 8).micro_batches(interleaved) == 4
+    with pytest.raises(ParallelError, match="3 micro-batches per step are no multiple of pipeline"):
+        BatchConfig(8, 2, 6).micro_batches(interleaved)
 
 
 HYBRID = Architecture(

@@ -9,6 +9,7 @@ behind the same word or digit in the question, and what is computed stands besid
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from functools import partial
 
 from megatron_prism.data.shoebox.problem import Family, Problem, boxed
@@ -27,8 +28,7 @@ def apply_operation(value: int, symbol: str, number: int) -> int:
 
 def chain(rng: random.Random, steps: int) -> Problem:
     """A start digit and `steps` operations modulo 7."""
-    start = rng.randrange(MODULUS)
-    operations = [rng.choice(CHAIN_OPERATIONS) for _ in range(steps)]
+    start, operations = rng.randrange(MODULUS), [rng.choice(CHAIN_OPERATIONS) for _ in range(steps)]
     named = list(zip(ORDINALS, operations, strict=False))
     listed = ", ".join(f"{ordinal} {symbol}{number}" for ordinal, (symbol, number) in named)
     question = rng.choice(
@@ -37,12 +37,12 @@ def chain(rng: random.Random, steps: int) -> Problem:
             f"Modulo {MODULUS}, what is {start} after {listed}?",
         )
     )
-    value, steps_done = start, [str(start)]
+    value, written = start, [str(start)]
     for ordinal, (symbol, number) in named:
         value = apply_operation(value, symbol, number)
-        steps_done.append(f"{ordinal} {symbol}{number}={value}")
+        written.append(f"{ordinal} {symbol}{number}={value}")
     key = f"{start}{''.join(f'{symbol}{number}' for symbol, number in operations)}"
-    return _problem(f"chain{steps}", key, question, " ".join(steps_done), value)
+    return _problem(f"chain{steps}", key, question, " ".join(written), value)
 
 
 def running_sum(rng: random.Random, length: int) -> Problem:
@@ -111,17 +111,22 @@ def equation(rng: random.Random) -> Problem:
     return _problem("solve", f"{slope}x+{offset}={total}", question, thoughts, solution)
 
 
+def page(solved: Iterable[Problem]) -> str:
+    """Chains worked out line by line that nobody asked for, as the paper's math has web pages beside its problems."""
+    return "\n".join([f"Modulo {MODULUS}", *(problem.thoughts for problem in solved)])
+
+
 FAMILIES = {
-    "chain1": Family(8, partial(chain, steps=1)),
-    "chain2": Family(16, partial(chain, steps=2)),
+    "chain1": Family(4, partial(chain, steps=1)),
+    "chain2": Family(12, partial(chain, steps=2)),
     "chain3": Family(20, partial(chain, steps=3)),
-    "chain4": Family(14, partial(chain, steps=4)),
-    "sum3": Family(8, partial(running_sum, length=3)),
-    "sum4": Family(6, partial(running_sum, length=4)),
+    "chain4": Family(24, partial(chain, steps=4)),
+    "sum3": Family(6, partial(running_sum, length=3)),
+    "sum4": Family(8, partial(running_sum, length=4)),
     "largest3": Family(6, partial(extreme, name="largest", length=3)),
     "smallest4": Family(6, partial(extreme, name="smallest", length=4)),
-    "add2": Family(8, addition),
-    "sub2": Family(6, subtraction),
+    "add2": Family(6, addition),
+    "sub2": Family(4, subtraction),
     "solve": Family(4, equation),
 }
 
