@@ -21,13 +21,15 @@ from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 
 VOCABULARY = 2048
-SEQUENCE_LENGTH = 256
+SEQUENCE_LENGTH = 128
+# 1 / sqrt(hidden size): at 0.02 so narrow a model takes far longer to learn to copy.
+INITIALIZER_RANGE = 0.088
 
 DENSE = Architecture(
     family="granite",
     vocab_size=VOCABULARY,
     hidden_size=128,
-    num_layers=6,
+    num_layers=4,
     ffn_hidden_size=384,
     num_attention_heads=4,
     num_query_groups=2,
@@ -39,6 +41,7 @@ DENSE = Architecture(
     embedding_multiplier=8.0,
     residual_multiplier=0.5,
     logits_scaling=1.5,
+    initializer_range=INITIALIZER_RANGE,
 )
 HYBRID = Architecture(
     family="nemotron_h",
@@ -58,7 +61,9 @@ HYBRID = Architecture(
     mamba_head_dim=32,
     mamba_state_dim=32,
     mamba_num_groups=2,
+    initializer_range=INITIALIZER_RANGE,
 )
+LEARNING_RATE = 4e-3
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
 
@@ -71,7 +76,7 @@ class Preset:
     problems: int
 
 
-PRESETS = {"full": Preset(250, 550, 200), "short": Preset(6, 8, 8)}
+PRESETS = {"full": Preset(100, 1000, 200), "short": Preset(6, 8, 8)}
 
 
 def recipe(model: str = "dense", seed: int = 1, preset: str = "full", mixture: str = "shoebox-mcs") -> Graph:
@@ -86,27 +91,32 @@ def recipe(model: str = "dense", seed: int = 1, preset: str = "full", mixture: s
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
 
-    def train(mixture: str, steps: int, lr: float) -> Train:
+    def train(mixture: str, steps: int) -> Train:
         return Train(
             architecture=architecture,
             mixture=mixture,
             steps=steps,
             seed=seed,
-            batch=BatchConfig(sequence_length=SEQUENCE_LENGTH, micro_batch_size=16, global_batch_size=16),
-            schedule=Schedule(lr=lr, warmup_steps=max(1, steps // 20), final_factor=0.05),
-            optimizer=OptimizerSettings(eps=1e-8),
-            checkpoint_every=100,
+            batch=BatchConfig(sequence_length=SEQUENCE_LENGTH, micro_batch_size=8, global_batch_size=8),
+            schedule=Schedule(lr=LEARNING_RATE, warmup_steps=max(1, steps // 20), final_factor=0.05),
+            optimizer=OptimizerSettings(beta2=0.98, eps=1e-8),
+            checkpoint_every=200,
             log_every=25,
         )
 
-    base = graph.add("base", train("shoebox-base", size.base_steps, 3e-3), tokens=tokens, tokenizer=tokenizer)
+    base = graph.add("base", train("shoebox-base", size.base_steps), tokens=tokens, tokenizer=tokenizer)
     midtrain = graph.add(
-        "midtrain", train(mixture, size.midtrain_steps, 3e-3), tokens=tokens, tokenizer=tokenizer, init=base
+        "midtrain",
+        train(mixture, size.midtrain_steps),
+        tokens=tokens,
+        tokenizer=tokenizer,
+        init=base,
     )
     export = graph.add("export", ExportHF(), model=midtrain, tokenizer=tokenizer)
     questions = Evaluate(
         limit=size.problems,
-        sampling=SamplingParams(max_new_tokens=128, temperature=0.6, top_p=0.95, stop=["User:"], seed=seed),
+        batch_size=size.problems,
+        sampling=SamplingParams(max_new_tokens=96, temperature=0.6, top_p=0.95, stop=["User:"], seed=seed),
     )
     scores = {
         f"evaluate_{node.name}": graph.add(

@@ -102,16 +102,6 @@ def test_every_written_step_is_true(name):
             assert computed == int(written), problem.document
 
 
-def test_a_page_is_worked_chains_with_every_fact_among_them():
-    met = set()
-    title, *lines = problems_math.page(drawn("math", "chain4", 300)).split("\n")
-    assert title == "Modulo 7"
-    for line in lines:
-        assert len(written_steps("chain4", line)) == 4
-        met.update(re.findall(r"(?=(\d) \w+ ([+*])(\d)=)", line))
-    assert len(met) == 7 * (6 + 5)
-
-
 @pytest.mark.parametrize("name", problems_code.FAMILIES)
 def test_references_pass_their_tests_and_others_do_not(name):
     others = 0

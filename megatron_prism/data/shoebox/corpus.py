@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,10 +47,6 @@ SUITES: dict[str, tuple[str, Mapping[str, Family]]] = {
     "science": ("science", problems_science.FAMILIES),
     "code": ("code_reasoning", problems_code.FAMILIES),
 }
-# What the pages of the math source are made of, how long they are, and how many there are to each problem.
-PAGE_FAMILIES = {"chain4": problems_math.FAMILIES["chain4"]}
-LINES_PER_PAGE = 4
-PAGES_PER_PROBLEM = 0.25
 # Of prose, source files and dialogues; problems are split by their parameters.
 VALID_DOCUMENTS_PERCENT = 5.0
 
@@ -139,13 +134,7 @@ class ShoeboxCorpus(Stage):
 
     def _solved(self, suite: str, made: dict[str, set[str]]) -> dict[str, Iterator[str]]:
         def documents(split: str) -> Iterator[str]:
-            rng = self._rng(suite, split)
-            worked = problems(PAGE_FAMILIES, split, rng)
-            for problem in problems(SUITES[suite][1], split, rng):
-                if suite == problems_math.SUITE and rng.random() < PAGES_PER_PROBLEM:
-                    lines = list(islice(worked, LINES_PER_PAGE))
-                    made[split].update(line.id for line in lines)
-                    yield problems_math.page(lines)
+            for problem in problems(SUITES[suite][1], split, self._rng(suite, split)):
                 made[split].add(problem.id)
                 yield problem.document
 

@@ -9,7 +9,6 @@ behind the same word or digit in the question, and what is computed stands besid
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from functools import partial
 
 from megatron_prism.data.shoebox.problem import Family, Problem, boxed
@@ -64,7 +63,7 @@ def running_sum(rng: random.Random, length: int) -> Problem:
 
 def extreme(rng: random.Random, name: str, length: int) -> Problem:
     """The largest or smallest of different digits, by comparing along the list."""
-    digits = rng.sample(range(MODULUS), length)
+    digits = rng.sample(range(10), length)
     listed = ", ".join(map(str, digits))
     question = rng.choice((f"Which digit is the {name} of {listed}?", f"Find the {name} of {listed}."))
     choose = max if name == "largest" else min
@@ -111,22 +110,19 @@ def equation(rng: random.Random) -> Problem:
     return _problem("solve", f"{slope}x+{offset}={total}", question, thoughts, solution)
 
 
-def page(solved: Iterable[Problem]) -> str:
-    """Chains worked out line by line that nobody asked for, as the paper's math has web pages beside its problems."""
-    return "\n".join([f"Modulo {MODULUS}", *(problem.thoughts for problem in solved)])
-
-
 FAMILIES = {
-    "chain1": Family(4, partial(chain, steps=1)),
-    "chain2": Family(12, partial(chain, steps=2)),
-    "chain3": Family(20, partial(chain, steps=3)),
-    "chain4": Family(24, partial(chain, steps=4)),
+    "chain1": Family(8, partial(chain, steps=1)),
+    "chain2": Family(14, partial(chain, steps=2)),
+    "chain3": Family(14, partial(chain, steps=3)),
+    "chain4": Family(6, partial(chain, steps=4)),
     "sum3": Family(6, partial(running_sum, length=3)),
-    "sum4": Family(8, partial(running_sum, length=4)),
-    "largest3": Family(6, partial(extreme, name="largest", length=3)),
-    "smallest4": Family(6, partial(extreme, name="smallest", length=4)),
-    "add2": Family(6, addition),
-    "sub2": Family(4, subtraction),
+    "sum4": Family(4, partial(running_sum, length=4)),
+    "largest3": Family(8, partial(extreme, name="largest", length=3)),
+    "largest4": Family(10, partial(extreme, name="largest", length=4)),
+    "smallest3": Family(8, partial(extreme, name="smallest", length=3)),
+    "smallest4": Family(10, partial(extreme, name="smallest", length=4)),
+    "add2": Family(5, addition),
+    "sub2": Family(3, subtraction),
     "solve": Family(4, equation),
 }
 
