@@ -12,7 +12,7 @@ RUN apt-get update \
 WORKDIR /opt/megatron_prism
 COPY . .
 
-ARG PRISM_TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+ARG PRISM_TORCH_ARGS="--torch-backend cpu"
 RUN make .venv/.stamp PRISM_TORCH_ARGS="${PRISM_TORCH_ARGS}" && rm -rf /root/.cache
 
 ENV PATH="/opt/megatron_prism/.venv/bin:${PATH}"

@@ -1,7 +1,7 @@
 # Everything here works on a fresh machine that has Python >= 3.11, a C compiler and make.
 #   PYTHON            the interpreter to build .venv with
 #   PIP_FIND_LINKS    folders or pages with wheels (uv does not read pip's settings, so they are passed on)
-#   PRISM_TORCH_ARGS  extra arguments for the torch install, e.g. --index-url https://download.pytorch.org/whl/cpu
+#   PRISM_TORCH_ARGS  extra arguments for the torch install, e.g. --torch-backend cpu
 
 PYTHON ?= python3
 MODEL ?= dense
