@@ -100,6 +100,7 @@ def recipe(model: str = "dense", seed: int = 1, preset: str = "full", mixture: s
             batch=BatchConfig(sequence_length=SEQUENCE_LENGTH, micro_batch_size=8, global_batch_size=8),
             schedule=Schedule(lr=LEARNING_RATE, warmup_steps=max(1, steps // 20), final_factor=0.05),
             optimizer=OptimizerSettings(beta2=0.98, eps=1e-8),
+            validate_every=max(1, steps // 4),
             checkpoint_every=200,
             log_every=25,
         )
