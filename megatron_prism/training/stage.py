@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.data.mixture import Mixture
+from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.artifact import Artifact
@@ -54,6 +54,9 @@ class Train(Stage):
     def __post_init__(self) -> None:
         positive(self, "steps", "validation_batches", "log_every")
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        if Path(self.mixture).suffix in YAML_SUFFIXES:
+            # Launched workers may run in another folder.
+            self.mixture = str(Path(self.mixture).resolve())
         if self.batch.sequence_length > self.architecture.max_position_embeddings:
             raise ConfigError(
                 f"batch.sequence_length={self.batch.sequence_length} is longer than "
