@@ -1,4 +1,4 @@
-"""Claim: a training step here is as fast as a plain transformers loop's (dense), and 1.3 times as fast (hybrid).
+"""Question: is a training step here as fast as a plain transformers loop's (dense), and 1.3 times as fast (hybrid)?
 
     python benchmarks/train_step.py --dtype bf16 --json result.json
 
@@ -32,11 +32,11 @@ from megatron_prism.training.optimizer import OptimizerSettings
 
 LEARNING_RATE = 1e-4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SIZES = ("shoebox", "10m")
+SIZES = ("shoebox", "wide")
 
 
 def architecture_of(kind: str, size: str) -> Architecture:
-    """The quickstart's model, or one of about 10M parameters, where the matrices begin to matter."""
+    """The quickstart's model, or one 2.5 times as wide, where the matrices weigh more."""
     small = MODELS[kind]
     if size == "shoebox":
         return small
