@@ -74,12 +74,17 @@ def source_files() -> list[Path]:
 
 
 def _descriptions() -> Iterator[str]:
-    found = {(d.metadata["Name"] or "").lower(): d for d in importlib.metadata.distributions() if d.metadata}
+    found = {_field(d.metadata, "Name").lower(): d for d in importlib.metadata.distributions() if d.metadata}
     for name in sorted(found):
         metadata = found[name].metadata
         # Long descriptions are the body of METADATA, or the Description field of older packages.
         body = getattr(metadata, "get_payload", lambda: "")()
-        yield body if isinstance(body, str) and body.strip() else metadata["Description"] or ""
+        yield body if isinstance(body, str) and body.strip() else _field(metadata, "Description")
+
+
+def _field(metadata: importlib.metadata.PackageMetadata, name: str) -> str:
+    """A header or ''; where the importlib_metadata package is loaded, asking for a missing one raises."""
+    return (metadata[name] or "") if name in metadata else ""
 
 
 def _docstrings() -> Iterator[str]:
