@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.build import parameter_count
+from megatron_prism.models.build import local_parameter_count
 from megatron_prism.models.families import hf_config
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, session
@@ -114,7 +114,10 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
         ours = Trainer(architecture, ParallelConfig(), batch, settings, dtype)
         peer = Peer(architecture, dtype, settings)
         tokens = data.table[: arguments.batch, :-1].to(device())
-        sizes = {"ours": parameter_count(ours.models[0]), "transformers": parameter_count(peer.model)}
+        sizes = {
+            "ours": local_parameter_count(ours.models[0]),
+            "transformers": local_parameter_count(peer.model),
+        }
         assert sizes["ours"] == sizes["transformers"], f"not the same shape: {sizes}"
         timings = measure.alternate(
             {

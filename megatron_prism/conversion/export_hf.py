@@ -1,86 +1,123 @@
-"""From a Megatron model to a Hugging Face folder, and the proof that both compute the same logits."""
+"""To a Hugging Face folder: streamed from a checkpoint without a model, or gathered from a model that is running."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.checkpoint_io import unwrap
+from megatron_prism.conversion.dist_io import quick_collection
+from megatron_prism.conversion.gather import gather_hf
+from megatron_prism.conversion.model_folder import (
+    TOKENIZER_FILES,
+    Weights,
+    carry_files,
+    write_config,
+)
+from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, FolderWriter
 from megatron_prism.errors import ArtifactError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.families import hf_config, to_hf
-from megatron_prism.pipeline.artifact import partial_path, write_json
+from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
+from megatron_prism.models.mappings import Shape
+from megatron_prism.pipeline.artifact import write_json
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NEEDED = TOKENIZER_FILES[:2]
+Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class LogitComparison:
-    """Two models on the same tokens.
-
-    Attributes:
-        max_abs_difference: largest absolute difference of any logit.
-        max_abs_logit: largest absolute logit of the exported model, the scale of the former.
-        top1_agreement: share of positions, 0..1, at which both rank the same token first.
-    """
-
-    max_abs_difference: float
-    max_abs_logit: float
-    top1_agreement: float
-
-
-def export_model(model: Any, architecture: Architecture, tokenizer_folder: Path, out: Path) -> None:
-    """Write `out`: safetensors, config.json, generation_config.json and the tokenizer's files.
+def export_checkpoint(
+    source: Weights,
+    out: Path,
+    tokenizer: Path | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress = lambda nbytes: None,
+) -> dict[str, Any]:
+    """Write a Hugging Face folder, one tensor group in memory.
 
     Args:
-        model: a whole model (tensor and pipeline parallel sizes 1); vocabulary padding is left out.
-        tokenizer_folder: holds tokenizer.json and tokenizer_config.json.
-        out: appears in one rename when complete; an older folder there is replaced.
+        out: an existing folder; the caller moves it to its final name.
+        tokenizer: folder with a tokenizer; by default the one that came with the weights.
+        dtype: of the tensors; None keeps the checkpoint's.
+
+    Returns:
+        Metrics: parameters and bytes of the weights.
 
     Raises:
-        ArtifactError: when the tokenizer's files are missing.
-        CheckpointError, ConfigError: when the family cannot express the model.
+        ArtifactError: when there is no tokenizer.
     """
-    from safetensors.torch import save_file
+    tensors = {name: (dtype or source.dtypes[name], shape) for name, shape in source.shapes.items()}
+    write_side_files(out, source.architecture, source.files, tokenizer, _main_dtype(tensors))
+    with FolderWriter(out, tensors, max_shard_bytes) as writer, quick_collection():
+        for name, tensor in _in_groups(source):
+            writer.write(name, tensor.to(tensors[name][0]))
+            progress(tensor.nbytes)
+    return {
+        "parameters": parameter_count(source.architecture),
+        "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
+    }
 
-    for name in TOKENIZER_FILES[:2]:
-        if not (tokenizer_folder / name).is_file():
-            raise ArtifactError(f"{tokenizer_folder / name}: missing; a tokenizer folder needs it")
-    tensors = to_hf(architecture, unwrap(model).state_dict())
-    if architecture.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    partial = partial_path(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).is_file():
-            shutil.copyfile(tokenizer_folder / name, partial / name)
-    tokens = _token_ids(partial)
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    write_json(partial / "config.json", {**hf_config(architecture), **tokens, "dtype": dtype})
-    write_json(
-        partial / "generation_config.json", {key: value for key, value in tokens.items() if value is not None}
-    )
-    for name, shard in _shards(tensors, partial).items():
-        save_file(
-            {key: tensors[key].detach().cpu().contiguous() for key in shard}, partial / name, {"format": "pt"}
-        )
-    if out.exists():
-        shutil.rmtree(out)
-    os.rename(partial, out)
+
+def _in_groups(source: Weights) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor, those of one Megatron parameter together, so that each chunk is read once."""
+    for rule in parameter_map(source.architecture):
+        for name in rule.hf:
+            yield name, source.tensor(name)
+        source.release()
+
+
+def export_running(
+    models: list[Any],
+    architecture: Architecture,
+    out: Path,
+    tokenizer: Path | None = None,
+    files: Path | None = None,
+) -> None:
+    """Export the model that these ranks hold; every rank calls it, rank 0 writes.
+
+    Args:
+        models: this rank's model chunks, at any tensor, pipeline or data-parallel layout.
+        out: an existing folder, seen by rank 0.
+        tokenizer, files: folder of the tokenizer; folder of the config and files that came with the model.
+    """
+    gathered = gather_hf(models, architecture)
+    if gathered is None:
+        return
+    dtypes, tensors = gathered
+    announced = {name: (dtypes[name], shape) for name, shape in hf_shapes(architecture).items()}
+    write_side_files(out, architecture, files, tokenizer, _main_dtype(announced))
+    with FolderWriter(out, announced) as writer:
+        for name, tensor in tensors:
+            writer.write(name, tensor)
+
+
+def write_side_files(
+    out: Path, architecture: Architecture, files: Path | None, tokenizer: Path | None, dtype: torch.dtype
+) -> None:
+    """Everything but the weights: tokenizer, config and generation config."""
+    if files is not None:
+        carry_files(files, out)
+    if tokenizer is not None:
+        for name in NEEDED:
+            if not (tokenizer / name).is_file():
+                raise ArtifactError(f"{tokenizer / name}: missing; a tokenizer folder needs it")
+        for name in TOKENIZER_FILES:
+            (out / name).unlink(missing_ok=True)
+            if (tokenizer / name).is_file():
+                (out / name).write_bytes((tokenizer / name).read_bytes())
+    elif files is None:
+        raise ArtifactError(f"{out}: no tokenizer came with this model; name the folder of one")
+    if files is not None:
+        write_config(out, architecture, dtype, {})
+        return
+    tokens = _token_ids(out)
+    write_config(out, architecture, dtype, tokens)
+    known = {key: value for key, value in tokens.items() if value is not None}
+    write_json(out / "generation_config.json", known)
 
 
 def _token_ids(folder: Path) -> dict[str, int | None]:
@@ -90,37 +127,6 @@ def _token_ids(folder: Path) -> dict[str, int | None]:
     return {key: getattr(tokenizer, key) for key in TOKEN_IDS}
 
 
-def _shards(tensors: dict[str, Tensor], folder: Path) -> dict[str, list[str]]:
-    """File name -> tensor names, in files of at most 5 GB; more than one file gets an index."""
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size="5GB")
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
-    return dict(split.filename_to_tensors)
-
-
-@torch.no_grad()
-def compare_logits(model: Any, hf_folder: Path, token_ids: Tensor) -> LogitComparison:
-    """Run the Megatron model and transformers' model from `hf_folder` on `token_ids` `[batch, seq]`."""
-    from transformers import AutoModelForCausalLM
-
-    parameter = next(model.parameters())
-    token_ids = token_ids.to(parameter.device)
-    reference = AutoModelForCausalLM.from_pretrained(str(hf_folder), dtype=parameter.dtype).to(
-        parameter.device
-    )
-    theirs = reference.eval()(token_ids, use_cache=False).logits.float()
-    training = model.training
-    model.eval()
-    try:
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
-        ours = model(token_ids, positions, None)[..., : theirs.shape[-1]].float()
-    finally:
-        model.train(training)
-    return LogitComparison(
-        max_abs_difference=float((ours - theirs).abs().max()),
-        max_abs_logit=float(theirs.abs().max()),
-        top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
-    )
+def _main_dtype(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> torch.dtype:
+    """The dtype of the embedding, which comes first: what config.json names."""
+    return next(iter(tensors.values()))[0]

@@ -1,4 +1,4 @@
-"""The stage that exports a trained model to a Hugging Face folder, and fails if the logits differ."""
+"""The stages of conversion: a Hugging Face folder in, a Hugging Face folder out, each proved before it is done."""
 
 from __future__ import annotations
 
@@ -7,61 +7,127 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.errors import CheckpointError
-from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import positive
+from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.pipeline.artifact import Artifact, folder_stamp
+from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage
 
 CHECK_BATCH, CHECK_LENGTH, CHECK_SEED = 2, 64, 1234
+DTYPES = ("keep", "fp32", "bf16", "fp16")
+
+
+@dataclass
+class ImportHF(Stage):
+    """Input: none, or `checkpoint`, an artifact with a Hugging Face folder `model/`. Output: a Megatron folder.
+
+    Attributes:
+        source: the Hugging Face folder, where there is no input.
+        dtype: of the checkpoint; 'keep' leaves each tensor its own.
+    """
+
+    kind: ClassVar[str] = "import"
+
+    source: str = ""
+    dtype: str = "keep"
+
+    def __post_init__(self) -> None:
+        one_of(self.dtype, DTYPES, "dtype")
+        if self.source:
+            self.source = str(Path(self.source).resolve())
+
+    def identity(self) -> dict[str, Any]:
+        """With size and time of the source's files: a folder that changed makes another checkpoint."""
+        return super().identity() | {"files": folder_stamp(Path(self.source)) if self.source else []}
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.conversion.import_hf import import_checkpoint
+
+        if bool(self.source) == ("checkpoint" in inputs):
+            raise ConfigError(
+                "source: name a Hugging Face folder, or give a 'checkpoint' input, and not both"
+            )
+        source = Path(self.source) if self.source else inputs["checkpoint"].file("model")
+        return import_checkpoint(source, out, torch_dtype(self.dtype))
 
 
 @dataclass
 class ExportHF(Stage):
-    """Inputs: `model` (a train artifact) and `tokenizer`. Output: `model/`, a transformers folder in fp32.
+    """Inputs: `model` (a Megatron folder), and `tokenizer` where none came with it. Output: `model/`, for transformers.
 
     Attributes:
-        tolerance: largest allowed logit difference, relative to the largest logit where that is below 1
-            (Granite divides its logits, so an absolute bound alone would let a wrong multiplier pass).
+        dtype: of the tensors; 'keep' leaves them the checkpoint's.
+        check: 'logits' runs the result and the checkpoint (both whole, in fp32) and compares; 'tensors' reads both
+            again and compares bit by bit, in little memory; 'none' trusts.
+        tolerance: largest allowed logit difference, relative to the largest logit where that is below 1.
     """
 
     kind: ClassVar[str] = "export"
 
+    dtype: str = "keep"
+    check: str = "logits"
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         positive(self, "tolerance")
+        one_of(self.dtype, DTYPES, "dtype")
+        one_of(self.check, ("logits", "tensors", "none"), "check")
+        if self.check == "tensors" and self.dtype != "keep":
+            raise ConfigError(
+                f"check=tensors compares bits, so dtype={self.dtype} cannot be asked for; use 'keep'"
+            )
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.conversion.export_hf import export_checkpoint
+        from megatron_prism.conversion.model_folder import MegatronWeights
+
+        folder = out / "model"
+        folder.mkdir()
+        source = MegatronWeights(inputs["model"].path)
+        tokenizer = inputs["tokenizer"].path if "tokenizer" in inputs else None
+        metrics = export_checkpoint(source, folder, tokenizer, torch_dtype(self.dtype))
+        if self.check == "logits":
+            return metrics | self._check_logits(source, folder)
+        if self.check == "tensors":
+            return metrics | _check_tensors(source, folder)
+        return metrics
+
+    def _check_logits(self, source: Any, folder: Path) -> dict[str, float]:
         import torch
 
-        from megatron_prism.conversion.checkpoint_io import load_weights
-        from megatron_prism.conversion.export_hf import compare_logits, export_model
-        from megatron_prism.models.architecture import Architecture
-        from megatron_prism.models.build import build_model, parameter_count
-        from megatron_prism.platform.hardware import device
-        from megatron_prism.platform.process_groups import session
+        from megatron_prism.conversion.logits import checkpoint_outputs, compare, folder_outputs
 
-        architecture = Architecture.load(inputs["model"].file("architecture.json"))
-        folder = out / "model"
-        with session():
-            model = build_model(architecture).to(device())
-            load_weights([model], inputs["model"].file("checkpoint"))
-            export_model(model, architecture, inputs["tokenizer"].path, folder)
-            length = min(CHECK_LENGTH, architecture.max_position_embeddings)
-            generator = torch.Generator().manual_seed(CHECK_SEED)
-            tokens = torch.randint(architecture.vocab_size, (CHECK_BATCH, length), generator=generator)
-            compared = compare_logits(model, folder, tokens)
-            parameters = parameter_count(model)
-        allowed = self.tolerance * min(1.0, compared.max_abs_logit)
+        generator = torch.Generator().manual_seed(CHECK_SEED)
+        length = min(CHECK_LENGTH, source.architecture.max_position_embeddings)
+        shape = (CHECK_BATCH, length)
+        tokens = torch.randint(source.architecture.vocab_size, shape, generator=generator)
+        ours = checkpoint_outputs(source, tokens, torch.float32, torch_dtype(self.dtype))
+        compared = compare(ours, folder_outputs(folder, tokens, torch.float32), self.tolerance)
+        allowed = compared.allowed(self.tolerance)
         # Written so that a NaN fails too.
         if not compared.max_abs_difference <= allowed:
             raise CheckpointError(
                 f"{folder}: transformers' logits differ by {compared.max_abs_difference:.3g}, more "
-                f"than {allowed:.3g} (tolerance={self.tolerance}, largest logit {compared.max_abs_logit:.3g})"
+                f"than {allowed:.3g} (tolerance={self.tolerance}, largest logit {compared.max_abs_logit:.3g}), "
+                f"beginning at {compared.departs or 'the head'}"
             )
         return {
             "max_abs_logit_difference": compared.max_abs_difference,
             "top1_agreement": compared.top1_agreement,
-            "parameters": parameters,
-            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         }
+
+
+def _check_tensors(source: Any, folder: Path) -> dict[str, int]:
+    from megatron_prism.conversion.model_folder import HFWeights
+    from megatron_prism.conversion.verify import compare_tensors
+
+    differences = compare_tensors(source, HFWeights(folder))
+    if differences:
+        raise CheckpointError(f"{folder}: tensor '{differences[0].name}': {differences[0].reason}")
+    return {"tensors_compared": len(source.shapes)}
+
+
+def torch_dtype(name: str) -> Any:
+    """The torch dtype of a config value; None for 'keep'."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name)

@@ -7,15 +7,20 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
+from megatron_prism.models.rope import RopeScaling
 from megatron_prism.platform.process_groups import ParallelConfig
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
+# Layers on Transformer Engine and mamba_ssm, layers in plain torch, or the first that the machine can run.
+BACKENDS = ("auto", "te", "torch")
 
 
 @dataclass
 class Architecture:
     """A dense Transformer, or with `hybrid_pattern` an attention-Mamba hybrid of one mixer per layer.
 
+    `num_layers` counts Megatron's layers: a Granite-4-H layer of mixer and MLP is two. `sliding_window` is how many
+    tokens, itself included, a query sees (None: all before it).
     `attention_multiplier` is the softmax scale itself (None: 1/sqrt(head_dim)); logits are divided by
     `logits_scaling`. The multipliers are Granite's and are never folded into weights. `initializer_range` is the
     standard deviation of fresh weights.
@@ -35,6 +40,8 @@ class Architecture:
     tie_word_embeddings: bool = True
     position_embedding: str = "rope"
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
     attention_multiplier: float | None = None
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
@@ -57,6 +64,10 @@ class Architecture:
                 f"num_attention_heads={self.num_attention_heads} is no multiple of "
                 f"num_query_groups={self.num_query_groups}"
             )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(
+                f"sliding_window={self.sliding_window}: 1 or more tokens, or null for no window"
+            )
         if self.hybrid_pattern is not None:
             odd = set(self.hybrid_pattern) - {MAMBA, ATTENTION, MLP}
             if odd or len(self.hybrid_pattern) != self.num_layers:
@@ -77,7 +88,12 @@ class Architecture:
         tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         divided = {"num_attention_heads": tp, "num_query_groups": tp, "ffn_hidden_size": tp}
         if self.is_hybrid:
-            divided |= {"mamba_num_heads": tp * parallel.context_parallel_size, "mamba_num_groups": tp}
+            divided |= {"mamba_num_heads": tp * parallel.context_parallel_size}
+            if self.mamba_num_groups % tp:
+                raise ParallelError(
+                    f"tensor_model_parallel_size={tp}: each rank needs whole Mamba groups and {self.family} has "
+                    f"mamba_num_groups={self.mamba_num_groups}; use {self._instead_of_tensor_parallelism(tp)}"
+                )
             if parallel.virtual_pipeline_model_parallel_size:
                 raise ParallelError(
                     "virtual_pipeline_model_parallel_size: hybrids cannot be interleaved; unset it"
@@ -89,6 +105,11 @@ class Architecture:
                     f"{name}={getattr(self, name)} does not divide by {size} "
                     f"(tensor {tp}, pipeline {pp}, context {parallel.context_parallel_size})"
                 )
+
+    def _instead_of_tensor_parallelism(self, wanted: int) -> str:
+        fitting = [size for size in range(wanted - 1, 1, -1) if self.mamba_num_groups % size == 0]
+        smaller = f"tensor_model_parallel_size={fitting[0]}, or " if fitting else ""
+        return f"{smaller}context_parallel_size, pipeline_model_parallel_size or data_parallel_size instead"
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -105,8 +126,10 @@ class Architecture:
             if key not in known:
                 raise CheckpointError(f"{path}: unknown key '{key}'{suggest(key, known)}")
         try:
+            if data.get("rope_scaling"):
+                data["rope_scaling"] = RopeScaling(**data["rope_scaling"])
             return cls(**data)
-        except TypeError as problem:
+        except (TypeError, ConfigError) as problem:
             raise CheckpointError(f"{path}: {problem}") from None
 
     def require_same(self, other: Architecture, where: str) -> None:

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from megatron_prism.models.architecture import Architecture
+from megatron_prism.models import specs_te
+from megatron_prism.models.architecture import BACKENDS, Architecture
 from megatron_prism.models.layers.multipliers import install_embedding_multiplier, install_logits_scaling
+from megatron_prism.models.rope import inverse_frequencies
+from megatron_prism.pipeline.config import one_of
+from megatron_prism.platform.cpu_seam import on_meta
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
 
@@ -42,6 +46,7 @@ def transformer_config(
         "gated_linear_unit": a.activation == "swiglu",
         "activation_func": F.silu if a.activation == "swiglu" else squared_relu,
         "softmax_scale": a.attention_multiplier,
+        "window_size": None if a.sliding_window is None else (a.sliding_window - 1, 0),
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "init_method_std": a.initializer_range,
@@ -80,19 +85,27 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     parallel: ParallelConfig | None = None,
     vp_stage: int | None = None,
+    backend: str = "auto",
     **settings: Any,
 ) -> Any:
     """This rank's model (one chunk of it under virtual pipelining), with fresh weights.
 
     Needs a running `platform.process_groups.session`.
 
+    Args:
+        backend: 'te' (Transformer Engine, mamba_ssm), 'torch', or 'auto': te where this machine has what it needs.
+        settings: fields of Megatron's TransformerConfig, in place of those made from the architecture.
+
     Raises:
         ParallelError: when a size of the architecture does not divide by the layout.
+        ConfigError: when the backend cannot be used here, or FP8 is asked for and would not happen.
     """
     from megatron.core import parallel_state
 
     parallel = parallel or ParallelConfig()
     architecture.check_parallel(parallel)
+    backend = choose_backend(backend, architecture.is_hybrid)
+    specs_te.require_fp8(settings.get("fp8"), backend)
     config = transformer_config(architecture, parallel, dtype, **settings)
     shared: dict[str, Any] = {
         "vocab_size": architecture.padded_vocab_size(parallel.tensor_model_parallel_size),
@@ -105,14 +118,21 @@ def build_model(
         ),
         "share_embeddings_and_output_weights": architecture.tie_word_embeddings,
         "position_embedding_type": architecture.position_embedding,
-        "rotary_base": architecture.rope_theta,
         "parallel_output": True,
     }
     with literals():
         model = (
-            _hybrid(architecture, config, shared)
+            _hybrid(architecture, config, shared, backend)
             if architecture.is_hybrid
-            else _dense(architecture, config, shared, vp_stage)
+            else _dense(architecture, config, shared, backend, vp_stage)
+        )
+    for module in model.modules():
+        if hasattr(module, "d_inner_local_tp"):
+            # Upstream builds the mixer's gated norm with 1e-5, whatever the config says (mamba_mixer.py:357).
+            module.norm.eps = architecture.norm_epsilon
+    if architecture.position_embedding == "rope":
+        model.rotary_pos_emb.inv_freq = inverse_frequencies(
+            architecture.head_dim, architecture.rope_theta, architecture.rope_scaling
         )
     if shared["pre_process"]:
         install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
@@ -121,28 +141,44 @@ def build_model(
     return model
 
 
-def _dense(architecture: Architecture, config: Any, shared: dict[str, Any], vp_stage: int | None) -> Any:
+def build_on_meta(architecture: Architecture) -> Any:
+    """The whole model with shapes and no memory, however large; it cannot compute. Needs a running session."""
+    with on_meta():
+        return build_model(architecture, backend="torch", perform_initialization=False)
+
+
+def choose_backend(wanted: str, hybrid: bool) -> str:
+    """'te' or 'torch': what is wanted, or with 'auto' the first that this machine can run."""
+    one_of(wanted, BACKENDS, "backend")
+    if wanted != "auto":
+        return wanted
+    return "torch" if specs_te.missing(hybrid) else "te"
+
+
+def _dense(
+    architecture: Architecture, config: Any, shared: dict[str, Any], backend: str, vp_stage: int | None
+) -> Any:
     from megatron.core.models.gpt import GPTModel
 
-    from megatron_prism.models.specs_torch import dense_block_spec
+    from megatron_prism.models import specs_torch
 
-    spec = dense_block_spec(config, architecture.residual_multiplier, vp_stage)
-    shared = shared | {"rotary_base": int(shared["rotary_base"])}
+    specs = specs_te if backend == "te" else specs_torch
+    spec = specs.dense_block_spec(config, architecture.residual_multiplier, vp_stage)
     return GPTModel(config=config, transformer_layer_spec=spec, vp_stage=vp_stage, **shared)
 
 
-def _hybrid(architecture: Architecture, config: Any, shared: dict[str, Any]) -> Any:
+def _hybrid(architecture: Architecture, config: Any, shared: dict[str, Any], backend: str) -> Any:
     from megatron.core.models.mamba import MambaModel
 
-    from megatron_prism.models.specs_torch import hybrid_stack_spec
+    from megatron_prism.models import specs_torch
 
-    spec = hybrid_stack_spec(architecture.residual_multiplier)
-    shared = shared | {"rotary_base": int(shared["rotary_base"])}
+    specs = specs_te if backend == "te" else specs_torch
+    spec = specs.hybrid_stack_spec(architecture.residual_multiplier)
     return MambaModel(
         config=config, mamba_stack_spec=spec, hybrid_override_pattern=architecture.hybrid_pattern, **shared
     )
 
 
-def parameter_count(model: Any) -> int:
+def local_parameter_count(model: Any) -> int:
     """Parameters on this rank; a tied output layer under pipelining is counted where it is stored."""
     return sum(math.prod(parameter.shape) for parameter in model.parameters())

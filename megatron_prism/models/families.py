@@ -1,47 +1,86 @@
 """The registry of model families: which table and which config a family name stands for.
 
-A new family is one module with `rules`, `to_config` and `from_config`, and one line here.
+A new family is one module with `rules`, `to_config`, `from_config` and `PUBLISHED`, and one line here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
-from megatron_prism.models import granite, nemotron_h
+from megatron_prism.models import granite, granite_hybrid, llama, mistral, nemotron_h
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.mappings import Rule
+from megatron_prism.models.mappings import Rule, Shape
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family's parameter table and its Hugging Face config in both directions."""
+    """A family's parameter table and its Hugging Face config in both directions.
+
+    Attributes:
+        published: config.json of the released models, by Hugging Face name.
+        for_comparison: config keys to set when transformers' model is to compute what Megatron's does.
+        layers_per_hf_layer: how many Megatron layers one Hugging Face layer becomes.
+    """
 
     rules: Callable[[Architecture], list[Rule]]
     to_config: Callable[[Architecture], dict[str, Any]]
     from_config: Callable[[Mapping[str, Any]], Architecture]
+    published: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    for_comparison: Mapping[str, Any] = field(default_factory=dict)
+    layers_per_hf_layer: Callable[[Architecture], int] = lambda architecture: 1
 
 
 FAMILIES = {
-    "granite": Family(granite.rules, granite.to_config, granite.from_config),
-    "nemotron_h": Family(nemotron_h.rules, nemotron_h.to_config, nemotron_h.from_config),
+    "llama": Family(llama.rules, llama.to_config, llama.from_config, llama.PUBLISHED),
+    "mistral": Family(mistral.rules, mistral.to_config, mistral.from_config, mistral.PUBLISHED),
+    "granite": Family(granite.rules, granite.to_config, granite.from_config, granite.PUBLISHED),
+    "granitemoehybrid": Family(
+        granite_hybrid.rules,
+        granite_hybrid.to_config,
+        granite_hybrid.from_config,
+        granite_hybrid.PUBLISHED,
+        layers_per_hf_layer=lambda architecture: 2 if architecture.is_hybrid else 1,
+    ),
+    "nemotron_h": Family(
+        nemotron_h.rules,
+        nemotron_h.to_config,
+        nemotron_h.from_config,
+        nemotron_h.PUBLISHED,
+        for_comparison={"time_step_min": nemotron_h.NO_CLAMP},
+    ),
 }
 
 
 def family(name: str) -> Family:
     """The family of that name (also transformers' `model_type`); a ConfigError lists the known ones."""
     if name not in FAMILIES:
-        raise ConfigError(f"family={name!r}: unknown{suggest(name, FAMILIES)}")
+        raise ConfigError(f"model_type={name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
     return FAMILIES[name]
 
 
 def parameter_map(architecture: Architecture) -> list[Rule]:
-    """Every Megatron parameter with its Hugging Face names and transform."""
+    """Every Megatron parameter with its Hugging Face names and layout."""
     return family(architecture.family).rules(architecture)
+
+
+def hf_shapes(architecture: Architecture) -> dict[str, Shape]:
+    """Every tensor of the Hugging Face checkpoint with its shape, in the order of the layers."""
+    return {
+        name: shape
+        for rule in parameter_map(architecture)
+        for name, shape in zip(rule.hf, rule.layout.hf_shapes(architecture), strict=True)
+    }
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Parameters of the whole model, tied ones once."""
+    return sum(math.prod(shape) for shape in hf_shapes(architecture).values())
 
 
 def hf_config(architecture: Architecture) -> dict[str, Any]:
@@ -50,11 +89,22 @@ def hf_config(architecture: Architecture) -> dict[str, Any]:
 
 
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a Hugging Face `config.json` describes."""
-    try:
-        return family(str(config.get("model_type"))).from_config(config)
-    except KeyError as missing:
-        raise ConfigError(f"config.json: no key {missing}, which {config['model_type']} needs") from None
+    """The architecture that a Hugging Face `config.json` describes.
+
+    Raises:
+        ConfigError: for a family that is not supported, a missing key, or one whose meaning is not implemented.
+    """
+    if config.get("quantization_config"):
+        raise ConfigError("config.json: quantization_config: only unquantized checkpoints can be read")
+    return family(str(config.get("model_type"))).from_config(config)
+
+
+def published_config(name: str) -> dict[str, Any]:
+    """config.json of a released model, by its Hugging Face name; a ConfigError suggests the nearest."""
+    known = {model: config for each in FAMILIES.values() for model, config in each.published.items()}
+    if name not in known:
+        raise ConfigError(f"'{name}' is not a model whose config is kept here{suggest(name, known)}")
+    return dict(known[name])
 
 
 def to_hf(architecture: Architecture, megatron_state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -68,7 +118,7 @@ def to_hf(architecture: Architecture, megatron_state: Mapping[str, Any]) -> dict
     for rule in parameter_map(architecture):
         tensor = _take(megatron_state, rule.megatron)
         left.discard(rule.megatron)
-        converted |= dict(zip(rule.hf, rule.transform.to_hf(tensor, architecture), strict=True))
+        converted |= dict(zip(rule.hf, rule.to_hf(tensor, architecture), strict=True))
     if left:
         raise CheckpointError(f"parameter '{min(left)}' has no place in family '{architecture.family}'")
     return converted
@@ -81,7 +131,7 @@ def from_hf(architecture: Architecture, hf_state: Mapping[str, Tensor]) -> dict[
     for rule in parameter_map(architecture):
         tensors = [_take(hf_state, name) for name in rule.hf]
         left.difference_update(rule.hf)
-        converted[rule.megatron] = rule.transform.to_megatron(tensors, architecture)
+        converted[rule.megatron] = rule.to_megatron(tensors, architecture)
     if left:
         raise CheckpointError(f"parameter '{min(left)}' has no place in family '{architecture.family}'")
     return converted

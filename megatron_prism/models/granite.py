@@ -1,6 +1,7 @@
-"""Granite 3 (dense): its Hugging Face config, read and written, and its parameter table.
+"""Granite 3 (dense): LLaMA's layers with four multipliers, which stay multipliers on both sides.
 
-The four multipliers stay multipliers on both sides; transformers' modeling_granite.py applies each.
+transformers' modeling_granite.py applies each: the embedding's output, both branches of a layer, the softmax scale
+(attention_multiplier is the scale itself) and the logits, which are divided.
 """
 
 from __future__ import annotations
@@ -8,107 +9,91 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.mappings import GATE_UP, QUERY_KEY_VALUE, VOCABULARY, Rule
+from megatron_prism.models.dense import dense_rules, dense_sizes, require_fields, sizes_to_config
+from megatron_prism.models.hf_config import ConfigReader, rope_to_config
 
-LAYER = (
-    Rule("input_layernorm.weight", ("input_layernorm.weight",)),
-    Rule(
-        "self_attention.linear_qkv.weight",
-        ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-        QUERY_KEY_VALUE,
-    ),
-    Rule("self_attention.linear_proj.weight", ("self_attn.o_proj.weight",)),
-    Rule("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight",)),
-    Rule("mlp.linear_fc1.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), GATE_UP),
-    Rule("mlp.linear_fc2.weight", ("mlp.down_proj.weight",)),
-)
-EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
-FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",))
-HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
-
-
-def rules(architecture: Architecture) -> list[Rule]:
-    """Every parameter of the model, in layer order; a tied model has no head of its own."""
-    rows = [EMBEDDING]
-    for layer in range(architecture.num_layers):
-        rows += [rule.at(f"decoder.layers.{layer}.", f"model.layers.{layer}.") for rule in LAYER]
-    return [*rows, FINAL_NORM] + ([] if architecture.tie_word_embeddings else [HEAD])
-
-
-def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' GraniteForCausalLM.
-
-    Raises:
-        ConfigError: for an architecture that Granite cannot express.
-    """
-    a = architecture
-    if a.is_hybrid or a.activation != "swiglu" or a.position_embedding != "rope":
-        raise ConfigError(
-            f"family=granite needs hybrid_pattern=null, activation=swiglu and position_embedding=rope; it "
-            f"has {a.hybrid_pattern}, {a.activation} and {a.position_embedding}"
-        )
-    return {
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "ibm-granite/granite-3.3-8b-base": {
         "architectures": ["GraniteForCausalLM"],
         "model_type": "granite",
-        "vocab_size": a.vocab_size,
-        "hidden_size": a.hidden_size,
-        "intermediate_size": a.ffn_hidden_size,
-        "num_hidden_layers": a.num_layers,
-        "num_attention_heads": a.num_attention_heads,
-        "num_key_value_heads": a.num_query_groups,
-        "head_dim": a.head_dim,
+        # The instruct model has 49159: seven tokens for its chat roles.
+        "vocab_size": 49152,
+        "hidden_size": 4096,
+        "intermediate_size": 12800,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
         "hidden_act": "silu",
-        "rms_norm_eps": a.norm_epsilon,
-        "max_position_embeddings": a.max_position_embeddings,
-        "tie_word_embeddings": a.tie_word_embeddings,
-        "initializer_range": a.initializer_range,
-        "rope_parameters": {"rope_type": "default", "rope_theta": a.rope_theta},
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
         "attention_bias": False,
         "mlp_bias": False,
-        # Granite's own default is 1.0, not 1/sqrt(head_dim): always written out.
-        "attention_multiplier": a.head_dim**-0.5
-        if a.attention_multiplier is None
-        else a.attention_multiplier,
+        "rope_theta": 10000000.0,
+        "attention_multiplier": 0.0078125,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 16.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+}
+
+rules = dense_rules
+
+
+def multipliers(config: ConfigReader) -> dict[str, Any]:
+    """Granite's four scalars; each is 1 where the config does not name it."""
+    return {
+        name: config.get(name, 1.0)
+        for name in ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+    }
+
+
+def multipliers_to_config(architecture: Architecture) -> dict[str, float]:
+    """The keys that `multipliers` reads."""
+    a = architecture
+    # Granite's own default is 1.0, not 1/sqrt(head_dim): always written out.
+    attention = a.head_dim**-0.5 if a.attention_multiplier is None else a.attention_multiplier
+    return {
+        "attention_multiplier": attention,
         "embedding_multiplier": a.embedding_multiplier,
         "residual_multiplier": a.residual_multiplier,
         "logits_scaling": a.logits_scaling,
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
-    """The architecture of a Granite `config.json`; old files keep `rope_theta` at the top level.
-
-    Raises:
-        ConfigError: for rope scaling or biases, which this model does not have.
-    """
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    if scaling.get("rope_type", "default") != "default":
-        raise ConfigError(f"config.json: rope_type={scaling['rope_type']!r} is not supported; only 'default'")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise ConfigError(f"config.json: {key}=true is not supported; Granite 3 has no biases")
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    return Architecture(
-        family="granite",
-        vocab_size=config["vocab_size"],
-        hidden_size=hidden,
-        num_layers=config["num_hidden_layers"],
-        ffn_hidden_size=config["intermediate_size"],
-        num_attention_heads=heads,
-        num_query_groups=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        activation="swiglu",
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
-        max_position_embeddings=config.get("max_position_embeddings", 2048),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
-        initializer_range=config.get("initializer_range", 0.02),
-        position_embedding="rope",
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        attention_multiplier=config.get("attention_multiplier", 1.0),
-        embedding_multiplier=config.get("embedding_multiplier", 1.0),
-        residual_multiplier=config.get("residual_multiplier", 1.0),
-        logits_scaling=config.get("logits_scaling", 1.0),
+def to_config(architecture: Architecture) -> dict[str, Any]:
+    """`config.json` for transformers' GraniteForCausalLM; a ConfigError for what Granite cannot express."""
+    a = architecture
+    require_fields(
+        a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", sliding_window=None
     )
+    return {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        **sizes_to_config(a),
+        "intermediate_size": a.ffn_hidden_size,
+        "mlp_bias": False,
+        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+        **multipliers_to_config(a),
+    }
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture of a Granite `config.json`; a ConfigError names a key this model does not have."""
+    read = ConfigReader(config, "granite")
+    theta, scaling = read.rope()
+    architecture = Architecture(
+        family="granite",
+        ffn_hidden_size=read.require("intermediate_size"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        **dense_sizes(read),
+        **multipliers(read),
+    )
+    read.finish()
+    return architecture

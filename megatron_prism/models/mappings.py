@@ -1,11 +1,13 @@
-"""How one Megatron tensor is made of Hugging Face tensors, and back: transforms and table rows.
+"""How one Megatron tensor is made of Hugging Face tensors, and back, as data: rows that move in runs.
 
-All tensors are whole (no tensor parallelism). Shapes below: `[out, in]` as stored by torch linear layers.
+Every conversion here only moves rows (dimension 0). A layout says which rows of which Hugging Face tensor stand where
+in the Megatron tensor; whole conversions, slices for one rank and streaming all follow from it. Shapes are `[out, in]`
+as stored by torch linear layers, and always those of the whole model, without parallelism or vocabulary padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,73 +16,127 @@ from torch import Tensor
 
 from megatron_prism.models.architecture import Architecture
 
-
-class Transform(Protocol):
-    """A bijection between a few Hugging Face tensors and one Megatron tensor."""
-
-    def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor: ...
-
-    def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]: ...
+Shape = tuple[int, ...]
+ShapeOf = Callable[[Architecture], Shape]
 
 
-class Same:
-    """One tensor, unchanged."""
+@dataclass(frozen=True)
+class Run:
+    """`rows` consecutive rows: from `hf_row` of Hugging Face tensor number `part` to `megatron_row`, or back."""
 
-    def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor:
-        return tensors[0]
-
-    def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
-        return [tensor]
-
-
-class Vocabulary:
-    """`[padded_vocab, hidden]` in Megatron; the rows that only pad the vocabulary are not exported."""
-
-    def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor:
-        return tensors[0]
-
-    def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
-        return [tensor[: architecture.vocab_size].contiguous()]
+    part: int
+    hf_row: int
+    megatron_row: int
+    rows: int
 
 
-class QKV:
-    """q, k, v rows, interleaved in Megatron per query group: [q_0 .. q_(r-1), k, v] for each group."""
+class Layout(Protocol):
+    """The shapes of a rule's Hugging Face tensors, and where their rows stand in Megatron's."""
 
-    def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor:
-        groups, head_dim = architecture.num_query_groups, architecture.head_dim
-        parts = [tensor.reshape(groups, -1, head_dim, *tensor.shape[1:]) for tensor in tensors]
-        return torch.cat(parts, 1).flatten(0, 2)
+    def hf_shapes(self, architecture: Architecture) -> list[Shape]: ...
 
-    def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
-        groups, head_dim = architecture.num_query_groups, architecture.head_dim
-        queries = architecture.num_attention_heads // groups
-        rows = tensor.reshape(groups, queries + 2, head_dim, *tensor.shape[1:])
-        return [part.flatten(0, 2).contiguous() for part in rows.split([queries, 1, 1], 1)]
+    def runs(self, architecture: Architecture) -> list[Run]:
+        """Runs in the order of their Megatron rows; together they cover both sides exactly once."""
+        ...
 
 
-class GateUp:
-    """gate and up projections, stacked in Megatron as [gate; up]."""
+@dataclass(frozen=True)
+class Stacked:
+    """The Hugging Face tensors one after the other; with a single tensor, that tensor unchanged."""
 
-    def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor:
-        return torch.cat(list(tensors), 0)
+    shapes: tuple[ShapeOf, ...]
 
-    def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
-        return [part.contiguous() for part in tensor.chunk(2, 0)]
+    def hf_shapes(self, architecture: Architecture) -> list[Shape]:
+        return [shape(architecture) for shape in self.shapes]
+
+    def runs(self, architecture: Architecture) -> list[Run]:
+        found, row = [], 0
+        for part, shape in enumerate(self.hf_shapes(architecture)):
+            found.append(Run(part, 0, row, shape[0]))
+            row += shape[0]
+        return found
 
 
-SAME, VOCABULARY, QUERY_KEY_VALUE, GATE_UP = Same(), Vocabulary(), QKV(), GateUp()
+@dataclass(frozen=True)
+class GroupedQKV:
+    """q, k, v: Megatron keeps the rows of each query group together, [q_0 .. q_(r-1), k, v]."""
+
+    def hf_shapes(self, architecture: Architecture) -> list[Shape]:
+        a = architecture
+        rows = (a.num_attention_heads, a.num_query_groups, a.num_query_groups)
+        return [(heads * a.head_dim, a.hidden_size) for heads in rows]
+
+    def runs(self, architecture: Architecture) -> list[Run]:
+        a = architecture
+        queries = a.num_attention_heads // a.num_query_groups * a.head_dim
+        found, row = [], 0
+        for group in range(a.num_query_groups):
+            for part, rows in enumerate((queries, a.head_dim, a.head_dim)):
+                found.append(Run(part, group * rows, row, rows))
+                row += rows
+        return found
+
+
+def one(shape: ShapeOf) -> Stacked:
+    """A tensor that is the same on both sides."""
+    return Stacked((shape,))
+
+
+def _inner(a: Architecture) -> int:
+    return a.mamba_num_heads * a.mamba_head_dim
+
+
+def _convolved(a: Architecture) -> int:
+    return _inner(a) + 2 * a.mamba_num_groups * a.mamba_state_dim
+
+
+CONV_KERNEL = 4
+NORM = one(lambda a: (a.hidden_size,))
+VOCABULARY = one(lambda a: (a.vocab_size, a.hidden_size))
+QUERY_KEY_VALUE = GroupedQKV()
+ATTENTION_OUTPUT = one(lambda a: (a.hidden_size, a.num_attention_heads * a.head_dim))
+MLP_INPUT = one(lambda a: (a.ffn_hidden_size * (2 if a.activation == "swiglu" else 1), a.hidden_size))
+GATE_UP = Stacked(((lambda a: (a.ffn_hidden_size, a.hidden_size)),) * 2)
+MLP_OUTPUT = one(lambda a: (a.hidden_size, a.ffn_hidden_size))
+# Mamba's in_proj rows are z, x, B, C, dt on both sides; the convolution runs over x, B, C.
+MAMBA: dict[str, Stacked] = {
+    "in_proj.weight": one(lambda a: (_inner(a) + _convolved(a) + a.mamba_num_heads, a.hidden_size)),
+    "conv1d.weight": one(lambda a: (_convolved(a), 1, CONV_KERNEL)),
+    "conv1d.bias": one(lambda a: (_convolved(a),)),
+    "A_log": one(lambda a: (a.mamba_num_heads,)),
+    "D": one(lambda a: (a.mamba_num_heads,)),
+    "dt_bias": one(lambda a: (a.mamba_num_heads,)),
+    "norm.weight": one(lambda a: (_inner(a),)),
+    "out_proj.weight": one(lambda a: (a.hidden_size, _inner(a))),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of a mapping table: the Megatron name, the Hugging Face names, and the transform between them."""
+    """A row of a mapping table: the Megatron name, the Hugging Face names, and the layout between them."""
 
     megatron: str
     hf: tuple[str, ...]
-    transform: Transform = SAME
+    layout: Layout
 
     def at(self, megatron_prefix: str, hf_prefix: str) -> Rule:
         """The same row under a layer's prefixes."""
-        return Rule(
-            megatron_prefix + self.megatron, tuple(hf_prefix + name for name in self.hf), self.transform
-        )
+        return Rule(megatron_prefix + self.megatron, tuple(hf_prefix + name for name in self.hf), self.layout)
+
+    def megatron_shape(self, architecture: Architecture) -> Shape:
+        shapes = self.layout.hf_shapes(architecture)
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor:
+        """Whole Hugging Face tensors to the whole Megatron tensor."""
+        runs = self.layout.runs(architecture)
+        if len(runs) == 1:
+            return tensors[0]
+        return torch.cat([tensors[run.part][run.hf_row : run.hf_row + run.rows] for run in runs])
+
+    def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
+        """The whole Megatron tensor (vocabulary padding is left behind) to its Hugging Face tensors."""
+        pieces: list[list[Tensor]] = [[] for _ in self.hf]
+        for run in self.layout.runs(architecture):
+            pieces[run.part].append(tensor[run.megatron_row : run.megatron_row + run.rows])
+        return [torch.cat(rows) if len(rows) > 1 else rows[0].contiguous() for rows in pieces]

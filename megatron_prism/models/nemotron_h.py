@@ -1,9 +1,10 @@
-"""Nemotron-H (attention-Mamba hybrid): its Hugging Face config, read and written, and its parameter table.
+"""Nemotron-H (attention-Mamba hybrid): one mixer per layer, squared ReLU, no positions in attention.
 
-transformers 5.23 clamps Mamba's dt from below at `time_step_min` (modeling_nemotron_h.py) and ignores the
-config's `time_step_limit`; Megatron and NVIDIA's published code do not clamp. Exports therefore set
-`time_step_min` below every dt that matters (not to 0, whose logarithm transformers takes in its weight
-initialisation). The clamp at its default 0.001 moves the logits of tiny models by about 1e-2.
+transformers 5.23 clamps Mamba's dt from below at `time_step_min` (modeling_nemotron_h.py:414) and ignores the
+config's `time_step_limit`; Megatron and NVIDIA's published code do not clamp. The clamp at its default 0.001 moves the
+logits of tiny models by about 1e-2. Models made here are therefore exported with `time_step_min` below every dt that
+matters (not 0, whose logarithm transformers takes in its weight initialisation), imported configs are kept as they
+came, and comparisons set it on transformers' side.
 """
 
 from __future__ import annotations
@@ -13,44 +14,87 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP, Architecture
-from megatron_prism.models.mappings import QUERY_KEY_VALUE, VOCABULARY, Rule
-
-NO_CLAMP = 1e-30
-CONV_KERNEL = 4
-MIXER_TENSORS = (
-    "in_proj.weight",
-    "conv1d.weight",
-    "conv1d.bias",
-    "A_log",
-    "D",
-    "dt_bias",
-    "norm.weight",
-    "out_proj.weight",
+from megatron_prism.models.dense import NO_MULTIPLIERS, require_fields
+from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.mappings import (
+    ATTENTION_OUTPUT,
+    CONV_KERNEL,
+    MLP_INPUT,
+    MLP_OUTPUT,
+    NORM,
+    QUERY_KEY_VALUE,
+    VOCABULARY,
+    Rule,
 )
+from megatron_prism.models.mappings import MAMBA as MAMBA_LAYOUTS
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "nvidia/Nemotron-H-8B-Base-8K": {
+        "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
+        "vocab_size": 131072,
+        "hidden_size": 4096,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 52,
+        "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "mlp_hidden_act": "relu2",
+        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_bias": False,
+        "mamba_num_heads": 128,
+        "mamba_head_dim": 64,
+        "mamba_hidden_act": "silu",
+        "mamba_proj_bias": False,
+        "ssm_state_size": 128,
+        "n_groups": 8,
+        "conv_kernel": 4,
+        "expand": 2,
+        "use_conv_bias": True,
+        "chunk_size": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+}
+NO_CLAMP = 1e-30
 
 LAYERS: dict[str, tuple[Rule, ...]] = {
     MAMBA: (
-        Rule("norm.weight", ("norm.weight",)),
-        *(Rule(f"mixer.{n}", (f"mixer.{n}",)) for n in MIXER_TENSORS),
+        Rule("norm.weight", ("norm.weight",), NORM),
+        *(Rule(f"mixer.{name}", (f"mixer.{name}",), layout) for name, layout in MAMBA_LAYOUTS.items()),
     ),
     ATTENTION: (
-        Rule("input_layernorm.weight", ("norm.weight",)),
+        Rule("input_layernorm.weight", ("norm.weight",), NORM),
         Rule(
             "self_attention.linear_qkv.weight",
             ("mixer.q_proj.weight", "mixer.k_proj.weight", "mixer.v_proj.weight"),
             QUERY_KEY_VALUE,
         ),
-        Rule("self_attention.linear_proj.weight", ("mixer.o_proj.weight",)),
+        Rule("self_attention.linear_proj.weight", ("mixer.o_proj.weight",), ATTENTION_OUTPUT),
     ),
     MLP: (
-        Rule("pre_mlp_layernorm.weight", ("norm.weight",)),
-        Rule("mlp.linear_fc1.weight", ("mixer.up_proj.weight",)),
-        Rule("mlp.linear_fc2.weight", ("mixer.down_proj.weight",)),
+        Rule("pre_mlp_layernorm.weight", ("norm.weight",), NORM),
+        Rule("mlp.linear_fc1.weight", ("mixer.up_proj.weight",), MLP_INPUT),
+        Rule("mlp.linear_fc2.weight", ("mixer.down_proj.weight",), MLP_OUTPUT),
     ),
 }
 EMBEDDING = Rule("embedding.word_embeddings.weight", ("backbone.embeddings.weight",), VOCABULARY)
-FINAL_NORM = Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
+FINAL_NORM = Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",), NORM)
 HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
+TYPES = {
+    "linear_attention": MAMBA,
+    "mamba": MAMBA,
+    "full_attention": ATTENTION,
+    "attention": ATTENTION,
+    "mlp": MLP,
+}
 
 
 def rules(architecture: Architecture) -> list[Rule]:
@@ -62,25 +106,12 @@ def rules(architecture: Architecture) -> list[Rule]:
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' NemotronHForCausalLM.
-
-    Raises:
-        ConfigError: for an architecture that Nemotron-H cannot express, naming the field.
-    """
+    """`config.json` for transformers' NemotronHForCausalLM; a ConfigError for what it cannot express."""
     a = architecture
     if not a.hybrid_pattern:
         raise ConfigError("family=nemotron_h needs a hybrid_pattern of 'M', '*' and '-'")
-    fixed = {
-        "activation": "squared_relu",
-        "position_embedding": "none",
-        "attention_multiplier": None,
-        "embedding_multiplier": 1.0,
-        "residual_multiplier": 1.0,
-        "logits_scaling": 1.0,
-    }
-    for name, value in fixed.items():
-        if getattr(a, name) != value:
-            raise ConfigError(f"{name}={getattr(a, name)!r}: family=nemotron_h has {name}={value!r}")
+    require_fields(a, activation="squared_relu", position_embedding="none", sliding_window=None)
+    require_fields(a, **NO_MULTIPLIERS)
     return {
         "architectures": ["NemotronHForCausalLM"],
         "model_type": "nemotron_h",
@@ -116,49 +147,60 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a Nemotron-H `config.json`, old spelling (pattern) or new (list of layer types).
 
     Raises:
-        ConfigError: for layers or biases this model does not have.
+        ConfigError: for layers, biases or keys this model does not have.
     """
-    symbols = {
-        "linear_attention": MAMBA,
-        "mamba": MAMBA,
-        "full_attention": ATTENTION,
-        "attention": ATTENTION,
-        "mlp": MLP,
-    }
-    pattern = config.get("hybrid_override_pattern")
+    read = ConfigReader(config, "nemotron_h")
+    for key in ("use_bias", "attention_bias", "mlp_bias", "mamba_proj_bias", "residual_in_fp32"):
+        read.fixed(key, False)
+    for key in ("attention_dropout", "hidden_dropout", "num_nextn_predict_layers"):
+        read.fixed(key, 0)
+    read.fixed("mlp_hidden_act", "relu2")
+    read.fixed("mamba_hidden_act", "silu")
+    read.fixed("use_conv_bias", True)
+    read.fixed("conv_kernel", CONV_KERNEL)
+    read.unlimited("time_step_limit")
+    # Initialisation, kernels and numerics; and the experts of later models, which no layer here is.
+    read.unused("time_step_min", "time_step_max", "time_step_floor", "rescale_prenorm_residual", "expand")
+    read.unused("chunk_size", "use_mamba_kernels", "mamba_ssm_cache_dtype", "num_logits_to_keep")
+    read.unused("n_routed_experts", "n_shared_experts", "num_local_experts", "num_experts_per_tok")
+    read.unused("moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size")
+    read.unused("moe_shared_expert_overlap", "routed_scaling_factor", "n_group", "topk_group")
+    read.unused("norm_topk_prob", "mtp_layers_block_type", "mtp_hybrid_override_pattern")
+
+    pattern = read.get("hybrid_override_pattern")
+    types = read.get("layers_block_type", read.get("layer_types", []))
     if pattern is None:
-        types = config.get("layers_block_type") or config.get("layer_types") or []
-        pattern = "".join(symbols.get(name, "?") for name in types)
+        pattern = "".join(TYPES.get(name, "?") for name in types)
     if not pattern or set(pattern) - set(LAYERS):
         raise ConfigError(
             f"config.json: layer pattern {pattern!r} holds other layers than Mamba, attention and MLP"
         )
-    for key in ("use_bias", "attention_bias", "mlp_bias", "mamba_proj_bias"):
-        if config.get(key):
-            raise ConfigError(f"config.json: {key}=true is not supported")
-    if config.get("conv_kernel", CONV_KERNEL) != CONV_KERNEL:
+    if read.get("num_hidden_layers", len(pattern)) != len(pattern):
         raise ConfigError(
-            f"config.json: conv_kernel={config['conv_kernel']} is not supported; only {CONV_KERNEL}"
+            f"config.json: num_hidden_layers={config['num_hidden_layers']}, but the layer pattern has {len(pattern)}"
         )
-    heads = config["num_attention_heads"]
-    return Architecture(
+    heads, hidden = read.require("num_attention_heads"), read.require("hidden_size")
+    old_head_dim = read.get("attention_head_dim", hidden // heads)
+    architecture = Architecture(
         family="nemotron_h",
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
+        vocab_size=read.require("vocab_size"),
+        hidden_size=hidden,
         num_layers=len(pattern),
-        ffn_hidden_size=config["intermediate_size"],
+        ffn_hidden_size=read.require("intermediate_size"),
         num_attention_heads=heads,
-        num_query_groups=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config.get("attention_head_dim") or config["hidden_size"] // heads,
+        num_query_groups=read.get("num_key_value_heads", heads),
+        head_dim=read.get("head_dim", old_head_dim),
         activation="squared_relu",
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-        max_position_embeddings=config.get("max_position_embeddings", 4096),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
-        initializer_range=config.get("initializer_range", 0.02),
+        norm_epsilon=read.get("layer_norm_epsilon", 1e-5),
+        max_position_embeddings=read.get("max_position_embeddings", 4096),
+        tie_word_embeddings=read.get("tie_word_embeddings", False),
+        initializer_range=read.get("initializer_range", 0.02),
         position_embedding="none",
         hybrid_pattern=pattern,
-        mamba_num_heads=config["mamba_num_heads"],
-        mamba_head_dim=config["mamba_head_dim"],
-        mamba_state_dim=config["ssm_state_size"],
-        mamba_num_groups=config.get("n_groups", 8),
+        mamba_num_heads=read.require("mamba_num_heads"),
+        mamba_head_dim=read.require("mamba_head_dim"),
+        mamba_state_dim=read.require("ssm_state_size"),
+        mamba_num_groups=read.get("n_groups", 8),
     )
+    read.finish()
+    return architecture

@@ -69,7 +69,7 @@ def dense_block_spec(
 
 
 class HybridStack(MambaStack):
-    """MambaStack with the norm of this backend at the end (upstream names Transformer Engine's, mamba_block.py:14)."""
+    """MambaStack with the norm of this backend at the end (upstream names Transformer Engine's, mamba_block.py:166)."""
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ and a changed config never meets an old result. `RUN_DIR/NAME` links to the fold
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -23,11 +22,11 @@ from megatron_prism.errors import ArtifactError, ConfigError, DataError, PrismEr
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal, write_json
 from megatron_prism.pipeline.config import apply_overrides, field_names, plain
 from megatron_prism.pipeline.launch import run_stage
+from megatron_prism.pipeline.output import is_full_disk
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.hardware import machine_facts, versions
 
 Event = Literal["start", "done", "skipped"]
-FULL_DISK_BYTES = 1 << 20
 
 
 @dataclass(eq=False)
@@ -197,23 +196,12 @@ def _make(node: Node, folder: Path, inputs: dict[str, Artifact]) -> Artifact:
         )
         return seal(partial, folder, receipt)
     except Exception as problem:
-        # Libraries report a full disk in many ways (OSError, RuntimeError from a zip writer): ask the disk itself.
-        if not isinstance(problem, PrismError) and _is_full_disk(problem, partial):
+        if not isinstance(problem, PrismError) and is_full_disk(problem, partial):
             raise DataError(
                 f"stage '{node.name}': the disk that holds {partial} is full; nothing finished was lost: "
                 "free some space (or choose another --run-dir) and run again"
             ) from problem
         raise
-
-
-def _is_full_disk(problem: BaseException | None, folder: Path) -> bool:
-    """Whether an error says so itself, or the disk has next to nothing left."""
-    seen = problem
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
 @contextmanager

@@ -55,6 +55,18 @@ def literals() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if has_gpu() else CudaLiteralsOnCpu()
 
 
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """A context in which Megatron builds shapes without memory: torch's meta device, also where it names CUDA's."""
+    meta, before = torch.device("meta"), torch.cuda.current_device
+    torch.cuda.current_device = lambda: meta  # type: ignore[assignment, return-value]
+    try:
+        with meta:
+            yield
+    finally:
+        torch.cuda.current_device = before
+
+
 def install() -> None:
     """Install seams A, B, C and E once; nothing where CUDA exists."""
     global _installed

@@ -46,7 +46,7 @@ class BatchConfig:
 
 
 class Trainer:
-    """A model under training on this rank.
+    """A model under training on this rank; `backend` and `fp8` as in the `train` stage.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
     Needs a running `platform.process_groups.session`.
@@ -59,6 +59,8 @@ class Trainer:
         batch: BatchConfig,
         optimizer: OptimizerSettings,
         dtype: torch.dtype,
+        backend: str = "auto",
+        fp8: str | None = None,
     ) -> None:
         from megatron.core import parallel_state
         from megatron.core.distributed import (
@@ -80,7 +82,9 @@ class Trainer:
                 dtype,
                 parallel,
                 vp_stage=stage if virtual else None,
+                backend=backend,
                 calculate_per_token_loss=True,
+                fp8=fp8,
             )
             model.model_type = ModelType.encoder_or_decoder
             if dtype is torch.bfloat16:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.architecture import Architecture
-from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.models.architecture import BACKENDS, Architecture
+from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.process_groups import ParallelConfig
@@ -20,14 +20,19 @@ from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 
+FP8_FORMATS = ("hybrid", "e4m3")
+
 
 @dataclass
 class Train(Stage):
-    """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train artifact whose weights to start from.
+    """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train or import artifact whose weights to start from.
 
     Attributes:
         mixture: name of a packaged mixture, or path of a YAML file.
+        init_from: a Hugging Face or Megatron folder to start from, in place of `init`; each rank reads its part.
         dtype: 'fp32', or 'bf16' with fp32 main weights in the optimizer.
+        fp8: 'hybrid' or 'e4m3', Megatron's FP8 formats, with bf16 weights; needs Transformer Engine.
+        backend: 'te', 'torch', or 'auto': te where this machine has what it needs.
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
@@ -39,9 +44,12 @@ class Train(Stage):
 
     architecture: Architecture
     mixture: str
+    init_from: str = ""
     steps: int = 100
     seed: int = 1
     dtype: str = "fp32"
+    fp8: str | None = None
+    backend: str = "auto"
     batch: BatchConfig = field(default_factory=BatchConfig)
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -57,6 +65,13 @@ class Train(Stage):
         if Path(self.mixture).suffix in YAML_SUFFIXES:
             # Launched workers may run in another folder.
             self.mixture = str(Path(self.mixture).resolve())
+        one_of(self.backend, BACKENDS, "backend")
+        if self.fp8 is not None:
+            one_of(self.fp8, FP8_FORMATS, "fp8")
+            if self.dtype != "bf16":
+                raise ConfigError(f"fp8={self.fp8}: needs dtype=bf16, not {self.dtype}")
+        if self.init_from:
+            self.init_from = str(Path(self.init_from).resolve())
         if self.batch.sequence_length > self.architecture.max_position_embeddings:
             raise ConfigError(
                 f"batch.sequence_length={self.batch.sequence_length} is longer than "
@@ -71,27 +86,48 @@ class Train(Stage):
         return self.parallel.world_size
 
     def identity(self) -> dict[str, Any]:
-        """With the mixture's weights in place of its name: an edited file makes another model."""
-        return super().identity() | {"mixture": Mixture.load(self.mixture).weights}
+        """With the mixture's weights in place of its name, and the files of `init_from`: edits make another model."""
+        files = folder_stamp(Path(self.init_from)) if self.init_from else []
+        return super().identity() | {"mixture": Mixture.load(self.mixture).weights, "init_files": files}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.platform.process_groups import session
 
         tokenizer = Tokenizer.load(inputs["tokenizer"].path)
-        if tokenizer.vocab_size != self.architecture.vocab_size:
+        if tokenizer.vocab_size > self.architecture.vocab_size:
             raise ConfigError(
                 f"architecture.vocab_size={self.architecture.vocab_size}, but the tokenizer {inputs['tokenizer'].path} "
-                f"has {tokenizer.vocab_size}: set both to the same"
+                f"has {tokenizer.vocab_size}: use the tokenizer of the model"
             )
         with session(self.parallel, self.seed):
             return self._train(inputs, out, tokenizer)
+
+    def _start(self, inputs: Mapping[str, Artifact]) -> Path | None:
+        """The folder whose weights to start from: the `init` artifact, or `init_from`."""
+        if "init" in inputs and self.init_from:
+            raise ConfigError(f"init_from={self.init_from}: the recipe gives this stage an 'init' already")
+        if "init" in inputs:
+            return inputs["init"].path
+        return Path(self.init_from) if self.init_from else None
+
+    def _load_initial(self, trainer: Any, start: Path) -> None:
+        from megatron_prism.conversion.checkpoint_io import load_weights
+        from megatron_prism.conversion.init_from_hf import load_hf_weights
+        from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT
+
+        if (start / ARCHITECTURE).is_file():
+            self.architecture.require_same(Architecture.load(start / ARCHITECTURE), str(start))
+            load_weights(trainer.models, start / CHECKPOINT)
+        else:
+            load_hf_weights(trainer.models, self.architecture, start)
+        trainer.optimizer.reload_model_params()
 
     def _train(self, inputs: Mapping[str, Artifact], out: Path, tokenizer: Any) -> dict[str, Any]:
         import torch
         import torch.distributed as dist
 
-        from megatron_prism.conversion.checkpoint_io import load_weights
+        from megatron_prism.conversion.model_folder import HF_FILES, carry_files
         from megatron_prism.data.blend import blended_dataset
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (
@@ -104,17 +140,15 @@ class Train(Stage):
         from megatron_prism.training.metrics import MetricsLog, StepRecord, flops_per_token
 
         dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float32
-        trainer = Trainer(self.architecture, self.parallel, self.batch, self.optimizer, dtype)
+        trainer = Trainer(
+            self.architecture, self.parallel, self.batch, self.optimizer, dtype, self.backend, self.fp8
+        )
         checkpoints, state = out / "checkpoints", TrainingState()
+        start = self._start(inputs)
         if resume := latest_checkpoint(checkpoints):
             state = load_checkpoint(resume, trainer.models, trainer.optimizer)
-        elif "init" in inputs:
-            source = inputs["init"]
-            self.architecture.require_same(
-                Architecture.load(source.file("architecture.json")), str(source.path)
-            )
-            load_weights(trainer.models, source.file("checkpoint"))
-            trainer.optimizer.reload_model_params()
+        elif start is not None:
+            self._load_initial(trainer, start)
 
         tokens = inputs["tokens"].path
         weights = Mixture.load(self.mixture).weights
@@ -174,6 +208,8 @@ class Train(Stage):
             log.validation(state.step, validation)
             log.close()
             self.architecture.save(out / "architecture.json")
+            if start is not None and (files := _files_of(start)) is not None:
+                carry_files(files, out / HF_FILES)
             shutil.rmtree(checkpoints, ignore_errors=True)
             shutil.rmtree(cache, ignore_errors=True)
         dist.barrier()
@@ -188,6 +224,15 @@ class Train(Stage):
             "parameters": _parameters(trainer.models),
             "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
         }
+
+
+def _files_of(start: Path) -> Path | None:
+    """The config and tokenizer that came with the weights a run starts from."""
+    from megatron_prism.conversion.model_folder import ARCHITECTURE, HF_FILES
+
+    if not (start / ARCHITECTURE).is_file():
+        return start
+    return start / HF_FILES if (start / HF_FILES).is_dir() else None
 
 
 def _parameters(models: list[Any]) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.build import build_model, parameter_count
+from megatron_prism.models.build import build_model, local_parameter_count
 from megatron_prism.platform.process_groups import session
 from megatron_prism.recipes.registry import load_recipe
 from megatron_prism.recipes.shoebox import MODELS, recipe
@@ -15,7 +15,7 @@ from megatron_prism.recipes.shoebox import MODELS, recipe
 @pytest.mark.parametrize("model", MODELS)
 def test_the_models_have_one_to_two_million_parameters(model):
     with session():
-        assert 1e6 <= parameter_count(build_model(MODELS[model])) <= 2e6
+        assert 1e6 <= local_parameter_count(build_model(MODELS[model])) <= 2e6
 
 
 @pytest.mark.parametrize("model", MODELS)

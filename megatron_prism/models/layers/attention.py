@@ -1,4 +1,5 @@
-"""Core attention on torch's scaled_dot_product_attention: causal, grouped queries, KV cache, context parallelism.
+"""Core attention on torch's scaled_dot_product_attention: causal or windowed, grouped queries, KV cache, context
+parallelism.
 
 Under context parallelism each rank holds two chunks of the sequence (r and 2*cp-1-r, so that causal work is even);
 keys and values are gathered over the ranks and a mask built from the true positions keeps attention causal.
@@ -64,6 +65,8 @@ class SDPACoreAttention(MegatronModule):
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         group = getattr(pg_collection, "cp", None)
         self.cp_group = group if group is not None else parallel_state.get_context_parallel_group()
+        # How far back a query sees, itself not counted; Megatron's window_size is (left, right).
+        self.reach = None if config.window_size is None else config.window_size[0]
 
     def forward(
         self,
@@ -83,10 +86,11 @@ class SDPACoreAttention(MegatronModule):
             key_positions = torch.cat([chunk_positions(length, r, cp, query.device) for r in range(cp)])
             key = _GatherSequence.apply(key, self.cp_group)
             value = _GatherSequence.apply(value, self.cp_group)
-            mask = query_positions[:, None] >= key_positions[None]
-        elif 1 < length != key.shape[0]:
-            past = key.shape[0] - length
-            mask = torch.ones(length, key.shape[0], dtype=torch.bool, device=query.device).tril(past)
+            mask = self._visible(query_positions, key_positions)
+        elif 1 < length != key.shape[0] or (self.reach is not None and key.shape[0] > self.reach + 1):
+            # With a KV cache the queries are the last positions.
+            key_positions = torch.arange(key.shape[0], device=query.device)
+            mask = self._visible(key_positions[-length:], key_positions)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         out = F.scaled_dot_product_attention(
             q,
@@ -100,3 +104,8 @@ class SDPACoreAttention(MegatronModule):
             enable_gqa=k.shape[1] != q.shape[1],
         )
         return out.permute(2, 0, 1, 3).reshape(length, query.shape[1], -1)
+
+    def _visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """`[queries, keys]`, true where a query may look: not ahead, and not further back than the window."""
+        distance = query_positions[:, None] - key_positions[None]
+        return distance >= 0 if self.reach is None else (distance >= 0) & (distance <= self.reach)

@@ -9,16 +9,19 @@ from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension; x is `[..., hidden]`."""
+    """x / rms(x) * weight over the last dimension; x is `[..., hidden]`.
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+    Upstream's Mamba layer passes no `eps` (mamba_layer.py:85): the model's own is meant then.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
         )
         # The mark makes finalize_model_grads sum this gradient over the tensor-parallel ranks.
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (Parameter declares no such field)
-        self.eps = eps
+        self.eps = config.layernorm_epsilon if eps is None else eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

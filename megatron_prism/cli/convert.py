@@ -1,0 +1,229 @@
+"""`prism convert`: Hugging Face folders to Megatron checkpoints and back, and the proof that nothing was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
+from megatron_prism.errors import CheckpointError, ConfigError
+
+app = typer.Typer(help="Convert checkpoints between Hugging Face and Megatron-Core.")
+
+HFFolderArgument = Annotated[
+    Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors.")
+]
+MegatronArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder with architecture.json and checkpoint/.")
+]
+OutArgument = Annotated[
+    Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, fp32, bf16 or fp16.")]
+
+# What a model is asked when no text is named: prose, code and arithmetic.
+SAMPLE_TEXT = (
+    "The committee met on Tuesday, and after three hours it had agreed on nothing but the date of its next meeting. "
+    "def mean(values):\n    return sum(values) / len(values)\n\n"
+    "If 3x + 5 = 20, then 3x = 15 and x = 5. The area of a circle of radius 2 is 4π, about 12.57."
+)
+
+
+@app.callback()
+def _quietly() -> None:
+    from megatron_prism.platform.console import setup_logging
+
+    setup_logging()
+
+
+@app.command("import")
+def import_(
+    hf_dir: HFFolderArgument, out: OutArgument, dtype: DtypeOption = "keep", json_file: JsonOption = None
+) -> None:
+    """Stream a Hugging Face folder into a Megatron checkpoint that loads at any parallel layout."""
+    check_json_target(json_file)
+    from megatron_prism.conversion.import_hf import import_checkpoint
+    from megatron_prism.conversion.safetensors_io import HFFolder
+    from megatron_prism.pipeline.output import whole_folder
+
+    wanted = _dtype(dtype)
+    total = sum(stored.nbytes for stored in HFFolder(hf_dir).stored.values())
+    with whole_folder(out) as folder, _progress("import", total) as advance:
+        metrics = import_checkpoint(hf_dir, folder, wanted, advance)
+    _report(json_file, f"imported {_size(metrics)} into {out}", metrics, out)
+
+
+@app.command("export")
+def export(
+    checkpoint: MegatronArgument,
+    out: OutArgument,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="DIR", help="Default: the one that came with the model."),
+    ] = None,
+    dtype: DtypeOption = "keep",
+    max_shard_gb: Annotated[
+        float, typer.Option("--max-shard-gb", help="Largest weight file, in 10^9 bytes.")
+    ] = 5.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Stream a Megatron checkpoint into a Hugging Face folder."""
+    check_json_target(json_file)
+    from megatron_prism.conversion.export_hf import export_checkpoint
+    from megatron_prism.conversion.model_folder import MegatronWeights
+    from megatron_prism.models.families import parameter_count
+    from megatron_prism.pipeline.output import whole_folder
+
+    wanted = _dtype(dtype)
+    source = MegatronWeights(checkpoint)
+    total = parameter_count(source.architecture) * next(iter(source.dtypes.values())).itemsize
+    with whole_folder(out) as folder, _progress("export", total) as advance:
+        metrics = export_checkpoint(source, folder, tokenizer, wanted, int(max_shard_gb * 1e9), advance)
+    _report(json_file, f"exported {_size(metrics)} to {out}", metrics, out)
+
+
+@app.command("verify")
+def verify(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A folder of either kind.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="A folder of either kind.")],
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Also run both and compare what they compute.")
+    ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="What to run them on; default: a built-in text."),
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="To compute the logits in: fp32, bf16.")] = "fp32",
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", help="Largest logit difference, as a share of the largest logit below 1."
+        ),
+    ] = 1e-4,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare two checkpoints tensor by tensor, bit for bit; with --logits also by what they compute."""
+    check_json_target(json_file)
+    from megatron_prism.conversion.model_folder import open_weights
+    from megatron_prism.conversion.verify import compare_tensors
+    from megatron_prism.models.families import parameter_count
+
+    a, b = open_weights(first), open_weights(second)
+    total = parameter_count(a.architecture) * next(iter(a.dtypes.values())).itemsize
+    with _progress("compare", total) as advance:
+        differences = compare_tensors(a, b, advance)
+    result: dict[str, Any] = {
+        "tensors": len(a.shapes),
+        "identical": len(a.shapes) - len(differences),
+        "differences": [asdict(each) for each in differences],
+    }
+    if differences:
+        rows = [
+            (each.name, each.reason, "same values" if each.max_abs is None else f"{each.max_abs:.3g}")
+            for each in differences[:20]
+        ]
+        show_table(json_file, "tensors that differ", ["tensor", "how", "max abs difference"], rows)
+    show_line(json_file, f"{result['identical']} of {result['tensors']} tensors are identical, bit for bit")
+    problem = None if not differences else f"{len(differences)} tensors differ, first '{differences[0].name}'"
+    if logits:
+        compared, allowed = _compare_logits(a, b, text, dtype, tolerance)
+        result["logits"] = asdict(compared) | {"allowed": allowed}
+        show_table(
+            json_file,
+            f"logits in {dtype}",
+            [
+                "max abs difference",
+                "allowed",
+                "largest logit",
+                "smallest cosine",
+                "top-1 agreement",
+                "departs at",
+            ],
+            [
+                (
+                    f"{compared.max_abs_difference:.3g}",
+                    f"{allowed:.3g}",
+                    f"{compared.max_abs_logit:.3g}",
+                    f"{compared.cosine:.8f}",
+                    f"{compared.top1_agreement:.2%}",
+                    compared.departs or "nowhere",
+                )
+            ],
+        )
+        if not compared.max_abs_difference <= allowed:
+            problem = (
+                f"logits differ by {compared.max_abs_difference:.3g}, more than {allowed:.3g}, "
+                f"beginning at {compared.departs or 'the head'}"
+            )
+    write_result(json_file, result)
+    if problem:
+        raise CheckpointError(f"{second} is not {first}: {problem}")
+
+
+def _compare_logits(a: Any, b: Any, text: Path | None, dtype: str, tolerance: float) -> tuple[Any, float]:
+    from megatron_prism.conversion.logits import compare, folder_outputs
+
+    wanted = _dtype(dtype)
+    if wanted is None or tolerance <= 0:
+        raise ConfigError(f"--dtype {dtype} --tolerance {tolerance}: fp32, bf16 or fp16, and more than 0")
+    tokens = _tokens(a, b, text)
+    compared = compare(
+        folder_outputs(a.path, tokens, wanted), folder_outputs(b.path, tokens, wanted), tolerance
+    )
+    return compared, compared.allowed(tolerance)
+
+
+def _tokens(a: Any, b: Any, text: Path | None) -> Any:
+    """The text as token ids `[1, seq]`, by the tokenizer that came with either model."""
+    import torch
+    from transformers import AutoTokenizer
+
+    try:
+        content = SAMPLE_TEXT if text is None else text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"--text {text}: not readable ({problem})") from None
+    for each in (a.files, b.files):
+        if each is not None and (each / "tokenizer.json").is_file():
+            ids = AutoTokenizer.from_pretrained(str(each))(content)["input_ids"]
+            limit = min(a.architecture.max_position_embeddings, b.architecture.max_position_embeddings)
+            if not ids or max(ids) >= a.architecture.vocab_size:
+                raise ConfigError(
+                    f"{each}: its tokenizer does not fit vocab_size={a.architecture.vocab_size}"
+                )
+            return torch.tensor([ids[:limit]])
+    raise ConfigError(f"{a.path}, {b.path}: neither holds a tokenizer.json, which --logits needs")
+
+
+def _dtype(name: str) -> Any:
+    from megatron_prism.conversion.stage import DTYPES, torch_dtype
+    from megatron_prism.pipeline.config import one_of
+
+    one_of(name, DTYPES, "--dtype")
+    return torch_dtype(name)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar in bytes on stderr, on a terminal only; it leaves nothing behind."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from megatron_prism.platform.console import console
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda nbytes: bar.advance(task, nbytes)
+
+
+def _report(json_file: str | None, line: str, metrics: dict[str, Any], out: Path) -> None:
+    show_line(json_file, line)
+    write_result(json_file, {**metrics, "out": str(out)})
+
+
+def _size(metrics: dict[str, Any]) -> str:
+    return f"{metrics['parameters']:,} parameters, {metrics['bytes'] / 1e9:.2f} GB,"

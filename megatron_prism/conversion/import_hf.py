@@ -1,0 +1,105 @@
+"""From a Hugging Face folder to a Megatron folder, streamed: one tensor group in memory, no model built.
+
+The result is a `torch_dist` checkpoint that loads at any parallel layout, with the files that came with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_prism.conversion.dist_io import LazyTensor, write_checkpoint
+from megatron_prism.conversion.dist_layout import Place, all_places
+from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, HFWeights, carry_files
+from megatron_prism.errors import CheckpointError
+from megatron_prism.models.families import parameter_count
+from megatron_prism.models.mappings import Rule
+
+
+def import_checkpoint(
+    hf_folder: Path,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> dict[str, Any]:
+    """Write `out/architecture.json`, `out/checkpoint` and `out/hf` from a Hugging Face folder.
+
+    Args:
+        out: an existing folder; the caller moves it to its final name.
+        dtype: of the checkpoint; None keeps each tensor's own.
+        progress: gets the bytes of each piece that was read.
+
+    Returns:
+        Metrics: parameters, tensors, and bytes of the checkpoint's weights.
+    """
+    source = HFWeights(hf_folder)
+    architecture = source.architecture
+    tensors: dict[str, LazyTensor] = {}
+    for rule, place in all_places(architecture):
+        _check_one_dtype(source, rule)
+        wanted = dtype or source.stored[rule.hf[0]].dtype
+        shape = place.shape(rule.megatron_shape(architecture))
+        stacked = place.layer is not None
+        whole = (architecture.num_layers, *shape) if stacked else shape
+        tensor = tensors.setdefault(place.key, LazyTensor(whole, wanted))
+        if tensor.dtype is not wanted:
+            raise CheckpointError(
+                f"{source.stored[rule.hf[0]].file}: tensor '{rule.hf[0]}' is {wanted}, other layers have "
+                f"{tensor.dtype}; give a dtype to convert all to"
+            )
+        offset = (place.layer or 0, *(0 for _ in shape)) if stacked else tuple(0 for _ in shape)
+        size = (1, *shape) if stacked else shape
+        tensor.chunks[offset] = size, _maker(source, rule, place, wanted, size, progress)
+    (out / CHECKPOINT).mkdir()
+    write_checkpoint(out / CHECKPOINT, tensors)
+    carry_files(source.path, out / HF_FILES)
+    architecture.save(out / ARCHITECTURE)
+    return {
+        "parameters": parameter_count(architecture),
+        "tensors": len(source.stored),
+        "bytes": sum(stored.nbytes for stored in source.stored.values()),
+    }
+
+
+def _check_one_dtype(source: HFWeights, rule: Rule) -> None:
+    kinds = {source.stored[name].dtype for name in rule.hf}
+    if len(kinds) > 1:
+        names = ", ".join(f"'{name}' {source.stored[name].dtype}" for name in rule.hf)
+        raise CheckpointError(f"{source.path}: {names}: tensors that become one in Megatron need one dtype")
+
+
+def _maker(
+    source: HFWeights,
+    rule: Rule,
+    place: Place,
+    dtype: torch.dtype,
+    size: tuple[int, ...],
+    progress: Callable[[int], None],
+) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        piece = read_rows(source, rule, place.row, place.rows).to(dtype).view(size)
+        progress(piece.nbytes)
+        return piece
+
+    return make
+
+
+def read_rows(source: HFWeights, rule: Rule, row: int, rows: int, columns: tuple[slice, ...] = ()) -> Tensor:
+    """Rows `row` .. `row + rows` of a Megatron parameter, read from the Hugging Face tensors it is made of.
+
+    Args:
+        columns: which part of the other dimensions; all of them by default.
+    """
+    shape = rule.megatron_shape(source.architecture)
+    out = torch.empty((rows, *shape[1:]), dtype=source.stored[rule.hf[0]].dtype)
+    for run in rule.layout.runs(source.architecture):
+        first, last = max(row, run.megatron_row), min(row + rows, run.megatron_row + run.rows)
+        if first < last:
+            source.read(
+                rule.hf[run.part], run.hf_row + first - run.megatron_row, out[first - row : last - row]
+            )
+    return out[(slice(None), *columns)].contiguous() if columns else out

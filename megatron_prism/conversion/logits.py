@@ -1,0 +1,169 @@
+"""Two models on the same tokens, each run by its own library: how far their logits are apart, and where it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_prism.conversion.checkpoint_io import load_weights
+from megatron_prism.conversion.model_folder import CHECKPOINT, HFWeights, MegatronWeights, open_weights
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.build import build_model
+from megatron_prism.models.families import family
+from megatron_prism.platform.hardware import device
+from megatron_prism.platform.process_groups import session
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model computed.
+
+    Attributes:
+        logits: `[batch, seq, vocabulary]`, fp32.
+        hidden: `[batch, seq, hidden]` after the embedding, then after each Hugging Face layer.
+    """
+
+    logits: Tensor
+    hidden: list[Tensor]
+
+
+@dataclass(frozen=True)
+class LogitComparison:
+    """Two models on the same tokens.
+
+    Attributes:
+        max_abs_difference: largest absolute difference of any logit.
+        max_abs_logit: largest absolute logit of the second model, the scale of the former.
+        cosine: smallest cosine between the two logit vectors of a position.
+        top1_agreement: share of positions, 0..1, at which both rank the same token first.
+        departs: the first place at which the hidden states differ by more than the tolerance; None where none does.
+    """
+
+    max_abs_difference: float
+    max_abs_logit: float
+    cosine: float
+    top1_agreement: float
+    departs: str | None
+
+    def allowed(self, tolerance: float) -> float:
+        """The largest difference that `tolerance` lets pass.
+
+        Relative to the largest logit where that is below 1: Granite divides its logits, so an absolute bound alone
+        would let a wrong multiplier pass.
+        """
+        return tolerance * min(1.0, self.max_abs_logit)
+
+
+def compare(first: Outputs, second: Outputs, tolerance: float) -> LogitComparison:
+    """Compare what two models made of the same tokens."""
+    mine, theirs = first.logits, second.logits
+    return LogitComparison(
+        max_abs_difference=float((mine - theirs).abs().max()),
+        max_abs_logit=float(theirs.abs().max()),
+        cosine=float(nn.functional.cosine_similarity(mine, theirs, dim=-1).min()),
+        top1_agreement=float((mine.argmax(-1) == theirs.argmax(-1)).float().mean()),
+        departs=_departs(first.hidden, second.hidden, tolerance),
+    )
+
+
+def _departs(first: list[Tensor], second: list[Tensor], tolerance: float) -> str | None:
+    for index, (mine, theirs) in enumerate(zip(first, second, strict=True)):
+        scale = float(theirs.abs().max())
+        # Written so that a NaN departs too.
+        if not float((mine - theirs).abs().max()) <= tolerance * scale:
+            return "the embedding" if index == 0 else f"layer {index - 1}"
+    return None
+
+
+def folder_outputs(folder: Path, token_ids: Tensor, dtype: torch.dtype) -> Outputs:
+    """A Hugging Face folder in transformers, a Megatron folder in Megatron-Core."""
+    weights = open_weights(folder)
+    limit = weights.architecture.max_position_embeddings
+    if token_ids.shape[1] > limit:
+        raise ConfigError(f"{token_ids.shape[1]} tokens; {folder} has max_position_embeddings={limit}")
+    if isinstance(weights, HFWeights):
+        return hf_outputs(weights, token_ids, dtype)
+    return checkpoint_outputs(weights, token_ids, dtype)
+
+
+def checkpoint_outputs(
+    weights: MegatronWeights,
+    token_ids: Tensor,
+    dtype: torch.dtype,
+    rounded_to: torch.dtype | None = None,
+) -> Outputs:
+    """Build the model of a Megatron folder in this process and run it in `dtype`.
+
+    Args:
+        rounded_to: round the weights to this dtype first, as an export to it does.
+    """
+    with session():
+        model = build_model(weights.architecture, dtype).to(device())
+        load_weights([model], weights.path / CHECKPOINT)
+        if rounded_to is not None:
+            for parameter in model.parameters():
+                parameter.data.copy_(parameter.data.to(rounded_to))
+        return megatron_outputs(model, weights.architecture, token_ids)
+
+
+@torch.no_grad()
+def megatron_outputs(model: Any, architecture: Architecture, token_ids: Tensor) -> Outputs:
+    """Run a whole Megatron model (tensor and pipeline parallel sizes 1) of this process."""
+    token_ids = token_ids.to(next(model.parameters()).device)
+    step = family(architecture.family).layers_per_hf_layer(architecture)
+    training = model.training
+    model.eval()
+    try:
+        with _record(list(model.decoder.layers)) as (entering, leaving):
+            positions = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
+            logits = model(token_ids, positions, None)[..., : architecture.vocab_size].float().cpu()
+    finally:
+        model.train(training)
+    hidden = [entering[0], *leaving[step - 1 :: step]]
+    # Megatron's activations are [seq, batch, hidden].
+    return Outputs(logits, [each.transpose(0, 1) for each in hidden])
+
+
+@torch.no_grad()
+def hf_outputs(weights: HFWeights, token_ids: Tensor, dtype: torch.dtype) -> Outputs:
+    """Run transformers' model from a folder, told to compute what Megatron does (`Family.for_comparison`)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(weights.path))
+    for key, value in family(weights.architecture.family).for_comparison.items():
+        setattr(config, key, value)
+    reference = AutoModelForCausalLM.from_pretrained(str(weights.path), config=config, dtype=dtype)
+    reference = reference.to(device()).eval()
+    with _record(list(reference.base_model.layers)) as (entering, leaving):
+        logits = reference(token_ids.to(device()), use_cache=False).logits.float().cpu()
+    return Outputs(logits, [entering[0], *leaving])
+
+
+@contextmanager
+def _record(layers: list[nn.Module]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """What enters the first of these layers, and what leaves each."""
+    entering: list[Tensor] = []
+    leaving: list[Tensor] = []
+
+    def before(module: nn.Module, arguments: Any, keywords: Any) -> None:
+        hidden = arguments[0] if arguments else keywords["hidden_states"]
+        entering.append(hidden.detach().float().cpu())
+
+    def after(module: nn.Module, arguments: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        leaving.append(hidden.detach().float().cpu())
+
+    hooks = [layers[0].register_forward_pre_hook(before, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    try:
+        yield entering, leaving
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,197 @@
+"""The two kinds of folder a model lies in, seen as the same Hugging Face tensors.
+
+A Megatron folder (what training and `prism convert import` leave) holds `architecture.json`, the `checkpoint`, and
+`hf/` with the config, generation config and tokenizer that came with the weights, if they did.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_prism.conversion.dist_io import CheckpointReader
+from megatron_prism.conversion.dist_layout import Place, places
+from megatron_prism.conversion.safetensors_io import CONFIG, HFFolder, check_tensors, read_json
+from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.families import architecture_from_config, hf_config, hf_shapes, parameter_map
+from megatron_prism.models.mappings import Rule, Shape
+from megatron_prism.pipeline.artifact import write_json
+
+ARCHITECTURE, CHECKPOINT, HF_FILES = "architecture.json", "checkpoint", "hf"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+)
+CARRIED = (CONFIG, "generation_config.json", *TOKENIZER_FILES)
+HEAD = "lm_head.weight"
+
+
+class Weights(Protocol):
+    """A model's Hugging Face tensors, wherever they lie."""
+
+    path: Path
+    architecture: Architecture
+    files: Path | None
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor; it may be a view that lives until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Called between groups of tensors: what was read may be forgotten."""
+        ...
+
+
+class HFWeights(HFFolder):
+    """A Hugging Face folder whose tensors are exactly those its config.json calls for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        try:
+            self.architecture = architecture_from_config(self.config())
+        except ConfigError as problem:
+            raise ConfigError(f"{self.path}/{problem}") from None
+        self.files: Path | None = self.path
+        expected = hf_shapes(self.architecture)
+        found = self.shapes
+        if HEAD in found and HEAD not in expected:
+            self._drop_tied_head(next(iter(expected)))
+            found = self.shapes
+        check_tensors(found, expected, str(self.path), self.architecture.family)
+
+    def _drop_tied_head(self, embedding: str) -> None:
+        """Some tied checkpoints store the head all the same: fine where it is the embedding, and only there."""
+        if embedding in self.stored and not torch.equal(self.tensor(HEAD), self.tensor(embedding)):
+            raise CheckpointError(
+                f"{self.path}: config.json says tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'"
+            )
+        del self.stored[HEAD]
+
+    def release(self) -> None:
+        pass
+
+
+class MegatronWeights:
+    """A Megatron folder's checkpoint, read as Hugging Face tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder)
+        self.architecture = Architecture.load(self.path / ARCHITECTURE)
+        self.files = self.path / HF_FILES if (self.path / HF_FILES).is_dir() else None
+        self.reader = CheckpointReader(self.path / CHECKPOINT)
+        self._rules: dict[str, tuple[Rule, int, list[Place]]] = {}
+        for rule in parameter_map(self.architecture):
+            where = places(rule, self.architecture)
+            self._check(rule, where)
+            for part, name in enumerate(rule.hf):
+                self._rules[name] = (rule, part, where)
+        self.shapes: dict[str, Shape] = hf_shapes(self.architecture)
+        self.dtypes = {name: self.reader.dtype(where[0].key) for name, (_, _, where) in self._rules.items()}
+
+    def _check(self, rule: Rule, where: list[Place]) -> None:
+        shape = rule.megatron_shape(self.architecture)
+        for place in where:
+            found = self.reader.shape(place.key)
+            found = found[1:] if place.layer is not None else found
+            wanted = place.shape(shape)
+            # The vocabulary may be padded to divide over tensor-parallel ranks.
+            longer = found[0] > wanted[0] and shape[0] == self.architecture.vocab_size
+            if found[1:] != wanted[1:] or (found[0] != wanted[0] and not longer):
+                raise CheckpointError(
+                    f"{self.path / CHECKPOINT}: tensor '{place.key}' has shape {list(found)}, "
+                    f"{ARCHITECTURE} says {list(wanted)}"
+                )
+
+    def tensor(self, name: str) -> Tensor:
+        rule, part, where = self._rules[name]
+        pieces = [
+            piece
+            for run in rule.layout.runs(self.architecture)
+            if run.part == part
+            for piece in self._rows(where, run.megatron_row, run.rows)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _rows(self, where: list[Place], row: int, count: int) -> list[Tensor]:
+        found = []
+        for place in where:
+            first, last = max(row, place.row), min(row + count, place.row + place.rows)
+            if first < last:
+                found.append(self.reader.rows(place.key, place.layer, first - place.row, last - first))
+        return found
+
+    def release(self) -> None:
+        self.reader.release()
+
+
+def open_weights(folder: Path) -> HFWeights | MegatronWeights:
+    """The weights in a folder of either kind; a CheckpointError if it is neither."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if (folder / ARCHITECTURE).is_file():
+        return MegatronWeights(folder)
+    if (folder / CONFIG).is_file():
+        return HFWeights(folder)
+    raise CheckpointError(
+        f"{folder}: neither a Megatron folder ({ARCHITECTURE}) nor a Hugging Face one ({CONFIG})"
+    )
+
+
+def carry_files(source: Path, target: Path) -> None:
+    """Copy config, generation config and tokenizer, byte for byte, where they exist."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_config(
+    folder: Path, architecture: Architecture, dtype: torch.dtype, extra: Mapping[str, Any]
+) -> None:
+    """Write `folder/config.json` for these weights.
+
+    A config that is already there (carried over from the imported model) stays as it came, but for the keys in which
+    the architecture has changed since, and its dtype. Otherwise it is made from the architecture and `extra`.
+    """
+    path, name = folder / CONFIG, str(dtype).removeprefix("torch.")
+    if not path.is_file():
+        write_json(path, {**hf_config(architecture), **extra, "dtype": name})
+        return
+    carried = read_json(path)
+    config = updated_config(carried, architecture)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    if config.get(key) not in (name, None):
+        config[key] = name
+    if config != carried:
+        write_json(path, config)
+
+
+def updated_config(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """`config` with the keys changed in which `architecture` differs from the one it describes."""
+    old, new = hf_config(architecture_from_config(config)), hf_config(architecture)
+    changed = {key: value for key, value in new.items() if old.get(key) != value}
+    if "rope_parameters" in changed:
+        # Older files spell it in two keys, which would contradict the new one.
+        config = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
+    return {**config, **changed}

@@ -1,0 +1,306 @@
+"""Hugging Face weight files, read by rows and written tensor by tensor: memory holds what is asked for, never a file.
+
+The format (github.com/huggingface/safetensors): eight bytes of header length, a JSON header with each tensor's dtype,
+shape and byte range, then the bytes. Plain reads are used and not mmap, whose pages would count as resident memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from megatron_prism.errors import CheckpointError, ConfigError, suggest
+from megatron_prism.models.mappings import Shape
+from megatron_prism.pipeline.artifact import write_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG = "config.json"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+MAX_SHARD_BYTES = 5 * 10**9
+HEADER_LIMIT = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its file, the offset of its first byte, dtype and shape."""
+
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class HFFolder:
+    """The tensors of a Hugging Face folder. Opening reads headers only and finds every damage they can show.
+
+    Raises:
+        CheckpointError: naming the file, and the tensor where there is one, for a shard that is missing or truncated,
+            an index that is wrong or points out of the folder, or a dtype that is no float.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder)
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path}: no such folder")
+        self.stored: dict[str, StoredTensor] = {}
+        index = self.path / INDEX
+        if index.is_file():
+            self._read_index(index)
+        elif (self.path / SINGLE).is_file():
+            self.stored = read_header(self.path / SINGLE)
+        else:
+            raise CheckpointError(
+                f"{self.path}: neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
+            )
+
+    def _read_index(self, index: Path) -> None:
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            files = {str(name): str(file) for name, file in weight_map.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise CheckpointError(f"{index}: not a readable index ({problem!r})") from None
+        found: dict[str, dict[str, StoredTensor]] = {}
+        for name, file in sorted(files.items()):
+            if Path(file).name != file or file in ("..", ""):
+                raise CheckpointError(
+                    f"{index}: weight_map puts '{name}' in '{file}', which leaves the folder"
+                )
+            if file not in found:
+                if not (self.path / file).is_file():
+                    raise CheckpointError(f"{self.path / file}: missing; the index puts '{name}' there")
+                found[file] = read_header(self.path / file)
+            if name not in found[file]:
+                raise CheckpointError(f"{self.path / file}: has no tensor '{name}', but {INDEX} says so")
+            self.stored[name] = found[file][name]
+        for file, tensors in found.items():
+            for name in tensors:
+                if files.get(name) != file:
+                    raise CheckpointError(
+                        f"{self.path / file}: holds tensor '{name}', which {INDEX} does not put there"
+                    )
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        return {name: stored.shape for name, stored in self.stored.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        return {name: stored.dtype for name, stored in self.stored.items()}
+
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json."""
+        return read_json(self.path / CONFIG)
+
+    def read(self, name: str, row: int, out: Tensor) -> None:
+        """Fill the contiguous `out` with consecutive rows of a tensor, from `row` on."""
+        stored = self.stored[name]
+        row_bytes = stored.nbytes // stored.shape[0]
+        view = _bytes_of(out)
+        offset, done = stored.offset + row * row_bytes, 0
+        with open(stored.file, "rb", buffering=0) as handle:
+            while done < len(view):
+                got = os.preadv(handle.fileno(), [view[done:]], offset + done)
+                if not got:
+                    raise CheckpointError(f"{stored.file}: ends inside tensor '{name}'")
+                done += got
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor."""
+        if name not in self.stored:
+            raise CheckpointError(f"{self.path}: no tensor '{name}'{suggest(name, self.stored)}")
+        out = torch.empty(self.stored[name].shape, dtype=self.stored[name].dtype)
+        self.read(name, 0, out)
+        return out
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's own memory."""
+    array: Any = tensor.view(torch.uint8).numpy()
+    return memoryview(array).cast("B")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; a CheckpointError names the file that is missing or is not one."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing") from None
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path}: not JSON ({problem})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return data
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file, with its place checked against the file's size."""
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        head = handle.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else HEADER_LIMIT
+        if length >= HEADER_LIMIT or 8 + length > size:
+            raise CheckpointError(f"{path}: truncated, or not a safetensors file (its header does not fit)")
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError as problem:
+            raise CheckpointError(f"{path}: its header is not JSON ({problem})") from None
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = entry["data_offsets"]
+            shape, code = tuple(int(n) for n in entry["shape"]), entry["dtype"]
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{path}: tensor '{name}' has no readable header entry") from None
+        if code not in DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted"
+            )
+        stored = StoredTensor(path, 8 + length + begin, DTYPES[code], shape)
+        if end - begin != stored.nbytes:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' has {end - begin} bytes, its shape {list(shape)} needs {stored.nbytes}"
+            )
+        if stored.offset + stored.nbytes > size:
+            raise CheckpointError(f"{path}: truncated inside tensor '{name}'")
+        found[name] = stored
+    return found
+
+
+class FolderWriter:
+    """Writes tensors one after the other into numbered files with an index, in the order announced.
+
+    Args:
+        folder: exists; the caller moves it to its final name when all is written.
+        tensors: name -> (dtype, shape), in the order in which `write` will be called.
+        max_shard_bytes: a file is closed before it would grow beyond this.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, tuple[torch.dtype, Shape]],
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        if max_shard_bytes < 1:
+            raise ConfigError(f"max_shard_bytes={max_shard_bytes}: must be 1 or more")
+        self.folder, self._tensors = folder, dict(tensors)
+        groups = _shards(self._tensors, max_shard_bytes)
+        names = (
+            [SINGLE]
+            if len(groups) == 1
+            else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+        )
+        self._files = dict(zip(names, groups, strict=True))
+        self._where = {tensor: file for file, group in self._files.items() for tensor in group}
+        self._expected = iter(self._tensors)
+        self._handle: BinaryIO | None = None
+        self._current = ""
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Append a tensor; it is the next one announced, with its dtype and shape."""
+        dtype, shape = self._tensors[name]
+        assert name == next(self._expected), f"{name} is written out of order"
+        assert tensor.dtype is dtype, name
+        assert tuple(tensor.shape) == shape, name
+        file = self.folder / self._where[name]
+        try:
+            if self._where[name] != self._current:
+                self._open(self._where[name])
+            assert self._handle is not None
+            view = _bytes_of(tensor.contiguous())
+            while len(view):
+                view = view[self._handle.write(view) :]
+        except OSError as problem:
+            raise CheckpointError(f"{file}: tensor '{name}' cannot be written ({problem.strerror})") from None
+
+    def _open(self, file: str) -> None:
+        self._close()
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in self._files[file]:
+            dtype, shape = self._tensors[name]
+            end = offset + math.prod(shape) * dtype.itemsize
+            header[name] = {
+                "dtype": DTYPE_CODES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._handle = open(self.folder / file, "wb", buffering=0)  # noqa: SIM115 (open across calls of write)
+        self._handle.write(struct.pack("<Q", len(text)) + text)
+        self._current = file
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def __enter__(self) -> FolderWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        if kind is not None:
+            return
+        missing = next(self._expected, None)
+        assert missing is None, f"{missing} was announced and not written"
+        if len(self._files) > 1:
+            total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in self._tensors.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self._where.items()))}
+            write_json(self.folder / INDEX, index)
+
+
+def _shards(tensors: Mapping[str, tuple[torch.dtype, Shape]], limit: int) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, (dtype, shape) in tensors.items():
+        nbytes = math.prod(shape) * dtype.itemsize
+        if groups[-1] and size + nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += nbytes
+    return groups
+
+
+def check_tensors(
+    found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], where: str, family: str
+) -> None:
+    """Raise a CheckpointError naming the first tensor that is missing, unknown or of another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(
+                f"{where}: no tensor '{name}', which {family} needs{suggest(name, _unknown(found, expected))}"
+            )
+        if tuple(found[name]) != tuple(shape):
+            raise CheckpointError(
+                f"{where}: tensor '{name}' has shape {list(found[name])}, config.json says {list(shape)}"
+            )
+    for name in sorted(_unknown(found, expected)):
+        raise CheckpointError(f"{where}: tensor '{name}' has no place in family '{family}'")
+
+
+def _unknown(found: Iterable[str], expected: Mapping[str, Any]) -> set[str]:
+    return set(found) - expected.keys()

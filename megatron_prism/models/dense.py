@@ -1,0 +1,109 @@
+"""What the dense families share: the parameter names of a Hugging Face decoder and the common half of its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.mappings import (
+    ATTENTION_OUTPUT,
+    GATE_UP,
+    MLP_OUTPUT,
+    NORM,
+    QUERY_KEY_VALUE,
+    VOCABULARY,
+    Rule,
+)
+
+ATTENTION_ROWS = (
+    Rule("input_layernorm.weight", ("input_layernorm.weight",), NORM),
+    Rule(
+        "self_attention.linear_qkv.weight",
+        ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+        QUERY_KEY_VALUE,
+    ),
+    Rule("self_attention.linear_proj.weight", ("self_attn.o_proj.weight",), ATTENTION_OUTPUT),
+)
+MLP_ROWS = (
+    Rule("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight",), NORM),
+    Rule("mlp.linear_fc1.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), GATE_UP),
+    Rule("mlp.linear_fc2.weight", ("mlp.down_proj.weight",), MLP_OUTPUT),
+)
+EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
+FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), NORM)
+HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
+
+
+def dense_rules(
+    architecture: Architecture, layer: tuple[Rule, ...] = ATTENTION_ROWS + MLP_ROWS
+) -> list[Rule]:
+    """Every parameter of a dense model, in layer order; a tied model has no head of its own."""
+    rows = [EMBEDDING]
+    for index in range(architecture.num_layers):
+        rows += [rule.at(f"decoder.layers.{index}.", f"model.layers.{index}.") for rule in layer]
+    return [*rows, FINAL_NORM] + ([] if architecture.tie_word_embeddings else [HEAD])
+
+
+def dense_sizes(config: ConfigReader) -> dict[str, Any]:
+    """The architecture fields whose keys are the same in every decoder's config.
+
+    Raises:
+        ConfigError: for a missing size, biases or an activation this model does not have.
+    """
+    config.fixed("hidden_act", "silu")
+    config.fixed("attention_bias", False)
+    config.fixed("mlp_bias", False)
+    config.fixed("attention_dropout", 0.0)
+    heads, hidden = config.require("num_attention_heads"), config.require("hidden_size")
+    return {
+        "vocab_size": config.require("vocab_size"),
+        "hidden_size": hidden,
+        "num_layers": config.require("num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_query_groups": config.get("num_key_value_heads", heads),
+        "head_dim": config.get("head_dim", hidden // heads),
+        "activation": "swiglu",
+        "norm_epsilon": config.get("rms_norm_eps", 1e-6),
+        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
+        "initializer_range": config.get("initializer_range", 0.02),
+    }
+
+
+def sizes_to_config(architecture: Architecture) -> dict[str, Any]:
+    """The keys that `dense_sizes` reads."""
+    a = architecture
+    return {
+        "vocab_size": a.vocab_size,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.num_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "num_key_value_heads": a.num_query_groups,
+        "head_dim": a.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": a.norm_epsilon,
+        "max_position_embeddings": a.max_position_embeddings,
+        "tie_word_embeddings": a.tie_word_embeddings,
+        "initializer_range": a.initializer_range,
+        "attention_bias": False,
+    }
+
+
+def require_fields(architecture: Architecture, **needed: Any) -> None:
+    """Raise a ConfigError naming the first field in which the architecture is not what its family can express."""
+    for name, value in needed.items():
+        if getattr(architecture, name) != value:
+            raise ConfigError(
+                f"{name}={getattr(architecture, name)!r}: family={architecture.family} has {name}={value!r}"
+            )
+
+
+# What every family without Granite's multipliers must leave at its neutral value.
+NO_MULTIPLIERS: dict[str, Any] = {
+    "attention_multiplier": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}

@@ -1,0 +1,132 @@
+"""Reading a Hugging Face config strictly: a key that could change the maths is understood or refused, never ignored.
+
+A family's `from_config` asks for the keys it knows; whatever it did not ask for and is not on the list of keys that
+cannot change a logit is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.rope import RopeScaling
+
+# Bookkeeping of transformers: what to print, cache, sample or where a file came from.
+HARMLESS = frozenset(
+    [
+        *(
+            "architectures",
+            "model_type",
+            "torch_dtype",
+            "dtype",
+            "transformers_version",
+            "_name_or_path",
+            "auto_map",
+        ),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
+        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *("torchscript", "chunk_size_feed_forward", "pretraining_tp", "is_decoder", "is_encoder_decoder"),
+        *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "finetuning_task"),
+        *(
+            "attn_implementation",
+            "_attn_implementation_autoset",
+            "tokenizer_class",
+            "prefix",
+            "mask_token_id",
+        ),
+        *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "num_beams"),
+        *("repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+    ]
+)
+
+
+class ConfigReader:
+    """A config's keys, each asked for by name; `finish` refuses those that nobody asked for."""
+
+    def __init__(self, config: Mapping[str, Any], family: str) -> None:
+        self._config, self._family, self._known = config, family, set(HARMLESS)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` where it is absent or null."""
+        self._known.add(key)
+        value = self._config.get(key)
+        return default if value is None else value
+
+    def require(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise ConfigError(f"config.json: no key '{key}', which {self._family} needs")
+        return value
+
+    def fixed(self, key: str, allowed: Any, default: Any = None) -> None:
+        """Refuse any value but `allowed`; an absent key counts as `default` (None: as allowed)."""
+        value = self.get(key, allowed if default is None else default)
+        if value != allowed:
+            raise ConfigError(
+                f"config.json: {key}={value!r} is not supported for {self._family}; only {allowed!r} is"
+            )
+
+    def unlimited(self, key: str) -> None:
+        """Refuse a range other than all positive numbers; transformers writes infinity as {"__float__": "Infinity"}."""
+        bounds = self.get(key, [0.0, math.inf])
+        numbers = [float(bound["__float__"] if isinstance(bound, dict) else bound) for bound in bounds]
+        if numbers != [0.0, math.inf]:
+            raise ConfigError(f"config.json: {key}={bounds} is not supported; only [0.0, Infinity] is")
+
+    def unused(self, *keys: str) -> None:
+        """Keys whose value has no effect on this model."""
+        self._known.update(keys)
+
+    def finish(self) -> None:
+        unknown = sorted(
+            key for key, value in self._config.items() if key not in self._known and value is not None
+        )
+        if unknown:
+            raise ConfigError(
+                f"config.json: key '{unknown[0]}'={self._config[unknown[0]]!r} is not known for {self._family} and "
+                "could change what the model computes; remove it if it does not"
+            )
+
+    def rope(self, default_theta: float = 10000.0) -> tuple[float, RopeScaling | None]:
+        """theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+        new, old = self.get("rope_parameters", {}), self.get("rope_scaling", {})
+        theta = float(new.get("rope_theta", self.get("rope_theta", default_theta)))
+        numbers = {key: value for key, value in (old or new).items() if key != "rope_theta"}
+        kinds = {numbers.pop(key) for key in ("rope_type", "type") if key in numbers}
+        kind = kinds.pop() if kinds else "default"
+        if kind == "default" and not numbers.keys() - {"partial_rotary_factor"}:
+            if numbers.get("partial_rotary_factor", 1.0) != 1.0:
+                raise ConfigError("config.json: partial_rotary_factor other than 1 is not supported")
+            return theta, None
+        if kind != "llama3":
+            raise ConfigError(
+                f"config.json: rope_type={kind!r} is not supported; only 'default' and 'llama3'"
+            )
+        wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+        if numbers.keys() != wanted:
+            odd = min(numbers.keys() ^ wanted)
+            raise ConfigError(
+                f"config.json: rope_type='llama3' needs exactly {', '.join(sorted(wanted))}; see '{odd}'"
+            )
+        return theta, RopeScaling(
+            float(numbers["factor"]),
+            float(numbers["low_freq_factor"]),
+            float(numbers["high_freq_factor"]),
+            int(numbers["original_max_position_embeddings"]),
+        )
+
+
+def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
+    """The value of `rope_parameters`."""
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }

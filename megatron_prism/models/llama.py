@@ -1,0 +1,84 @@
+"""LLaMA 3 (dense): grouped-query attention, SwiGLU, rotary frequencies scaled for 128k positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.dense import (
+    NO_MULTIPLIERS,
+    dense_rules,
+    dense_sizes,
+    require_fields,
+    sizes_to_config,
+)
+from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "meta-llama/Llama-3.1-8B": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    }
+}
+
+rules = dense_rules
+
+
+def to_config(architecture: Architecture) -> dict[str, Any]:
+    """`config.json` for transformers' LlamaForCausalLM; a ConfigError for what LLaMA cannot express."""
+    a = architecture
+    require_fields(
+        a,
+        hybrid_pattern=None,
+        activation="swiglu",
+        position_embedding="rope",
+        sliding_window=None,
+        **NO_MULTIPLIERS,
+    )
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **sizes_to_config(a),
+        "intermediate_size": a.ffn_hidden_size,
+        "mlp_bias": False,
+        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+    }
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture of a LLaMA `config.json`; a ConfigError names a key this model does not have."""
+    read = ConfigReader(config, "llama")
+    theta, scaling = read.rope()
+    architecture = Architecture(
+        family="llama",
+        ffn_hidden_size=read.require("intermediate_size"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        **dense_sizes(read),
+    )
+    read.finish()
+    return architecture

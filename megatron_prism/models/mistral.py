@@ -1,0 +1,100 @@
+"""Mistral (dense): LLaMA's layers, a sliding window in the 7B, heads narrower than hidden/heads in Small.
+
+A window of W lets a query see itself and the W - 1 tokens before it (transformers' masking_utils.py,
+`sliding_window_overlay`), which is Megatron's `window_size=(W - 1, 0)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.dense import (
+    NO_MULTIPLIERS,
+    dense_rules,
+    dense_sizes,
+    require_fields,
+    sizes_to_config,
+)
+from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "mistralai/Mistral-7B-v0.1": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "mistralai/Mistral-Small-24B-Base-2501": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "vocab_size": 131072,
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "rope_theta": 100000000.0,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+# transformers' own default where a config does not name the key; null means no window.
+DEFAULT_WINDOW = 4096
+
+rules = dense_rules
+
+
+def to_config(architecture: Architecture) -> dict[str, Any]:
+    """`config.json` for transformers' MistralForCausalLM; a ConfigError for what Mistral cannot express."""
+    a = architecture
+    require_fields(a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", **NO_MULTIPLIERS)
+    config = sizes_to_config(a)
+    # Mistral has no biases and no key to ask for them.
+    del config["attention_bias"]
+    return {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        **config,
+        "intermediate_size": a.ffn_hidden_size,
+        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+        "sliding_window": a.sliding_window,
+    }
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture of a Mistral `config.json`; a ConfigError names a key this model does not have."""
+    read = ConfigReader(config, "mistral")
+    theta, scaling = read.rope()
+    window = read.get("sliding_window", None if "sliding_window" in config else DEFAULT_WINDOW)
+    architecture = Architecture(
+        family="mistral",
+        ffn_hidden_size=read.require("intermediate_size"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        sliding_window=window,
+        **dense_sizes(read),
+    )
+    read.finish()
+    return architecture
