@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from megatron_prism.conversion.dist_io import quick_collection
+from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.gather import gather_hf
 from megatron_prism.conversion.model_folder import (
     TOKENIZER_FILES,
@@ -37,7 +37,7 @@ def export_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress = lambda nbytes: None,
 ) -> dict[str, Any]:
-    """Write a Hugging Face folder, one tensor group in memory.
+    """Write a Hugging Face folder; bytes that stay as they are pass from file to file, others one group at a time.
 
     Args:
         out: an existing folder; the caller moves it to its final name.
@@ -53,21 +53,20 @@ def export_checkpoint(
     tensors = {name: (dtype or source.dtypes[name], shape) for name, shape in source.shapes.items()}
     write_side_files(out, source.architecture, source.files, tokenizer, _main_dtype(tensors))
     with FolderWriter(out, tensors, max_shard_bytes) as writer, quick_collection():
-        for name, tensor in _in_groups(source):
-            writer.write(name, tensor.to(tensors[name][0]))
-            progress(tensor.nbytes)
+        for rule in parameter_map(source.architecture):
+            for name in rule.hf:
+                kept = tensors[name][0] is source.dtypes[name]
+                ranges = source.ranges(name) if kept else None
+                if ranges is not None:
+                    writer.copy(name, ranges)
+                else:
+                    writer.write(name, source.tensor(name).to(tensors[name][0]))
+                progress(math.prod(tensors[name][1]) * source.dtypes[name].itemsize)
+            source.release()
     return {
         "parameters": parameter_count(source.architecture),
         "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
     }
-
-
-def _in_groups(source: Weights) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor, those of one Megatron parameter together, so that each chunk is read once."""
-    for rule in parameter_map(source.architecture):
-        for name in rule.hf:
-            yield name, source.tensor(name)
-        source.release()
 
 
 def export_running(

@@ -1,10 +1,11 @@
-"""From a Hugging Face folder to a Megatron folder, streamed: one tensor group in memory, no model built.
+"""From a Hugging Face folder to a Megatron folder, streamed: no model is built, and where the dtype stays, no tensor.
 
 The result is a `torch_dist` checkpoint that loads at any parallel layout, with the files that came with the weights.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_io import LazyTensor, write_checkpoint
 from megatron_prism.conversion.dist_layout import Place, all_places
+from megatron_prism.conversion.dist_read import quick_collection
+from megatron_prism.conversion.dist_write import Piece, PlannedTensor, write_checkpoint
+from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, HFWeights, carry_files
 from megatron_prism.errors import CheckpointError
 from megatron_prism.models.families import parameter_count
@@ -38,14 +41,14 @@ def import_checkpoint(
     """
     source = HFWeights(hf_folder)
     architecture = source.architecture
-    tensors: dict[str, LazyTensor] = {}
+    tensors: dict[str, PlannedTensor] = {}
     for rule, place in all_places(architecture):
         _check_one_dtype(source, rule)
         wanted = dtype or source.stored[rule.hf[0]].dtype
         shape = place.shape(rule.megatron_shape(architecture))
         stacked = place.layer is not None
         whole = (architecture.num_layers, *shape) if stacked else shape
-        tensor = tensors.setdefault(place.key, LazyTensor(whole, wanted))
+        tensor = tensors.setdefault(place.key, PlannedTensor(whole, wanted))
         if tensor.dtype is not wanted:
             raise CheckpointError(
                 f"{source.stored[rule.hf[0]].file}: tensor '{rule.hf[0]}' is {wanted}, other layers have "
@@ -53,9 +56,15 @@ def import_checkpoint(
             )
         offset = (place.layer or 0, *(0 for _ in shape)) if stacked else tuple(0 for _ in shape)
         size = (1, *shape) if stacked else shape
-        tensor.chunks[offset] = size, _maker(source, rule, place, wanted, size, progress)
+        content = (
+            _ranges(source, rule, place)
+            if dtype is None
+            else _maker(source, rule, place, dtype, size, progress)
+        )
+        tensor.pieces[offset] = Piece(size, content)
     (out / CHECKPOINT).mkdir()
-    write_checkpoint(out / CHECKPOINT, tensors)
+    with quick_collection():
+        write_checkpoint(out / CHECKPOINT, tensors, progress)
     carry_files(source.path, out / HF_FILES)
     architecture.save(out / ARCHITECTURE)
     return {
@@ -72,6 +81,18 @@ def _check_one_dtype(source: HFWeights, rule: Rule) -> None:
         raise CheckpointError(f"{source.path}: {names}: tensors that become one in Megatron need one dtype")
 
 
+def _ranges(source: HFWeights, rule: Rule, place: Place) -> list[FileRange]:
+    """Where the bytes of a piece lie in the Hugging Face files, in Megatron's order."""
+    found = []
+    for run in rule.layout.runs(source.architecture):
+        first = max(place.row, run.megatron_row)
+        last = min(place.row + place.rows, run.megatron_row + run.rows)
+        if first < last:
+            row = run.hf_row + first - run.megatron_row
+            found.append(source.range(rule.hf[run.part], row, last - first))
+    return found
+
+
 def _maker(
     source: HFWeights,
     rule: Rule,
@@ -80,7 +101,11 @@ def _maker(
     size: tuple[int, ...],
     progress: Callable[[int], None],
 ) -> Callable[[], Tensor]:
+    """Reads a piece and converts it, when it is its turn to be written."""
+
     def make() -> Tensor:
+        # torch.save leaves the storage of the piece before in a reference cycle.
+        gc.collect()
         piece = read_rows(source, rule, place.row, place.rows).to(dtype).view(size)
         progress(piece.nbytes)
         return piece

@@ -7,15 +7,16 @@ A Megatron folder (what training and `prism convert import` leave) holds `archit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_io import CheckpointReader
 from megatron_prism.conversion.dist_layout import Place, places
+from megatron_prism.conversion.dist_read import CheckpointReader
+from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.safetensors_io import CONFIG, HFFolder, check_tensors, read_json
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
@@ -55,6 +56,10 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor; it may be a view that lives until `release`."""
+        ...
+
+    def ranges(self, name: str) -> list[FileRange] | None:
+        """Where the bytes of a whole tensor lie, in order; None where they do not lie row by row."""
         ...
 
     def release(self) -> None:
@@ -123,22 +128,30 @@ class MegatronWeights:
                 )
 
     def tensor(self, name: str) -> Tensor:
-        rule, part, where = self._rules[name]
         pieces = [
-            piece
-            for run in rule.layout.runs(self.architecture)
-            if run.part == part
-            for piece in self._rows(where, run.megatron_row, run.rows)
+            self.reader.rows(place.key, place.layer, row, count) for place, row, count in self._rows(name)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _rows(self, where: list[Place], row: int, count: int) -> list[Tensor]:
-        found = []
-        for place in where:
-            first, last = max(row, place.row), min(row + count, place.row + place.rows)
-            if first < last:
-                found.append(self.reader.rows(place.key, place.layer, first - place.row, last - first))
+    def ranges(self, name: str) -> list[FileRange] | None:
+        found: list[FileRange] = []
+        for place, row, count in self._rows(name):
+            part = self.reader.ranges(place.key, place.layer, row, count)
+            if part is None:
+                return None
+            found += part
         return found
+
+    def _rows(self, name: str) -> Iterator[tuple[Place, int, int]]:
+        """The rows of stored tensors that make up a Hugging Face tensor: (where, first row, how many), in order."""
+        rule, part, where = self._rules[name]
+        runs = sorted(rule.layout.runs(self.architecture), key=lambda run: run.hf_row)
+        for run in runs:
+            for place in where if run.part == part else ():
+                first = max(run.megatron_row, place.row)
+                last = min(run.megatron_row + run.rows, place.row + place.rows)
+                if first < last:
+                    yield place, first - place.row, last - first
 
     def release(self) -> None:
         self.reader.release()

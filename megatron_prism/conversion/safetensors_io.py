@@ -10,7 +10,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from megatron_prism.conversion.file_ranges import FileRange, copy_ranges
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
 from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
@@ -120,6 +122,16 @@ class HFFolder:
                     raise CheckpointError(f"{stored.file}: ends inside tensor '{name}'")
                 done += got
 
+    def range(self, name: str, row: int, rows: int) -> FileRange:
+        """Where the bytes of these rows lie."""
+        stored = self.stored[name]
+        row_bytes = stored.nbytes // stored.shape[0]
+        return FileRange(stored.file, stored.offset + row * row_bytes, rows * row_bytes)
+
+    def ranges(self, name: str) -> list[FileRange]:
+        """Where the bytes of a whole tensor lie."""
+        return [self.range(name, 0, self.stored[name].shape[0])]
+
     def tensor(self, name: str) -> Tensor:
         """A whole tensor."""
         if name not in self.stored:
@@ -216,19 +228,32 @@ class FolderWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append a tensor; it is the next one announced, with its dtype and shape."""
+        assert (tensor.dtype, tuple(tensor.shape)) == self._tensors[name], name
+        with self._place(name) as handle:
+            view = _bytes_of(tensor.contiguous())
+            while len(view):
+                view = view[handle.write(view) :]
+
+    def copy(self, name: str, ranges: Sequence[FileRange]) -> None:
+        """As `write`, for a tensor whose bytes lie in other files."""
         dtype, shape = self._tensors[name]
+        assert sum(each.nbytes for each in ranges) == math.prod(shape) * dtype.itemsize, name
+        with self._place(name) as handle:
+            start = handle.tell()
+            copy_ranges(ranges, handle.fileno(), start)
+            handle.seek(start + sum(each.nbytes for each in ranges))
+
+    @contextmanager
+    def _place(self, name: str) -> Iterator[BinaryIO]:
+        """The open file, at the place of tensor `name`."""
         assert name == next(self._expected), f"{name} is written out of order"
-        assert tensor.dtype is dtype, name
-        assert tuple(tensor.shape) == shape, name
-        file = self.folder / self._where[name]
         try:
             if self._where[name] != self._current:
                 self._open(self._where[name])
             assert self._handle is not None
-            view = _bytes_of(tensor.contiguous())
-            while len(view):
-                view = view[self._handle.write(view) :]
+            yield self._handle
         except OSError as problem:
+            file = self.folder / self._where[name]
             raise CheckpointError(f"{file}: tensor '{name}' cannot be written ({problem.strerror})") from None
 
     def _open(self, file: str) -> None:

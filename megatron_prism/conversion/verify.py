@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_io import quick_collection
+from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.model_folder import Weights
 from megatron_prism.models.families import parameter_map
 

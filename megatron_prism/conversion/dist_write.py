@@ -1,0 +1,138 @@
+"""Megatron `torch_dist` checkpoints written piece by piece: no model, no process group, no GPU.
+
+The format is torch's distributed checkpoint: a file of `torch.save` containers one after the other, and `.metadata`,
+which says where each chunk of each tensor lies. torch's own writer takes tensors in memory; here a piece whose bytes
+lie in other files as they are gets its container first and its bytes from the kernel after.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_prism.conversion.dist_read import METADATA, data_offset
+from megatron_prism.conversion.file_ranges import FileRange, copy_ranges
+from megatron_prism.errors import CheckpointError
+from megatron_prism.models.mappings import Shape
+
+# What Megatron writes beside the tensors (dist_checkpointing/core.py, CheckpointingConfig).
+BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+# torch's name for the only file of the only writer.
+DATA_FILE = "__0_0.distcp"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk of a tensor to be: its bytes where they lie, or how to make them."""
+
+    size: Shape
+    content: list[FileRange] | Callable[[], Tensor]
+
+
+@dataclass
+class PlannedTensor:
+    """A tensor of a checkpoint to be: pieces by offset, which together cover it."""
+
+    shape: Shape
+    dtype: torch.dtype
+    pieces: dict[Shape, Piece] = field(default_factory=dict)
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, PlannedTensor],
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Write a `torch_dist` checkpoint into the existing `folder`; at most one piece is in memory.
+
+    Args:
+        progress: gets the bytes of each piece that was written.
+
+    Raises:
+        CheckpointError: naming the tensor at which reading or writing failed.
+    """
+    metadata = Metadata(
+        state_dict_metadata={key: _describe(tensor) for key, tensor in tensors.items()},
+        planner_data={key: (key,) for key in tensors},
+        storage_data={},
+    )
+    writing = ""
+    try:
+        with open(folder / DATA_FILE, "w+b") as file, _without_checksums():
+            for key, tensor in tensors.items():
+                writing = key
+                for offset, piece in tensor.pieces.items():
+                    start = file.tell()
+                    progress(_write_piece(file, piece, tensor.dtype))
+                    info = _StorageInfo(DATA_FILE, start, file.tell() - start)
+                    metadata.storage_data[MetadataIndex(key, torch.Size(offset))] = info
+        torch.save({}, folder / "common.pt")
+        (folder / "metadata.json").write_text(json.dumps(BACKEND))
+        (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    except (OSError, RuntimeError) as problem:
+        # A zip writer that fails reports its own trouble; the disk's lies beneath.
+        cause = problem.__context__ if isinstance(problem.__context__, OSError) else problem
+        raise CheckpointError(
+            f"{folder}: tensor '{writing}' cannot be written ({str(cause).splitlines()[0]})"
+        ) from problem
+
+
+def _describe(tensor: PlannedTensor) -> TensorStorageMetadata:
+    chunks = [
+        ChunkStorageMetadata(torch.Size(offset), torch.Size(piece.size))
+        for offset, piece in tensor.pieces.items()
+    ]
+    return TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks)
+
+
+def _write_piece(file: BinaryIO, piece: Piece, dtype: torch.dtype) -> int:
+    """Append a piece's container and bytes; return how many bytes."""
+    if not isinstance(piece.content, list):
+        made = piece.content()
+        assert (tuple(made.shape), made.dtype) == (piece.size, dtype)
+        torch.save(made, file)
+        return made.nbytes
+    start = file.tell()
+    # Never touched, so it takes no room in memory.
+    empty = torch.empty(piece.size, dtype=dtype)
+    with torch.serialization.skip_data():
+        torch.save(empty, file)
+    end = file.tell()
+    file.flush()
+    nbytes = sum(each.nbytes for each in piece.content)
+    assert nbytes == empty.nbytes
+    copy_ranges(piece.content, file.fileno(), data_offset(file, start, end - start))
+    file.seek(end)
+    return nbytes
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """torch.save's checksum takes longer than the write itself, and torch.load does not look at it."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
