@@ -165,6 +165,55 @@ def verify(
         raise CheckpointError(f"{second} is not {first}: {problem}")
 
 
+@app.command("quantize")
+def quantize(
+    hf_dir: HFFolderArgument,
+    out: OutArgument,
+    scheme: Annotated[str, typer.Option("--scheme", help="fp8, int8; nvfp4 and mxfp8 need CUDA.")] = "fp8",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", metavar="FILE", help="Text, JSON lines or Parquet like what the model will see."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Windows of text to calibrate on.")] = 128,
+    length: Annotated[int, typer.Option("--length", help="Tokens per window.")] = 512,
+    json_file: JsonOption = None,
+) -> None:
+    """Quantize an exported Hugging Face folder with NVIDIA ModelOpt (extra: modelopt)."""
+    check_json_target(json_file)
+    from megatron_prism.conversion.quantize import quantize_checkpoint
+    from megatron_prism.data.readers import read_texts
+
+    texts = None if calibration is None else read_texts(calibration)
+    metrics = quantize_checkpoint(hf_dir, out, scheme, texts, samples, length)
+    show_table(
+        json_file,
+        f"{scheme} in {out}",
+        [
+            "layers",
+            "bytes before",
+            "bytes after",
+            "weight error",
+            "top-1 agreement",
+            "loss before",
+            "loss after",
+        ],
+        [
+            (
+                metrics["quantized_layers"],
+                metrics["bytes_before"],
+                metrics["bytes_after"],
+                f"{metrics['weight_error']:.4f}",
+                f"{metrics['top1_agreement']:.2%}",
+                f"{metrics['loss_before']:.4f}",
+                f"{metrics['loss_after']:.4f}",
+            )
+        ],
+    )
+    write_result(json_file, {**metrics, "out": str(out)})
+
+
 def _compare_logits(a: Any, b: Any, text: Path | None, dtype: str, tolerance: float) -> tuple[Any, float]:
     from megatron_prism.conversion.logits import compare, folder_outputs
 

@@ -35,6 +35,9 @@ def run(
         str | None, typer.Option("--from", metavar="STAGE", help="Run STAGE and all after it again.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again even what is done.")] = False,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The recipe's small form, where it has one; short for tiny=true.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages and run nothing.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -46,7 +49,7 @@ def run(
     setup_logging()
     name, target = split_target(recipe)
     loaded = load_recipe(name)
-    graph = build_graph(loaded, target, overrides or [])
+    graph = build_graph(loaded, target, [*(overrides or []), *(["tiny=true"] if tiny else [])])
     if target is not None:
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name

@@ -12,7 +12,6 @@ import torch
 from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.gather import gather_hf
 from megatron_prism.conversion.model_folder import (
-    TOKENIZER_FILES,
     Weights,
     carry_files,
     write_config,
@@ -21,6 +20,7 @@ from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, FolderWrit
 from megatron_prism.errors import ArtifactError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
+from megatron_prism.models.hf_config import TOKENIZER_FILES
 from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
 

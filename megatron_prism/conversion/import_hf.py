@@ -117,14 +117,19 @@ def read_rows(source: HFWeights, rule: Rule, row: int, rows: int, columns: tuple
     """Rows `row` .. `row + rows` of a Megatron parameter, read from the Hugging Face tensors it is made of.
 
     Args:
-        columns: which part of the other dimensions; all of them by default.
+        columns: which part of each other dimension; all of them by default. Only a matrix can be cut there.
     """
-    shape = rule.megatron_shape(source.architecture)
-    out = torch.empty((rows, *shape[1:]), dtype=source.stored[rule.hf[0]].dtype)
+    shape = rule.megatron_shape(source.architecture)[1:]
+    if columns:
+        shape = tuple(part.stop - part.start for part in columns)
+    out = torch.empty((rows, *shape), dtype=source.stored[rule.hf[0]].dtype)
     for run in rule.layout.runs(source.architecture):
         first, last = max(row, run.megatron_row), min(row + rows, run.megatron_row + run.rows)
         if first < last:
             source.read(
-                rule.hf[run.part], run.hf_row + first - run.megatron_row, out[first - row : last - row]
+                rule.hf[run.part],
+                run.hf_row + first - run.megatron_row,
+                out[first - row : last - row],
+                columns[0].start if columns else 0,
             )
-    return out[(slice(None), *columns)].contiguous() if columns else out
+    return out

@@ -21,22 +21,11 @@ from megatron_prism.conversion.safetensors_io import CONFIG, HFFolder, check_ten
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, hf_config, hf_shapes, parameter_map
+from megatron_prism.models.hf_config import TOKENIZER_FILES
 from megatron_prism.models.mappings import Rule, Shape
 from megatron_prism.pipeline.artifact import write_json
 
 ARCHITECTURE, CHECKPOINT, HF_FILES = "architecture.json", "checkpoint", "hf"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "tekken.json",
-    "vocab.json",
-    "merges.txt",
-)
 CARRIED = (CONFIG, "generation_config.json", *TOKENIZER_FILES)
 HEAD = "lm_head.weight"
 

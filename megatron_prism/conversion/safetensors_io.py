@@ -109,18 +109,29 @@ class HFFolder:
         """The contents of config.json."""
         return read_json(self.path / CONFIG)
 
-    def read(self, name: str, row: int, out: Tensor) -> None:
-        """Fill the contiguous `out` with consecutive rows of a tensor, from `row` on."""
+    def read(self, name: str, row: int, out: Tensor, column: int = 0) -> None:
+        """Fill the contiguous `out` with consecutive rows of a tensor, from `row` on.
+
+        An `out` narrower than the tensor gets that many columns, from `column` on; the rest of a row is not read.
+        """
         stored = self.stored[name]
         row_bytes = stored.nbytes // stored.shape[0]
         view = _bytes_of(out)
-        offset, done = stored.offset + row * row_bytes, 0
+        # Whole rows lie together: one piece. Parts of rows are one piece each.
+        size = len(view)
+        if tuple(out.shape[1:]) != stored.shape[1:]:
+            assert out.dim() == len(stored.shape) == 2, f"{name}: only a matrix is cut along its columns"
+            assert column + out.shape[1] <= stored.shape[1], name
+            size = out.shape[1] * stored.dtype.itemsize
+        offset = stored.offset + row * row_bytes + column * stored.dtype.itemsize
         with open(stored.file, "rb", buffering=0) as handle:
-            while done < len(view):
-                got = os.preadv(handle.fileno(), [view[done:]], offset + done)
-                if not got:
-                    raise CheckpointError(f"{stored.file}: ends inside tensor '{name}'")
-                done += got
+            for index in range(len(view) // max(size, 1)):
+                piece, start, done = view[index * size : (index + 1) * size], offset + index * row_bytes, 0
+                while done < size:
+                    got = os.preadv(handle.fileno(), [piece[done:]], start + done)
+                    if not got:
+                        raise CheckpointError(f"{stored.file}: ends inside tensor '{name}'")
+                    done += got
 
     def range(self, name: str, row: int, rows: int) -> FileRange:
         """Where the bytes of these rows lie."""

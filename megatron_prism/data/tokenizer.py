@@ -7,6 +7,7 @@ token's name inside a text is ordinary text: documents cannot end themselves ear
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 from megatron_prism.data.readers import corpus_sources, read_texts
 from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.models.hf_config import TOKENIZER_FILES
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage
@@ -172,6 +174,20 @@ class TrainTokenizer(Stage):
         )
         tokenizer = train_tokenizer(texts, self.vocab_size, out)
         return {"vocab_size": tokenizer.vocab_size, "bytes": used}
+
+
+@dataclass
+class ModelTokenizer(Stage):
+    """Input: `model`, an import artifact. Output: the tokenizer folder that came with the model."""
+
+    kind: ClassVar[str] = "tokenizer"
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        files = inputs["model"].file("hf")
+        for name in TOKENIZER_FILES:
+            if (files / name).is_file():
+                shutil.copyfile(files / name, out / name)
+        return {"vocab_size": Tokenizer.load(out).vocab_size}
 
 
 def _first_bytes(file: Path, source: str, limit: int, used: dict[str, int]) -> Iterator[str]:

@@ -13,6 +13,19 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.rope import RopeScaling
 
+# What a Hugging Face folder may hold of its tokenizer; the first two are needed here.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+)
 # Bookkeeping of transformers: what to print, cache, sample or where a file came from.
 HARMLESS = frozenset(
     [

@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,13 @@ def list_recipes() -> dict[str, str]:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text())
         if any(isinstance(item, ast.FunctionDef) and item.name == "recipe" for item in tree.body):
-            found[path.stem.replace("_", "-")] = (ast.get_docstring(tree) or "").split("\n")[0]
+            found[_display_name(path.stem)] = (ast.get_docstring(tree) or "").split("\n")[0]
     return found
+
+
+def _display_name(module: str) -> str:
+    """'granite_3_3_8b' -> 'granite-3.3-8b': a lone digit after a digit is the second part of a version."""
+    return re.sub(r"(?<=\d)-(?=\d(?:-|$))", ".", module.replace("_", "-"))
 
 
 def _module_name(name: str) -> str:

@@ -1,0 +1,111 @@
+"""`prism convert` as people type it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import one_line_error, prism
+from tiny_models import make_checkpoint
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("granite", tmp_path_factory.mktemp("hf") / "model")
+
+
+@pytest.fixture
+def megatron(hf: Path, tmp_path: Path) -> Path:
+    assert prism("convert", "import", str(hf), str(tmp_path / "megatron")) == 0
+    return tmp_path / "megatron"
+
+
+def test_there_and_back_and_verified(
+    hf: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert prism("convert", "export", str(megatron), str(tmp_path / "back"), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 25_216
+    report = tmp_path / "report.json"
+    assert prism("convert", "verify", str(hf), str(tmp_path / "back")) == 0
+    assert "29 of 29 tensors are identical, bit for bit" in capsys.readouterr().out
+    assert prism("convert", "verify", str(hf), str(megatron), "--logits", "--json", str(report)) == 0
+    compared = json.loads(report.read_text())
+    assert compared["identical"] == 29
+    assert compared["logits"]["max_abs_difference"] <= compared["logits"]["allowed"] <= 1e-4
+    assert compared["logits"]["top1_agreement"] == 1.0
+    assert compared["logits"]["departs"] is None
+
+
+def test_a_difference_is_named_and_fails(
+    hf: Path, megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = make_checkpoint("granite", tmp_path / "wrong")
+    state = load_file(wrong / "model.safetensors")
+    state[Q][3, 4] += 0.5
+    save_file(state, wrong / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert prism("convert", "verify", str(megatron), str(wrong), "--logits") == 2
+    said = capsys.readouterr()
+    assert "28 of 29 tensors are identical" in said.out
+    assert f"{Q}" in said.out
+    assert "layer 1" in said.out
+    assert said.err.strip().splitlines()[-1].startswith("error: ")
+    assert "beginning at layer 1" in said.err
+
+
+def test_the_same_values_in_another_dtype_are_told_apart(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prism("convert", "import", str(hf), str(tmp_path / "b"), "--dtype", "bf16") == 0
+    assert prism("convert", "verify", str(hf), str(tmp_path / "b")) == 2
+    said = capsys.readouterr()
+    assert "float32 and bfloat16" in said.out
+    assert "29 tensors differ" in said.err
+
+
+def test_another_architecture_is_named(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_checkpoint("granite", tmp_path / "other", residual_multiplier=0.5)
+    assert prism("convert", "verify", str(hf), str(other)) == 2
+    assert "residual_multiplier=0.5" in one_line_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("import", "{tmp}/none", "{tmp}/out"), "no such folder"),
+        (("import", "{hf}", "{tmp}/out", "--dtype", "fp8"), "--dtype='fp8'"),
+        (("import", "{hf}", "{tmp}"), "not an empty folder"),
+        (("export", "{hf}", "{tmp}/out"), "architecture.json"),
+        (("verify", "{hf}", "{tmp}"), "neither"),
+        (("verify", "{hf}", "{hf}", "--logits", "--text", "{tmp}/none"), "--text"),
+        (("verify", "{hf}", "{hf}", "--logits", "--dtype", "keep"), "--dtype keep"),
+        (("quantize", "{hf}", "{tmp}/out", "--length", "32"), "calibration"),
+        ((), "Missing command"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], named: str, hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    filled = [argument.format(hf=hf, tmp=tmp_path) for argument in arguments]
+    assert prism("convert", *filled) == 2
+    assert named in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tool_for_those_who_look_there(hf: Path, tmp_path: Path) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+    command = [sys.executable, str(tool), "import", str(hf), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "imported 25,216 parameters" in done.stdout
+    assert not done.stderr.strip()
+    assert torch.load(tmp_path / "out/checkpoint/common.pt", weights_only=True) == {}

@@ -1,0 +1,139 @@
+"""The recipes of the seven published models: the paper's numbers, and their small form end to end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.families import FAMILIES, architecture_from_config, parameter_count
+from megatron_prism.recipes.registry import list_recipes, load_recipe
+
+MODELS = {
+    "llama-3.1-8b": 8_030_261_248,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-small-24b": 23_572_403_200,
+    "granite-3.3-8b": 8_170_835_968,
+    "granite-4.0-micro": 3_402_836_480,
+    "granite-4.0-h-micro": 3_191_396_096,
+    "nemotron-h-8b": 8_100_852_736,
+}
+ALL = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder that holds every source of the paper's default mixture."""
+    from megatron_prism.data.mixture import Mixture
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index, source in enumerate(Mixture.load("mcs").weights):
+        (folder / f"{source}{('.jsonl', '')[index % 2]}").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Shared by all models: corpus and vocabulary are made once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_every_published_model_has_a_recipe():
+    assert set(MODELS) <= set(list_recipes())
+    assert len(MODELS) == sum(len(family.published) for family in FAMILIES.values())
+
+
+@ALL
+def test_the_full_size_has_the_papers_numbers(name, data, tmp_path):
+    graph = load_recipe(name).build({"checkpoint": str(tmp_path), "data": str(data)})
+    train = graph.node("midtrain").stage
+    assert parameter_count(train.architecture) == MODELS[name]
+    assert train.steps * train.batch.global_batch_size * train.batch.sequence_length == 26_214_400_000
+    assert (train.schedule.lr, train.schedule.warmup_steps, train.schedule.style) == (5e-5, 500, "cosine")
+    assert train.schedule.at(24_999, 25_000) == pytest.approx(5e-6, rel=1e-3)
+    assert (train.optimizer.beta1, train.optimizer.beta2, train.optimizer.eps) == (0.9, 0.95, 1e-10)
+    assert (train.optimizer.weight_decay, train.dtype) == (0.1, "bf16")
+    assert train.parallel.world_size == 8
+    assert graph.node("export").stage.check == "tensors"
+
+
+def test_what_is_missing_is_named(data, tmp_path):
+    recipe = load_recipe("granite-3.3-8b")
+    with pytest.raises(ConfigError, match="checkpoint: name the Hugging Face folder of ibm-granite"):
+        recipe.build({})
+    with pytest.raises(ConfigError, match="no such folder"):
+        recipe.build({"checkpoint": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match="data: name the folder with the sources of mixture=mcs"):
+        recipe.build({"checkpoint": str(tmp_path)})
+    (data / "dclm-edu.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"has no 'dclm-edu', which mixture=mcs draws from"):
+        recipe.build({"checkpoint": str(tmp_path), "data": str(data)})
+
+
+@ALL
+def test_the_small_form_keeps_what_tells_the_family(name):
+    tiny = load_recipe(name).build({"tiny": True}).node("midtrain").stage.architecture
+    assert parameter_count(tiny) < 1_000_000
+    assert (tiny.rope_scaling is not None) == (name == "llama-3.1-8b")
+    assert (tiny.sliding_window is not None) == (name == "mistral-7b-v0.1")
+    wide = tiny.head_dim * tiny.num_attention_heads != tiny.hidden_size
+    assert wide == (name == "mistral-small-24b")
+    assert (tiny.mamba_num_groups == 1) or name == "nemotron-h-8b"
+    assert tiny.is_hybrid == (name in ("granite-4.0-h-micro", "nemotron-h-8b"))
+
+
+def one_process(graph):
+    # Without tensor parallelism there is no sequence parallelism: it goes first.
+    sizes = ("tensor_model", "pipeline_model", "context", "data")
+    graph.override({"midtrain.parallel.sequence_parallel": False})
+    graph.override({f"midtrain.parallel.{size}_parallel_size": 1 for size in sizes})
+    return graph
+
+
+def check_run(artifacts):
+    exported = artifacts["export"]
+    assert exported.metrics["max_abs_logit_difference"] < 1e-4
+    assert artifacts["midtrain"].metrics["steps"] == 4
+    before = load_file(artifacts["checkpoint"].file("model/model.safetensors"))
+    after = load_file(exported.file("model/model.safetensors"))
+    assert before.keys() == after.keys()
+    assert any((before[key] != after[key]).any() for key in before)
+    config = json.loads(exported.file("model/config.json").read_text())
+    assert config == json.loads(artifacts["checkpoint"].file("model/config.json").read_text())
+    assert architecture_from_config(config)
+    assert (
+        exported.file("model/tokenizer.json").read_bytes()
+        == artifacts["tokenizer"].file("tokenizer.json").read_bytes()
+    )
+
+
+@ALL
+def test_the_small_form_runs_from_import_to_export(name, run_dir):
+    check_run(one_process(load_recipe(name).build({"tiny": True})).run(run_dir))
+
+
+@pytest.mark.slow
+@ALL
+def test_the_small_form_runs_on_two_processes_through_the_launcher(name, run_dir):
+    check_run(load_recipe(name).build({"tiny": True}).run(run_dir))
+
+
+def test_a_failed_task_fails_the_run(run_dir, capsys):
+    from megatron_prism.cli.main import main
+
+    arguments = [
+        "run",
+        "granite-4.0-h-micro",
+        "--tiny",
+        "--run-dir",
+        str(run_dir),
+        "midtrain.schedule.lr=1e-3",
+    ]
+    impossible = "midtrain.parallel.tensor_model_parallel_size=2"
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, impossible])
+    assert ended.value.code == 2
+    assert "mamba_num_groups=1; use context_parallel_size" in capsys.readouterr().err
