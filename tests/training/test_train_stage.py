@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from data_artifacts import make_artifact
+from safetensors.torch import load_file
+from tiny_models import make_checkpoint
 
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError
 from megatron_prism.models.architecture import Architecture
@@ -163,3 +166,56 @@ def test_two_processes_train_the_same_model_through_the_launcher(trained, inputs
 
     logs = sorted(Path(get_nemorun_home(), "experiments", "prism-train").rglob("combined.log"))
     assert logs[-1].read_text().count("step 4/4") == 1, "rank 0, and only it, logs"
+
+
+@pytest.mark.parametrize("kind", ["hugging face", "megatron"])
+def test_starts_from_a_folder_and_carries_its_files(kind, inputs, tmp_path):
+    from megatron_prism.conversion.export_hf import export_checkpoint
+    from megatron_prism.conversion.import_hf import import_checkpoint
+    from megatron_prism.conversion.model_folder import MegatronWeights
+
+    hf = make_checkpoint("granite", tmp_path / "hf", vocab_size=700, max_position_embeddings=64)
+    (tmp_path / "imported").mkdir()
+    import_checkpoint(hf, tmp_path / "imported")
+    architecture = MegatronWeights(tmp_path / "imported").architecture
+    start = hf if kind == "hugging face" else tmp_path / "imported"
+    # A rate this small leaves every weight as it was.
+    train = stage(architecture, init_from=str(start), schedule=Schedule(lr=1e-30), steps=1)
+    made = make_artifact(train, tmp_path / "trained", **inputs)
+    (tmp_path / "back").mkdir()
+    export_checkpoint(MegatronWeights(made.path), tmp_path / "back")
+    before, after = load_file(hf / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for file in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (hf / file).read_bytes()
+
+
+def test_a_start_that_does_not_fit_is_refused(trained, inputs, tmp_path):
+    hf = make_checkpoint("granite", tmp_path / "hf", vocab_size=700, max_position_embeddings=64)
+    with pytest.raises(ConfigError, match="gives this stage an 'init' already"):
+        stage(init_from=str(hf)).run(inputs | {"init": trained}, tmp_path)
+    with pytest.raises(CheckpointError, match="the checkpoint has num_layers=3, this model has 2"):
+        stage(init_from=str(hf)).run(inputs, tmp_path)
+    changed = stage(init_from=str(hf)).identity()
+    (hf / "config.json").write_text((hf / "config.json").read_text() + " ")
+    assert stage(init_from=str(hf)).identity() != changed
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"fp8": "hybrid"}, "needs dtype=bf16"),
+        ({"fp8": "int8", "dtype": "bf16"}, "fp8='int8'"),
+        ({"backend": "tee"}, "backend='tee'"),
+    ],
+)
+def test_what_no_machine_can_train_is_refused_at_once(change, named):
+    with pytest.raises(ConfigError, match=named):
+        stage(**change)
+
+
+def test_fp8_without_transformer_engine_is_an_error(inputs, tmp_path):
+    with pytest.raises(ConfigError, match="fp8=hybrid: backend=torch would silently compute without it"):
+        stage(fp8="hybrid", dtype="bf16", backend="torch").run(inputs, tmp_path)
+    with pytest.raises(ConfigError, match="fp8=hybrid: no CUDA GPU, no Transformer Engine"):
+        stage(fp8="hybrid", dtype="bf16", backend="te").run(inputs, tmp_path)

@@ -1,0 +1,285 @@
+"""Greedy decoding of a Hugging Face folder in Megatron, token for token what transformers' `generate` makes of it.
+
+Prompts of different lengths go to transformers as one left-padded batch, and to the engine as they are. The end token
+is switched off on both sides and not suppressed, so logits stay what they are and every row gets all its tokens.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import make_checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from megatron_prism.conversion.init_from_hf import load_hf_weights
+from megatron_prism.conversion.model_folder import HFWeights
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP
+from megatron_prism.models.build import build_model
+from megatron_prism.models.families import family
+from megatron_prism.platform.process_groups import session
+
+STEPS, PAD = 64, 1
+# Shorter than Mamba's convolution, about as long as the window of 7, and much longer.
+LENGTHS = (1, 2, 3, 7, 8, 23, 40)
+# Tiny tied models with Granite's embedding multiplier say the last token for ever, which would prove nothing.
+UNTIED = {"tie_word_embeddings": False}
+KINDS = {
+    "llama": {},
+    "llama-scaled-tied": {},
+    "mistral-window": {},
+    "mistral-wide-heads": {},
+    "granite": UNTIED,
+    "granite4": UNTIED,
+    "granite-h": UNTIED,
+    "granite-h-rope-groups": {},
+    "nemotron-h": {},
+}
+HYBRID = ("granite-h", "granite-h-rope-groups", "nemotron-h")
+GREEDY = SamplingParams(max_new_tokens=STEPS, temperature=0)
+
+
+@dataclass
+class Made:
+    """`tokens` and their `logprobs`, both `[batch, STEPS]`, and how far the first choice led the second at least."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    lead: float = float("nan")
+
+
+@dataclass
+class Case:
+    """A family's model in both libraries, and what transformers makes of the prompts."""
+
+    engine: MegatronEngine
+    prompts: list[str]
+    reference: torch.nn.Module
+    expected: Made
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        return self.engine.tokenizer.encode_batch(self.prompts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    with session(seed=1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Made once per kind."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            folder = make_checkpoint(kind, tmp_path_factory.mktemp(kind) / "hf", **KINDS[kind])
+            lengthen_steps(folder / "model.safetensors")
+            architecture = HFWeights(folder).architecture
+            model = build_model(architecture)
+            load_hf_weights([model], architecture, folder)
+            tokenizer = Tokenizer.load(folder)
+            tokenizer.eos_id = -1
+            draw = torch.Generator().manual_seed(7)
+            prompts = [
+                "".join(chr(33 + i) for i in torch.randint(59, (length,), generator=draw).tolist())
+                for length in LENGTHS
+            ]
+            config = AutoConfig.from_pretrained(folder)
+            for key, value in family(architecture.family).for_comparison.items():
+                setattr(config, key, value)
+            reference = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+            reference.generation_config.eos_token_id = None
+            case = Case(MegatronEngine(model, tokenizer), prompts, reference.eval(), None)
+            assert [len(ids) for ids in case.token_ids] == list(LENGTHS)
+            case.expected = transformers_greedy(case.reference, case.token_ids)
+            made[kind] = case
+        return made[kind]
+
+    return get
+
+
+def lengthen_steps(file):
+    """Every other Mamba head gets a dt of about 0.3, so that its state weighs in what is said next.
+
+    With the small dt of the others alone a state that is lost moves log-probabilities by 1e-3 and hardly a token.
+    """
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.endswith("dt_bias"):
+            tensor[::2] += 5
+    save_file(tensors, file, {"format": "pt"})
+
+
+def transformers_greedy(model, prompts):
+    """One left-padded batch."""
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[PAD] * (width - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    out = model.generate(
+        tokens,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=STEPS,
+        pad_token_id=PAD,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logprobs = torch.log_softmax(torch.stack(out.logits, 1), -1)
+    best = logprobs.topk(2, -1).values
+    made = out.sequences[:, width:]
+    return Made(
+        made,
+        logprobs.gather(-1, made[..., None])[..., 0],
+        float((best[..., 0] - best[..., 1]).min()),
+    )
+
+
+def engine_greedy(case, batch_size=64):
+    engine = MegatronEngine(case.engine.model, case.engine.tokenizer, batch_size)
+    return as_made(engine.generate(case.prompts, GREEDY))
+
+
+def as_made(completions):
+    rows = [row for [row] in completions]
+    assert {len(row.token_ids) for row in rows} == {STEPS}
+    assert {row.finish_reason for row in rows} == {"length"}
+    return Made(torch.tensor([row.token_ids for row in rows]), torch.tensor([row.logprobs for row in rows]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [64, 3])
+def test_greedy_tokens_and_logprobs_are_those_of_transformers(kind, batch_size, cases):
+    case = cases(kind)
+    made = engine_greedy(case, batch_size)
+    assert made.tokens.tolist() == case.expected.tokens.tolist()
+    assert (made.logprobs - case.expected.logprobs).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_texts_have_something_to_compare(kind, cases):
+    expected = cases(kind).expected
+    # Rows that differ and do not only repeat themselves; and no near tie, so equal tokens are no luck.
+    assert len({tuple(row) for row in expected.tokens.tolist()}) == len(LENGTHS)
+    assert len(set(expected.tokens.flatten().tolist())) >= 20
+    assert expected.lead > 1e-5
+
+
+@pytest.mark.parametrize("kind", HYBRID)
+def test_left_padding_does_not_enter_transformers_own_mamba_states(kind, cases):
+    # It masks padding before the projection and after the convolution, so the padded batch is a fair reference.
+    case = cases(kind)
+    for row, token_ids in enumerate(case.token_ids):
+        alone = transformers_greedy(case.reference, [token_ids])
+        assert alone.tokens[0].tolist() == case.expected.tokens[row].tolist()
+        assert (alone.logprobs[0] - case.expected.logprobs[row]).abs().max() <= 1e-4
+
+
+def states(engine, context, what):
+    """The tensors of one kind in the context's caches."""
+    mamba = {module.layer_number for module in engine.model.modules() if hasattr(module, "cached_batch_size")}
+    for layer, caches in context.key_value_memory_dict.items():
+        first, second = ("conv", "ssm") if layer in mamba else ("key", "value")
+        yield from [tensor for name, tensor in ((first, caches[0]), (second, caches[1])) if name == what]
+
+
+@contextmanager
+def damaged_at(case, offset, damage):
+    """Every cache goes through `damage(engine, context)` once, before the token at `offset` is read."""
+    engine = MegatronEngine(case.engine.model, case.engine.tokenizer)
+    honest, hits = engine._forward, []
+
+    def forward(tokens, context, at):
+        if at == offset:
+            hits.append(at)
+            damage(engine, context)
+        return honest(tokens, context, at)
+
+    engine._forward = forward
+    yield engine
+    assert hits
+
+
+def forget(what):
+    def damage(engine, context):
+        found = list(states(engine, context, what))
+        assert found
+        for tensor in found:
+            tensor.zero_()
+
+    return damage
+
+
+def exchange_rows(what):
+    """What a wrong compaction of the batch would do."""
+
+    def damage(engine, context):
+        for tensor in states(engine, context, what):
+            tensor.copy_(tensor.roll(1, 1 if what in ("key", "value") else 0))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("llama", "key"),
+        ("mistral-window", "value"),
+        ("granite", "key"),
+        ("granite4", "value"),
+        ("granite-h", "key"),
+        ("granite-h", "conv"),
+        ("granite-h", "ssm"),
+        ("nemotron-h", "value"),
+        ("nemotron-h", "conv"),
+        ("nemotron-h", "ssm"),
+    ],
+)
+@pytest.mark.parametrize("damage", [forget, exchange_rows])
+def test_a_state_that_is_not_carried_shows(kind, what, damage, cases):
+    case = cases(kind)
+    with damaged_at(case, 30, damage(what)) as engine:
+        made = as_made(engine.generate(case.prompts, GREEDY))
+    assert made.tokens.tolist() != case.expected.tokens.tolist()
+    print(
+        kind,
+        what,
+        int((made.tokens != case.expected.tokens).any(1).sum()),
+        float((made.logprobs - case.expected.logprobs).abs().max()),
+    )
+    # Tokens from before the damage are those of the whole model; a row's token n is read from offset length + n - 1.
+    for length, mine, theirs in zip(
+        LENGTHS, made.tokens.tolist(), case.expected.tokens.tolist(), strict=True
+    ):
+        before = max(0, 30 - length)
+        assert mine[:before] == theirs[:before]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_a_window_of_another_length_shows(wrong, cases):
+    case = cases("mistral-window")
+    layers = [module for module in case.engine.model.modules() if getattr(module, "reach", None) is not None]
+    assert [layer.reach for layer in layers] == [6] * 3
+    try:
+        for layer in layers:
+            layer.reach += wrong
+        made = engine_greedy(case)
+    finally:
+        for layer in layers:
+            layer.reach -= wrong
+    assert made.tokens.tolist() != case.expected.tokens.tolist()
+
+
+def test_the_families_have_the_layers_they_are_here_for(cases):
+    for kind in HYBRID:
+        pattern = cases(kind).engine.model.hybrid_override_pattern
+        assert {MAMBA, ATTENTION, MLP} <= set(pattern)
+    assert max(LENGTHS) + STEPS <= cases("llama").engine.model.max_sequence_length
