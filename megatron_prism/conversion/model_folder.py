@@ -22,7 +22,7 @@ from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, hf_config, hf_shapes, parameter_map
 from megatron_prism.models.hf_config import TOKENIZER_FILES
-from megatron_prism.models.mappings import Rule, Shape
+from megatron_prism.models.mappings import VOCABULARY, Rule, Shape
 from megatron_prism.pipeline.artifact import write_json
 
 ARCHITECTURE, CHECKPOINT, HF_FILES = "architecture.json", "checkpoint", "hf"
@@ -109,7 +109,7 @@ class MegatronWeights:
             found = found[1:] if place.layer is not None else found
             wanted = place.shape(shape)
             # The vocabulary may be padded to divide over tensor-parallel ranks.
-            longer = found[0] > wanted[0] and shape[0] == self.architecture.vocab_size
+            longer = found[0] > wanted[0] and rule.layout is VOCABULARY
             if found[1:] != wanted[1:] or (found[0] != wanted[0] and not longer):
                 raise CheckpointError(
                     f"{self.path / CHECKPOINT}: tensor '{place.key}' has shape {list(found)}, "

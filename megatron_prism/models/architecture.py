@@ -94,6 +94,12 @@ class Architecture:
                     f"tensor_model_parallel_size={tp}: each rank needs whole Mamba groups and {self.family} has "
                     f"mamba_num_groups={self.mamba_num_groups}; use {self._instead_of_tensor_parallelism(tp)}"
                 )
+            groups, cp = self.mamba_num_groups // tp, parallel.context_parallel_size
+            if groups % cp and cp % groups:
+                raise ParallelError(
+                    f"context_parallel_size={cp}: neither divides the {groups} Mamba groups of a tensor-parallel rank "
+                    f"nor is a multiple of them (mamba_num_groups={self.mamba_num_groups})"
+                )
             if parallel.virtual_pipeline_model_parallel_size:
                 raise ParallelError(
                     "virtual_pipeline_model_parallel_size: hybrids cannot be interleaved; unset it"

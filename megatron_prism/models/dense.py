@@ -46,8 +46,14 @@ def dense_rules(
     return [*rows, FINAL_NORM] + ([] if architecture.tie_word_embeddings else [HEAD])
 
 
-def dense_sizes(config: ConfigReader) -> dict[str, Any]:
+def dense_sizes(
+    config: ConfigReader, default_groups: int | None = None, default_positions: int = 2048
+) -> dict[str, Any]:
     """The architecture fields whose keys are the same in every decoder's config.
+
+    Args:
+        default_groups: key-value heads where the config does not say (None: as many as heads).
+        default_positions: max_position_embeddings where it does not say.
 
     Raises:
         ConfigError: for a missing size, biases or an activation this model does not have.
@@ -62,11 +68,11 @@ def dense_sizes(config: ConfigReader) -> dict[str, Any]:
         "hidden_size": hidden,
         "num_layers": config.require("num_hidden_layers"),
         "num_attention_heads": heads,
-        "num_query_groups": config.get("num_key_value_heads", heads),
+        "num_query_groups": config.get("num_key_value_heads", default_groups or heads),
         "head_dim": config.get("head_dim", hidden // heads),
         "activation": "swiglu",
         "norm_epsilon": config.get("rms_norm_eps", 1e-6),
-        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+        "max_position_embeddings": config.get("max_position_embeddings", default_positions),
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "initializer_range": config.get("initializer_range", 0.02),
     }

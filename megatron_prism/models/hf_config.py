@@ -105,14 +105,22 @@ class ConfigReader:
     def rope(self, default_theta: float = 10000.0) -> tuple[float, RopeScaling | None]:
         """theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
         new, old = self.get("rope_parameters", {}), self.get("rope_scaling", {})
+        if new and old and new != old:
+            raise ConfigError("config.json: rope_parameters and rope_scaling say different things; keep one")
         theta = float(new.get("rope_theta", self.get("rope_theta", default_theta)))
         numbers = {key: value for key, value in (old or new).items() if key != "rope_theta"}
         kinds = {numbers.pop(key) for key in ("rope_type", "type") if key in numbers}
+        if len(kinds) > 1:
+            raise ConfigError(f"config.json: rope_type and type are both named and differ: {sorted(kinds)}")
         kind = kinds.pop() if kinds else "default"
         if kind == "default" and not numbers.keys() - {"partial_rotary_factor"}:
             if numbers.get("partial_rotary_factor", 1.0) != 1.0:
                 raise ConfigError("config.json: partial_rotary_factor other than 1 is not supported")
             return theta, None
+        if kind == "default":
+            raise ConfigError(
+                f"config.json: rope_type='default' takes no numbers, but '{min(numbers)}' is given"
+            )
         if kind != "llama3":
             raise ConfigError(
                 f"config.json: rope_type={kind!r} is not supported; only 'default' and 'llama3'"

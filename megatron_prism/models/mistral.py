@@ -60,8 +60,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
     },
 }
-# transformers' own default where a config does not name the key; null means no window.
+# transformers' own defaults where a config does not name the key; a window of null is none.
 DEFAULT_WINDOW = 4096
+DEFAULT_GROUPS, DEFAULT_POSITIONS = 8, 131072
 
 rules = dense_rules
 
@@ -94,7 +95,7 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
         rope_theta=theta,
         rope_scaling=scaling,
         sliding_window=window,
-        **dense_sizes(read),
+        **dense_sizes(read, DEFAULT_GROUPS, DEFAULT_POSITIONS),
     )
     read.finish()
     return architecture

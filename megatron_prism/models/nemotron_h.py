@@ -159,8 +159,18 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     read.fixed("use_conv_bias", True)
     read.fixed("conv_kernel", CONV_KERNEL)
     read.unlimited("time_step_limit")
+    epsilon = read.get("layer_norm_epsilon", 1e-5)
+    # Some files name the same number twice.
+    read.fixed("rms_norm_eps", epsilon)
     # Initialisation, kernels and numerics; and the experts of later models, which no layer here is.
-    read.unused("time_step_min", "time_step_max", "time_step_floor", "rescale_prenorm_residual", "expand")
+    read.unused(
+        "time_step_min",
+        "time_step_rank",
+        "time_step_max",
+        "time_step_floor",
+        "rescale_prenorm_residual",
+        "expand",
+    )
     read.unused("chunk_size", "use_mamba_kernels", "mamba_ssm_cache_dtype", "num_logits_to_keep")
     read.unused("n_routed_experts", "n_shared_experts", "num_local_experts", "num_experts_per_tok")
     read.unused("moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size")
@@ -180,7 +190,8 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
             f"config.json: num_hidden_layers={config['num_hidden_layers']}, but the layer pattern has {len(pattern)}"
         )
     heads, hidden = read.require("num_attention_heads"), read.require("hidden_size")
-    old_head_dim = read.get("attention_head_dim", hidden // heads)
+    # The defaults are those of transformers' NemotronHConfig.
+    old_head_dim = read.get("attention_head_dim", 128)
     architecture = Architecture(
         family="nemotron_h",
         vocab_size=read.require("vocab_size"),
@@ -188,10 +199,10 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
         num_layers=len(pattern),
         ffn_hidden_size=read.require("intermediate_size"),
         num_attention_heads=heads,
-        num_query_groups=read.get("num_key_value_heads", heads),
+        num_query_groups=read.get("num_key_value_heads", 8),
         head_dim=read.get("head_dim", old_head_dim),
         activation="squared_relu",
-        norm_epsilon=read.get("layer_norm_epsilon", 1e-5),
+        norm_epsilon=epsilon,
         max_position_embeddings=read.get("max_position_embeddings", 4096),
         tie_word_embeddings=read.get("tie_word_embeddings", False),
         initializer_range=read.get("initializer_range", 0.02),

@@ -14,9 +14,9 @@ from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.logits import compare, folder_outputs
 from megatron_prism.conversion.model_folder import MegatronWeights
-from megatron_prism.errors import ConfigError
+from megatron_prism.errors import ConfigError, ParallelError
 from megatron_prism.models.families import architecture_from_config, hf_config
-from megatron_prism.platform.process_groups import session
+from megatron_prism.platform.process_groups import ParallelConfig, session
 
 TOKENS = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
 ALL = pytest.mark.parametrize("name", CONFIGS)
@@ -183,7 +183,7 @@ def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypa
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "linear"),
         ("llama", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "llama3"),
         ("llama", {"qk_norm": True}, "'qk_norm'=True is not known for llama"),
@@ -203,6 +203,14 @@ def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypa
         ("nemotron-h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act"),
         ("nemotron-h", {"use_conv_bias": False}, "use_conv_bias"),
         ("nemotron-h", {"sliding_window": 64}, "sliding_window"),
+        ("nemotron-h", {"rms_norm_eps": 1e-6}, "rms_norm_eps"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", "type": "linear"}, "rope_parameters": None},
+            "differ",
+        ),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "say different things"),
+        ("llama", {"rope_parameters": {**ROPE, "factor": 2.0}}, "takes no numbers, but 'factor'"),
         ("nemotron-h", {"hybrid_override_pattern": "MEM*-M", "layers_block_type": None}, "MEM"),
     ],
 )
@@ -210,6 +218,18 @@ def test_what_would_change_the_maths_is_refused(name, change, named, folders):
     config = json.loads((folders(name)[0] / "config.json").read_text())
     with pytest.raises(ConfigError, match=named.replace("*", r"\*")):
         architecture_from_config(config | change)
+
+
+def test_a_config_that_names_its_epsilon_twice_is_read():
+    config = CONFIGS["nemotron-h"] | {"rms_norm_eps": 1e-5, "time_step_rank": 256}
+    assert architecture_from_config(config) == architecture_from_config(CONFIGS["nemotron-h"])
+
+
+def test_context_parallelism_has_to_fit_the_mamba_groups():
+    architecture = architecture_from_config(CONFIGS["nemotron-h"] | {"n_groups": 3, "mamba_num_heads": 12})
+    architecture.check_parallel(ParallelConfig(context_parallel_size=3))
+    with pytest.raises(ParallelError, match="context_parallel_size=2: neither divides the 3 Mamba groups"):
+        architecture.check_parallel(ParallelConfig(context_parallel_size=2))
 
 
 def test_a_config_without_a_size_is_refused():

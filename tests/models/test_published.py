@@ -16,7 +16,7 @@ from megatron_prism.models.families import (
 )
 from megatron_prism.platform.process_groups import session
 
-# Section 6 of the facts about the paper: recomputed there from each model's config.
+# Recomputed from the values of each released config.json; Nemotron-H's also from its TensorRT-LLM test config.
 PARAMETERS = {
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
