@@ -56,11 +56,7 @@ def import_checkpoint(
             )
         offset = (place.layer or 0, *(0 for _ in shape)) if stacked else tuple(0 for _ in shape)
         size = (1, *shape) if stacked else shape
-        content = (
-            _ranges(source, rule, place)
-            if dtype is None
-            else _maker(source, rule, place, dtype, size, progress)
-        )
+        content = _ranges(source, rule, place) if dtype is None else _maker(source, rule, place, dtype, size)
         tensor.pieces[offset] = Piece(size, content)
     (out / CHECKPOINT).mkdir()
     with quick_collection():
@@ -99,16 +95,13 @@ def _maker(
     place: Place,
     dtype: torch.dtype,
     size: tuple[int, ...],
-    progress: Callable[[int], None],
 ) -> Callable[[], Tensor]:
     """Reads a piece and converts it, when it is its turn to be written."""
 
     def make() -> Tensor:
         # torch.save leaves the storage of the piece before in a reference cycle.
         gc.collect()
-        piece = read_rows(source, rule, place.row, place.rows).to(dtype).view(size)
-        progress(piece.nbytes)
-        return piece
+        return read_rows(source, rule, place.row, place.rows).to(dtype).view(size)
 
     return make
 
