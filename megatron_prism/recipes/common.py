@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_prism.conversion.stage import ExportHF, ImportHF
@@ -62,52 +63,54 @@ def tiny_midtraining(architecture: Architecture, parallel: ParallelConfig, seed:
 
 
 def midtrain_recipe(
-    name: str,
-    model: str,
-    parallel: ParallelConfig,
-    tiny_parallel: ParallelConfig,
-    *,
-    checkpoint: str,
-    data: str,
-    mixture: str,
-    seed: int,
-    tiny: bool,
-) -> Graph:
-    """Import -> mid-training -> export of one published model.
+    name: str, model: str, parallel: ParallelConfig, tiny_parallel: ParallelConfig
+) -> Callable[..., Graph]:
+    """The recipe of one published model: import -> mid-training -> export.
 
     Args:
         model: its Hugging Face name; its architecture is the published one.
         parallel, tiny_parallel: layout of the mid-training, for a node of eight GPUs and for `tiny`.
-        checkpoint: its Hugging Face folder.
-        data: folder with a folder or file per source of the mixture, called as the source is.
-
-    Raises:
-        ConfigError: when a path is missing or the folder lacks a source.
     """
-    architecture = architecture_from_config(published_config(model))
-    graph = Graph(name)
-    if tiny:
-        architecture = tiny_architecture(architecture, TINY_VOCABULARY)
-        characters = dict.fromkeys(DEFAULT_CHARACTERS, TINY_CHARACTERS)
-        corpus = graph.add("corpus", ShoeboxCorpus(characters=characters, held_out_problems=64))
-        vocabulary = graph.add("vocabulary", TrainTokenizer(vocab_size=TINY_VOCABULARY), corpus=corpus)
-        random = graph.add("checkpoint", RandomCheckpoint(model=model, seed=seed), tokenizer=vocabulary)
-        imported = graph.add("import", ImportHF(), checkpoint=random)
-        train = tiny_midtraining(architecture, tiny_parallel, seed)
-    else:
-        imported = graph.add("import", ImportHF(source=_checkpoint(checkpoint, model)))
-        corpus = graph.add("corpus", FileCorpus(sources=_sources(data, mixture)))
-        train = paper_midtraining(architecture, mixture, parallel, seed)
-    tokenizer = graph.add("tokenizer", ModelTokenizer(), model=imported)
-    tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
-    midtrain = graph.add("midtrain", train, tokens=tokens, tokenizer=tokenizer, init=imported)
-    # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
-    export = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=midtrain)
-    everything: dict[str, Node] = {
-        node.name: node for node in (corpus, imported, tokenizer, tokens, midtrain, export)
-    }
-    graph.add("report", Report(title=f"{model}: mid-training"), **everything)
-    return graph
+
+    def recipe(
+        checkpoint: str = "", data: str = "", mixture: str = "mcs", seed: int = 1, tiny: bool = False
+    ) -> Graph:
+        """Build the graph.
+
+        Args:
+            checkpoint: the model's Hugging Face folder.
+            data: folder with a folder or file per source of the mixture, called as the source is.
+            tiny: a random miniature of the model on a small corpus, in place of both.
+
+        Raises:
+            ConfigError: when a path is missing or the folder lacks a source.
+        """
+        architecture = architecture_from_config(published_config(model))
+        graph = Graph(name)
+        if tiny:
+            architecture = tiny_architecture(architecture, TINY_VOCABULARY)
+            characters = dict.fromkeys(DEFAULT_CHARACTERS, TINY_CHARACTERS)
+            corpus = graph.add("corpus", ShoeboxCorpus(characters=characters, held_out_problems=64))
+            vocabulary = graph.add("vocabulary", TrainTokenizer(vocab_size=TINY_VOCABULARY), corpus=corpus)
+            random = graph.add("checkpoint", RandomCheckpoint(model=model, seed=seed), tokenizer=vocabulary)
+            imported = graph.add("import", ImportHF(), checkpoint=random)
+            train = tiny_midtraining(architecture, tiny_parallel, seed)
+        else:
+            imported = graph.add("import", ImportHF(source=_checkpoint(checkpoint, model)))
+            corpus = graph.add("corpus", FileCorpus(sources=_sources(data, mixture)))
+            train = paper_midtraining(architecture, mixture, parallel, seed)
+        tokenizer = graph.add("tokenizer", ModelTokenizer(), model=imported)
+        tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
+        midtrain = graph.add("midtrain", train, tokens=tokens, tokenizer=tokenizer, init=imported)
+        # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
+        export = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=midtrain)
+        everything: dict[str, Node] = {
+            node.name: node for node in (corpus, imported, tokenizer, tokens, midtrain, export)
+        }
+        graph.add("report", Report(title=f"{model}: mid-training"), **everything)
+        return graph
+
+    return recipe
 
 
 def _checkpoint(folder: str, model: str) -> str:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.common import midtrain_recipe
 
-MODEL = "ibm-granite/granite-4.0-h-micro-base"
-# A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
 # One Mamba group: tensor parallelism cannot cut it, context and data parallelism can.
-PARALLEL = ParallelConfig(context_parallel_size=2, data_parallel_size=4)
-TINY_PARALLEL = ParallelConfig(context_parallel_size=2)
-
-
-def recipe(
-    checkpoint: str = "", data: str = "", mixture: str = "mcs", seed: int = 1, tiny: bool = False
-) -> Graph:
-    """`checkpoint`: the model's Hugging Face folder; `data`: a folder or file per source of the mixture."""
-    return midtrain_recipe(
-        "granite-4-0-h-micro",
-        MODEL,
-        PARALLEL,
-        TINY_PARALLEL,
-        checkpoint=checkpoint,
-        data=data,
-        mixture=mixture,
-        seed=seed,
-        tiny=tiny,
-    )
+recipe = midtrain_recipe(
+    "granite-4.0-h-micro",
+    "ibm-granite/granite-4.0-h-micro-base",
+    # A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
+    parallel=ParallelConfig(context_parallel_size=2, data_parallel_size=4),
+    tiny_parallel=ParallelConfig(context_parallel_size=2),
+)

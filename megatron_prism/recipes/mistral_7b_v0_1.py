@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.common import midtrain_recipe
 
-MODEL = "mistralai/Mistral-7B-v0.1"
-# A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
-PARALLEL = ParallelConfig(tensor_model_parallel_size=2, data_parallel_size=4, sequence_parallel=True)
-TINY_PARALLEL = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
-
-
-def recipe(
-    checkpoint: str = "", data: str = "", mixture: str = "mcs", seed: int = 1, tiny: bool = False
-) -> Graph:
-    """`checkpoint`: the model's Hugging Face folder; `data`: a folder or file per source of the mixture."""
-    return midtrain_recipe(
-        "mistral-7b-v0-1",
-        MODEL,
-        PARALLEL,
-        TINY_PARALLEL,
-        checkpoint=checkpoint,
-        data=data,
-        mixture=mixture,
-        seed=seed,
-        tiny=tiny,
-    )
+recipe = midtrain_recipe(
+    "mistral-7b-v0.1",
+    "mistralai/Mistral-7B-v0.1",
+    # A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
+    parallel=ParallelConfig(tensor_model_parallel_size=2, data_parallel_size=4, sequence_parallel=True),
+    tiny_parallel=ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
+)

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.common import midtrain_recipe
 
-MODEL = "mistralai/Mistral-Small-24B-Base-2501"
-# A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
-PARALLEL = ParallelConfig(tensor_model_parallel_size=8, data_parallel_size=1, sequence_parallel=True)
-TINY_PARALLEL = ParallelConfig(pipeline_model_parallel_size=2)
-
-
-def recipe(
-    checkpoint: str = "", data: str = "", mixture: str = "mcs", seed: int = 1, tiny: bool = False
-) -> Graph:
-    """`checkpoint`: the model's Hugging Face folder; `data`: a folder or file per source of the mixture."""
-    return midtrain_recipe(
-        "mistral-small-24b",
-        MODEL,
-        PARALLEL,
-        TINY_PARALLEL,
-        checkpoint=checkpoint,
-        data=data,
-        mixture=mixture,
-        seed=seed,
-        tiny=tiny,
-    )
+recipe = midtrain_recipe(
+    "mistral-small-24b",
+    "mistralai/Mistral-Small-24B-Base-2501",
+    # A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
+    parallel=ParallelConfig(tensor_model_parallel_size=8, data_parallel_size=1, sequence_parallel=True),
+    tiny_parallel=ParallelConfig(pipeline_model_parallel_size=2),
+)

@@ -85,9 +85,16 @@ def list_recipes() -> dict[str, str]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text())
-        if any(isinstance(item, ast.FunctionDef) and item.name == "recipe" for item in tree.body):
+        if any(_defines_recipe(item) for item in tree.body):
             found[_display_name(path.stem)] = (ast.get_docstring(tree) or "").split("\n")[0]
     return found
+
+
+def _defines_recipe(statement: ast.stmt) -> bool:
+    """Whether a statement at the top of a module is `def recipe(...)` or `recipe = ...`."""
+    if isinstance(statement, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id == "recipe" for target in statement.targets)
+    return isinstance(statement, ast.FunctionDef) and statement.name == "recipe"
 
 
 def _display_name(module: str) -> str:
