@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -70,8 +72,7 @@ HYBRID = Architecture(
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [
-        ({"tensor_model_parallel_size": 2}, "mamba_num_groups=1 does not divide by 2"),
-        ({"tensor_model_parallel_size": 4}, "num_query_groups=2 does not divide by 4"),
+        ({"tensor_model_parallel_size": 2}, "mamba_num_groups=1; use context_parallel_size, pipeline"),
         ({"pipeline_model_parallel_size": 3}, "num_layers=4 does not divide by 3"),
         ({"context_parallel_size": 8}, "mamba_num_heads=4 does not divide by 8"),
         (
@@ -83,6 +84,16 @@ HYBRID = Architecture(
 def test_an_architecture_that_does_not_divide_is_named(sizes, named):
     with pytest.raises(ParallelError, match=named):
         HYBRID.check_parallel(ParallelConfig(**sizes))
+
+
+def test_tensor_parallelism_that_does_not_divide_the_groups_names_what_does():
+    grouped = replace(HYBRID, mamba_num_groups=4)
+    with pytest.raises(ParallelError, match="num_query_groups=2 does not divide by 4"):
+        grouped.check_parallel(ParallelConfig(tensor_model_parallel_size=4))
+    with pytest.raises(
+        ParallelError, match="mamba_num_groups=2; use tensor_model_parallel_size=2, or context"
+    ):
+        replace(HYBRID, mamba_num_groups=2).check_parallel(ParallelConfig(tensor_model_parallel_size=4))
 
 
 def test_a_session_starts_and_ends_everything_and_nests():
