@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import shutil
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.data.mixture import check_sources
+from megatron_prism.data.token_files import token_file_stamp, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
-from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 COMPLETE = "complete"
-INDEX_MAGIC = b"MMIDIDX\0\0"
-INDEX_HEADER = struct.Struct("<9sQBQQ")
 LARGEST_SEED = 2**32 - 1
 # Megatron's default extra share of samples built per source, so that rounding never runs one dry.
 SURPLUS = 0.005
@@ -74,7 +72,7 @@ def blended_dataset(
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-    _check(sequence_length, num_samples, seed, weights)
+    check_blend(sequence_length, num_samples, seed, weights)
     sources = token_sources(tokens, split)
     check_sources(weights, sources, str(tokens / split))
     names = list(weights)
@@ -82,7 +80,7 @@ def blended_dataset(
     shares = [weights[name] / total for name in names]
     prefixes = [str(sources[name].resolve()) for name in names]
     identity = {
-        "files": {prefix: _stamp(prefix) for prefix in prefixes},
+        "files": {prefix: token_file_stamp(prefix) for prefix in prefixes},
         "shares": shares,
         "sequence_length": sequence_length,
         "num_samples": num_samples,
@@ -116,22 +114,6 @@ def blended_dataset(
     return dataset
 
 
-def token_sources(tokens: Path, split: str) -> dict[str, Path]:
-    """The sources of a tokens folder's split: name -> path prefix of its `.bin` and `.idx`, sorted.
-
-    Raises:
-        DataError: when there are none, or one of a pair is missing.
-    """
-    folder = tokens / split
-    found = {path.stem: path.with_suffix("") for path in sorted(folder.glob("*.bin"))}
-    if not found:
-        raise DataError(f"{folder}: no .bin file; give a folder of tokens with {split}/SOURCE.bin and .idx")
-    for prefix in found.values():
-        if not prefix.with_suffix(".idx").is_file():
-            raise DataError(f"{prefix}.idx: missing beside its .bin; tokenize the source again")
-    return found
-
-
 def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[str, int]:
     """How many of a blend's first `samples` samples come from each source.
 
@@ -147,7 +129,8 @@ def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[st
     return {name: int(count) for name, count in zip(sources, drawn, strict=True)}
 
 
-def _check(sequence_length: int, num_samples: int, seed: int, weights: Mapping[str, float]) -> None:
+def check_blend(sequence_length: int, num_samples: int, seed: int, weights: Mapping[str, float]) -> None:
+    """Raise a ConfigError for numbers that no blend can have."""
     for name, value in (("sequence_length", sequence_length), ("num_samples", num_samples)):
         if value < 1:
             raise ConfigError(f"{name}={value}: must be 1 or more")
@@ -168,41 +151,6 @@ def _surplus(shares: Sequence[float], num_samples: int) -> float:
     """
     fewest = min(math.ceil(share * num_samples) for share in shares)
     return max(SURPLUS, len(shares) / num_samples + 1 / fewest)
-
-
-def _stamp(prefix: str) -> list[int]:
-    """Sizes and time of a source's files, whose contents must fit together.
-
-    The layout is that of Megatron-Core's indexed_dataset.py: magic, version, type code, counts of sequences and of
-    documents + 1, then lengths (int32), byte offsets (int64) and document starts (int64).
-
-    Raises:
-        DataError: where Megatron would fail with a traceback, or read past the end.
-    """
-    import numpy
-    from megatron.core.datasets.indexed_dataset import DType
-
-    index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-    remedy = "tokenize the source again"
-    with open(index, "rb") as handle:
-        header = handle.read(INDEX_HEADER.size)
-    magic, version, code, sequences, documents = (
-        INDEX_HEADER.unpack(header) if len(header) == INDEX_HEADER.size else (b"", 0, 0, 0, 0)
-    )
-    expected = INDEX_HEADER.size + 12 * sequences + 8 * documents
-    if magic != INDEX_MAGIC or version != 1 or index.stat().st_size != expected:
-        raise DataError(f"{index}: not a whole index of a token file; {remedy}")
-    lengths = (
-        numpy.memmap(index, numpy.int32, "r", INDEX_HEADER.size, (sequences,))
-        if sequences
-        else numpy.zeros(0)
-    )
-    promised = int(lengths.sum(dtype=numpy.int64)) * DType.size(code)
-    if not promised:
-        raise DataError(f"{data}: holds no tokens; {remedy}")
-    if promised != data.stat().st_size:
-        raise DataError(f"{data}: {data.stat().st_size} bytes, its index says {promised}; {remedy}")
-    return [index.stat().st_size, data.stat().st_size, data.stat().st_mtime_ns]
 
 
 @contextmanager

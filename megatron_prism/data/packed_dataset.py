@@ -1,0 +1,163 @@
+"""Training samples from packed sequences: one sequence a sample, sources blended by weight.
+
+A sequence of `sequence_length + 1` tokens gives inputs and labels of `sequence_length`, one token apart, as Megatron's
+own samples do. A shorter one is padded, and the padding has no loss; attention is causal, so no token sees it. A
+document sees those before it in its sequence, and position ids run on: nothing is masked where one ends.
+
+All is decided by the arguments. Sample i does not depend on how many samples are asked for, so a run that is resumed,
+or made longer, reads on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_prism.data.blend import check_blend
+from megatron_prism.data.mixture import check_sources
+from megatron_prism.data.token_files import TokenFile, token_sources
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy import int16, int64
+    from numpy.typing import NDArray
+
+PACKING = "packing.json"
+REMEDY = "pack the documents again"
+
+
+class PackedDataset:
+    """Samples of blended packed sequences; made by `packed_dataset`.
+
+    Attributes:
+        dataset_index: `[samples]`, each sample's source by its place in the weights.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TokenFile],
+        dataset_index: NDArray[int16],
+        sequence_index: NDArray[int64],
+        sequence_length: int,
+        pad_id: int,
+    ) -> None:
+        self.dataset_index = dataset_index
+        self._sources, self._sequence_index = sources, sequence_index
+        self._sequence_length, self._pad_id = sequence_length, pad_id
+
+    def __len__(self) -> int:
+        return len(self.dataset_index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`tokens`, `labels`, `position_ids` (int64) and `loss_mask` (fp32), each `[sequence_length]`."""
+        import torch
+
+        length = self._sequence_length
+        held = self._sources[self.dataset_index[index]].document(int(self._sequence_index[index]))
+        row = torch.full((length + 1,), self._pad_id, dtype=torch.int64)
+        row[: len(held)] = torch.from_numpy(held.astype("int64"))
+        positions = torch.arange(length)
+        return {
+            "tokens": row[:-1],
+            "labels": row[1:],
+            "loss_mask": (positions < len(held) - 1).float(),
+            "position_ids": positions,
+        }
+
+
+def packed_dataset(
+    packed: Path,
+    split: str,
+    weights: Mapping[str, float],
+    sequence_length: int,
+    num_samples: int,
+    seed: int,
+    tokenizer: Tokenizer,
+) -> PackedDataset:
+    """`num_samples` samples from `PACKED/SPLIT`, in proportion to `weights`.
+
+    Each source is read in an order shuffled by `seed`, and shuffled anew each time it begins again. Every rank makes
+    the same order for itself.
+
+    Raises:
+        ConfigError: for impossible numbers, or a sequence length other than the packing's.
+        DataError: for a source that the folder lacks (nearest suggested) or that is damaged.
+    """
+    import numpy
+    from megatron.core.datasets.helpers import build_blending_indices
+
+    check_blend(sequence_length, num_samples, seed, weights)
+    packed_length = packed_sequence_length(packed)
+    if packed_length != sequence_length:
+        raise ConfigError(
+            f"{packed}: packed with sequence_length={packed_length}, but sequence_length={sequence_length} is asked "
+            "for (batch.sequence_length of a train stage): make the two equal"
+        )
+    prefixes = token_sources(packed, split)
+    check_sources(weights, prefixes, str(packed / split))
+    sources = [_open(prefixes[name], sequence_length) for name in weights]
+    total = math.fsum(weights.values())
+    shares = numpy.array([weight / total for weight in weights.values()])
+    dataset_index = numpy.zeros(num_samples, numpy.int16)
+    # Megatron's draw: each sample from the source that lags its share most.
+    build_blending_indices(
+        dataset_index, numpy.zeros(num_samples, numpy.int64), shares, len(sources), num_samples, False
+    )
+    sequence_index = numpy.zeros(num_samples, numpy.int64)
+    for number, (name, source) in enumerate(zip(weights, sources, strict=True)):
+        drawn = dataset_index == number
+        sequence_index[drawn] = _order(len(source.lengths), int(drawn.sum()), seed, name)
+    return PackedDataset(sources, dataset_index, sequence_index, sequence_length, tokenizer.pad_id)
+
+
+def is_packed(tokens: Path) -> bool:
+    """Whether a folder of token files holds packed sequences."""
+    return (tokens / PACKING).is_file()
+
+
+def packed_sequence_length(packed: Path) -> int:
+    """The sequence length that a folder was packed for.
+
+    Raises:
+        DataError: when its `packing.json` is damaged.
+    """
+    try:
+        length = json.loads((packed / PACKING).read_text())["sequence_length"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DataError(
+            f"{packed / PACKING}: not readable ({type(problem).__name__}: {problem}); {REMEDY}"
+        ) from None
+    if not isinstance(length, int) or length < 1:
+        raise DataError(f"{packed / PACKING}: sequence_length={length!r} is no length; {REMEDY}")
+    return length
+
+
+def _open(prefix: Path, sequence_length: int) -> TokenFile:
+    source = TokenFile.open(prefix, REMEDY)
+    shortest, longest = int(source.lengths.min()), int(source.lengths.max())
+    if shortest < 2 or longest > sequence_length + 1:
+        raise DataError(
+            f"{prefix}.idx: sequences of {shortest} to {longest} tokens, a packing for sequence_length="
+            f"{sequence_length} has 2 to {sequence_length + 1}; {REMEDY}"
+        )
+    return source
+
+
+def _order(sequences: int, samples: int, seed: int, source: str) -> NDArray[int64]:
+    """Sequence numbers for a source's samples: one shuffle of all after another, `[samples]`."""
+    import numpy
+
+    # RandomState's stream is frozen, a Generator's may change with numpy: a resumed run must find the same order.
+    name = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "little")
+    epochs = [
+        numpy.random.RandomState([seed, name, epoch]).permutation(sequences)
+        for epoch in range(-(-samples // sequences))
+    ]
+    return numpy.concatenate([*epochs, numpy.zeros(0, numpy.int64)])[:samples]
