@@ -1,0 +1,285 @@
+"""Samples of a task at a length, and folders of them for many tasks and lengths on several cores.
+
+A sample follows from (task, length, seed, index), the tokenizer and the sources alone: tasks, lengths and samples can
+be added without changing the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.data.ruler.counting import TokenCounter
+from megatron_prism.data.ruler.documents import DocumentBuilder
+from megatron_prism.data.ruler.drafts import Builder, Draft
+from megatron_prism.data.ruler.fitting import HaystackEnds, TooShort, fit
+from megatron_prism.data.ruler.needles import NeedleBuilder
+from megatron_prism.data.ruler.samples import MANIFEST, Sample, sample_file, write_samples
+from megatron_prism.data.ruler.sources import Sources, load_sources
+from megatron_prism.data.ruler.tasks import (
+    CommonWordsTask,
+    FrequentWordsTask,
+    NeedleTask,
+    QuestionTask,
+    Task,
+    TrackingTask,
+)
+from megatron_prism.data.ruler.tracking import TrackingBuilder
+from megatron_prism.data.ruler.word_lists import CommonWordsBuilder, FrequentWordsBuilder
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.artifact import write_json
+
+# Engines may put a start token before the prompt.
+START_TOKENS = 1
+# A sample within half a percent of its length is near enough; a percent is promised.
+SLACK = 200
+PROMISE = 100
+REDRAWS = 16
+# One sample in so many is encoded as a whole to prove its count.
+CHECK_EVERY = 50
+
+
+def make_samples(
+    task: Task,
+    tokenizer: Tokenizer,
+    length: int,
+    samples: int,
+    seed: int = 1,
+    sources: Sources | None = None,
+    keys: Sequence[str] | None = None,
+    first: int = 0,
+    check_every: int = CHECK_EVERY,
+    counter: TokenCounter | None = None,
+) -> list[Sample]:
+    """Samples `first` .. `first + samples - 1` of any task, registered or your own.
+
+    Prompt, answer (`task.max_new_tokens`) and a start token stay within `length`, and are within 1% of it unless one
+    unit of the haystack is more than that; then one more unit would be too many. Units: a noise sentence of the task,
+    a needle (tried again until within 1%), three numbered words, else a word.
+
+    Args:
+        sources: text to make them of; None loads what the task needs, from this machine.
+        keys: for needle tasks, the words keys are drawn from: split them to hold some out.
+        check_every: how often a sample is encoded as a whole. Where the count by words is wrong, all are.
+        counter: of this tokenizer, to go on with the words it knows.
+
+    Raises:
+        ConfigError: for a length too short for the task's fixed text.
+        DataError: for a haystack too short for the length, or too few questions.
+    """
+    _check(length, samples)
+    sources = sources or load_sources([task])
+    builder = _builder(task, sources, length, seed, keys)
+    if isinstance(builder, DocumentBuilder) and builder.questions < first + samples:
+        raise DataError(
+            f"{builder.source}: {builder.questions} questions for task '{task.name}', samples={first + samples} asked "
+            "for: ask for fewer or name a larger file"
+        )
+    for counts in (counter or TokenCounter(tokenizer), TokenCounter(tokenizer, exact=True)):
+        made: list[Sample] = []
+        for index in range(first, first + samples):
+            made.append(_sample(task, builder, counts, length, seed, index))
+            checked = not counts.exact and (index - first) % check_every == 0
+            if checked and not counts.agrees(made[-1].prompt):
+                break
+        else:
+            return made
+    raise AssertionError("an exact counter cannot disagree with itself")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder of samples holds."""
+
+    tasks: tuple[Task, ...]
+    lengths: tuple[int, ...]
+    samples: int = 100
+    seed: int = 1
+    keys: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for length in self.lengths:
+            _check(length, self.samples)
+            if self.lengths.count(length) > 1:
+                raise ConfigError(f"lengths: {length} is named twice")
+        if not self.lengths:
+            raise ConfigError("lengths: empty; name at least one, for example 8192")
+
+
+def check_plan(plan: Plan, tokenizer: Tokenizer, sources: Sources) -> None:
+    """Raise what `make_samples` would for the shortest or the longest length of a task, before any work."""
+    counter = TokenCounter(tokenizer)
+    last = plan.samples - 1
+    for task in plan.tasks:
+        for length in sorted({min(plan.lengths), max(plan.lengths)}):
+            make_samples(
+                task, tokenizer, length, 1, plan.seed, sources, plan.keys, first=last, counter=counter
+            )
+
+
+def make_folder(
+    plan: Plan,
+    tokenizer_folder: Path,
+    sources: Sources,
+    out: Path,
+    workers: int = 2,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> dict[str, Any]:
+    """Write LENGTH/TASK.jsonl.zst for every task and length, and ruler.json; returns what the latter holds.
+
+    Args:
+        workers: processes; with one, the work is done here.
+        progress: called with the number of samples of each file that is complete.
+
+    Raises:
+        ConfigError, DataError: see `make_samples`; before anything is written, if possible.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers={workers}: must be 1 or more")
+    check_plan(plan, Tokenizer.load(tokenizer_folder), sources)
+    # The longest first, so that no worker is left alone with one at the end.
+    jobs = [(task, length) for length in sorted(plan.lengths, reverse=True) for task in plan.tasks]
+    files: dict[tuple[int, str], dict[str, Any]] = {}
+    if workers == 1:
+        counter = TokenCounter(Tokenizer.load(tokenizer_folder))
+        for task, length in jobs:
+            files[length, task.name] = _write(plan, task, length, counter, sources, out)
+            progress(plan.samples)
+    else:
+        # Spawned, because tokenizers' threads do not survive a fork.
+        pool = ProcessPoolExecutor(
+            workers, get_context("spawn"), _start_worker, (plan, tokenizer_folder, sources, out)
+        )
+        try:
+            waiting = {pool.submit(_write_in_worker, *job): job for job in jobs}
+            for done in as_completed(waiting):
+                task, length = waiting[done]
+                files[length, task.name] = done.result()
+                progress(plan.samples)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    manifest = {
+        "tasks": [task.name for task in plan.tasks],
+        "lengths": sorted(plan.lengths),
+        "samples": plan.samples,
+        "seed": plan.seed,
+        "tokenizer": tokenizer_hash(tokenizer_folder),
+        "files": {
+            str(length): {task.name: files[length, task.name] for task in plan.tasks}
+            for length in sorted(plan.lengths)
+        },
+    }
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """sha256 of a folder's tokenizer.json: samples are of one length for one tokenizer only."""
+    return hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(plan: Plan, tokenizer_folder: Path, sources: Sources, out: Path) -> None:
+    import os
+
+    # One core each: the processes are the parallelism.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    counter = TokenCounter(Tokenizer.load(tokenizer_folder))
+    _worker.update(plan=plan, counter=counter, sources=sources, out=out)
+
+
+def _write_in_worker(task: Task, length: int) -> dict[str, Any]:
+    return _write(task=task, length=length, **_worker)
+
+
+def _write(
+    plan: Plan, task: Task, length: int, counter: TokenCounter, sources: Sources, out: Path
+) -> dict[str, Any]:
+    samples = make_samples(
+        *(task, counter.tokenizer, length, plan.samples, plan.seed, sources, plan.keys), counter=counter
+    )
+    write_samples(sample_file(out, task.name, length), samples)
+    tokens = [sample.tokens for sample in samples]
+    return {
+        "samples": len(samples),
+        "min_tokens": min(tokens),
+        "max_tokens": max(tokens),
+        "total_tokens": sum(tokens),
+        "source": samples[0].source,
+    }
+
+
+def _sample(
+    task: Task, builder: Builder, counter: TokenCounter, length: int, seed: int, index: int
+) -> Sample:
+    budget = length - task.max_new_tokens - START_TOKENS
+    best: tuple[Draft, int] | None = None
+    for attempt in range(REDRAWS if builder.redraws else 1):
+
+        def draft(units: int, attempt: int = attempt) -> Draft:
+            rng = random.Random(f"{seed}/{task.name}/{length}/{index}/{attempt}")
+            return builder.draft(index, rng, units)
+
+        try:
+            found = fit(
+                draft,
+                lambda made: counter.count(made.prompt),
+                *(budget, length // SLACK, builder.fewest, builder.most),
+            )
+        except TooShort as problem:
+            raise ConfigError(
+                f"length {length}: too short for task '{task.name}', whose fixed text and answer take "
+                f"{problem.tokens + length - budget} tokens with this tokenizer"
+            ) from None
+        except HaystackEnds as problem:
+            raise DataError(
+                f"{builder.source}: the haystack of task '{task.name}' ends at {problem.tokens} tokens, length "
+                f"{length} was asked for: name more text, ask for less, or (essays only) set repeat_haystack"
+            ) from None
+        if best is None or found[1] > best[1]:
+            best = found
+        if budget - best[1] <= length // PROMISE:
+            break
+    assert best is not None
+    made, tokens = best
+    return Sample(
+        *(task.name, length, index, seed, tokens, task.max_new_tokens, made.prompt),
+        *(made.answers, task.metric, made.depths, builder.source),
+    )
+
+
+def _builder(task: Task, sources: Sources, length: int, seed: int, keys: Sequence[str] | None) -> Builder:
+    if isinstance(task, NeedleTask):
+        return NeedleBuilder(task, sources, length, seed, keys if task.keys == "words" else None)
+    if isinstance(task, TrackingTask):
+        return TrackingBuilder(task)
+    if isinstance(task, CommonWordsTask):
+        return CommonWordsBuilder(task, sources, length)
+    if isinstance(task, FrequentWordsTask):
+        return FrequentWordsBuilder(task, length)
+    if isinstance(task, QuestionTask):
+        questions = sources.single if task.questions == "single" else sources.multi
+        assert questions is not None
+        return DocumentBuilder(task, questions, seed)
+    raise ConfigError(f"task '{task.name}': no generator for a {type(task).__name__}")
+
+
+def _check(length: int, samples: int) -> None:
+    if length < 1 or samples < 1:
+        raise ConfigError(f"length={length}, samples={samples}: both must be 1 or more")
+
+
+def stated_sources(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Task -> where its text came from, of a manifest."""
+    return {
+        task: entry["source"] for by_task in manifest["files"].values() for task, entry in by_task.items()
+    }

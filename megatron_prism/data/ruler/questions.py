@@ -1,0 +1,231 @@
+"""Questions about documents: SQuAD and HotpotQA files as published, or questions about this machine's packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_prism.data.shoebox.prose import web_documents
+from megatron_prism.errors import DataError
+
+# What of a package's description, or of another text of this machine, goes into a document; and no addresses or rules.
+DOCUMENT_CHARACTERS = 3000
+LONGEST_WORD = 40
+ORDINALS = ("first", "second", "third")
+REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        text: the question.
+        answers: any of them is right.
+        gold: the documents that must be there, as indices.
+        related: documents near to it, which are the first distractors.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    gold: tuple[int, ...]
+    related: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Documents (lines without leading, trailing or double spaces), questions about them, and what samples call it."""
+
+    documents: Sequence[str]
+    questions: Sequence[Question]
+    source: str
+
+
+def read_squad(path: Path) -> QuestionSet:
+    """SQuAD 1.1 or 2.0: the answerable questions; a paragraph's related documents are those of its article.
+
+    Raises:
+        DataError: naming the file and the key that is not as in SQuAD.
+    """
+    with _format_of(path, "SQuAD: data[].paragraphs[].{context, qas[].{question, answers[].text}}"):
+        articles = [
+            [(_clean(part["context"]), part["qas"]) for part in article["paragraphs"]]
+            for article in _read_json(path)["data"]
+        ]
+        documents = sorted({context for article in articles for context, _ in article})
+        number = {document: index for index, document in enumerate(documents)}
+        questions = []
+        for article in articles:
+            inside = list(dict.fromkeys(number[context] for context, _ in article))
+            for context, asked in article:
+                gold = number[context]
+                for each in asked:
+                    answers = tuple(dict.fromkeys(_text(answer["text"]) for answer in each["answers"]))
+                    if answers and not each.get("is_impossible", False):
+                        related = tuple(other for other in inside if other != gold)
+                        questions.append(Question(_text(each["question"]), answers, (gold,), related))
+    return _checked(path, documents, questions)
+
+
+def read_hotpot(path: Path) -> QuestionSet:
+    """HotpotQA (distractor setting): all of a question's paragraphs must be there.
+
+    Raises:
+        DataError: naming the file and the key that is not as in HotpotQA.
+    """
+    with _format_of(path, "HotpotQA: a list of {question, answer, context: [[title, [sentences]]]}"):
+        records = [
+            (
+                each["question"],
+                each["answer"],
+                [_clean(f"{title}\n{''.join(lines)}") for title, lines in each["context"]],
+            )
+            for each in _read_json(path)
+        ]
+        documents = sorted({document for _, _, context in records for document in context})
+        number = {document: index for index, document in enumerate(documents)}
+        questions = [
+            Question(
+                _text(question),
+                (_text(answer),),
+                tuple(dict.fromkeys(number[document] for document in context)),
+            )
+            for question, answer, context in records
+        ]
+    return _checked(path, documents, questions)
+
+
+def package_questions(kind: Literal["single", "multi"]) -> QuestionSet:
+    """Questions about the installed packages, for a machine without SQuAD and HotpotQA.
+
+    "single" asks for a package's summary or version; "multi" for those of a package that another one requires, so that
+    the first document only says where to look.
+
+    Raises:
+        DataError: when no package is installed with its metadata.
+    """
+    packages = _packages()
+    names = sorted(packages)
+    number = {name: index for index, name in enumerate(names)}
+    questions: list[Question] = []
+    for name in names:
+        package = packages[name]
+        subjects: list[tuple[str, tuple[int, ...], _Package]]
+        if kind == "single":
+            subjects = [(f"package {package.name}", (number[name],), package)]
+        else:
+            subjects = [
+                (
+                    f"{ordinal} package that {package.name} requires",
+                    (number[name], number[required]),
+                    packages[required],
+                )
+                for ordinal, required in zip(ORDINALS, package.requires, strict=False)
+                if required in packages
+            ]
+        for subject, gold, asked in subjects:
+            questions.append(Question(f"What is the summary of the {subject}?", (asked.summary,), gold))
+            questions.append(Question(f"What is the version of the {subject}?", (asked.version,), gold))
+    if not questions:
+        raise DataError("no package with metadata is installed to ask about; name --squad and --hotpot files")
+    documents = [packages[name].document() for name in names]
+    # The rest of the machine's prose is there to search through.
+    known = {packages[name].description[:LONGEST_WORD] for name in names}
+    documents += [_short(text) for text in machine_prose() if text[:LONGEST_WORD] not in known]
+    label = {"single": "one package each", "multi": "two packages each"}[kind]
+    return QuestionSet(documents, questions, f"stand-in: questions about {label}, of those on this machine")
+
+
+@cache
+def machine_prose() -> tuple[str, ...]:
+    """The English prose of this machine, read once."""
+    return tuple(web_documents())
+
+
+@dataclass(frozen=True)
+class _Package:
+    name: str
+    version: str
+    summary: str
+    requires: tuple[str, ...]
+    description: str
+
+    def document(self) -> str:
+        required = f"{self.name} requires: {', '.join(self.requires)}." if self.requires else ""
+        return _clean(
+            f"{self.name}\nSummary: {self.summary}\nVersion: {self.version}\n{required}\n{_short(self.description)}"
+        )
+
+
+def _packages() -> dict[str, _Package]:
+    """By normalised name; those without summary or version are no subject of questions."""
+    found: dict[str, _Package] = {}
+    for distribution in importlib.metadata.distributions():
+        metadata = distribution.metadata
+        if not metadata or any(key not in metadata for key in ("Name", "Version", "Summary")):
+            continue
+        name, version, summary = (_text(metadata[key]) for key in ("Name", "Version", "Summary"))
+        if not name or not version or len(summary.split()) < 2:
+            continue
+        body = getattr(metadata, "get_payload", lambda: "")()
+        # Requirements of an extra are not those of the package.
+        lines = [line for line in distribution.requires or [] if "extra ==" not in line]
+        matches = [REQUIREMENT.match(line) for line in lines]
+        requires = tuple(dict.fromkeys(_normal(match[0]) for match in matches if match))
+        description = body.strip() if isinstance(body, str) else ""
+        found.setdefault(_normal(name), _Package(name, version, summary, requires, description))
+    return found
+
+
+def _short(text: str) -> str:
+    lines = text[:DOCUMENT_CHARACTERS].splitlines()
+    return _clean("\n".join(" ".join(w for w in line.split() if len(w) <= LONGEST_WORD) for line in lines))
+
+
+def _normal(name: str) -> str:
+    """A package's name as the index spells it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _clean(text: str) -> str:
+    """Lines without spaces at their ends or double inside, no empty line, and no half surrogate pairs."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return "\n".join(line for line in (" ".join(line.split()) for line in whole.splitlines()) if line)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text is needed, found {type(value).__name__}")
+    return " ".join(_clean(value).split())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise DataError(f"{path}: not readable ({problem.strerror or problem})") from None
+    except (ValueError, RecursionError) as problem:
+        raise DataError(f"{path}: not JSON ({problem})") from None
+
+
+def _checked(path: Path, documents: list[str], questions: list[Question]) -> QuestionSet:
+    if not questions:
+        raise DataError(f"{path}: holds no question with an answer")
+    return QuestionSet(documents, questions, Path(path).name)
+
+
+@contextmanager
+def _format_of(path: Path, form: str) -> Iterator[None]:
+    """Say which file is not of the form it should be, and where, instead of which line of ours stumbled."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+        reason = f"no key {problem}" if isinstance(problem, KeyError) else str(problem)
+        raise DataError(f"{path}: not in the form of {form} ({reason})") from None

@@ -1,0 +1,134 @@
+"""The text that samples are made of: a haystack of essays, a list of English words, and two sets of questions.
+
+All from files the user names. Where none is named, text that lies on the machine stands in, and every sample says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_prism.data.readers import read_texts
+from megatron_prism.data.ruler.questions import (
+    QuestionSet,
+    machine_prose,
+    package_questions,
+    read_hotpot,
+    read_squad,
+)
+from megatron_prism.data.ruler.tasks import CommonWordsTask, NeedleTask, QuestionTask, Task
+from megatron_prism.data.ruler.words import ADJECTIVES, NOUNS
+from megatron_prism.errors import DataError
+
+STAND_IN = "stand-in"
+BUILT_IN = "built in"
+SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
+ENGLISH_WORD = re.compile(r"[a-z]{3,16}")
+PUNCTUATION = ".,;:!?()[]{}\"'`*_"
+# Longer "words" are addresses and tables; one of them could be a percent of a short context.
+LONGEST_WORD = 40
+
+
+@dataclass(frozen=True)
+class Essays:
+    """A haystack as words.
+
+    Attributes:
+        words: in reading order, none of them empty or with a space inside.
+        ends: sorted indices of the words that end a sentence.
+        source: what samples call it.
+    """
+
+    words: Sequence[str]
+    ends: Sequence[int]
+    source: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the tasks at hand need; the rest is None.
+
+    Attributes:
+        essays: haystack of essay needles.
+        words: distinct English words for lists, sorted, and where they come from.
+        single, multi: questions about one document and about two.
+        repeat_haystack: begin the essays again where they end.
+    """
+
+    essays: Essays | None = None
+    words: Sequence[str] = field(default=())
+    words_source: str = ""
+    single: QuestionSet | None = None
+    multi: QuestionSet | None = None
+    repeat_haystack: bool = False
+
+
+def load_sources(
+    tasks: Iterable[Task],
+    essays: Path | None = None,
+    squad: Path | None = None,
+    hotpot: Path | None = None,
+    words: Path | None = None,
+    repeat_haystack: bool = False,
+) -> Sources:
+    """Read what these tasks need.
+
+    Args:
+        essays: text files (see `readers.read_texts`); None takes package descriptions and docstrings of this machine.
+        squad, hotpot: JSON files as SQuAD and HotpotQA publish them; None asks about the packages of this machine.
+        words: a text file of English words; None takes those in the essays.
+
+    Raises:
+        DataError: for a file that is missing, damaged or not of its format.
+    """
+    wanted = list(tasks)
+    needs_essays = any(isinstance(task, NeedleTask) and task.haystack == "essay" for task in wanted)
+    needs_words = any(isinstance(task, CommonWordsTask) for task in wanted)
+    kinds = {task.questions for task in wanted if isinstance(task, QuestionTask)}
+    haystack = None
+    if needs_essays or (needs_words and words is None):
+        haystack = read_essays(essays)
+    listed: Sequence[str] = ()
+    listed_source = ""
+    if needs_words:
+        listed = english_words(_text_words(words) if words else haystack.words if haystack else ())
+        listed_source = words.name if words else f"words of {haystack.source}" if haystack else ""
+        if not listed:
+            raise DataError(f"{words or essays}: no English word in it; give a list of lower-case words")
+    single = multi = None
+    if "single" in kinds:
+        single = read_squad(squad) if squad else package_questions("single")
+    if "multi" in kinds:
+        multi = read_hotpot(hotpot) if hotpot else package_questions("multi")
+    return Sources(haystack, listed, listed_source, single, multi, repeat_haystack)
+
+
+def read_essays(path: Path | None) -> Essays:
+    """Texts as one row of words."""
+    if path is not None:
+        words = _text_words(path)
+        source = Path(path).name
+    else:
+        words = _words_of(machine_prose())
+        source = f"{STAND_IN}: package descriptions and docstrings of this machine"
+    if not words:
+        raise DataError(f"{path}: not one word of text; name files with essays")
+    ends = [index for index, word in enumerate(words) if SENTENCE_END.search(word)]
+    return Essays(words, ends, source)
+
+
+def english_words(words: Iterable[str]) -> list[str]:
+    """The distinct lower-case English words among `words`, with the built-in ones, sorted."""
+    bare = {word.strip(PUNCTUATION).lower() for word in words}
+    found = {word for word in bare if ENGLISH_WORD.fullmatch(word)}
+    return sorted(found.union(ADJECTIVES, NOUNS)) if found else []
+
+
+def _text_words(path: Path) -> list[str]:
+    return _words_of(read_texts(Path(path)))
+
+
+def _words_of(texts: Iterable[str]) -> list[str]:
+    return [word for text in texts for word in text.split() if len(word) <= LONGEST_WORD]

@@ -1,0 +1,96 @@
+"""Common words (a numbered list in which ten words come often) and frequent words (made-up words by a power law)."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Sequence
+from itertools import pairwise
+
+from megatron_prism.data.ruler.drafts import Draft, shuffled
+from megatron_prism.data.ruler.sources import BUILT_IN, Sources
+from megatron_prism.data.ruler.tasks import CommonWordsTask, FrequentWordsTask
+
+# The worked example: words, repeats of common ones, repeats of others; in short contexts, and in long ones.
+SHORT_EXAMPLE, LONG_EXAMPLE = (20, 3, 1), (40, 10, 3)
+# The most frequent "word" is noise, and the three after it are asked for.
+DOTS = "..."
+ASKED = 3
+# Texts of more words than this have no ties among the words asked for, unless alpha is near 1.
+MOST_TIED = 5000
+# Terms of the zeta function summed one by one; the tail is an integral.
+ZETA_TERMS = 1000
+
+
+class CommonWordsBuilder:
+    """Drafts of common words; a unit is a different word."""
+
+    redraws = False
+
+    def __init__(self, task: CommonWordsTask, sources: Sources, length: int) -> None:
+        self.task = task
+        self.source = sources.words_source
+        self._words = sources.words
+        short = length < task.short_length
+        self._example = SHORT_EXAMPLE if short else LONG_EXAMPLE
+        self._repeats = task.short_repeats if short else (task.common_repeats, task.uncommon_repeats)
+        self.fewest = task.num_common + 1
+        self.most: int | None = len(sources.words)
+
+    def draft(self, index: int, rng: random.Random, units: int) -> Draft:
+        """See `Builder`."""
+        words, *repeats = self._example
+        example, common = self._listed(rng, min(words, len(self._words)), repeats)
+        text, answers = self._listed(rng, units, self._repeats)
+        prompt = self.task.prompt
+        shown = f"{prompt.format(context=example)} {_numbered(common)}\n\n"
+        return Draft(shown + prompt.format(context=text), answers, [])
+
+    def _listed(self, rng: random.Random, words: int, repeats: Sequence[int]) -> tuple[str, list[str]]:
+        drawn = rng.sample(self._words, words)
+        common, others = drawn[: self.task.num_common], drawn[self.task.num_common :]
+        return _numbered(shuffled(common * repeats[0] + others * repeats[1], rng)), common
+
+
+class FrequentWordsBuilder:
+    """Drafts of frequent words; a unit is a word of the text, as far as the power law gives whole words."""
+
+    source = BUILT_IN
+    most: int | None = None
+    redraws = False
+
+    def __init__(self, task: FrequentWordsTask, length: int) -> None:
+        self.task = task
+        self._vocabulary = max(ASKED + 2, length // task.tokens_per_word)
+        zeta = sum(rank**-task.alpha for rank in range(1, ZETA_TERMS))
+        zeta += (ZETA_TERMS - 0.5) ** (1 - task.alpha) / (task.alpha - 1)
+        self._shares = [rank**-task.alpha / zeta for rank in range(1, self._vocabulary + 1)]
+        self.fewest = 1 + max(units for units in range(MOST_TIED) if not self._distinct(units))
+
+    def draft(self, index: int, rng: random.Random, units: int) -> Draft:
+        """See `Builder`."""
+        counts = self._counts(units)
+        words = [DOTS, *_made_up(rng, max(len(counts) - 1, ASKED), self.task.word_length)]
+        row = [word for word, count in zip(words, counts, strict=False) for _ in range(count)]
+        context = " ".join(shuffled(row, rng))
+        return Draft(self.task.prompt.format(context=context), words[1 : 1 + ASKED], [])
+
+    def _counts(self, units: int) -> list[int]:
+        return [count for share in self._shares if (count := int(units * share))]
+
+    def _distinct(self, units: int) -> bool:
+        """Whether the words asked for stand apart from each other and from the next."""
+        counts = [int(units * share) for share in self._shares[: ASKED + 2]]
+        return all(first > second for first, second in pairwise(counts))
+
+
+def _numbered(words: Sequence[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
+
+
+def _made_up(rng: random.Random, count: int, letters: int) -> list[str]:
+    """Distinct words of small letters."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(rng.choices(string.ascii_lowercase, k=letters))] = None
+    return list(words)

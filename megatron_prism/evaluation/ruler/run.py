@@ -1,0 +1,149 @@
+"""Samples through an engine, or against predictions made elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.data.ruler.samples import Sample, read_manifest, read_samples
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.evaluation.ruler.scoring import Scored, score
+from megatron_prism.generation.engine import Engine, SamplingParams
+
+# How much of a prompt's end goes into the record of a prediction; all of it can be made again.
+PROMPT_END = 300
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said to a sample, and its score."""
+
+    sample: Sample
+    text: str
+    recall: float
+
+    def scored(self) -> Scored:
+        return Scored(self.sample.task, self.sample.length, self.sample.index, self.recall)
+
+    def record(self) -> dict[str, Any]:
+        """One line of predictions: without the context, which (task, length, seed, index) give back."""
+        sample = self.sample
+        return {
+            "task": sample.task,
+            "length": sample.length,
+            "index": sample.index,
+            "seed": sample.seed,
+            "tokens": sample.tokens,
+            "prompt_end": sample.prompt[-PROMPT_END:],
+            "answers": sample.answers,
+            "depths": sample.depths,
+            "source": sample.source,
+            "prediction": self.text,
+            "recall": self.recall,
+        }
+
+
+def predict(
+    engine: Engine, samples: Sequence[Sample], progress: Callable[[int], None] = lambda finished: None
+) -> list[Prediction]:
+    """Greedy completions of samples of one task and length, scored.
+
+    Raises:
+        RuntimeError: if the engine does not return one completion per prompt.
+    """
+    params = SamplingParams(max_new_tokens=samples[0].max_new_tokens, temperature=0.0)
+    made = engine.generate([sample.prompt for sample in samples], params, 1, progress)
+    if [len(row) for row in made] != [1] * len(samples):
+        raise RuntimeError("the engine did not return one completion for each of its prompts")
+    return [
+        Prediction(sample, row[0].text, score(sample, row[0].text))
+        for sample, row in zip(samples, made, strict=True)
+    ]
+
+
+def predict_all(
+    engine: Engine,
+    groups: Iterable[Sequence[Sample]],
+    batch_tokens: int,
+    progress: Callable[[int], None] = lambda finished: None,
+) -> Iterator[Prediction]:
+    """`predict` for samples grouped by task and length, with as many decoded together as `batch_tokens` allows."""
+    for samples in groups:
+        if hasattr(engine, "batch_size"):
+            engine.batch_size = max(1, batch_tokens // samples[0].length)
+        yield from predict(engine, samples, progress)
+
+
+def check_positions(lengths: Iterable[int], max_position_embeddings: int, model: Path) -> None:
+    """Refuse lengths a model has no positions for.
+
+    Raises:
+        ConfigError: naming the length, max_position_embeddings and the remedy.
+    """
+    for length in lengths:
+        if length > max_position_embeddings:
+            raise ConfigError(
+                f"length {length}: {model} has max_position_embeddings={max_position_embeddings}; ask for lengths up "
+                "to that, or extend the model first"
+            )
+
+
+def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
+    """Scores of predictions made elsewhere: JSON lines (also .zst) with task, length, index and prediction.
+
+    Raises:
+        DataError: for a file or line that is not so, a prediction for no sample, two for one, or a sample without.
+    """
+    manifest = read_manifest(samples_folder)
+    found: dict[tuple[str, int, int], str] = {}
+    for number, line in enumerate(_lines(predictions), 1):
+        where = f"{predictions}:{number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            key = (record["task"], record["length"], record["index"])
+            text = record["prediction"]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise DataError(
+                f"{where}: not a JSON object with task, length, index and prediction ({problem!r})"
+            ) from None
+        if not isinstance(text, str):
+            raise DataError(f"{where}: 'prediction' must be text, found {type(text).__name__}")
+        known = key[0] in manifest["tasks"] and key[1] in manifest["lengths"]
+        if not known or key[2] not in range(manifest["samples"]):
+            raise DataError(
+                f"{where}: {samples_folder} has no sample task={key[0]} length={key[1]} index={key[2]}"
+            )
+        if key in found:
+            raise DataError(f"{where}: a second prediction for task={key[0]} length={key[1]} index={key[2]}")
+        found[key] = text
+    for length in manifest["lengths"]:
+        for task in manifest["tasks"]:
+            for sample in read_samples(samples_folder, task, length):
+                key = (task, length, sample.index)
+                if key not in found:
+                    raise DataError(
+                        f"{predictions}: no prediction for task={task} length={length} index={sample.index}"
+                    )
+                yield Scored(*key, score(sample, found[key]))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    import zstandard
+
+    try:
+        if path.name.endswith(".zst"):
+            with zstandard.open(path, "rb") as handle:
+                yield from io.TextIOWrapper(handle, encoding="utf-8", newline="\n")
+        else:
+            with open(path, encoding="utf-8", newline="\n") as handle:
+                yield from handle
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, zstandard.ZstdError) as problem:
+        raise DataError(f"{path}: not readable as JSON lines ({problem})") from None

@@ -1,0 +1,135 @@
+"""The stage that makes RULER samples for a model's tokenizer, asks the model, and scores it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.data.readers import source_files
+from megatron_prism.data.ruler.generate import Plan, check_plan, make_samples, tokenizer_hash
+from megatron_prism.data.ruler.sources import Sources, load_sources
+from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.ruler.run import check_positions, predict_all
+from megatron_prism.evaluation.ruler.scoring import summary
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.pipeline.artifact import Artifact, hash_file, write_json
+from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.platform.console import get_logger, progress_bar
+
+SCORES = "scores.json"
+PREDICTIONS = "samples.jsonl.zst"
+# Fields that name the user's files.
+FILES = ("essays", "squad", "hotpot", "words")
+
+log = get_logger(__name__)
+
+
+@dataclass
+class RulerEvaluate(Stage):
+    """RULER of a model; inputs: "model" (any Megatron folder) and "tokenizer" (else the one in the model's hf/).
+
+    The samples depend on tokenizer, seed and sources alone: models that share these are asked the same.
+
+    Fields:
+        tasks: registered names (`data.ruler.tasks.TASKS`).
+        lengths: in tokens, prompt and answer.
+        samples: per task and length.
+        keys: words that the keys of needle tasks are drawn from (None: the task's own).
+        essays, squad, hotpot, words: the user's files; None takes text of this machine, and the samples say so.
+        repeat_haystack: let essays shorter than a length begin again.
+        batch_tokens: most tokens decoded together; a longer sample is decoded alone.
+        confidence: coverage of the intervals.
+    """
+
+    kind: ClassVar[str] = "ruler"
+
+    tasks: list[str] = field(default_factory=lambda: list(RULER_TASKS))
+    lengths: list[int] = field(default_factory=lambda: [8192, 16384, 32768, 65536, 131072])
+    samples: int = 100
+    seed: int = 1
+    keys: list[str] | None = None
+    essays: str | None = None
+    squad: str | None = None
+    hotpot: str | None = None
+    words: str | None = None
+    repeat_haystack: bool = False
+    batch_tokens: int = tuning(65536)
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        positive(self, "samples", "batch_tokens")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence={self.confidence}: must lie between 0 and 1, for example 0.95")
+        self.plan()
+
+    def plan(self) -> Plan:
+        """What is asked.
+
+        Raises:
+            ConfigError: for an unknown task or an impossible length.
+        """
+        keys = None if self.keys is None else tuple(self.keys)
+        return Plan(tuple(named_tasks(self.tasks)), tuple(self.lengths), self.samples, self.seed, keys)
+
+    def identity(self) -> dict[str, Any]:
+        """With what the named files hold instead of their names: another text makes other samples."""
+        named = {name: getattr(self, name) for name in FILES}
+        hashes = {
+            name: [hash_file(file) for file in source_files(Path(path))]
+            for name, path in named.items()
+            if path is not None
+        }
+        return {key: value for key, value in super().identity().items() if key not in FILES} | hashes
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        import zstandard
+
+        from megatron_prism.generation.megatron import MegatronEngine
+
+        model, plan = inputs["model"].path, self.plan()
+        architecture = Architecture.load(model / "architecture.json")
+        check_positions(plan.lengths, architecture.max_position_embeddings, model)
+        folder = inputs["tokenizer"].path if "tokenizer" in inputs else model / "hf"
+        tokenizer = Tokenizer.load(folder)
+        sources = self._sources(plan)
+        check_plan(plan, tokenizer, sources)
+        scored = []
+        total = plan.samples * len(plan.tasks) * len(plan.lengths)
+        with (
+            MegatronEngine.load(model, folder, 1) as engine,
+            progress_bar("answering RULER", total) as bar,
+            zstandard.open(out / PREDICTIONS, "wb") as handle,
+        ):
+
+            def advance(finished: int) -> None:
+                bar.advance(bar.task_ids[0], finished)
+
+            groups = (
+                make_samples(task, tokenizer, length, plan.samples, plan.seed, sources, plan.keys)
+                for length in plan.lengths
+                for task in plan.tasks
+            )
+            for each in predict_all(engine, groups, self.batch_tokens, advance):
+                # ASCII JSON: a sampled text may hold lone surrogates, which UTF-8 refuses.
+                handle.write(json.dumps(each.record()).encode("ascii") + b"\n")
+                scored.append(each.scored())
+        metrics = summary(scored, self.confidence)
+        for length, entry in metrics["lengths"].items():
+            log.info(
+                "%s tokens: recall %.1f%% (%.1f to %.1f) on %d samples",
+                *(length, 100 * entry["recall"], 100 * entry["low"], 100 * entry["high"], entry["samples"]),
+            )
+        metrics |= {"engine": "megatron", "tokenizer": tokenizer_hash(folder)}
+        write_json(out / SCORES, metrics)
+        return metrics
+
+    def _sources(self, plan: Plan) -> Sources:
+        named = {name: getattr(self, name) for name in FILES}
+        paths = {name: None if path is None else Path(path) for name, path in named.items()}
+        return load_sources(plan.tasks, repeat_haystack=self.repeat_haystack, **paths)

@@ -1,0 +1,360 @@
+"""Every RULER task: its answers are true, its lengths exact, and a sample depends on nothing but who it is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from ruler_sources import all_sources, byte_level_tokenizer, crossing_tokenizer, metaspace_tokenizer
+
+from megatron_prism.data.ruler.counting import TokenCounter
+from megatron_prism.data.ruler.drafts import listing, random_order
+from megatron_prism.data.ruler.fitting import HaystackEnds, TooShort, fit
+from megatron_prism.data.ruler.generate import START_TOKENS, make_samples
+from megatron_prism.data.ruler.tasks import (
+    COMPACT_TASKS,
+    NOISE_SENTENCES,
+    RULER_TASKS,
+    TASKS,
+    NeedleTask,
+    named_tasks,
+)
+from megatron_prism.data.ruler.words import ADJECTIVES, NOUNS, pairs
+from megatron_prism.errors import ConfigError, DataError
+
+LENGTH = 4096
+NEEDLE_TASKS = [name for name in RULER_TASKS if name.startswith("niah")]
+# Tasks of one's own, as short as the compact ones, with numbers that stand nowhere else.
+OWN = {
+    name: NeedleTask(
+        *(name, "{context} Which number goes with {query}? {query}", 8, "{key} {value}.", "noise"),
+        **{"key_words": NOUNS, "digits": 3, "noise": NOISE_SENTENCES, "separator": " ", **counts},
+    )
+    for name, counts in (
+        ("one", {}),
+        ("of_four", {"num_keys": 4}),
+        ("two_of_four", {"num_keys": 4, "num_queries": 2}),
+        ("two_values", {"num_values": 2}),
+    )
+}
+TOKENIZERS = {"byte level": byte_level_tokenizer, "metaspace": metaspace_tokenizer}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return all_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return byte_level_tokenizer(tmp_path_factory.mktemp("tokenizers") / "bytes")
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer, sources):
+    """Three samples of every task, 12k tokens where a list of words shall be long enough for the long form."""
+    counter = TokenCounter(tokenizer)
+    return {
+        name: make_samples(task, tokenizer, LENGTH, 3, 7, sources, counter=counter)
+        for name, task in RULER_TASKS.items()
+    }
+
+
+def test_there_are_thirteen_and_their_room_for_answers_is_helmets():
+    room = [task.max_new_tokens for task in RULER_TASKS.values()]
+    assert room == [50, 50, 50, 50, 50, 100, 50, 100, 50, 100, 50, 50, 50]
+    assert list(RULER_TASKS) == [
+        *("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2"),
+        *("niah_multikey_3", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2"),
+    ]
+
+
+def context_of(sample, task):
+    """Prompt without its head and its question, by the task's own template."""
+    head, tail = task.prompt.split("{context}")
+    start = sample.prompt.rindex(head) + len(head) if head else 0
+    return sample.prompt[start : sample.prompt.rindex(tail.split("{")[0])]
+
+
+@pytest.mark.parametrize("name", NEEDLE_TASKS + list(OWN))
+def test_needles_hold_the_answers_and_nothing_else_does(name, tokenizer, sources):
+    task = (RULER_TASKS | OWN)[name]
+    length = 160 if name in OWN else LENGTH
+    for sample in make_samples(task, tokenizer, length, 3, 7, sources):
+        pattern = re.escape(task.needle).replace(r"\{key\}", r"([\w-]+)")
+        pattern = pattern.replace(r"\{value\}", r"(\d{3,7}|[\da-f-]{36})")
+        needles = re.findall(pattern, sample.prompt)
+        values = {}
+        for key, value in needles:
+            values.setdefault(key, []).append(value)
+        ending = sample.prompt[sample.prompt.rindex("W") :]
+        asked = [key for key in values if re.search(rf"\b{key}\b", ending)]
+        assert len(asked) == task.num_queries
+        assert sorted(sample.answers) == sorted(value for key in asked for value in values[key])
+        assert len(sample.answers) == task.num_queries * task.num_values
+        for answer in sample.answers:
+            assert sample.prompt.count(answer) == 1
+        flat = [value for row in values.values() for value in row]
+        assert len(set(flat)) == len(flat)
+        if task.haystack != "needle":
+            assert len(values) == task.num_keys
+        assert len(sample.depths) == len(sample.answers)
+        for answer, depth in zip(sorted(sample.answers, key=sample.prompt.index), sample.depths, strict=True):
+            found = context_of(sample, task).index(answer) / len(context_of(sample, task))
+            assert abs(found - depth) < 0.15
+
+
+@pytest.mark.parametrize("name", COMPACT_TASKS)
+def test_compact_tasks_say_what_they_ask(name, tokenizer, sources):
+    task = COMPACT_TASKS[name]
+    for sample in make_samples(task, tokenizer, 160, 20, 7, sources):
+        assert len(sample.answers) == task.num_queries
+        for answer in sample.answers:
+            keys = [key for key, values in task.value_words.items() if answer in values]
+            assert any(task.needle.format(key=key, value=answer) in sample.prompt for key in keys)
+
+
+def test_needles_are_everywhere(tokenizer, sources):
+    depths = [
+        sample.depths[0] for sample in make_samples(TASKS["niah_single_1"], tokenizer, 1024, 60, 1, sources)
+    ]
+    assert min(depths) < 0.15
+    assert max(depths) > 0.85
+
+
+def test_chains_are_true(made):
+    for sample in made["vt"]:
+        asked = sample.prompt[sample.prompt.rindex("Memorize") :]
+        value = re.search(r"assigned the value (\d{5}) in", asked)[1]
+        holds = set()
+        for name, right in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", asked):
+            if right == value or right in holds:
+                holds.add(name)
+        assert holds == set(sample.answers)
+        assert len(sample.answers) == 5
+        assert sample.depths == sorted(sample.depths)
+        example = sample.prompt[: sample.prompt.rindex("Memorize")]
+        assert re.search(r"they are: [A-Z]{3}( [A-Z]{3}){4}\n\n$", example)
+
+
+@pytest.mark.parametrize(("length", "common", "others"), [(2048, 6, 1), (12_000, 30, 3)])
+def test_common_words_are_common(length, common, others, tokenizer, sources):
+    for sample in make_samples(RULER_TASKS["cwe"], tokenizer, length, 2, 7, sources):
+        asked = sample.prompt[sample.prompt.rindex("Below is") :].split("\nQuestion")[0]
+        counts = Counter(re.findall(r"\d+\. ([a-z]+)", asked))
+        numbers = [int(number) for number in re.findall(r"(\d+)\. ", asked)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert {word for word, count in counts.items() if count == common} == set(sample.answers)
+        assert len(sample.answers) == 10
+        assert set(counts.values()) == {common, others}
+
+
+def test_frequent_words_are_frequent_and_follow_the_power_law(made):
+    for sample in made["fwe"]:
+        words = sample.prompt.split("coded words.\n")[1].split("\nQuestion")[0].split(" ")
+        counts = Counter(words).most_common(5)
+        assert counts[0][0] == "..."
+        assert [word for word, _ in counts[1:4]] == sample.answers
+        assert counts[3][1] > counts[4][1]
+        assert counts[0][1] / counts[1][1] == pytest.approx(4, abs=0.1)
+        assert counts[0][1] / counts[2][1] == pytest.approx(9, abs=0.5)
+
+
+def test_frequent_words_have_no_ties_at_any_length(tokenizer):
+    for length in range(500, 1000, 11):
+        sample = make_samples(RULER_TASKS["fwe"], tokenizer, length, 1)[0]
+        counts = Counter(sample.prompt.split("coded words.\n")[1].split("\nQuestion")[0].split(" "))
+        ranked = sorted(counts.values(), reverse=True)
+        assert ranked[1] > ranked[2] > ranked[3] > (ranked[4] if len(ranked) > 4 else 0)
+
+
+@pytest.mark.parametrize("name", ["qa_1", "qa_2"])
+def test_the_documents_with_the_answer_are_there(name, made, sources):
+    questions = sources.single if name == "qa_1" else sources.multi
+    by_text = {question.text: question for question in questions.questions}
+    for sample in made[name]:
+        question = by_text[re.search(r"Question: (.*)\nAnswer:$", sample.prompt)[1]]
+        assert tuple(sample.answers) == question.answers
+        assert sample.prompt.count(sample.answers[0]) == 1
+        for place in question.gold:
+            assert sample.prompt.count(questions.documents[place]) == 1
+        numbers = [int(number) for number in re.findall(r"^Document (\d+):$", sample.prompt, re.M)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(sample.depths) == len(question.gold)
+        assert sample.metric == "any"
+        assert sample.source == ("squad.json" if name == "qa_1" else "hotpot.json")
+
+
+def test_a_question_stays_at_every_length(tokenizer, sources):
+    ends = {
+        length: [
+            sample.prompt.rsplit("Question: ", 1)[1]
+            for sample in make_samples(RULER_TASKS["qa_1"], tokenizer, length, 4, 7, sources)
+        ]
+        for length in (2048, 6000)
+    }
+    assert ends[2048] == ends[6000]
+    assert len(set(ends[2048])) == 4
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", TASKS)
+def test_lengths_are_exact_and_within_a_percent(kind, name, tmp_path_factory, sources, tokenizer_of):
+    tokenizer, counter = tokenizer_of(kind)
+    task = TASKS[name]
+    for length in (128, 1000) if name in COMPACT_TASKS else (4096, 8192):
+        for sample in make_samples(task, tokenizer, length, 2, 3, sources, counter=counter):
+            assert sample.tokens == len(tokenizer.encode(sample.prompt))
+            used = sample.tokens + task.max_new_tokens + START_TOKENS
+            assert used <= length
+            # Where a percent is less than the haystack's unit, the unit is what is missing at most.
+            unit = 12 if name in COMPACT_TASKS else 110 * (name == "niah_multikey_3" and length < 8192)
+            assert length - used <= max(length // 100, unit)
+    assert not counter.exact
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of(tmp_path_factory):
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            tokenizer = TOKENIZERS[kind](tmp_path_factory.mktemp("kinds") / kind.replace(" ", "_"))
+            made[kind] = tokenizer, TokenCounter(tokenizer)
+        return made[kind]
+
+    return get
+
+
+def test_tokens_over_spaces_are_noticed_and_encoded_as_a_whole(tmp_path, sources):
+    tokenizer = crossing_tokenizer(tmp_path / "crossing")
+    assert not TokenCounter(tokenizer).agrees("The grass is green. The sky is blue.")
+    for name in ("niah_single_1", "niah_multikey_2"):
+        for sample in make_samples(RULER_TASKS[name], tokenizer, 2048, 2, 1, sources):
+            assert sample.tokens == len(tokenizer.encode(sample.prompt))
+            assert 2048 - 41 <= sample.tokens + sample.max_new_tokens + START_TOKENS <= 2048
+
+
+@pytest.mark.parametrize("name", RULER_TASKS)
+def test_a_sample_depends_on_nothing_but_who_it_is(name, tokenizer, sources, made):
+    again = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, 7, sources, first=2)
+    assert again == made[name][2:]
+    assert len({sample.prompt for sample in made[name]}) == 3
+    other = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, 8, sources)[0]
+    assert other.prompt != made[name][0].prompt
+
+
+def test_keys_can_be_held_out_and_a_task_can_be_ones_own(tokenizer):
+    own = NeedleTask(
+        "own", "{context}\nWhere is {query}? {query} is at", 6, "{key} is at {value}.", "noise", digits=4
+    )
+    for keys in (NOUNS[:20], NOUNS[20:]):
+        samples = make_samples(own, tokenizer, 300, 30, keys=keys)
+        asked = {re.search(r"Where is ([a-z]+)\?", sample.prompt)[1] for sample in samples}
+        assert len(asked) > 5
+        assert asked <= set(keys)
+    more = replace(own, num_keys=3, num_queries=2, num_values=2)
+    sample = make_samples(more, tokenizer, 400, 1, keys=NOUNS)[0]
+    assert len(sample.answers) == 4
+
+
+def test_names_are_distinct():
+    assert len(pairs()) == len(set(pairs())) == len(ADJECTIVES) * len(NOUNS)
+    assert all(re.fullmatch("[a-z]+", word) for word in (*ADJECTIVES, *NOUNS))
+    assert [listing(["a"]), listing(["a", "b", "c"])] == ["a", "a, b, and c"]
+    import random
+
+    assert sorted(random_order(50, random.Random(1))) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("task", "length", "samples", "error", "message"),
+    [
+        ("niah_single_1", 60, 1, ConfigError, "length 60: too short for task 'niah_single_1'"),
+        ("vt", 512, 1, ConfigError, "too short for task 'vt'"),
+        ("niah_single_2", 400_000, 1, DataError, "essays.txt: the haystack of task 'niah_single_2' ends at"),
+        ("qa_1", 100_000, 1, DataError, "squad.json: the haystack of task 'qa_1' ends at"),
+        ("cwe", 60_000, 1, DataError, "words of essays.txt: the haystack of task 'cwe' ends at"),
+        ("qa_2", 4096, 41, DataError, "hotpot.json: 40 questions for task 'qa_2', samples=41"),
+        ("vt", 0, 1, ConfigError, "length=0"),
+        ("vt", 2048, 0, ConfigError, "samples=0"),
+    ],
+)
+def test_what_cannot_be_made_is_said(task, length, samples, error, message, tokenizer, sources):
+    with pytest.raises(error, match=re.escape(message)):
+        make_samples(RULER_TASKS[task], tokenizer, length, samples, 1, sources)
+
+
+def test_a_short_haystack_is_repeated_when_asked(tokenizer, sources):
+    essays = replace(sources.essays, words=sources.essays.words[:500], ends=sources.essays.ends[:40])
+    task = RULER_TASKS["niah_single_2"]
+    with pytest.raises(DataError, match="set repeat_haystack"):
+        make_samples(task, tokenizer, 8192, 1, 1, replace(sources, essays=essays))
+    repeating = replace(sources, essays=essays, repeat_haystack=True)
+    sample = make_samples(task, tokenizer, 8192, 1, 1, repeating)[0]
+    assert 0 <= 8192 - sample.tokens - 51 <= 81
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["niah_singel_1"], "did you mean 'niah_single"), ([], "empty"), (["vt", "vt"], "named twice")],
+)
+def test_task_names_are_checked(names, message):
+    with pytest.raises(ConfigError, match=message):
+        named_tasks(names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_queries": 2}, "num_queries=2"),
+        ({"needle": "{key} and nothing"}, "no {value}"),
+        ({"prompt": "{context}"}, "no {query}"),
+    ],
+)
+def test_impossible_tasks_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(OWN["one"], **changes)
+
+
+def test_too_few_or_double_keys_are_refused(tokenizer):
+    task = OWN["of_four"]
+    with pytest.raises(ConfigError, match="3 keys, 4 are needed"):
+        make_samples(task, tokenizer, 128, 1, keys=NOUNS[:3])
+    with pytest.raises(ConfigError, match="named twice"):
+        make_samples(task, tokenizer, 128, 1, keys=["apple", "apple", "bell", "bird", "boat"])
+    listed = replace(OWN["one"], value_words={"bell": ["1"]})
+    with pytest.raises(ConfigError, match="no values are known for 'zebra'"):
+        make_samples(listed, tokenizer, 128, 1, keys=["zebra", "bell"])
+
+
+def test_values_can_belong_to_their_keys(tokenizer):
+    values = {"color": ["red", "blue"], "animal": ["cat", "dog"], "food": ["egg", "pie"]}
+    task = replace(OWN["of_four"], key_words=(), value_words=values, num_keys=3)
+    for sample in make_samples(task, tokenizer, 128, 10):
+        said = dict(re.findall(r"(color|animal|food) (\w+)\.", sample.prompt))
+        assert set(said) == set(values)
+        assert all(said[key] in values[key] for key in values)
+        assert sample.answers == [said[sample.prompt.rsplit(" ", 1)[1]]]
+    short = replace(task, value_words=dict.fromkeys(values, ("one", "two")))
+    with pytest.raises(ConfigError, match="too few values"):
+        make_samples(short, tokenizer, 128, 1)
+
+
+def test_fit_finds_the_largest_that_fits():
+    def tokens_of(units):
+        return 10 + 7 * units
+
+    for budget in range(10, 400):
+        units, tokens = fit(lambda n: n, tokens_of, budget, 0, 0, None)
+        assert tokens == tokens_of(units) <= budget < tokens_of(units + 1)
+    units, tokens = fit(lambda n: n, tokens_of, 10_000, 50, 0, None)
+    assert 9950 <= tokens <= 10_000
+    with pytest.raises(TooShort) as short:
+        fit(lambda n: n, tokens_of, 9, 0, 0, None)
+    assert short.value.tokens == 10
+    with pytest.raises(HaystackEnds) as ends:
+        fit(lambda n: n, tokens_of, 400, 0, 0, 50)
+    assert ends.value.tokens == 360
