@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
+from megatron_prism.cli.output import (
+    JsonOption,
+    bytes_bar,
+    check_json_target,
+    show_line,
+    show_table,
+    write_result,
+)
 from megatron_prism.errors import CheckpointError, ConfigError
 
 app = typer.Typer(help="Convert checkpoints between Hugging Face and Megatron-Core.")
@@ -53,7 +58,7 @@ def import_(
 
     wanted = _dtype(dtype)
     total = sum(stored.nbytes for stored in HFFolder(hf_dir).stored.values())
-    with whole_folder(out) as folder, _progress("import", total) as advance:
+    with whole_folder(out) as folder, bytes_bar("import", total) as advance:
         metrics = import_checkpoint(hf_dir, folder, wanted, advance)
     _report(json_file, f"imported {_size(metrics)} into {out}", metrics, out)
 
@@ -82,7 +87,7 @@ def export(
     wanted = _dtype(dtype)
     source = MegatronWeights(checkpoint)
     total = parameter_count(source.architecture) * next(iter(source.dtypes.values())).itemsize
-    with whole_folder(out) as folder, _progress("export", total) as advance:
+    with whole_folder(out) as folder, bytes_bar("export", total) as advance:
         metrics = export_checkpoint(source, folder, tokenizer, wanted, int(max_shard_gb * 1e9), advance)
     _report(json_file, f"exported {_size(metrics)} to {out}", metrics, out)
 
@@ -115,7 +120,7 @@ def verify(
 
     a, b = open_weights(first), open_weights(second)
     total = parameter_count(a.architecture) * next(iter(a.dtypes.values())).itemsize
-    with _progress("compare", total) as advance:
+    with bytes_bar("compare", total) as advance:
         differences = compare_tensors(a, b, advance)
     result: dict[str, Any] = {
         "tensors": len(a.shapes),
@@ -254,19 +259,6 @@ def _dtype(name: str) -> Any:
 
     one_of(name, DTYPES, "--dtype")
     return torch_dtype(name)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar in bytes on stderr, on a terminal only; it leaves nothing behind."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    from megatron_prism.platform.console import console
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)
 
 
 def _report(json_file: str | None, line: str, metrics: dict[str, Any], out: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, doctor, recipes, report, run
+from megatron_prism.cli import convert, doctor, merge, recipes, report, ruler, run
 from megatron_prism.errors import PrismError
 
 # Typer carries its own copy of click, so click's UsageError is named through one of its subclasses.
@@ -30,7 +30,9 @@ app.command("run")(run.run)
 app.command("recipes")(recipes.recipes)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
+app.command("merge")(merge.merge)
 app.add_typer(convert.app, name="convert")
+app.add_typer(ruler.app, name="ruler")
 
 
 def _version(wanted: bool) -> None:

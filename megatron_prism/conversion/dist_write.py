@@ -8,6 +8,7 @@ lie in other files as they are gets its container first and its bytes from the k
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +73,39 @@ def write_checkpoint(
     Raises:
         CheckpointError: naming the tensor at which reading or writing failed.
     """
+
+    def write(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:
+        progress(_write_piece(file, piece, dtype))
+
+    _write(folder, tensors, write)
+
+
+def reserve_checkpoint(
+    folder: Path, tensors: Mapping[str, PlannedTensor]
+) -> dict[tuple[str, Shape], FileRange]:
+    """Write the checkpoint that `write_checkpoint` would, with holes for the bytes; return the hole of each piece.
+
+    For a caller that fills them in any order, or several checkpoints side by side. A piece's content is not looked at.
+
+    Returns:
+        The hole by the tensor's key and the piece's offset.
+    """
+    found: dict[tuple[str, Shape], FileRange] = {}
+
+    def reserve(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:
+        start = _write_container(file, piece.size, dtype)
+        nbytes = math.prod(piece.size) * dtype.itemsize
+        found[key, offset] = FileRange(folder / DATA_FILE, start, nbytes)
+
+    _write(folder, tensors, reserve)
+    return found
+
+
+def _write(
+    folder: Path,
+    tensors: Mapping[str, PlannedTensor],
+    write: Callable[[BinaryIO, str, Shape, Piece, torch.dtype], None],
+) -> None:
     metadata = Metadata(
         state_dict_metadata={key: _describe(tensor) for key, tensor in tensors.items()},
         planner_data={key: (key,) for key in tensors},
@@ -84,7 +118,7 @@ def write_checkpoint(
                 writing = key
                 for offset, piece in tensor.pieces.items():
                     start = file.tell()
-                    progress(_write_piece(file, piece, tensor.dtype))
+                    write(file, key, offset, piece, tensor.dtype)
                     info = _StorageInfo(DATA_FILE, start, file.tell() - start)
                     metadata.storage_data[MetadataIndex(key, torch.Size(offset))] = info
         torch.save({}, folder / "common.pt")
@@ -113,18 +147,27 @@ def _write_piece(file: BinaryIO, piece: Piece, dtype: torch.dtype) -> int:
         assert (tuple(made.shape), made.dtype) == (piece.size, dtype)
         torch.save(made, file)
         return made.nbytes
+    nbytes = math.prod(piece.size) * dtype.itemsize
+    assert nbytes == sum(each.nbytes for each in piece.content)
+    start = _write_container(file, piece.size, dtype)
+    end = file.tell()
+    copy_ranges(piece.content, file.fileno(), start)
+    file.seek(end)
+    return nbytes
+
+
+def _write_container(file: BinaryIO, size: Shape, dtype: torch.dtype) -> int:
+    """Append the container of a tensor without its bytes; return where in the file they belong."""
     start = file.tell()
     # Never touched, so it takes no room in memory.
-    empty = torch.empty(piece.size, dtype=dtype)
+    empty = torch.empty(size, dtype=dtype)
     with torch.serialization.skip_data():
         torch.save(empty, file)
     end = file.tell()
     file.flush()
-    nbytes = sum(each.nbytes for each in piece.content)
-    assert nbytes == empty.nbytes
-    copy_ranges(piece.content, file.fileno(), data_offset(file, start, end - start))
+    offset = data_offset(file, start, end - start)
     file.seek(end)
-    return nbytes
+    return offset
 
 
 @contextmanager

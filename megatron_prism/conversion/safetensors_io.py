@@ -225,13 +225,7 @@ class FolderWriter:
         if max_shard_bytes < 1:
             raise ConfigError(f"max_shard_bytes={max_shard_bytes}: must be 1 or more")
         self.folder, self._tensors = folder, dict(tensors)
-        groups = _shards(self._tensors, max_shard_bytes)
-        names = (
-            [SINGLE]
-            if len(groups) == 1
-            else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-        )
-        self._files = dict(zip(names, groups, strict=True))
+        self._files = _files(self._tensors, max_shard_bytes)
         self._where = {tensor: file for file, group in self._files.items() for tensor in group}
         self._expected = iter(self._tensors)
         self._handle: BinaryIO | None = None
@@ -269,21 +263,8 @@ class FolderWriter:
 
     def _open(self, file: str) -> None:
         self._close()
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name in self._files[file]:
-            dtype, shape = self._tensors[name]
-            end = offset + math.prod(shape) * dtype.itemsize
-            header[name] = {
-                "dtype": DTYPE_CODES[dtype],
-                "shape": list(shape),
-                "data_offsets": [offset, end],
-            }
-            offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
         self._handle = open(self.folder / file, "wb", buffering=0)  # noqa: SIM115 (open across calls of write)
-        self._handle.write(struct.pack("<Q", len(text)) + text)
+        self._handle.write(_header({name: self._tensors[name] for name in self._files[file]}))
         self._current = file
 
     def _close(self) -> None:
@@ -302,10 +283,62 @@ class FolderWriter:
             return
         missing = next(self._expected, None)
         assert missing is None, f"{missing} was announced and not written"
-        if len(self._files) > 1:
-            total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in self._tensors.values())
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self._where.items()))}
-            write_json(self.folder / INDEX, index)
+        _write_index(self.folder, self._tensors, self._files)
+
+
+def reserve_folder(
+    folder: Path, tensors: Mapping[str, tuple[torch.dtype, Shape]], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> dict[str, FileRange]:
+    """Write the files that `FolderWriter` would, with holes for the tensors; return the hole of each.
+
+    For a caller that fills them in any order, or several folders side by side.
+    """
+    files, found = _files(tensors, max_shard_bytes), {}
+    for file, names in files.items():
+        header = _header({name: tensors[name] for name in names})
+        offset = len(header)
+        for name in names:
+            dtype, shape = tensors[name]
+            found[name] = FileRange(folder / file, offset, math.prod(shape) * dtype.itemsize)
+            offset += found[name].nbytes
+        with open(folder / file, "wb") as handle:
+            handle.write(header)
+            handle.truncate(offset)
+    _write_index(folder, tensors, files)
+    return found
+
+
+def _header(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
+    """What a file of these tensors begins with; padded so that the first tensor is aligned to 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_index(
+    folder: Path, tensors: Mapping[str, tuple[torch.dtype, Shape]], files: Mapping[str, list[str]]
+) -> None:
+    if len(files) > 1:
+        total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
+        where = {name: file for file, names in files.items() for name in names}
+        write_json(
+            folder / INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
+        )
+
+
+def _files(tensors: Mapping[str, tuple[torch.dtype, Shape]], limit: int) -> dict[str, list[str]]:
+    """The files to write, each with its tensors."""
+    groups = _shards(tensors, limit)
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups)}
 
 
 def _shards(tensors: Mapping[str, tuple[torch.dtype, Shape]], limit: int) -> list[list[str]]:

@@ -1,0 +1,99 @@
+"""`prism merge`: several checkpoints of one architecture become one, or one for each alpha of a list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_prism.cli.output import JsonOption, bytes_bar, check_json_target, show_line, write_result
+from megatron_prism.errors import ConfigError
+
+
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="PATH=WEIGHT",
+            help="A folder of either kind; once for each. With --alpha without '=WEIGHT'.",
+        ),
+    ],
+    method: Annotated[
+        str,
+        typer.Option("--method", help="linear, task-arithmetic, slerp, ties, dare or interpolate."),
+    ] = "linear",
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", metavar="DIR", help="For task-arithmetic, ties, dare, interpolate: what changes are of."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="COMPONENT=ALPHA,...",
+            help="The last model's weight in attention, mlp, mamba, embedding, head or norm.",
+        ),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(
+            "--alpha",
+            metavar="A,B,...",
+            help="One result for each, of two models: (1 - alpha) first + alpha last; in OUT/alpha-A ...",
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Divide the weights by their sum; without it they are exact.")
+    ] = False,
+    density: Annotated[
+        float | None, typer.Option("--density", help="ties, dare: the share of each change that is kept.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="dare: of what is dropped.")] = 1,
+    format: Annotated[
+        str | None, typer.Option("--format", help="hf or megatron; default: that of the first model.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Merge checkpoints of one architecture, streamed: linear, task arithmetic, SLERP, TIES, DARE, interpolation."""
+    check_json_target(json_file)
+    from megatron_prism.merging.merge import merge as merge_models
+    from megatron_prism.merging.merge import plan_merge
+    from megatron_prism.merging.settings import MergeSettings, parse_number, parse_weights
+    from megatron_prism.pipeline.output import whole_folder
+
+    alphas = [parse_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
+    pairs = [(each, "") if alphas else _split(each) for each in model]
+    settings = MergeSettings(
+        method=method,
+        weights=[] if alphas else [parse_number(weight, f"--model {path}") for path, weight in pairs],
+        component_weights={} if weights is None else parse_weights(weights, "--weights"),
+        alphas=alphas,
+        normalize=normalize,
+        density=density,
+        seed=seed,
+    )
+    plan = plan_merge(settings, [Path(path) for path, _ in pairs], base, format)
+    for remark in plan.remarks:
+        typer.echo(f"note: {remark}", err=True)
+    with whole_folder(out) as folder, bytes_bar("merge", plan.bytes) as advance:
+        metrics = merge_models(plan, folder, advance)
+    what = f"{len(plan.blends)} merges" if len(plan.blends) > 1 else "a merge"
+    show_line(
+        json_file,
+        f"wrote {what} of {len(plan.models)} models, {metrics['parameters']:,} parameters, "
+        f"{metrics['bytes'] / 1e9:.2f} GB, to {out}",
+    )
+    write_result(json_file, {**metrics, "format": plan.format, "remarks": plan.remarks, "out": str(out)})
+
+
+def _split(model: str) -> tuple[str, str]:
+    """PATH=WEIGHT at its last '=': a path may hold others."""
+    path, equals, weight = model.rpartition("=")
+    if not equals or not path:
+        raise ConfigError(f"--model {model}: PATH=WEIGHT is needed, for example --model {model or 'DIR'}=0.5")
+    return path, weight

@@ -1,0 +1,1 @@
+"""Checkpoint arithmetic: several models of one architecture become one, streamed."""

@@ -1,0 +1,221 @@
+"""What a merge is asked to do, checked as far as it can be without a model: method, weights, and what they come to.
+
+One `MergeSettings` gives one or more `Blend`s: one for each alpha of a list, otherwise one. A blend knows the weights
+of the models in every component.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.models.components import COMPONENTS
+from megatron_prism.pipeline.config import one_of
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a method takes: a base the others are changes of, how many models beside it, which options."""
+
+    base: bool = False
+    models: int | None = None
+    density: bool = False
+    normalize: bool = True
+    components: bool = True
+
+
+METHODS = {
+    "linear": Kind(),
+    "task-arithmetic": Kind(base=True),
+    "slerp": Kind(models=2),
+    "ties": Kind(base=True, density=True),
+    "dare": Kind(base=True, density=True),
+    "interpolate": Kind(base=True, models=2, normalize=False, components=False),
+}
+# Methods whose weights scale changes of a base: any number is an ordinary one.
+CHANGES = ("task-arithmetic", "ties", "dare")
+# How far a sum of weights typed in decimal may be from 1.
+SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The weights of one result: of each model beside the base, and of the last model (alpha) in some components.
+
+    Attributes:
+        name: folder of the result under the output; empty where there is one result.
+        pair: whether the first of two models gets `1 - alpha` where the last gets alpha.
+    """
+
+    name: str
+    weights: tuple[float, ...]
+    component_weights: Mapping[str, float]
+    pair: bool
+
+    def in_component(self, component: str) -> tuple[float, ...]:
+        """The weights of the models, without the base, in one component."""
+        alpha = self.component_weights.get(component)
+        if alpha is None:
+            return self.weights
+        return (1.0 - alpha, alpha) if self.pair else (*self.weights[:-1], alpha)
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """A merge without its models.
+
+    Attributes:
+        method: one of `METHODS`.
+        weights: one for each model beside the base, in order; empty where `alphas` says them.
+        component_weights: component -> alpha, the weight of the last model in it. The first of two models without a
+            base gets `1 - alpha`; with a base the others keep theirs.
+        alphas: one result for each, with the models weighing `1 - alpha` and alpha (one model beside a base: alpha).
+        normalize: divide the weights by their sum.
+        density: TIES and DARE: the share of each change that is kept.
+        seed: DARE's.
+
+    Raises:
+        ConfigError: for a method that is not known, weights that are no numbers, or options a method does not have.
+    """
+
+    method: str = "linear"
+    weights: Sequence[float] = ()
+    component_weights: Mapping[str, float] = field(default_factory=dict)
+    alphas: Sequence[float] = ()
+    normalize: bool = False
+    density: float | None = None
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(self.method, METHODS, "method")
+        self._check_numbers()
+        if self.kind.density and (self.density is None or not 0 < self.density <= 1):
+            raise ConfigError(
+                f"density={self.density}: method={self.method} needs the share of each change to keep, in (0, 1], "
+                "for example 0.2"
+            )
+        if not self.kind.density and self.density is not None:
+            raise ConfigError(f"density={self.density}: method={self.method} has none; ties and dare do")
+        if self.normalize and (not self.kind.normalize or self.alphas):
+            what = "a list of alphas" if self.alphas else f"method={self.method}"
+            raise ConfigError(f"normalize: {what} says its weights exactly; leave it out")
+        for component in self.component_weights:
+            one_of(component, COMPONENTS, "component weight")
+        if self.component_weights and not self.kind.components:
+            raise ConfigError(f"component weights: method={self.method} has one pair (a, b) for all")
+
+    @property
+    def kind(self) -> Kind:
+        return METHODS[self.method]
+
+    def _check_numbers(self) -> None:
+        numbers = {
+            **{f"weight number {place + 1}": weight for place, weight in enumerate(self.weights)},
+            **{f"component weight {name}": weight for name, weight in self.component_weights.items()},
+            **{f"alpha number {place + 1}": alpha for place, alpha in enumerate(self.alphas)},
+        }
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise ConfigError(f"{name} is {value}: a finite number is needed")
+        if bool(self.weights) == bool(self.alphas):
+            raise ConfigError("give a weight for each model, or a list of alphas for two, and not both")
+        if len(set(self.alphas)) < len(self.alphas):
+            raise ConfigError(f"alphas {_listed(self.alphas)}: one is given twice")
+
+    def blends(self, models: int) -> list[Blend]:
+        """The results to make of that many models beside the base.
+
+        Raises:
+            ConfigError: when weights and models do not fit each other or the method.
+        """
+        kind = self.kind
+        pair = not kind.base and models == 2
+        if kind.models is not None and models != kind.models:
+            beside = " beside its base" if kind.base else ""
+            raise ConfigError(f"method={self.method} takes {kind.models} models{beside}, {models} given")
+        if models < (1 if kind.base else 2):
+            raise ConfigError(f"method={self.method}: {models} models given; two or more are needed")
+        if self.component_weights and not kind.base and not pair:
+            raise ConfigError(
+                f"component weights say the weight of the last of two models; {models} are given"
+            )
+        if self.alphas:
+            if not pair and not (kind.base and models == 1):
+                raise ConfigError(
+                    f"alphas {_listed(self.alphas)}: need two models, or one beside a base; {models} are given"
+                )
+            return [
+                Blend(
+                    f"alpha-{alpha:.12g}",
+                    (1.0 - alpha, alpha) if pair else (alpha,),
+                    self.component_weights,
+                    pair,
+                )
+                for alpha in self.alphas
+            ]
+        if len(self.weights) != models:
+            raise ConfigError(f"{len(self.weights)} weights for {models} models; each needs one")
+        return [Blend("", self._weights(), self.component_weights, pair)]
+
+    def _weights(self) -> tuple[float, ...]:
+        weights, total = tuple(map(float, self.weights)), math.fsum(self.weights)
+        if self.normalize:
+            if abs(total) < SUM_TOLERANCE:
+                raise ConfigError(f"normalize: weights {_listed(weights)} sum to {total:g}")
+            return tuple(weight / total for weight in weights)
+        if self.method == "slerp" and abs(total - 1) > SUM_TOLERANCE:
+            raise ConfigError(
+                f"method=slerp: weights {_listed(weights)} sum to {total:g}; they are 1 - t and t, or use normalize"
+            )
+        return weights
+
+    def remarks(self) -> list[str]:
+        """What a user should hear before work starts, one line each."""
+        said, total = [], math.fsum(self.weights)
+        if self.normalize:
+            said.append(
+                f"weights {_listed(self.weights)} are divided by their sum {total:g}, as normalize asks"
+            )
+        elif self.method == "linear" and self.weights and abs(total - 1) > SUM_TOLERANCE:
+            said.append(
+                f"weights {_listed(self.weights)} sum to {total:g}, not 1; they are used exactly as given"
+            )
+        shares = () if self.method in CHANGES else tuple(self.weights)
+        alphas = (*shares, *self.alphas, *self.component_weights.values())
+        outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
+        if outside:
+            said.append(f"alpha {_listed(outside)} lies outside [0, 1]: this extrapolates beyond the models")
+        return said
+
+
+def parse_weights(text: str, option: str) -> dict[str, float]:
+    """'attention=0.3,mlp=0.1' -> {"attention": 0.3, "mlp": 0.1}; a ConfigError names what does not parse."""
+    found: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, value = item.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ConfigError(f"{option} '{item}': COMPONENT=WEIGHT is needed, for example attention=0.3")
+        if name not in COMPONENTS:
+            raise ConfigError(f"{option} '{item}': no component '{name}'{suggest(name, COMPONENTS)}")
+        if name in found:
+            raise ConfigError(f"{option}: '{name}' is given twice")
+        found[name] = parse_number(value, f"{option} '{item}'")
+    return found
+
+
+def parse_number(text: str, where: str) -> float:
+    """A finite number; a ConfigError says where it was typed."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ConfigError(f"{where}: '{text}' is not a number") from None
+    if not math.isfinite(number):
+        raise ConfigError(f"{where}: '{text}' is not a finite number")
+    return number
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

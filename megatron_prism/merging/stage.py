@@ -1,0 +1,80 @@
+"""The `merge` stage: Megatron folders in, one Megatron folder out, which trains on, exports and evaluates like any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.merging.settings import MergeSettings
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger
+
+BASE = "base"
+logger = get_logger(__name__)
+
+
+@dataclass
+class Merge(Stage):
+    """Inputs: train, import or merge artifacts by name; `base` is the base of a method that has one. Output: the same.
+
+    Attributes:
+        weights: input name -> weight, in the order of the models; every input but a method's base has one.
+        method: linear, task-arithmetic, slerp, ties, dare, or interpolate, W(a, b) of the paper, whose inputs are
+            `base` and two with weights a and b.
+        component_weights: component -> weight of the last model in it (see `MergeSettings`).
+        normalize: divide the weights by their sum.
+        density: TIES and DARE: the share of each change that is kept.
+        seed: DARE's.
+    """
+
+    kind: ClassVar[str] = "merge"
+
+    weights: dict[str, float]
+    method: str = "linear"
+    component_weights: dict[str, float] = field(default_factory=dict)
+    normalize: bool = False
+    density: float | None = None
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        settings = self._settings()
+        if settings.kind.base and BASE in self.weights:
+            raise ConfigError(f"weights: method={self.method} takes '{BASE}' as it is; leave its weight out")
+        settings.blends(len(self.weights))
+
+    def _settings(self) -> MergeSettings:
+        return MergeSettings(
+            method=self.method,
+            weights=list(self.weights.values()),
+            component_weights=dict(self.component_weights),
+            normalize=self.normalize,
+            density=self.density,
+            seed=self.seed,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """With the order of the models, which decides the order of sums and which is first."""
+        return super().identity() | {"order": list(self.weights)}
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.merging.merge import merge, plan_merge
+
+        settings = self._settings()
+        wanted = [*self.weights, *([BASE] if settings.kind.base else [])]
+        for name in wanted:
+            if name not in inputs:
+                raise ConfigError(f"weights: this stage has no input '{name}'{suggest(name, inputs)}")
+        for name in inputs:
+            if name not in wanted:
+                raise ConfigError(
+                    f"weights: input '{name}' has no weight; give it one (0 leaves it out of the sum)"
+                )
+        base = inputs[BASE].path if settings.kind.base else None
+        plan = plan_merge(settings, [inputs[name].path for name in self.weights], base, "megatron")
+        for remark in plan.remarks:
+            logger.warning(remark)
+        return merge(plan, out) | {"models": list(self.weights)}

@@ -1,0 +1,82 @@
+"""Which part of a model a tensor is: its component, and the rows of each sub-component in it, as data.
+
+Merging gives components weights of their own; weight analysis (paper section 7) reports by component and by
+sub-component. Both follow from the Megatron name of a mapping rule, so every family is covered by one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_prism.models.architecture import Architecture
+
+COMPONENTS = ("attention", "mlp", "mamba", "embedding", "head", "norm")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `row` .. `row + rows` of a Hugging Face tensor are sub-component `name`."""
+
+    name: str
+    row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class TensorParts:
+    """A Hugging Face tensor's component and its sub-components, which together are all its rows in order."""
+
+    component: str
+    parts: tuple[Part, ...]
+
+
+# The end of a Megatron name -> component, and its sub-components in the order of the Hugging Face rows.
+ENDINGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "word_embeddings.weight": ("embedding", ("embedding",)),
+    "output_layer.weight": ("head", ("head",)),
+    "norm.weight": ("norm", ("norm",)),
+    "linear_qkv.weight": ("attention", ("q", "k", "v")),
+    "linear_proj.weight": ("attention", ("o",)),
+    "linear_fc1.weight": ("mlp", ("gate", "up")),
+    "linear_fc2.weight": ("mlp", ("down",)),
+    "mixer.in_proj.weight": ("mamba", ("in_proj",)),
+    "mixer.out_proj.weight": ("mamba", ("out_proj",)),
+    "mixer.conv1d.weight": ("mamba", ("conv1d",)),
+    "mixer.conv1d.bias": ("mamba", ("conv1d",)),
+    "mixer.A_log": ("mamba", ("A_log",)),
+    "mixer.dt_bias": ("mamba", ("dt",)),
+    "mixer.D": ("mamba", ("D",)),
+}
+# An MLP without a gate has only the second of the two.
+UNGATED: dict[tuple[str, ...], tuple[str, ...]] = {("gate", "up"): ("up",)}
+
+
+def tensor_parts(architecture: Architecture) -> dict[str, TensorParts]:
+    """Every Hugging Face tensor of a model with its component and sub-components, in the order of the layers."""
+    # The names of components are needed where torch is not loaded.
+    from megatron_prism.models.families import parameter_map
+
+    found: dict[str, TensorParts] = {}
+    for rule in parameter_map(architecture):
+        component, names = _ending(rule.megatron)
+        if architecture.activation != "swiglu":
+            names = UNGATED.get(names, names)
+        shapes = rule.layout.hf_shapes(architecture)
+        # One tensor for each sub-component, or one that holds them all in equal shares (Granite 4's gate and up).
+        share = len(names) // len(rule.hf)
+        for index, (tensor, shape) in enumerate(zip(rule.hf, shapes, strict=True)):
+            rows = shape[0] // share
+            own = names[index * share : (index + 1) * share]
+            found[tensor] = TensorParts(
+                component, tuple(Part(name, number * rows, rows) for number, name in enumerate(own))
+            )
+    return found
+
+
+def components(architecture: Architecture) -> dict[str, str]:
+    """Every Hugging Face tensor of a model with its component, one of `COMPONENTS`."""
+    return {name: parts.component for name, parts in tensor_parts(architecture).items()}
+
+
+def _ending(megatron: str) -> tuple[str, tuple[str, ...]]:
+    return next(entry for ending, entry in ENDINGS.items() if megatron.endswith(ending))

@@ -1,0 +1,119 @@
+"""`prism merge` as people type it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_cli import one_line_error, prism
+from tiny_models import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models; the path of the second holds an '='."""
+    root = tmp_path_factory.mktemp("merge")
+    make_checkpoint("granite", root / "base", torch.bfloat16)
+    make_checkpoint("granite", root / "lr=3e-5", torch.bfloat16, confident=True)
+    return root / "base", root / "lr=3e-5"
+
+
+def test_a_merge_in_one_line(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = pair
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    arguments = ("--model", f"{first}=0.15", "--model", f"{second}=0.85", "--weights", "attention=0.3")
+    assert prism("merge", str(out), *arguments, "--json", str(report)) == 0
+    said = capsys.readouterr()
+    assert "25,216 parameters" in said.out
+    assert not said.err
+    result = json.loads(report.read_text())
+    assert result["weights"]["result"]["attention"] == [0.7, 0.3]
+    assert result["weights"]["result"]["mlp"] == [0.15, 0.85]
+    name = "model.embed_tokens.weight"
+    a, b, merged = (load_file(folder / "model.safetensors")[name] for folder in (first, second, out))
+    assert torch.equal(merged, (0.15 * a.float() + 0.85 * b.float()).bfloat16())
+
+
+def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = map(str, pair)
+    assert prism("merge", str(tmp_path / "a"), "--model", f"{first}=0.5", "--model", f"{second}=0.6") == 0
+    said = capsys.readouterr().err.strip()
+    assert said == "note: weights 0.5, 0.6 sum to 1.1, not 1; they are used exactly as given"
+    both = ("--model", first, "--model", second)
+    assert prism("merge", str(tmp_path / "b"), *both, "--alpha", "0,1.25", "--format", "megatron") == 0
+    assert "alpha 1.25 lies outside [0, 1]" in capsys.readouterr().err
+    assert (tmp_path / "b/alpha-1.25/architecture.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--model", "{a}", "--model", "{b}=1"), "PATH=WEIGHT is needed"),
+        (("--model", "{a}=x", "--model", "{b}=1"), "'x' is not a number"),
+        (("--model", "{a}=nan", "--model", "{b}=1"), "'nan' is not a finite number"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "attention"), "COMPONENT=WEIGHT"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "atention=1"), "did you mean 'attention'"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=1,mlp=2"), "given twice"),
+        (("--model", "{a}", "--model", "{b}", "--alpha", "0,b"), "--alpha: 'b'"),
+        (("--model", "{a}=1", "--model", "{tmp}/none=1"), "no such folder"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--method", "ties"), "density"),
+        ((), "--model"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    arguments: tuple[str, ...],
+    named: str,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [argument.format(a=pair[0], b=pair[1], tmp=tmp_path) for argument in arguments]
+    assert prism("merge", str(tmp_path / "out"), *filled) == 2
+    assert named in one_line_error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+STUCK = """
+import os, sys
+from megatron_prism.cli.main import main
+from megatron_prism.merging import blocks
+blocks.BLOCK = 1000
+honest, reads = blocks.TensorBytes.read, []
+def read(self, start, out):
+    reads.append(1)
+    if len(reads) == 20:
+        print("half", flush=True)
+        sys.stdin.read()
+    honest(self, start, out)
+blocks.TensorBytes.read = read
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_merge_leaves_nothing_under_the_final_name(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["merge", str(out), "--model", f"{pair[0]}=0.5", "--model", f"{pair[1]}=0.5"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "half\n"
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert (tmp_path / "out.partial/model.safetensors").stat().st_size
+    began = time.time()
+    assert prism(*command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "model.safetensors").stat().st_mtime > began - 1

@@ -1,0 +1,71 @@
+"""The `merge` stage in a graph: from artifacts to a Megatron folder that exports like any."""
+
+from __future__ import annotations
+
+import pytest
+from data_artifacts import make_artifact
+from test_merging import assert_same_bits, linear_reference, tensors, variant
+from tiny_models import make_checkpoint
+
+from megatron_prism.conversion.model_folder import MegatronWeights
+from megatron_prism.conversion.stage import ExportHF, ImportHF
+from megatron_prism.errors import ConfigError
+from megatron_prism.merging.stage import Merge
+from megatron_prism.pipeline.graph import Graph
+
+
+def test_base_and_midtrained_become_one_that_exports(tmp_path):
+    hf = make_checkpoint("granite-h", tmp_path / "a")
+    variant(hf, tmp_path / "b", 1)
+    graph = Graph("merging")
+    base = graph.add("base", ImportHF(source=str(hf)))
+    midtrain = graph.add("midtrain", ImportHF(source=str(tmp_path / "b")))
+    merged = graph.add("merge", Merge(weights={"base": 0.15, "midtrain": 0.85}), base=base, midtrain=midtrain)
+    graph.add("export", ExportHF(check="tensors"), model=merged)
+    made = graph.run(tmp_path / "run")
+    assert isinstance(MegatronWeights(made["merge"].path).architecture.hybrid_pattern, str)
+    expected = linear_reference([tensors(hf), tensors(tmp_path / "b")], (0.15, 0.85))
+    assert_same_bits(tensors(made["export"].path / "model"), expected)
+    metrics = made["merge"].metrics
+    assert metrics["models"] == ["base", "midtrain"]
+    assert metrics["weights"]["result"]["mamba"] == [0.15, 0.85]
+
+
+def test_the_order_of_the_models_is_part_of_the_fingerprint():
+    one, two = Merge(weights={"a": 0.5, "b": 0.5}), Merge(weights={"b": 0.5, "a": 0.5})
+    assert one.fingerprint({}) != two.fingerprint({})
+    assert one.fingerprint({}) == Merge(weights={"a": 0.5, "b": 0.5}).fingerprint({})
+
+
+def test_the_papers_interpolation_is_a_method(tmp_path):
+    hf = make_checkpoint("llama", tmp_path / "a")
+    inputs = {"base": make_artifact(ImportHF(source=str(hf)), tmp_path / "base")}
+    for seed, name in enumerate(("midtrain", "rl")):
+        variant(hf, tmp_path / f"{name}-hf", seed)
+        inputs[name] = make_artifact(ImportHF(source=str(tmp_path / f"{name}-hf")), tmp_path / name)
+    stage = Merge(weights={"midtrain": 1.0, "rl": 1.0}, method="interpolate")
+    made = make_artifact(stage, tmp_path / "merged", **inputs)
+    assert_same_bits(tensors(made.path), tensors(inputs["rl"].path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"weights": {"a": 1.0}}, "two or more"),
+        ({"weights": {"a": 1.0, "b": 0.5}, "method": "slerp"}, "1 - t and t"),
+        ({"weights": {"base": 1.0}, "method": "task-arithmetic"}, "leave its weight out"),
+        ({"weights": {"a": 1.0}, "method": "ties"}, "density"),
+        ({"weights": {"a": 1.0, "b": 1.0}, "component_weights": {"atention": 1.0}}, "attention"),
+    ],
+)
+def test_a_config_is_checked_when_it_is_made(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        Merge(**fields)
+
+
+def test_inputs_and_weights_must_be_the_same_names(tmp_path):
+    stage = Merge(weights={"base": 0.5, "midtrain": 0.5})
+    with pytest.raises(ConfigError, match="no input 'base'; did you mean 'bass'"):
+        stage.run({"bass": None, "midtrain": None}, tmp_path)
+    with pytest.raises(ConfigError, match="input 'rl' has no weight"):
+        stage.run({"base": None, "midtrain": None, "rl": None}, tmp_path)
