@@ -9,14 +9,19 @@ With S the running sum of dt A inside a chunk, a chunk is an attention-like prod
     H_out = exp(S_last) H_in + sum_s exp(S_last - S_s) dt_s x_s (x) B_s
 
 All chunks are multiplied at once; only the small states pass from chunk to chunk. (Dao and Gu, arXiv 2405.21060.)
+A long sequence goes through in segments, each computed again in backward, so that one segment's products are held and
+not the sequence's.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 CHUNK = 32
+SEGMENT = 2048
 
 
 def ssd_scan(
@@ -28,6 +33,7 @@ def ssd_scan(
     D: Tensor,
     state: Tensor | None = None,
     chunk: int = CHUNK,
+    segment: int = SEGMENT,
 ) -> tuple[Tensor, Tensor]:
     """Run the scan over a whole sequence.
 
@@ -39,10 +45,44 @@ def ssd_scan(
         D: `[heads]`.
         state: `[batch, heads, head_dim, state]` carried in, or None for zeros.
         chunk: tokens per chunk; memory grows with it, the number of state updates falls.
+        segment: tokens per segment. A sequence of one segment keeps everything for backward.
 
     Returns:
         y `[batch, seq, heads, head_dim]` in x's dtype, and the last state in fp32.
     """
+    if x.shape[1] <= segment:
+        return _scan(chunk, x, dt, A, B, C, D, state)
+    if state is None:
+        state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3], dtype=torch.float32)
+    outputs = []
+    for x_part, dt_part, B_part, C_part in zip(*(t.split(segment, 1) for t in (x, dt, B, C)), strict=True):
+        y, state = _Segment.apply(chunk, x_part, dt_part, A, B_part, C_part, D, state)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+class _Segment(torch.autograd.Function):
+    """`_scan` that keeps its inputs and computes the rest again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, chunk: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*inputs)
+        ctx.chunk = chunk
+        return _scan(chunk, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            outputs = _scan(ctx.chunk, *inputs)
+        found = iter(torch.autograd.grad(outputs, [t for t in inputs if t.requires_grad], grads))
+        return None, *(next(found) if need else None for need in needed)
+
+
+def _scan(
+    chunk: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     batch, length, heads, dim = x.shape
     groups, size = B.shape[2:]
     ratio = heads // groups
@@ -76,9 +116,9 @@ def ssd_scan(
     kept = total[..., -1].float().exp().view(batch, n, heads, 1, 1)
     carried = state.float() if state is not None else xf.new_zeros(batch, heads, dim, size)
     incoming = []
-    for index in range(n):
+    for kept_part, added_part in zip(kept.unbind(1), added.unbind(1), strict=True):
         incoming.append(carried)
-        carried = kept[:, index] * carried + added[:, index]
+        carried = kept_part * carried + added_part
     states = torch.stack(incoming, 1).view(batch, n, groups, ratio * dim, size)
     # [batch, n, group, chunk, ratio * dim] -> [batch, n, group, ratio, chunk, dim]
     outside = (queries @ states.transpose(-1, -2)).view(batch, n, groups, chunk, ratio, dim).transpose(3, 4)
