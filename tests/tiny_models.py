@@ -20,6 +20,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+# The ramp between kept and stretched frequencies lies inside a head of 16 channels, at either rounding.
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+}
 DENSE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -76,6 +85,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "llama-one-group": {**DENSE, "model_type": "llama", "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
+    "llama-yarn": {**DENSE, "model_type": "llama", "head_dim": 16, "rope_parameters": YARN},
     "mistral-window": {**DENSE, "model_type": "mistral", "sliding_window": 7},
     "mistral-wide-heads": {
         **DENSE,
@@ -84,6 +94,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "num_key_value_heads": 4,
         "sliding_window": None,
+    },
+    "mistral-yarn": {
+        **DENSE,
+        "model_type": "mistral",
+        "head_dim": 16,
+        "sliding_window": 9,
+        "rope_parameters": {**YARN, "truncate": False, "attention_factor": 1.3},
     },
     "granite": {**DENSE, **MULTIPLIERS, "model_type": "granite", "tie_word_embeddings": True},
     "granite-untied": {**DENSE, **MULTIPLIERS, "model_type": "granite", "num_key_value_heads": 1},

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from megatron_prism.errors import ConfigError
 from megatron_prism.models import specs_te
 from megatron_prism.models.architecture import BACKENDS, Architecture
 from megatron_prism.models.layers.multipliers import install_embedding_multiplier, install_logits_scaling
@@ -16,10 +17,29 @@ from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.cpu_seam import on_meta
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
+# What a layer keeps for its backward: everything, or its input.
+RECOMPUTE = ("none", "full")
+FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
     """relu(x)^2, Nemotron-H's activation."""
     return F.relu(x).square()
+
+
+def softmax_scale(architecture: Architecture) -> float | None:
+    """What attention's scores are multiplied by; None for Megatron's own 1/sqrt(head_dim).
+
+    YaRN multiplies cos and sin by a number. Every channel of a head is rotated here, so queries and keys are both
+    multiplied by it, and their product by its square.
+    """
+    a = architecture
+    scaling = a.rope_scaling if a.position_embedding == "rope" else None
+    factor = scaling.attention_scaling if scaling else 1.0
+    if factor == 1.0:
+        return a.attention_multiplier
+    plain = a.head_dim**-0.5 if a.attention_multiplier is None else a.attention_multiplier
+    return plain * factor**2
 
 
 def transformer_config(
@@ -45,7 +65,7 @@ def transformer_config(
         "add_bias_linear": False,
         "gated_linear_unit": a.activation == "swiglu",
         "activation_func": F.silu if a.activation == "swiglu" else squared_relu,
-        "softmax_scale": a.attention_multiplier,
+        "softmax_scale": softmax_scale(a),
         "window_size": None if a.sliding_window is None else (a.sliding_window - 1, 0),
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -86,6 +106,7 @@ def build_model(
     parallel: ParallelConfig | None = None,
     vp_stage: int | None = None,
     backend: str = "auto",
+    recompute: str = "none",
     **settings: Any,
 ) -> Any:
     """This rank's model (one chunk of it under virtual pipelining), with fresh weights.
@@ -94,11 +115,12 @@ def build_model(
 
     Args:
         backend: 'te' (Transformer Engine, mamba_ssm), 'torch', or 'auto': te where this machine has what it needs.
+        recompute: 'full' keeps each layer's input in training, and no activation inside it.
         settings: fields of Megatron's TransformerConfig, in place of those made from the architecture.
 
     Raises:
         ParallelError: when a size of the architecture does not divide by the layout.
-        ConfigError: when the backend cannot be used here, or FP8 is asked for and would not happen.
+        ConfigError: when the backend cannot be used here, or FP8 or recomputation is asked for and would not happen.
     """
     from megatron.core import parallel_state
 
@@ -106,6 +128,9 @@ def build_model(
     architecture.check_parallel(parallel)
     backend = choose_backend(backend, architecture.is_hybrid)
     specs_te.require_fp8(settings.get("fp8"), backend)
+    check_recompute(recompute, architecture, settings.get("fp8"))
+    if recompute == "full" and not architecture.is_hybrid:
+        settings = FULL_RECOMPUTE | settings
     config = transformer_config(architecture, parallel, dtype, **settings)
     shared: dict[str, Any] = {
         "vocab_size": architecture.padded_vocab_size(parallel.tensor_model_parallel_size),
@@ -134,11 +159,25 @@ def build_model(
         model.rotary_pos_emb.inv_freq = inverse_frequencies(
             architecture.head_dim, architecture.rope_theta, architecture.rope_scaling
         )
+    if recompute == "full" and architecture.is_hybrid:
+        from megatron_prism.models.layers.recompute import install_recompute
+
+        install_recompute(model.decoder.layers)
     if shared["pre_process"]:
         install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
     if shared["post_process"]:
         install_logits_scaling(model.output_layer, architecture.logits_scaling)
     return model
+
+
+def check_recompute(recompute: str, architecture: Architecture, fp8: str | None) -> None:
+    """A ConfigError for an unknown choice, or one that this model cannot do."""
+    one_of(recompute, RECOMPUTE, "recompute")
+    if recompute == "full" and architecture.is_hybrid and fp8:
+        raise ConfigError(
+            f"recompute=full: with fp8={fp8} it exists for dense models only, and {architecture.family} is a hybrid "
+            "here; use recompute=none or bf16 without fp8"
+        )
 
 
 def build_on_meta(architecture: Architecture) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.rope import RopeScaling
+from megatron_prism.models.rope import NEEDED, OPTIONAL, RopeScaling
 
 # What a Hugging Face folder may hold of its tokenizer; the first two are needed here.
 TOKENIZER_FILES = (
@@ -121,33 +121,40 @@ class ConfigReader:
             raise ConfigError(
                 f"config.json: rope_type='default' takes no numbers, but '{min(numbers)}' is given"
             )
-        if kind != "llama3":
-            raise ConfigError(
-                f"config.json: rope_type={kind!r} is not supported; only 'default' and 'llama3'"
-            )
-        wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-        if numbers.keys() != wanted:
-            odd = min(numbers.keys() ^ wanted)
-            raise ConfigError(
-                f"config.json: rope_type='llama3' needs exactly {', '.join(sorted(wanted))}; see '{odd}'"
-            )
-        return theta, RopeScaling(
-            float(numbers["factor"]),
-            float(numbers["low_freq_factor"]),
-            float(numbers["high_freq_factor"]),
-            int(numbers["original_max_position_embeddings"]),
+        return theta, _scaling(kind, numbers)
+
+
+def _scaling(kind: str, numbers: Mapping[str, Any]) -> RopeScaling:
+    """The scaling of this type; every number it needs is there, and none that it does not know."""
+    if kind not in NEEDED:
+        kinds = ", ".join(repr(each) for each in ("default", *sorted(NEEDED)))
+        raise ConfigError(f"config.json: rope_type={kind!r} is not supported; only {kinds}")
+    given = {key for key, value in numbers.items() if value is not None}
+    wanted, optional = set(NEEDED[kind]), OPTIONAL[kind]
+    if not wanted <= given or not numbers.keys() <= wanted | optional.keys():
+        odd = min((wanted - given) or (numbers.keys() - wanted - optional.keys()))
+        also = f", and may have {', '.join(optional)}" if optional else ""
+        raise ConfigError(
+            f"config.json: rope_type={kind!r} needs exactly {', '.join(sorted(wanted))}{also}; see '{odd}'"
         )
+    # To transformers a null here is false, and an absent key true.
+    if not isinstance(numbers.get("truncate", True), bool):
+        raise ConfigError(f"config.json: truncate={numbers['truncate']!r} must be true or false")
+    for key in given - {"truncate"}:
+        if isinstance(numbers[key], bool) or not isinstance(numbers[key], int | float):
+            raise ConfigError(f"config.json: {key}={numbers[key]!r} of rope_type={kind!r} is not a number")
+    exact: dict[str, Any] = {
+        key: numbers[key] if key == "truncate" else float(numbers[key])
+        for key in given - {"original_max_position_embeddings"}
+    }
+    length = numbers.get("original_max_position_embeddings")
+    return RopeScaling(
+        rope_type=kind, original_max_position_embeddings=None if length is None else int(length), **exact
+    )
 
 
 def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
     """The value of `rope_parameters`."""
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
-    return {
-        "rope_type": "llama3",
-        "rope_theta": theta,
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
-    }
+    return {"rope_type": scaling.rope_type, "rope_theta": theta, **scaling.numbers()}

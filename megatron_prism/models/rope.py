@@ -1,52 +1,165 @@
-"""Rotary frequencies: plain, or stretched for long contexts as LLaMA 3.1 does.
+"""Rotary frequencies: plain, or stretched for long contexts (llama3, YaRN, linear interpolation).
 
-Megatron-Core 0.16.1 knows the llama3 form with three of its four numbers fixed (rotary_pos_embedding.py:110), so the
-frequencies are computed here and handed to it.
+Megatron-Core 0.16.1 knows the llama3 form with three of its four numbers fixed (rotary_pos_embedding.py:110) and YaRN
+for multi-latent attention only, so the frequencies are computed here and handed to it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.config import one_of
+
+# The numbers of each type that a config must name.
+NEEDED = {
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "linear": ("factor",),
+}
+# Those it may leave out, with what transformers then takes.
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "llama3": {},
+    "yarn": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": None,
+        "mscale": None,
+        "mscale_all_dim": None,
+        "truncate": True,
+    },
+    "linear": {},
+}
 
 
 @dataclass
 class RopeScaling:
-    """LLaMA 3.1's scaling of rotary frequencies (`rope_type: llama3` in a Hugging Face config).
+    """How rotary frequencies are stretched; the fields are the keys of `rope_parameters` in a Hugging Face config.
 
-    Wavelengths longer than original_max_position_embeddings / low_freq_factor are stretched by `factor`, those shorter
-    than original_max_position_embeddings / high_freq_factor are kept, and the ones between are blended.
+    Which numbers a `rope_type` takes is in `NEEDED` and `OPTIONAL`; any other must be None.
+
+    - llama3 (LLaMA 3.1): wavelengths longer than original_max_position_embeddings / low_freq_factor are stretched by
+      `factor`, those shorter than original_max_position_embeddings / high_freq_factor are kept, and the ones between
+      are blended.
+    - yarn (arXiv 2309.00071): frequencies that turn fewer than `beta_slow` times over the original length are
+      stretched, those that turn more than `beta_fast` times are kept, with a ramp over the dimensions between (its ends
+      rounded outwards with `truncate`). Cos and sin are multiplied by `attention_scaling`.
+    - linear (position interpolation, arXiv 2306.15595): all are stretched.
     """
 
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    rope_type: str = "llama3"
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ConfigError(
-                f"rope_scaling: factor={self.factor} must be 1 or more, and low_freq_factor={self.low_freq_factor} "
-                f"positive and below high_freq_factor={self.high_freq_factor}"
-            )
-        if self.original_max_position_embeddings < 1:
-            raise ConfigError("rope_scaling: original_max_position_embeddings must be 1 or more")
+        one_of(self.rope_type, NEEDED, "rope_scaling: rope_type")
+        needed, optional = NEEDED[self.rope_type], OPTIONAL[self.rope_type]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in needed and value is None:
+                raise ConfigError(f"rope_scaling: rope_type={self.rope_type} needs {each.name}")
+            if each.name in optional and value is None:
+                setattr(self, each.name, optional[each.name])
+            if each.name not in (*needed, *optional, "rope_type") and value is not None:
+                raise ConfigError(
+                    f"rope_scaling: {each.name}={value}: rope_type={self.rope_type} takes no such number"
+                )
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        # Written so that a NaN is refused too.
+        if not 1 <= self.factor < math.inf:
+            raise ConfigError(f"rope_scaling: factor={self.factor} must be 1 or more")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            smaller, larger = getattr(self, low), getattr(self, high)
+            if smaller is not None and not 0 < smaller < larger:
+                raise ConfigError(f"rope_scaling: {low}={smaller} must be positive and below {high}={larger}")
+        for name in ("original_max_position_embeddings", "attention_factor", "mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"rope_scaling: {name}={value} must be greater than zero")
+
+    @property
+    def attention_scaling(self) -> float:
+        """What cos and sin are multiplied by; attention's scores get its square.
+
+        Source: transformers' modeling_rope_utils.py, `_compute_yarn_parameters`; mscale counts only with
+        mscale_all_dim, as there.
+        """
+        if self.rope_type != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale is not None and self.mscale_all_dim is not None:
+            return _temperature(self.factor, self.mscale) / _temperature(self.factor, self.mscale_all_dim)
+        return _temperature(self.factor, 1.0)
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers a config has to name: those needed, and the optional ones that are not the default."""
+        optional = OPTIONAL[self.rope_type]
+        found = {name: getattr(self, name) for name in (*NEEDED[self.rope_type], *optional)}
+        return {
+            name: value for name, value in found.items() if name not in optional or value != optional[name]
+        }
+
+
+def _temperature(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """theta^(-2i/head_dim) for i in 0 .. head_dim/2 - 1, scaled; `[head_dim / 2]`, fp32.
 
-    Source of the scaled form: transformers' modeling_rope_utils.py, `_compute_llama3_parameters`.
+    Source of the scaled forms: transformers' modeling_rope_utils.py, `_compute_llama3_parameters`,
+    `_compute_yarn_parameters`, `_compute_linear_scaling_rope_parameters`.
     """
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    periods = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    frequencies = 1.0 / periods
     if scaling is None:
         return frequencies
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    if scaling.rope_type == "yarn":
+        # In transformers' order of operations, so that no bit differs.
+        kept = 1 - _yarn_ramp(head_dim, theta, scaling)
+        return 1.0 / (scaling.factor * periods) * (1 - kept) + frequencies * kept
+    original, low, high = _values(
+        scaling, "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"
+    )
+    turns = original * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _values(scaling: RopeScaling, *names: str) -> list[float]:
+    return [float(getattr(scaling, name)) for name in names]
+
+
+def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
+    """How far each frequency is stretched, from 0 (kept) to 1 (by the whole factor); `[head_dim / 2]`."""
+    original, fast, slow = _values(scaling, "original_max_position_embeddings", "beta_fast", "beta_slow")
+
+    def index(turns: float) -> float:
+        """Where in the head the frequency lies that turns so often over the original length."""
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = index(fast), index(slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    # One step, where the two fall together; the number is transformers'.
+    last += 0.001 if first == last else 0
+    return ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)

@@ -21,6 +21,7 @@ from megatron_prism.conversion.checkpoint_io import (
 from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.process_groups import literals
 from megatron_prism.platform.randomness import random_state, restore_random_state
+from megatron_prism.training.optimizer import share_step_count
 
 STATE = "training_state.json"
 
@@ -48,6 +49,7 @@ def save_checkpoint(folder: Path, models: list[Any], optimizer: Any, state: Trai
     with literals():
         # Before the first step torch's AdamW has no moments, and upstream asserts that it has.
         cpu_seam.prime_adam_state(optimizer)
+        share_step_count(optimizer)
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded, metadata=checkpoint_metadata())
         dist_checkpointing.save(sharded, str(partial))
@@ -68,6 +70,7 @@ def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> Training
     state = TrainingState(**json.loads((folder / STATE).read_text()))
     with literals():
         cpu_seam.prime_adam_state(optimizer)
+        share_step_count(optimizer)
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(
             sharded, is_loading=True, metadata=checkpoint_metadata()

@@ -16,6 +16,7 @@ from megatron_prism.models.build import build_model
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_learning_rate
+from megatron_prism.training.trainable import check_trainable, freeze
 
 
 @dataclass
@@ -46,7 +47,7 @@ class BatchConfig:
 
 
 class Trainer:
-    """A model under training on this rank; `backend` and `fp8` as in the `train` stage.
+    """A model under training on this rank; `backend`, `fp8`, `trainable` and `recompute` as in the `train` stage.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
     Needs a running `platform.process_groups.session`.
@@ -61,6 +62,8 @@ class Trainer:
         dtype: torch.dtype,
         backend: str = "auto",
         fp8: str | None = None,
+        trainable: str = "all",
+        recompute: str = "none",
     ) -> None:
         from megatron.core import parallel_state
         from megatron.core.distributed import (
@@ -71,6 +74,7 @@ class Trainer:
         from megatron.core.transformer.enums import ModelType
 
         parallel.check_sequence(batch.sequence_length)
+        check_trainable(trainable, architecture, parallel)
         self.batch, self.parallel = batch, parallel
         self.micro_batches = batch.micro_batches(parallel)
         self.data_rank = parallel_state.get_data_parallel_rank()
@@ -83,6 +87,7 @@ class Trainer:
                 parallel,
                 vp_stage=stage if virtual else None,
                 backend=backend,
+                recompute=recompute,
                 calculate_per_token_loss=True,
                 fp8=fp8,
             )
@@ -93,6 +98,7 @@ class Trainer:
             if architecture.tie_word_embeddings and parallel.pipeline_model_parallel_size > 1:
                 with literals():
                     model.setup_embeddings_and_output_layer()
+            freeze(model, trainable)
             ddp = DistributedDataParallelConfig(
                 grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.use_distributed_optimizer
             )

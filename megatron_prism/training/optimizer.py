@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_prism.pipeline.config import positive
 from megatron_prism.platform import cpu_seam
-from megatron_prism.platform.hardware import has_gpu
+from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
 
@@ -55,3 +55,36 @@ def set_learning_rate(optimizer: Any, lr: float) -> None:
     """Give every parameter group this rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def share_step_count(optimizer: Any) -> None:
+    """Tell ranks that train nothing how often the others have stepped; every rank calls it, around a checkpoint.
+
+    Such ranks exist where only attention is trained and a pipeline stage has none. Upstream asks every rank's AdamW for
+    its one step count (distrib_optimizer.py:594), and what rank 0 says goes into the checkpoint for all.
+    """
+    import torch
+    import torch.distributed as dist
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    parts = [each for each in optimizer.chained_optimizers if isinstance(each, DistributedOptimizer)]
+    steps = [_steps(each.optimizer) for each in parts]
+    most = torch.tensor([max([0, *steps])], dtype=torch.int64, device=device())
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    for part in parts:
+        inner = part.optimizer
+        if any(group["params"] for group in inner.param_groups):
+            continue
+        for group in inner.param_groups:
+            group["step"] = int(most)
+        if isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
+            # torch keeps its count in the state of parameters; keys that are none it saves and loads as they are.
+            state: Any = inner.state
+            state["step count"] = {"step": most[0].float().cpu()}
+
+
+def _steps(inner: Any) -> int:
+    """torch's AdamW counts per parameter, Transformer Engine's and Apex's per group."""
+    counts = [state["step"] for state in inner.state.values() if "step" in state]
+    counts += [group["step"] for group in inner.param_groups if group["params"] and "step" in group]
+    return int(max([0, *counts]))

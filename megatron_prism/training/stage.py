@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import BACKENDS, Architecture
+from megatron_prism.models.build import check_recompute
+from megatron_prism.models.extension import ContextExtension, describe, extended
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -19,6 +21,7 @@ from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
+from megatron_prism.training.trainable import check_trainable
 
 FP8_FORMATS = ("hybrid", "e4m3")
 
@@ -28,11 +31,17 @@ class Train(Stage):
     """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train or import artifact whose weights to start from.
 
     Attributes:
+        architecture: of the model that training starts from.
+        extension: more positions for that model, and other rotary settings; the result has the extended architecture.
         mixture: name of a packaged mixture, or path of a YAML file.
         init_from: a Hugging Face or Megatron folder to start from, in place of `init`; each rank reads its part.
         dtype: 'fp32', or 'bf16' with fp32 main weights in the optimizer.
         fp8: 'hybrid' or 'e4m3', Megatron's FP8 formats, with bf16 weights; needs Transformer Engine.
         backend: 'te', 'torch', or 'auto': te where this machine has what it needs.
+        trainable: 'all' parameters, or 'attention': the query, key, value and output projections of self-attention;
+            every other tensor stays bit for bit. TFLOP/s and MFU count the work of training all.
+        recompute: 'none', or 'full': a layer keeps its input and computes itself again in the backward pass, which
+            takes a third more work and far less memory, and gives the same numbers.
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
@@ -45,11 +54,14 @@ class Train(Stage):
     architecture: Architecture
     mixture: str
     init_from: str = ""
+    extension: ContextExtension | None = None
     steps: int = 100
     seed: int = 1
     dtype: str = "fp32"
     fp8: str | None = None
     backend: str = "auto"
+    trainable: str = "all"
+    recompute: str = tuning("none")
     batch: BatchConfig = field(default_factory=BatchConfig)
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -72,11 +84,19 @@ class Train(Stage):
                 raise ConfigError(f"fp8={self.fp8}: needs dtype=bf16, not {self.dtype}")
         if self.init_from:
             self.init_from = str(Path(self.init_from).resolve())
-        if self.batch.sequence_length > self.architecture.max_position_embeddings:
+        trained = self.trained_architecture
+        if self.batch.sequence_length > trained.max_position_embeddings:
+            owner, remedy = (
+                ("architecture", "; an `extension` gives it more")
+                if self.extension is None
+                else ("extension", "")
+            )
             raise ConfigError(
                 f"batch.sequence_length={self.batch.sequence_length} is longer than "
-                f"architecture.max_position_embeddings={self.architecture.max_position_embeddings}"
+                f"{owner}.max_position_embeddings={trained.max_position_embeddings}{remedy}"
             )
+        check_trainable(self.trainable, trained, self.parallel)
+        check_recompute(self.recompute, trained, self.fp8)
         self.architecture.check_parallel(self.parallel)
         self.parallel.check_sequence(self.batch.sequence_length)
         self.batch.micro_batches(self.parallel)
@@ -84,6 +104,11 @@ class Train(Stage):
     @property
     def world_size(self) -> int:
         return self.parallel.world_size
+
+    @property
+    def trained_architecture(self) -> Architecture:
+        """Of the model that comes out: the one training starts from, extended if the config says so."""
+        return extended(self.architecture, self.extension) if self.extension else self.architecture
 
     def identity(self) -> dict[str, Any]:
         """With the mixture's weights in place of its name, and the files of `init_from`: edits make another model."""
@@ -99,6 +124,10 @@ class Train(Stage):
             raise ConfigError(
                 f"architecture.vocab_size={self.architecture.vocab_size}, but the tokenizer {inputs['tokenizer'].path} "
                 f"has {tokenizer.vocab_size}: use the tokenizer of the model"
+            )
+        if self.extension is not None and self._start(inputs) is None:
+            raise ConfigError(
+                "extension: there is no model to extend; give the stage an 'init', or init_from=DIR"
             )
         with session(self.parallel, self.seed):
             return self._train(inputs, out, tokenizer)
@@ -128,7 +157,7 @@ class Train(Stage):
         import torch.distributed as dist
 
         from megatron_prism.conversion.model_folder import HF_FILES, carry_files
-        from megatron_prism.data.blend import blended_dataset
+        from megatron_prism.data.training_data import training_dataset
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (
             TrainingState,
@@ -137,11 +166,20 @@ class Train(Stage):
             save_checkpoint,
         )
         from megatron_prism.training.loop import Trainer
-        from megatron_prism.training.metrics import MetricsLog, StepRecord, flops_per_token
+        from megatron_prism.training.metrics import MetricsLog, StepRecord, flops_per_token, logger
 
         dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float32
+        architecture = self.trained_architecture
         trainer = Trainer(
-            self.architecture, self.parallel, self.batch, self.optimizer, dtype, self.backend, self.fp8
+            architecture,
+            self.parallel,
+            self.batch,
+            self.optimizer,
+            dtype,
+            self.backend,
+            self.fp8,
+            self.trainable,
+            self.recompute,
         )
         checkpoints, state = out / "checkpoints", TrainingState()
         start = self._start(inputs)
@@ -156,7 +194,7 @@ class Train(Stage):
         cache = out / "index_cache"
 
         def dataset(split: str, shares: Mapping[str, float], samples: int) -> Any:
-            return blended_dataset(tokens, split, shares, length, samples, self.seed, cache, tokenizer)
+            return training_dataset(tokens, split, shares, length, samples, self.seed, cache, tokenizer)
 
         training = dataset("train", weights, self.steps * size)
         held_out = {
@@ -168,7 +206,9 @@ class Train(Stage):
 
         rank_zero = dist.get_rank() == 0
         top = peak(self.dtype)
-        cost = flops_per_token(self.architecture, length)
+        cost = flops_per_token(architecture, length)
+        if rank_zero and self.extension is not None:
+            logger.info("extension: %s", describe(self.architecture, architecture))
         log = MetricsLog(out, self.steps, top, state.step, self.log_every) if rank_zero else None
         began, first, loss = time.perf_counter(), state.step, float("nan")
         while state.step < self.steps:
@@ -207,7 +247,7 @@ class Train(Stage):
         if log:
             log.validation(state.step, validation)
             log.close()
-            self.architecture.save(out / "architecture.json")
+            architecture.save(out / "architecture.json")
             if start is not None and (files := _files_of(start)) is not None:
                 carry_files(files, out / HF_FILES)
             shutil.rmtree(checkpoints, ignore_errors=True)
@@ -222,6 +262,7 @@ class Train(Stage):
             "mfu": cost * speed / self.world_size / top.flops_per_second,
             "peak": top.name,
             "parameters": _parameters(trainer.models),
+            "trainable_parameters": _parameters(trainer.models, trainable=True),
             "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
         }
 
@@ -235,8 +276,12 @@ def _files_of(start: Path) -> Path | None:
     return start / HF_FILES if (start / HF_FILES).is_dir() else None
 
 
-def _parameters(models: list[Any]) -> int:
-    """Parameters of the whole model: each rank's share, summed over tensor and pipeline ranks without replicas."""
+def _parameters(models: list[Any], trainable: bool = False) -> int:
+    """Parameters of the whole model: each rank's share, summed over tensor and pipeline ranks without replicas.
+
+    Args:
+        trainable: count only those that training changes.
+    """
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
@@ -248,7 +293,8 @@ def _parameters(models: list[Any]) -> int:
         for name, parameter in model.module.named_parameters():
             replica = not getattr(parameter, "tensor_model_parallel", False) and tensor_rank != 0
             tied_copy = getattr(parameter, "shared_embedding", False) and not first and "output_layer" in name
-            count += 0 if replica or tied_copy else parameter.numel()
+            skipped = replica or tied_copy or (trainable and not parameter.requires_grad)
+            count += 0 if skipped else parameter.numel()
     total = torch.tensor([count], dtype=torch.int64)
     dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
     return int(total.item())

@@ -1,0 +1,161 @@
+"""Extending a model's context: more positions, and for rotary ones a new base or scaling, checked before any work.
+
+Rotary positions that training never showed a model are out of its reach unless the frequencies change with the length
+(a larger base, llama3, YaRN, linear interpolation) or were made for it from the start. So more positions need one of
+those, or `keep_rope`, which says that the frequencies stay on purpose. Hybrids without positions need neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.families import architecture_from_config, hf_config
+from megatron_prism.models.rope import RopeScaling
+from megatron_prism.pipeline.config import positive
+
+# The fields of an architecture in which an extended model may differ from the one it was made from.
+CHANGED = ("max_position_embeddings", "rope_theta", "rope_scaling")
+
+
+@dataclass
+class ContextExtension:
+    """What changes in a model whose context is extended.
+
+    Attributes:
+        max_position_embeddings: positions of the extended model; as many as it has, or more.
+        rope_theta: the new base of the rotary frequencies; None keeps it.
+        rope_scaling: the new scaling, in place of one the model has; None keeps that.
+        keep_rope: more positions with the frequencies as they are.
+    """
+
+    max_position_embeddings: int
+    rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
+    keep_rope: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self, "max_position_embeddings")
+        # Written so that a NaN is refused too.
+        if self.rope_theta is not None and not self.rope_theta > 1:
+            raise ConfigError(f"extension.rope_theta={self.rope_theta}: must be greater than 1")
+
+
+def extended(architecture: Architecture, extension: ContextExtension) -> Architecture:
+    """The architecture of the extended model: other positions and rotary frequencies, the same weights.
+
+    A sliding window stays: a layer then still looks back no further than it did.
+
+    Raises:
+        ConfigError: naming the key, when the length is below the model's, or the frequencies do not reach it, or the
+            model has no rotary positions to change, or its family's config has no place for the change.
+    """
+    length, before = extension.max_position_embeddings, architecture.max_position_embeddings
+    if length < before:
+        raise ConfigError(
+            f"extension.max_position_embeddings={length}: the model has {before} already; a context is only extended"
+        )
+    if architecture.position_embedding == "none":
+        _refuse_rope(architecture, extension)
+    else:
+        _check_rope(architecture, extension)
+    made = replace(
+        architecture,
+        max_position_embeddings=length,
+        rope_theta=extension.rope_theta or architecture.rope_theta,
+        rope_scaling=extension.rope_scaling or architecture.rope_scaling,
+    )
+    written = architecture_from_config(hf_config(made))
+    for name in CHANGED:
+        if getattr(written, name) != getattr(made, name):
+            raise ConfigError(
+                f"extension.{name}: a config of family={made.family} has no place for {_say(getattr(made, name))}"
+            )
+    return made
+
+
+def describe(before: Architecture, after: Architecture) -> str:
+    """One line that names every setting an extension changed, and a sliding window that stays."""
+    parts = []
+    for name in CHANGED:
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            parts.append(f"{name} {_say(old)} -> {_say(new)}")
+    if before.position_embedding == "none":
+        parts.append("no rotary positions")
+    if after.sliding_window is not None:
+        parts.append(f"sliding_window={after.sliding_window} stays: each layer looks back no further")
+    return ", ".join(parts) or "nothing changes"
+
+
+def _say(value: object) -> str:
+    if isinstance(value, RopeScaling):
+        numbers = ", ".join(f"{name}={number:g}" for name, number in value.numbers().items())
+        return f"{value.rope_type}({numbers})"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _refuse_rope(architecture: Architecture, extension: ContextExtension) -> None:
+    for name in ("rope_theta", "rope_scaling", "keep_rope"):
+        if getattr(extension, name):
+            raise ConfigError(
+                f"extension.{name}: this {architecture.family} model has no rotary positions to change; "
+                "extension.max_position_embeddings is all it needs"
+            )
+
+
+def _check_rope(architecture: Architecture, extension: ContextExtension) -> None:
+    length, theta = extension.max_position_embeddings, extension.rope_theta
+    if theta is not None and theta < architecture.rope_theta:
+        raise ConfigError(
+            f"extension.rope_theta={theta:g}: the model has {architecture.rope_theta:g}, and a smaller base reaches "
+            "fewer positions"
+        )
+    new_theta = theta is not None and theta != architecture.rope_theta
+    new_scaling = extension.rope_scaling is not None and extension.rope_scaling != architecture.rope_scaling
+    if extension.keep_rope and (new_theta or new_scaling):
+        raise ConfigError(
+            "extension.keep_rope=true: rope_theta or rope_scaling changes it; name one or the other"
+        )
+    longer = length > architecture.max_position_embeddings
+    if longer and not (new_theta or new_scaling or extension.keep_rope):
+        raise ConfigError(
+            f"extension.max_position_embeddings={length}: the model's rotary positions reach "
+            f"{architecture.max_position_embeddings}; name a rope_theta larger than {architecture.rope_theta:g} or a "
+            "rope_scaling, or keep_rope=true to extend them as they are"
+        )
+    if new_scaling and extension.rope_scaling is not None:
+        _check_scaling(architecture, extension.rope_scaling, length)
+
+
+def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int) -> None:
+    """The original length is one the model had, and times the factor it is the new length or more.
+
+    llama3's factor stretches the longest wavelengths only, and says nothing of the length: LLaMA 3.1 has a factor of 8
+    on 8,192 and 131,072 positions.
+    """
+    original = scaling.original_max_position_embeddings
+    if original is None:
+        original = _unscaled_length(architecture)
+    if original > architecture.max_position_embeddings:
+        raise ConfigError(
+            f"extension.rope_scaling.original_max_position_embeddings={original}: the model was made for "
+            f"{architecture.max_position_embeddings} positions"
+        )
+    if scaling.rope_type != "llama3" and scaling.factor * original < length:
+        raise ConfigError(
+            f"extension.rope_scaling.factor={scaling.factor:g}: times the original {original} positions it reaches "
+            f"{scaling.factor * original:g}, and max_position_embeddings={length} needs a factor of "
+            f"{length / original:g} or more"
+        )
+
+
+def _unscaled_length(architecture: Architecture) -> int:
+    """The positions a model had before the scaling it has."""
+    scaling = architecture.rope_scaling
+    if scaling is None:
+        return architecture.max_position_embeddings
+    return scaling.original_max_position_embeddings or int(
+        architecture.max_position_embeddings / scaling.factor
+    )

@@ -1,0 +1,140 @@
+"""Attention-only training of small models; as a program, the worker of test_extension_training.py with two processes.
+
+Each rank writes its own results, because a pipeline stage knows its own layers only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_prism.conversion.checkpoint_io import load_weights, unwrap
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.platform.process_groups import ParallelConfig, session
+from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from megatron_prism.training.loop import BatchConfig, Trainer
+from megatron_prism.training.optimizer import OptimizerSettings
+
+STEPS, BROKEN_AFTER, LENGTH, BATCH, VOCABULARY = 6, 3, 32, 4, 96
+DENSE = Architecture("granite", VOCABULARY, 32, 4, 64, 4, 2, 8, residual_multiplier=0.5)
+# The first of two pipeline stages has no attention layer.
+HYBRID = Architecture(
+    "nemotron_h", VOCABULARY, 32, 4, 64, 4, 2, 8, activation="squared_relu", position_embedding="none",
+    hybrid_pattern="M-M*", mamba_num_heads=8, mamba_head_dim=8, mamba_state_dim=8, mamba_num_groups=4,
+    tie_word_embeddings=False,
+)  # fmt: skip
+# Attention in both stages, behind a Mamba layer in the second.
+HYBRID_TWICE = Architecture(**(vars(HYBRID) | {"hybrid_pattern": "*-M*"}))
+MODELS = {"dense": DENSE, "hybrid": HYBRID, "hybrid-twice": HYBRID_TWICE}
+TP, PP, DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, by its name in `MODELS`, under a layout; `broken` runs are also broken off and resumed."""
+
+    kind: str
+    sizes: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    broken: bool = False
+
+
+CASES = {
+    "dense-dp2": Case("dense", {DP: 2}, broken=True),
+    "dense-dp2-plain": Case("dense", {DP: 2, "use_distributed_optimizer": False}, broken=True),
+    "dense-tp2sp-recompute": Case("dense", {TP: 2, "sequence_parallel": True}, {"recompute": "full"}),
+    "dense-pp2-tied": Case("dense", {PP: 2}, broken=True),
+    "hybrid-pp2-idle-stage": Case("hybrid", {PP: 2}, broken=True),
+    "hybrid-pp2-idle-stage-bf16": Case("hybrid", {PP: 2}, {"dtype": torch.bfloat16}, broken=True),
+    "hybrid-tp2": Case("hybrid", {TP: 2}),
+    "hybrid-twice-pp2-recompute": Case("hybrid-twice", {PP: 2}, {"recompute": "full"}),
+}
+
+
+class Repeats:
+    """Sequences a model can learn: each repeats a short random motif."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        motif = torch.randint(0, VOCABULARY, (5,), generator=torch.Generator().manual_seed(index % 8))
+        tokens = motif.repeat(LENGTH // 5 + 2)[: LENGTH + 1]
+        return {
+            "tokens": tokens[:-1],
+            "labels": tokens[1:],
+            "loss_mask": torch.ones(LENGTH),
+            "position_ids": torch.arange(LENGTH),
+        }
+
+
+def trainer(architecture: Architecture, parallel: ParallelConfig, **settings: Any) -> Trainer:
+    """Of attention only, in fp32, unless the settings say otherwise."""
+    batch = BatchConfig(LENGTH, micro_batch_size=1, global_batch_size=BATCH)
+    fields = {"trainable": "attention", "dtype": torch.float32} | settings
+    return Trainer(architecture, parallel, batch, OptimizerSettings(eps=1e-8), **fields)
+
+
+def steps(run: Trainer, first: int, last: int) -> list[tuple[float, float]]:
+    return [run.step(Repeats(), i * BATCH, 1e-2) for i in range(first, last)]
+
+
+def weights(run: Trainer) -> dict[str, torch.Tensor]:
+    state = unwrap(run.models[0]).state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def save_start(kind: str, folder: Path) -> None:
+    """Fresh weights of a model, for every layout to start from."""
+    with session(seed=5):
+        run = trainer(MODELS[kind], ParallelConfig())
+        save_checkpoint(folder / f"{kind}-start", run.models, run.optimizer, TrainingState())
+
+
+def train(folder: Path, name: str, case: Case) -> dict[str, Any]:
+    """Losses and gradient norms of an unbroken run and of one resumed halfway; which tensors of this rank changed."""
+    parallel, saved = ParallelConfig(**case.sizes), folder / f"{name}-halfway"
+    with session(parallel, seed=5):
+        run = trainer(MODELS[case.kind], parallel, **case.settings)
+        load_weights(run.models, folder / f"{case.kind}-start")
+        run.optimizer.reload_model_params()
+        before = weights(run)
+        unbroken = steps(run, 0, BROKEN_AFTER)
+        if case.broken:
+            save_checkpoint(saved, run.models, run.optimizer, TrainingState(BROKEN_AFTER))
+        unbroken += steps(run, BROKEN_AFTER, STEPS)
+        after = weights(run)
+        held = sum(len(group["params"]) for group in run.optimizer.param_groups)
+    found = {
+        "unbroken": unbroken,
+        "changed": {name: not torch.equal(before[name], after[name]) for name in before},
+        "in_optimizer": held,
+    }
+    if case.broken:
+        with session(parallel, seed=6):
+            run = trainer(MODELS[case.kind], parallel, **case.settings)
+            found["resumed"] = resume(run, saved)
+            found["same_weights"] = all(torch.equal(after[key], value) for key, value in weights(run).items())
+    return found
+
+
+def resume(run: Trainer, saved: Path) -> list[tuple[float, float]]:
+    """The rest of a run, from its checkpoint; that one may be of another layout."""
+    return steps(run, load_checkpoint(saved, run.models, run.optimizer).step, STEPS)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    # One rendezvous for all sessions: a second one on the launcher's store would meet the first one's keys.
+    dist.init_process_group("gloo")
+    results = {name: train(folder, name, case) for name, case in CASES.items()}
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,161 @@
+"""Training on packed sequences: padding has no part in the loss, whatever its share of a micro-batch or of a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+import yaml
+from data_artifacts import make_artifact
+from tiny_models import VOCABULARY, make_checkpoint
+
+from megatron_prism.conversion.model_folder import HFWeights
+from megatron_prism.data.packed_dataset import packed_dataset
+from megatron_prism.data.packing import PackDocuments
+from megatron_prism.data.tokenizer import ModelTokenizer, Tokenizer
+from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.artifact import Artifact, Receipt
+from megatron_prism.pipeline.launch import write_task
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.schedule import Schedule
+from megatron_prism.training.stage import Train
+
+LENGTH = 32
+# A rate this small leaves every weight as it was, so each step's loss is that of the weights given.
+STILL = Schedule(lr=1e-30)
+
+
+def write_documents(prefix, lengths):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    random = numpy.random.default_rng(11)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
+    for length in lengths:
+        builder.add_document(numpy.append(random.integers(2, VOCABULARY, length - 1), 0), [length])
+    builder.finalize(f"{prefix}.idx")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_checkpoint("granite", tmp_path_factory.mktemp("model") / "hf")
+
+
+@pytest.fixture(scope="module")
+def inputs(model, tmp_path_factory):
+    """Three packed sequences of very different lengths, and a source of one that is almost all padding."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "valid"):
+        write_documents(folder / "tokens" / split / "mixed", [33, 25, 18])
+        write_documents(folder / "tokens" / split / "sparse", [6])
+    tokens = Artifact(folder / "tokens", Receipt("tokens", "0", "tokens", {}, {}))
+    packed = make_artifact(PackDocuments(sequence_length=LENGTH), folder / "packed", tokens=tokens)
+    imported = Artifact(model.parent, Receipt("import", "1", "import", {}, {}))
+    return {
+        "tokens": packed,
+        "tokenizer": make_artifact(ModelTokenizer(), folder / "tokenizer", model=imported),
+    }
+
+
+def train(model, folder, source, **changes):
+    mixture = folder / f"{source}.yaml"
+    mixture.write_text(yaml.safe_dump({"name": source, "weights": {source: 1}}))
+    fields = {
+        "architecture": HFWeights(model).architecture,
+        "mixture": str(mixture),
+        "init_from": str(model),
+        "steps": 1,
+        "schedule": STILL,
+        "batch": BatchConfig(LENGTH, 1, 3),
+        "validation_batches": 1,
+    }
+    return Train(**(fields | changes))
+
+
+def losses_of(model, inputs, samples):
+    """Each sample's summed loss and number of tokens by transformers, and the loss of its padding."""
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model).eval()
+    tokenizer = Tokenizer.load(model)
+    dataset = packed_dataset(inputs["tokens"].path, "train", {"mixed": 1.0}, LENGTH, samples, 1, tokenizer)
+    found = []
+    for sample in map(dataset.__getitem__, range(samples)):
+        with torch.no_grad():
+            logits = network(sample["tokens"][None]).logits[0]
+        each = torch.nn.functional.cross_entropy(logits, sample["labels"], reduction="none")
+        counts = sample["loss_mask"].bool()
+        found.append((float(each[counts].sum()), int(counts.sum()), float(each[~counts].sum())))
+    return found
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_the_loss_is_that_of_the_documents_tokens(model, inputs, tmp_path):
+    made = make_artifact(train(model, tmp_path, "mixed"), tmp_path / "made", **inputs)
+    samples = losses_of(model, inputs, 3)
+    totals, counts, padding = (numpy.array(column) for column in zip(*samples, strict=True))
+    assert sorted(counts) == [17, 24, 32], "one sequence is full, the others are padded"
+    loss = records(made.path)[0]["loss"]
+    assert loss == pytest.approx(totals.sum() / counts.sum(), rel=1e-5)
+    # Validation reads the same sequences in this corpus.
+    assert made.metrics["validation"]["mixed"] == pytest.approx(totals.sum() / counts.sum(), rel=1e-5)
+    # Negative controls: padding counted in, and each micro-batch given equal weight, are other numbers.
+    with_padding = (totals + padding).sum() / (3 * LENGTH)
+    mean_of_means = (totals / counts).mean()
+    assert abs(with_padding - loss) > 1e-3
+    assert abs(mean_of_means - loss) > 1e-3
+
+
+def run_on_two_ranks(stage, inputs, out):
+    """The launcher's workers without its scheduler, which takes longer to start than they run."""
+    out.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    task = write_task(stage, inputs, out)
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "megatron_prism.pipeline.worker", str(task)],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return json.loads(task.with_name("metrics.json").read_text())
+
+
+def test_a_rank_that_holds_padding_only(model, inputs, tmp_path):
+    # Of two context-parallel ranks, the second holds the middle half of each sequence: here nothing but padding.
+    changes = {"steps": 2, "batch": BatchConfig(LENGTH, 1, 1), "schedule": Schedule(lr=1e-3)}
+    alone = make_artifact(train(model, tmp_path, "sparse", **changes), tmp_path / "alone", **inputs)
+    halves = train(model, tmp_path, "sparse", parallel=ParallelConfig(context_parallel_size=2), **changes)
+    found = run_on_two_ranks(halves, inputs, tmp_path / "two")
+    assert records(tmp_path / "two")[1]["loss"] < records(tmp_path / "two")[0]["loss"]
+    for one, two in zip(records(alone.path), records(tmp_path / "two"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    assert found["validation"]["sparse"] == pytest.approx(alone.metrics["validation"]["sparse"], rel=1e-5)
+
+
+def test_another_sequence_length_is_refused(model, inputs, tmp_path):
+    stage = train(model, tmp_path, "mixed", batch=BatchConfig(16, 1, 3))
+    with pytest.raises(
+        ConfigError, match=r"sequence_length=32, but sequence_length=16 .*batch.sequence_length"
+    ):
+        stage.run(inputs, tmp_path)
