@@ -1,4 +1,7 @@
-"""What the recipes of the published models share: import, mid-training with the paper's numbers, export, report."""
+"""What the recipes of the published models share: import, mid-training with the paper's numbers, export, report.
+
+With `long_context=true` the restoration of long contexts comes between (`recipes.long_context`).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, published_config
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.recipes.long_context import MIXTURE as LONG_MIXTURE
+from megatron_prism.recipes.long_context import LongContext, add_long_context
 from megatron_prism.report.stage import Report
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -63,17 +68,28 @@ def tiny_midtraining(architecture: Architecture, parallel: ParallelConfig, seed:
 
 
 def midtrain_recipe(
-    name: str, model: str, parallel: ParallelConfig, tiny_parallel: ParallelConfig
+    name: str,
+    model: str,
+    parallel: ParallelConfig,
+    tiny_parallel: ParallelConfig,
+    long_context: LongContext,
 ) -> Callable[..., Graph]:
-    """The recipe of one published model: import -> mid-training -> export.
+    """The recipe of one published model: import -> mid-training -> (merge -> extension) -> export.
 
     Args:
         model: its Hugging Face name; its architecture is the published one.
         parallel, tiny_parallel: layout of the mid-training, for a node of eight GPUs and for `tiny`.
+        long_context: how the model reaches 128k tokens.
     """
+    restoration = long_context
 
     def recipe(
-        checkpoint: str = "", data: str = "", mixture: str = "mcs", seed: int = 1, tiny: bool = False
+        checkpoint: str = "",
+        data: str = "",
+        mixture: str = "mcs",
+        seed: int = 1,
+        tiny: bool = False,
+        long_context: bool = False,
     ) -> Graph:
         """Build the graph.
 
@@ -81,6 +97,8 @@ def midtrain_recipe(
             checkpoint: the model's Hugging Face folder.
             data: folder with a folder or file per source of the mixture, called as the source is.
             tiny: a random miniature of the model on a small corpus, in place of both.
+            long_context: also merge, extension to 128k tokens and RULER; `data` then holds the sources of the mixture
+                long-context, too, and the export is of the extended model.
 
         Raises:
             ConfigError: when a path is missing or the folder lacks a source.
@@ -97,16 +115,25 @@ def midtrain_recipe(
             train = tiny_midtraining(architecture, tiny_parallel, seed)
         else:
             imported = graph.add("import", ImportHF(source=_checkpoint(checkpoint, model)))
-            corpus = graph.add("corpus", FileCorpus(sources=_sources(data, mixture)))
+            sources = _sources(data, mixture)
+            if long_context:
+                sources |= _sources(data, LONG_MIXTURE)
+            corpus = graph.add("corpus", FileCorpus(sources=sources))
             train = paper_midtraining(architecture, mixture, parallel, seed)
         tokenizer = graph.add("tokenizer", ModelTokenizer(), model=imported)
         tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
         midtrain = graph.add("midtrain", train, tokens=tokens, tokenizer=tokenizer, init=imported)
-        # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
-        export = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=midtrain)
         everything: dict[str, Node] = {
-            node.name: node for node in (corpus, imported, tokenizer, tokens, midtrain, export)
+            node.name: node for node in (corpus, imported, tokenizer, tokens, midtrain)
         }
+        trained = midtrain
+        if long_context:
+            everything |= add_long_context(graph, architecture, restoration, everything, seed, tiny)
+            trained = everything["extend"]
+        # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
+        everything["export"] = graph.add(
+            "export", ExportHF(check="logits" if tiny else "tensors"), model=trained
+        )
         graph.add("report", Report(title=f"{model}: mid-training"), **everything)
         return graph
 

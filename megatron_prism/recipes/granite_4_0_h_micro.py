@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.common import midtrain_recipe
+from megatron_prism.recipes.long_context import LongContext
 
 # One Mamba group: tensor parallelism cannot cut it, context and data parallelism can.
 recipe = midtrain_recipe(
@@ -12,4 +13,6 @@ recipe = midtrain_recipe(
     # A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
     parallel=ParallelConfig(context_parallel_size=2, data_parallel_size=4),
     tiny_parallel=ParallelConfig(context_parallel_size=2),
+    # 128k tokens on a node of eight GPUs.
+    long_context=LongContext(ParallelConfig(context_parallel_size=8)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.common import midtrain_recipe
+from megatron_prism.recipes.long_context import LongContext
 
 recipe = midtrain_recipe(
     "llama-3.1-8b",
@@ -11,4 +12,8 @@ recipe = midtrain_recipe(
     # A node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
     parallel=ParallelConfig(tensor_model_parallel_size=2, data_parallel_size=4, sequence_parallel=True),
     tiny_parallel=ParallelConfig(tensor_model_parallel_size=2),
+    # 128k tokens on a node of eight GPUs.
+    long_context=LongContext(
+        ParallelConfig(tensor_model_parallel_size=2, context_parallel_size=4, sequence_parallel=True)
+    ),
 )

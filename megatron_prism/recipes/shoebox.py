@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_prism.conversion.stage import ExportHF
+from megatron_prism.data.mixture import Mixture
+from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.shoebox.corpus import ShoeboxCorpus
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.evaluation.stage import Evaluate
 from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.merging.stage import Merge
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
-from megatron_prism.pipeline.graph import Graph
+from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.report.stage import Report
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -22,6 +27,7 @@ from megatron_prism.training.stage import Train
 
 VOCABULARY = 2048
 SEQUENCE_LENGTH = 128
+LONG_MIXTURE = "shoebox-long"
 # 1 / sqrt(hidden size): at 0.02 so narrow a model takes far longer to learn to copy.
 INITIALIZER_RANGE = 0.088
 
@@ -66,21 +72,44 @@ HYBRID = Architecture(
 LEARNING_RATE = 4e-3
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
+# What long means here: the base model is trained at four times the length of mid-training, and brought back there.
+LONG = 4 * SEQUENCE_LENGTH
+LENGTHS = [SEQUENCE_LENGTH, 2 * SEQUENCE_LENGTH, LONG]
+# Documents shorter than half a sequence are left out of the extension; problems have no longer ones.
+LONG_DOCUMENT = LONG // 2
+NO_LONG_ONES = {"math": 2}
+# What the base model's training text teaches (`data.shoebox.retrieval`); two answers at once it does not.
+NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
+# Section 8.1 of the paper.
+MERGE = {"base": 0.15, "midtrain": 0.85}
+
 
 @dataclass(frozen=True)
 class Preset:
-    """How long to train and how much to ask."""
+    """How long to train and how much to ask; `needles` are samples per retrieval task and length."""
 
     base_steps: int
     midtrain_steps: int
+    extension_steps: int
     problems: int
+    needles: int
 
 
-PRESETS = {"full": Preset(100, 1000, 200), "short": Preset(6, 8, 8)}
+PRESETS = {"full": Preset(700, 1000, 150, 200, 50), "short": Preset(6, 8, 4, 8, 2)}
 
 
-def recipe(model: str = "dense", seed: int = 1, preset: str = "full", mixture: str = "shoebox-mcs") -> Graph:
-    """Corpus, tokenizer, blend, base pretraining, PRISM mid-training, export, evaluation of both, report."""
+def recipe(
+    model: str = "dense",
+    seed: int = 1,
+    preset: str = "full",
+    mixture: str = "shoebox-mcs",
+    variants: bool = False,
+) -> Graph:
+    """Corpus, tokenizer, base pretraining, PRISM mid-training, merge, context extension, export, evaluation, report.
+
+    Args:
+        variants: also the other rows of the paper's Table 7: extension of the unmerged model, and of attention only.
+    """
     one_of(model, MODELS, "model")
     one_of(preset, PRESETS, "preset")
     if seed < 0:
@@ -91,42 +120,87 @@ def recipe(model: str = "dense", seed: int = 1, preset: str = "full", mixture: s
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
 
-    def train(mixture: str, steps: int) -> Train:
+    def train(
+        mixture: str, steps: int, length: int, sequences: int, schedule: Schedule, **more: Any
+    ) -> Train:
         return Train(
             architecture=architecture,
             mixture=mixture,
             steps=steps,
             seed=seed,
-            batch=BatchConfig(sequence_length=SEQUENCE_LENGTH, micro_batch_size=8, global_batch_size=8),
-            schedule=Schedule(lr=LEARNING_RATE, warmup_steps=max(1, steps // 20), final_factor=0.05),
+            batch=BatchConfig(length, micro_batch_size=sequences, global_batch_size=sequences),
+            schedule=schedule,
             optimizer=OptimizerSettings(beta2=0.98, eps=1e-8),
             validate_every=max(1, steps // 4),
             checkpoint_every=200,
             log_every=25,
+            **more,
         )
 
-    base = graph.add("base", train("shoebox-base", size.base_steps), tokens=tokens, tokenizer=tokenizer)
+    def warmed_up(steps: int, **changes: Any) -> Schedule:
+        return Schedule(
+            **{"lr": LEARNING_RATE, "warmup_steps": max(1, steps // 20), "final_factor": 0.05} | changes
+        )
+
+    base = graph.add(
+        "base",
+        train("shoebox-base", size.base_steps, LONG, 4, warmed_up(size.base_steps)),
+        tokens=tokens,
+        tokenizer=tokenizer,
+    )
     midtrain = graph.add(
         "midtrain",
-        train(mixture, size.midtrain_steps),
+        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, warmed_up(size.midtrain_steps)),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,
     )
-    export = graph.add("export", ExportHF(), model=midtrain, tokenizer=tokenizer)
+    merge = graph.add("merge", Merge(weights=dict(MERGE)), base=base, midtrain=midtrain)
+    packed = graph.add(
+        "packed",
+        PackDocuments(
+            sequence_length=LONG,
+            min_tokens=LONG_DOCUMENT,
+            source_min_tokens=NO_LONG_ONES,
+            sources=list(Mixture.load(LONG_MIXTURE).weights),
+        ),
+        tokens=tokens,
+    )
+
+    def extend(name: str, start: Node, trainable: str) -> Node:
+        # The paper's phase (Table 17): exponential decay to nothing; its warm-up is a tenth.
+        schedule = Schedule(
+            warmup_steps=max(1, size.extension_steps // 10),
+            lr=LEARNING_RATE / 2,
+            style="exponential",
+            final_factor=0.0,
+        )
+        stage = train(LONG_MIXTURE, size.extension_steps, LONG, 4, schedule, trainable=trainable)
+        return graph.add(name, stage, tokens=packed, tokenizer=tokenizer, init=start)
+
+    extended = extend("extend", merge, "all")
+    models = [base, midtrain, merge, extended]
+    if variants:
+        models += [
+            extend("extend_attention", merge, "attention"),
+            extend("extend_unmerged", midtrain, "all"),
+            extend("extend_unmerged_attention", midtrain, "attention"),
+        ]
+    export = graph.add("export", ExportHF(), model=extended, tokenizer=tokenizer)
     questions = Evaluate(
         limit=size.problems,
         batch_size=size.problems,
         sampling=SamplingParams(max_new_tokens=96, temperature=0.6, top_p=0.95, stop=["User:"], seed=seed),
     )
-    scores = {
-        f"evaluate_{node.name}": graph.add(
-            f"evaluate_{node.name}", questions, model=node, tokenizer=tokenizer, corpus=corpus
+    needles = RulerEvaluate(tasks=NEEDLES, lengths=LENGTHS, samples=size.needles, seed=seed)
+    scores = [
+        graph.add(f"{kind}_{node.name}", stage, model=node, tokenizer=tokenizer, **more)
+        for node in models
+        for kind, stage, more in (
+            ("evaluate", questions, {"corpus": corpus}),
+            ("ruler", needles, {}),
         )
-        for node in (base, midtrain)
-    }
-    everything = {
-        node.name: node for node in (corpus, tokenizer, tokens, base, midtrain, export, *scores.values())
-    }
+    ]
+    everything = {node.name: node for node in (corpus, tokenizer, tokens, packed, *models, export, *scores)}
     graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **everything)
     return graph

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from megatron_prism.report.records import History
+from megatron_prism.report.restoration import RulerScores
 from megatron_prism.report.tables import ScoreRow
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness (jfly.uni-koeln.de/color).
@@ -114,6 +115,42 @@ def score_figure(rows: Sequence[ScoreRow]) -> str:
         axis.set_ylim(0, min(112, max(20, 1.15 * max(100 * row.estimate.high for row in rows) + 5)))
         axis.set_ylabel("pass rate (%)")
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(models), 5), borderaxespad=0.2)
+        return render()
+
+
+def retrieval_figure(rows: Sequence[RulerScores]) -> str:
+    """Recall against length, one line for each model, with intervals as whiskers."""
+    if not rows:
+        return ""
+    lengths = sorted({each.length for row in rows for each in row.lengths})
+    with _canvas("retrieval", 9.4, 3.2, 1) as (axes, render):
+        axis = axes[0]
+        for number, row in enumerate(rows):
+            # Side by side, so that whiskers of models that do alike can be told apart.
+            shift = 1 + 0.02 * (number - (len(rows) - 1) / 2)
+            axis.errorbar(
+                [each.length * shift for each in row.lengths],
+                [100 * each.score.mean for each in row.lengths],
+                yerr=[
+                    # A rate of 1 is its interval's end, but not always to the last bit.
+                    [max(0.0, 100 * (each.score.mean - each.score.low)) for each in row.lengths],
+                    [max(0.0, 100 * (each.score.high - each.score.mean)) for each in row.lengths],
+                ],
+                color=PALETTE[number % len(PALETTE)],
+                marker="o",
+                markersize=4,
+                linewidth=1.6,
+                elinewidth=1.0,
+                capsize=2.5,
+                label=row.model,
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axis.minorticks_off()
+        axis.set_ylim(0, 105)
+        axis.set_xlabel("length (tokens)")
+        axis.set_ylabel("recall (%)")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(rows), 5), borderaxespad=0.2)
         return render()
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from megatron_prism.evaluation.stage import SAMPLES, read_samples
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.report.figures import score_figure, training_figure
+from megatron_prism.report.figures import retrieval_figure, score_figure, training_figure
 from megatron_prism.report.graph_figure import graph_figure
 from megatron_prism.report.records import Run, read_history
+from megatron_prism.report.restoration import recovery_table, restoration_table, ruler_scores
 from megatron_prism.report.tables import (
     ScoreRow,
     differences,
@@ -65,6 +66,9 @@ def render_page(run: Run, title: str) -> str:
         scores=score_table(artifacts),
         rows=rows,
         score_figure=Markup(score_figure(rows)),
+        retrieval=restoration_table(artifacts),
+        retrieval_figure=Markup(retrieval_figure(ruler_scores(artifacts))),
+        recovery=recovery_table(artifacts),
         truncated=[row for row in rows if row.truncated > 0],
         training=[(name, Markup(svg)) for name, svg in _training_figures(artifacts)],
         training_table=training_table(artifacts),

@@ -7,7 +7,7 @@ from megatron_prism.errors import ConfigError, DataError
 # Domain shares of the paper's Figure 2 in percent: general, math, code, science.
 DOMAINS = {"math": (25, 75, 0, 0), "mc": (10, 47.5, 42.5, 0), "mcs": (10, 37, 40.5, 12.5)}
 DOMAIN_OF = {
-    **dict.fromkeys(("dclm-edu", "chat", "web"), 0),
+    **dict.fromkeys(("dclm-edu", "chat", "web", "retrieval"), 0),
     **dict.fromkeys(("nemotron-math", "mot-math", "megamath-web-pro", "math"), 1),
     **dict.fromkeys(
         ("mot-code", "opencodereasoning-2", "refinecode", "starcoder2", "code", "code_reasoning"), 2
@@ -29,7 +29,7 @@ def test_packaged_mixtures_have_the_papers_shares(prefix, name):
 
 
 def test_every_packaged_mixture_loads():
-    assert len(packaged_mixtures()) == 7
+    assert len(packaged_mixtures()) == 9
     for name in packaged_mixtures():
         mixture = Mixture.load(name)
         assert mixture.name == name

@@ -30,7 +30,7 @@ def data(tmp_path):
 
     folder = tmp_path / "data"
     folder.mkdir()
-    for index, source in enumerate(Mixture.load("mcs").weights):
+    for index, source in enumerate(Mixture.load("mcs").weights | Mixture.load("long-context").weights):
         (folder / f"{source}{('.jsonl', '')[index % 2]}").write_text("{}")
     return folder
 
@@ -58,6 +58,45 @@ def test_the_full_size_has_the_papers_numbers(name, data, tmp_path):
     assert (train.optimizer.weight_decay, train.dtype) == (0.1, "bf16")
     assert train.parallel.world_size == 8
     assert graph.node("export").stage.check == "tensors"
+
+
+@ALL
+def test_the_long_context_branch_has_the_papers_numbers(name, data, tmp_path):
+    values = {"checkpoint": str(tmp_path), "data": str(data), "long_context": True}
+    graph = load_recipe(name).build(values)
+    assert graph.node("merge").stage.weights == {"base": 0.15, "midtrain": 0.85}
+    assert graph.node("merge").inputs["base"].name == "import"
+    extend = graph.node("extend").stage
+    assert graph.node("extend").inputs["init"].name == "merge"
+    assert graph.node("export").inputs["model"].name == "extend"
+    assert (extend.steps, extend.batch.sequence_length, extend.batch.global_batch_size) == (1000, 131_072, 9)
+    assert (extend.schedule.lr, extend.schedule.warmup_steps) == (5e-5, 100)
+    assert (extend.schedule.style, extend.schedule.final_factor) == ("exponential", 0.0)
+    assert (extend.optimizer.eps, extend.recompute, extend.dtype) == (1e-10, "full", "bf16")
+    assert extend.parallel.world_size == 8
+    assert extend.trained_architecture.max_position_embeddings == 131_072
+    before = extend.architecture
+    kept = before.max_position_embeddings == 131_072 or before.position_embedding == "none"
+    assert (extend.trained_architecture.rope_theta == before.rope_theta) == kept
+    rows = [node.removeprefix("ruler_") for node in graph.nodes if node.startswith("ruler_")]
+    assert rows == [
+        *("base", "midtrain", "midtrain_extend_attention", "midtrain_extend"),
+        *("merge", "extend_attention", "extend"),
+    ]
+    trainable = [graph.node(row).stage.trainable for row in rows if "extend" in row]
+    assert trainable == ["attention", "all", "attention", "all"]
+    # No model is asked beyond its positions.
+    assert max(graph.node("ruler_base").stage.lengths) == before.max_position_embeddings
+    assert graph.node("ruler_extend").stage.lengths == [8192, 16384, 32768, 65536, 131072]
+
+
+def test_the_long_context_branch_needs_its_own_sources(data, tmp_path):
+    for path in data.glob("codex*"):
+        path.unlink()
+    values = {"checkpoint": str(tmp_path), "data": str(data)}
+    load_recipe("granite-3.3-8b").build(values)
+    with pytest.raises(ConfigError, match=r"has no 'codex', which mixture=long-context draws from"):
+        load_recipe("granite-3.3-8b").build(values | {"long_context": True})
 
 
 def test_what_is_missing_is_named(data, tmp_path):
@@ -113,6 +152,24 @@ def check_run(artifacts):
 @ALL
 def test_the_small_form_runs_from_import_to_export(name, run_dir):
     check_run(one_process(load_recipe(name).build({"tiny": True})).run(run_dir))
+
+
+@pytest.mark.parametrize("name", ["mistral-7b-v0.1", "nemotron-h-8b"])
+def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
+    """With a new rotary base, and without rotary positions; the export says so."""
+    graph = one_process(load_recipe(name).build({"tiny": True, "long_context": True}))
+    for stage in ("midtrain_extend_attention", "midtrain_extend", "extend_attention", "extend"):
+        graph.override({f"{stage}.parallel.context_parallel_size": 1})
+    artifacts = graph.run(run_dir)
+    before = json.loads(artifacts["checkpoint"].file("model/config.json").read_text())
+    after = json.loads(artifacts["export"].file("model/config.json").read_text())
+    rope = {"rope_parameters"} if name.startswith("mistral") else set()
+    assert {key for key in after if after[key] != before[key]} == {"max_position_embeddings"} | rope
+    assert after["max_position_embeddings"] == 1024
+    assert artifacts["export"].metrics["max_abs_logit_difference"] < 1e-4
+    assert list(artifacts["ruler_extend"].metrics["lengths"]) == ["1024"]
+    page = artifacts["report"].file("report.html").read_text()
+    assert "Retrieval by length" in page
 
 
 @pytest.mark.slow

@@ -22,28 +22,66 @@ def test_the_models_have_one_to_two_million_parameters(model):
 def test_the_stages_and_who_feeds_whom(model):
     graph = recipe(model)
     inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
+    models = ["base", "midtrain", "merge", "extend"]
     assert list(inputs) == [
-        *("corpus", "tokenizer", "tokens", "base", "midtrain", "export"),
-        *("evaluate_base", "evaluate_midtrain", "report"),
+        *("corpus", "tokenizer", "tokens", "base", "midtrain", "merge", "packed", "extend", "export"),
+        *(f"{kind}_{model}" for model in models for kind in ("evaluate", "ruler")),
+        "report",
     ]
     assert inputs["midtrain"] == {"tokens": "tokens", "tokenizer": "tokenizer", "init": "base"}
-    assert inputs["evaluate_base"]["model"] == "base"
-    assert inputs["evaluate_midtrain"]["model"] == inputs["export"]["model"] == "midtrain"
+    assert inputs["merge"] == {"base": "base", "midtrain": "midtrain"}
+    assert inputs["packed"] == {"tokens": "tokens"}
+    assert inputs["extend"] == {"tokens": "packed", "tokenizer": "tokenizer", "init": "merge"}
+    assert inputs["export"]["model"] == "extend"
+    for name in models:
+        assert inputs[f"evaluate_{name}"]["model"] == inputs[f"ruler_{name}"]["model"] == name
     assert set(inputs["report"]) == set(inputs) - {"report"}
+
+
+def test_variants_are_the_other_rows_of_the_papers_table():
+    nodes = recipe(variants=True).nodes
+    assert set(nodes) - set(recipe().nodes) == {
+        f"{kind}extend_{variant}"
+        for kind in ("", "evaluate_", "ruler_")
+        for variant in ("attention", "unmerged", "unmerged_attention")
+    }
+    trainable = {name: nodes[name].stage.trainable for name in nodes if name.startswith("extend")}
+    assert {name for name, what in trainable.items() if what == "attention"} == {
+        "extend_attention",
+        "extend_unmerged_attention",
+    }
+    assert nodes["extend_unmerged"].inputs["init"].name == "midtrain"
+
+
+def test_mid_training_is_short_and_the_extension_four_times_as_long():
+    nodes = recipe().nodes
+    lengths = {name: nodes[name].stage.batch.sequence_length for name in ("base", "midtrain", "extend")}
+    assert (
+        lengths["extend"]
+        == lengths["base"]
+        == 4 * lengths["midtrain"]
+        == max(nodes["ruler_base"].stage.lengths)
+    )
+    assert nodes["packed"].stage.sequence_length == lengths["extend"]
+    assert nodes["merge"].stage.weights == {"base": 0.15, "midtrain": 0.85}
+    assert nodes["extend"].stage.schedule.style == "exponential"
+    tokens = {n: nodes[n].stage.batch.global_batch_size * lengths[n] * nodes[n].stage.steps for n in lengths}
+    assert tokens["extend"] < 0.5 * tokens["midtrain"]
 
 
 def test_base_and_midtrained_are_asked_the_same_questions_in_the_same_way():
     nodes = recipe().nodes
-    assert nodes["evaluate_base"].stage == nodes["evaluate_midtrain"].stage
+    for kind in ("evaluate", "ruler"):
+        assert nodes[f"{kind}_base"].stage == nodes[f"{kind}_midtrain"].stage == nodes[f"{kind}_extend"].stage
 
 
-def test_the_base_sees_prose_and_code_only_and_mid_training_the_papers_shares():
+def test_the_base_sees_no_problem_and_mid_training_the_papers_shares():
     nodes = recipe().nodes
-    assert set(Mixture.load(nodes["base"].stage.mixture).weights) == {"web", "code"}
+    assert set(Mixture.load(nodes["base"].stage.mixture).weights) == {"retrieval", "web", "code"}
     paper, here = Mixture.load("mcs").weights, Mixture.load(nodes["midtrain"].stage.mixture).weights
     math = sum(paper[name] for name in ("nemotron-math", "mot-math", "megamath-web-pro"))
     assert here["math"] == pytest.approx(math) == pytest.approx(0.37)
-    assert here["web"] == pytest.approx(paper["dclm-edu"])
+    assert here["web"] + here["retrieval"] == pytest.approx(paper["dclm-edu"])
 
 
 def test_seed_and_preset_change_what_they_should():

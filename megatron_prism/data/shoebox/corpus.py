@@ -1,4 +1,4 @@
-"""The `corpus` stage of the shoebox: six sources with a train and a valid split, and three suites of held-out problems.
+"""The `corpus` stage of the shoebox: seven sources, each with a train and a valid split, and three held-out suites.
 
 The same config on the same Python installation gives the same files, byte for byte.
 """
@@ -11,13 +11,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.data.corpus import source_writer, split_of, split_texts
 from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
-from megatron_prism.data.shoebox import chat, problems_code, problems_math, problems_science, prose
+from megatron_prism.data.shoebox import (
+    chat,
+    problems_code,
+    problems_math,
+    problems_science,
+    prose,
+    retrieval,
+)
 from megatron_prism.data.shoebox.problem import (
     HELD_OUT,
     TRAIN,
@@ -40,6 +47,7 @@ DEFAULT_CHARACTERS = {
     "science": 2_500_000,
     "code_reasoning": 2_500_000,
     "chat": 1_500_000,
+    "retrieval": 6_000_000,
 }
 # Suite -> the source its problems are trained on, and its families.
 SUITES: dict[str, tuple[str, Mapping[str, Family]]] = {
@@ -118,11 +126,14 @@ class ShoeboxCorpus(Stage):
         self, made: dict[str, dict[str, set[str]]]
     ) -> dict[str, Callable[[], dict[str, Iterator[str]]]]:
         """Source -> a call that gives its documents per split; ids of the problems among them go into `made`."""
+        # Read once: parsing the standard library takes seconds.
+        written = cache(lambda: list(prose.web_documents()))
         sources: dict[str, Callable[[], dict[str, Iterator[str]]]] = {
-            "web": lambda: self._found("web", prose.web_documents()),
+            "web": lambda: self._found("web", written()),
             "code": lambda: self._found("code", prose.code_documents()),
             **{source: partial(self._solved, suite, made[suite]) for suite, (source, _) in SUITES.items()},
             "chat": lambda: {split: self._dialogues(split) for split in SPLITS},
+            "retrieval": lambda: self._retrieval(written()),
         }
         return sources
 
@@ -146,6 +157,13 @@ class ShoeboxCorpus(Stage):
             text = chat.dialogue(rng)
             if split_of(text, VALID_DOCUMENTS_PERCENT) == split:
                 yield text
+
+    def _retrieval(self, written: Iterable[str]) -> dict[str, Iterator[str]]:
+        texts = split_texts(written, VALID_DOCUMENTS_PERCENT)
+        return {
+            split: retrieval.documents(self._rng("retrieval", split), prose.sentences(texts[split]))
+            for split in SPLITS
+        }
 
     def _rng(self, *parts: str) -> random.Random:
         return random.Random("|".join((str(self.seed), *parts)))

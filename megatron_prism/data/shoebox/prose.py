@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_prism.errors import DataError
@@ -30,6 +31,7 @@ LARGEST_SOURCE_BYTES = 150_000
 SHORTEST_PROSE = 120
 # One package's change log shall not be the whole of the web.
 LONGEST_PROSE = 20_000
+SENTENCE = re.compile(r"(?<![^\s])[A-Z][a-z]*\s[^.!?`<>{}\[\]()*#|=]{20,100}\.(?=\s)")
 
 
 def web_documents() -> Iterator[str]:
@@ -51,6 +53,12 @@ def code_documents() -> Iterator[str]:
         if len(text) >= SHORTEST_PROSE and text not in seen:
             seen.add(text)
             yield text
+
+
+def sentences(texts: Iterable[str]) -> list[str]:
+    """What in these texts looks like a sentence of ordinary length, on one line each, no line twice."""
+    found = (" ".join(sentence.split()) for text in texts for sentence in SENTENCE.findall(text))
+    return list(dict.fromkeys(found))
 
 
 def source_files() -> list[Path]:

@@ -1,0 +1,160 @@
+"""The long-context branch of a published model's recipe: merge, extension to 128k tokens, RULER of every model.
+
+Section 8.1 and Tables 7, 17 and 18 of the paper, which does this for Granite-3.3-8B after the MC mixture. What the
+paper leaves open is an assumption, named where it stands: the sampling weights, the length below which a document is
+not long, and whether a batch is 9 sequences or 36.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_prism.data.mixture import Mixture
+from megatron_prism.data.packing import PackDocuments
+from megatron_prism.evaluation.ruler.stage import RulerEvaluate
+from megatron_prism.merging.stage import Merge
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.extension import ContextExtension
+from megatron_prism.pipeline.graph import Graph, Node
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+from megatron_prism.training.stage import Train
+
+LENGTHS = (8192, 16384, 32768, 65536, 131_072)
+LENGTH, TINY_LENGTH = LENGTHS[-1], 1024
+MIXTURE, TINY_MIXTURE = "long-context", "shoebox-long"
+# Assumption: the paper filters "short-context samples" and does not say where short ends.
+MIN_TOKENS = 8192
+MERGE = {"base": 0.15, "midtrain": 0.85}
+# Assumption: with context parallelism inside the data-parallel mesh, as in today's lm-engine, Table 17 makes a batch of
+# 9 sequences, 1.18M tokens; beside it, 36.
+GLOBAL_BATCH = 9
+TINY_STEPS, TINY_SAMPLES, TINY_TASKS = 2, 2, ["needle_single", "needle_multikey"]
+
+
+@dataclass(frozen=True)
+class LongContext:
+    """How one model reaches `LENGTH` tokens.
+
+    Attributes:
+        parallel: layout of the extension on a node of eight GPUs.
+        rope_theta: the new rotary base, where the model's own positions end before; None for models that have none.
+    """
+
+    parallel: ParallelConfig
+    rope_theta: float | None = None
+
+
+def paper_extension(
+    architecture: Architecture, long_context: LongContext, seed: int, trainable: str
+) -> Train:
+    """Table 17: 1,000 steps at 128k tokens, learning rate 5e-5 with 100 steps of warm-up and exponential decay to 0."""
+    return Train(
+        architecture=architecture,
+        extension=_extension(architecture, long_context, LENGTH),
+        mixture=MIXTURE,
+        steps=1000,
+        seed=seed,
+        dtype="bf16",
+        trainable=trainable,
+        recompute="full",
+        batch=BatchConfig(sequence_length=LENGTH, micro_batch_size=1, global_batch_size=GLOBAL_BATCH),
+        schedule=Schedule(lr=5e-5, style="exponential", warmup_steps=100, final_factor=0.0),
+        optimizer=OptimizerSettings(beta1=0.9, beta2=0.95, eps=1e-10, weight_decay=0.1, clip_grad=1.0),
+        parallel=long_context.parallel,
+        validation_batches=1,
+        checkpoint_every=100,
+        log_every=1,
+    )
+
+
+def tiny_extension(architecture: Architecture, long_context: LongContext, seed: int, trainable: str) -> Train:
+    """A few steps on the shoebox at `TINY_LENGTH`, in fp32 on two processes with context parallelism."""
+    return Train(
+        architecture=architecture,
+        extension=_extension(architecture, long_context, TINY_LENGTH, tiny=True),
+        mixture=TINY_MIXTURE,
+        steps=TINY_STEPS,
+        seed=seed,
+        trainable=trainable,
+        recompute="full",
+        batch=BatchConfig(sequence_length=TINY_LENGTH, micro_batch_size=1, global_batch_size=1),
+        schedule=Schedule(lr=1e-3, style="exponential", warmup_steps=1, final_factor=0.0),
+        parallel=ParallelConfig(context_parallel_size=2),
+        validation_batches=1,
+    )
+
+
+def add_long_context(
+    graph: Graph,
+    architecture: Architecture,
+    long_context: LongContext,
+    nodes: dict[str, Node],
+    seed: int,
+    tiny: bool,
+) -> dict[str, Node]:
+    """Add the branch to a graph that has `import`, `midtrain`, `tokens` and `tokenizer`.
+
+    Returns:
+        The new nodes by name; `extend` is the restored model.
+    """
+    length = TINY_LENGTH if tiny else LENGTH
+    mixture = TINY_MIXTURE if tiny else MIXTURE
+    base, midtrain, tokenizer = nodes["import"], nodes["midtrain"], nodes["tokenizer"]
+    merge = graph.add("merge", Merge(weights=dict(MERGE)), base=base, midtrain=midtrain)
+    packed = graph.add(
+        "packed",
+        PackDocuments(
+            sequence_length=length,
+            min_tokens=2 if tiny else MIN_TOKENS,
+            sources=list(Mixture.load(mixture).weights),
+        ),
+        tokens=nodes["tokens"],
+    )
+
+    def extend(name: str, start: Node, trainable: str) -> Node:
+        make = tiny_extension if tiny else paper_extension
+        stage = make(architecture, long_context, seed, trainable)
+        return graph.add(name, stage, tokens=packed, tokenizer=tokenizer, init=start)
+
+    # The rows of Table 7, in its order.
+    models = {
+        "base": base,
+        "midtrain": midtrain,
+        "midtrain_extend_attention": extend("midtrain_extend_attention", midtrain, "attention"),
+        "midtrain_extend": extend("midtrain_extend", midtrain, "all"),
+        "merge": merge,
+        "extend_attention": extend("extend_attention", merge, "attention"),
+        "extend": extend("extend", merge, "all"),
+    }
+    scores = {}
+    for name, node in models.items():
+        reach = length if "extend" in name else architecture.max_position_embeddings
+        scores[f"ruler_{name}"] = graph.add(
+            f"ruler_{name}", _ruler(reach, seed, tiny), model=node, tokenizer=tokenizer
+        )
+    added = {name: node for name, node in models.items() if name not in ("base", "midtrain")}
+    return added | {"packed": packed} | scores
+
+
+def _extension(
+    architecture: Architecture, long_context: LongContext, length: int, tiny: bool = False
+) -> ContextExtension | None:
+    """None for a model that has the positions already; its rotary frequencies were made for them."""
+    if architecture.max_position_embeddings >= length:
+        return None
+    if architecture.position_embedding == "none":
+        return ContextExtension(length)
+    # A miniature has fewer positions than the model it stands for, whose frequencies reach far beyond them.
+    return ContextExtension(
+        length, long_context.rope_theta, keep_rope=tiny and long_context.rope_theta is None
+    )
+
+
+def _ruler(reach: int, seed: int, tiny: bool) -> RulerEvaluate:
+    """The tasks at every length that the model has positions for."""
+    if tiny:
+        return RulerEvaluate(tasks=TINY_TASKS, lengths=[reach], samples=TINY_SAMPLES, seed=seed)
+    return RulerEvaluate(lengths=[length for length in LENGTHS if length <= reach], seed=seed)
