@@ -119,20 +119,22 @@ class Trainer:
             model.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = self._run(dataset, consumed_samples, forward_only=False)
+        total, tokens = self._run(dataset, consumed_samples, forward_only=False)
         with literals():
             _, grad_norm, _ = self.optimizer.step()
-        return loss, float(grad_norm)
+        return total / tokens, float(grad_norm)
 
     @torch.no_grad()
     def evaluate(self, dataset: Any, batches: int) -> float:
-        """Mean loss per token over the first `batches` global batches."""
+        """Mean loss per token over the first `batches` global batches, which may hold unequal numbers of tokens."""
         for model in self.models:
             model.eval()
         size = self.batch.global_batch_size
-        return sum(self._run(dataset, i * size, forward_only=True) for i in range(batches)) / batches
+        sums = [self._run(dataset, i * size, forward_only=True) for i in range(batches)]
+        return sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
 
-    def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> float:
+    def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> tuple[float, float]:
+        """One global batch: its summed loss and how many tokens count."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         iterators = [self._micro_batches(dataset, first_sample) for _ in self.models]
@@ -146,7 +148,7 @@ class Trainer:
                 micro_batch_size=self.batch.micro_batch_size,
                 forward_only=forward_only,
             )
-        return _mean_loss([report["loss"] for report in reports])
+        return _over_ranks([report["loss"] for report in reports])
 
     def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, torch.Tensor]]:
         """This data-parallel rank's micro-batches of the global batch that starts at `first_sample`."""
@@ -179,8 +181,8 @@ def _token_loss(
     return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.detach()])}
 
 
-def _mean_loss(reports: list[torch.Tensor]) -> float:
-    """Loss per token over micro-batches, data- and context-parallel ranks; the same number on every rank."""
+def _over_ranks(reports: list[torch.Tensor]) -> tuple[float, float]:
+    """Loss and tokens summed over micro-batches, data- and context-parallel ranks; the same on every rank."""
     from megatron.core import parallel_state
 
     summed = (
@@ -191,4 +193,4 @@ def _mean_loss(reports: list[torch.Tensor]) -> float:
     dist.all_reduce(summed, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         dist.all_reduce(summed, group=parallel_state.get_pipeline_model_parallel_group())
-    return float(summed[0] / summed[1])
+    return float(summed[0]), float(summed[1])
