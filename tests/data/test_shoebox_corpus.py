@@ -87,7 +87,7 @@ def test_another_seed_makes_other_files(corpus, tmp_path):
         ({"valid_percent": 0}, "valid_percent=0"),
         ({"characters": {**DEFAULT_CHARACTERS, "web": 0}}, r"characters\.web=0"),
         ({"characters": {**DEFAULT_CHARACTERS, "mathe": 5}}, "did you mean 'math'"),
-        ({"characters": {"web": 5}}, "no size for chat, code, code_reasoning, math, science"),
+        ({"characters": {"web": 5}}, "no size for chat, code, code_reasoning, math, retrieval, science"),
     ],
 )
 def test_impossible_settings(fields, said):

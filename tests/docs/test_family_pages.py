@@ -27,8 +27,8 @@ from megatron_prism.platform.process_groups import ParallelConfig
 FOLDER = Path(__file__).parents[2] / "docs/families"
 # The part of a page that maps a kind of model, and the tiny models of that kind.
 SECTIONS = {
-    ("llama.md", "Mapping"): ("llama", "llama-scaled-tied", "llama-one-group"),
-    ("mistral.md", "Mapping"): ("mistral-window", "mistral-wide-heads"),
+    ("llama.md", "Mapping"): ("llama", "llama-scaled-tied", "llama-one-group", "llama-yarn"),
+    ("mistral.md", "Mapping"): ("mistral-window", "mistral-wide-heads", "mistral-yarn"),
     ("granite.md", "Mapping"): ("granite", "granite-untied"),
     ("granite-4.md", "Mapping: dense"): ("granite4", "granite4-nope"),
     ("granite-4.md", "Mapping: hybrid"): ("granite-h", "granite-h-rope-groups"),

@@ -26,7 +26,7 @@ def documents(rng: random.Random, prose: Sequence[str]) -> Iterator[str]:
     """Endless documents.
 
     Args:
-        prose: sentences to hide facts among.
+        prose: sentences to hide facts among; where there are none, RULER's serve.
     """
     while True:
         yield document(rng, prose)
@@ -36,7 +36,7 @@ def document(rng: random.Random, prose: Sequence[str]) -> str:
     """One document; a fact keeps its value throughout."""
     keys = rng.sample(sorted(COMPACT_VALUES), rng.randint(1, len(COMPACT_VALUES)))
     values = {key: rng.choice(COMPACT_VALUES[key]) for key in keys}
-    sentences = prose if rng.random() < PROSE else NOISE_SENTENCES
+    sentences = prose if rng.random() < PROSE and prose else NOISE_SENTENCES
     noise, characters = (
         MOST_NOISE * rng.random(),
         SHORTEST * (LONGEST / SHORTEST) ** (rng.random() ** LEANING),
