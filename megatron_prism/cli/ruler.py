@@ -159,6 +159,8 @@ def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens
     architecture = Architecture.load(checkpoint / "architecture.json")
     check_positions(manifest["lengths"], architecture.max_position_embeddings, checkpoint)
     folder = tokenizer or checkpoint / "hf"
+    if tokenizer is None and not folder.is_dir():
+        raise ConfigError(f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR")
     Tokenizer.load(folder)
     if tokenizer_hash(folder) != manifest["tokenizer"]:
         raise ConfigError(

@@ -67,6 +67,9 @@ def test_a_checkpoint_is_asked(
     train_tokenizer(["Another text, another tokenizer."] * 3, 260, other)
     assert prism(*command, str(tmp_path / "megatron"), "--tokenizer", str(other)) == 2
     assert "made for another tokenizer" in capsys.readouterr().err
+    (tmp_path / "megatron" / "hf").rename(tmp_path / "aside")
+    assert prism(*command, str(tmp_path / "megatron")) == 2
+    assert "name one with --tokenizer DIR" in capsys.readouterr().err
 
 
 def test_stand_ins_are_said(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
