@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -34,7 +33,7 @@ from measure import header, write
 WEIGHTS = (0.15, 0.85)
 SIDES = ("cp", "cp-both", "prism", "mergekit")
 PEER = """
-import json, resource, subprocess, sys, time
+import json, subprocess, sys, time
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
@@ -46,9 +45,11 @@ began = time.perf_counter()
 subprocess.run([sys.executable, "-c", touch, nbytes], check=True)
 clock, cpu = time.perf_counter(), time.process_time()
 run_merge(config, target, options=options)
-print(json.dumps({"seconds": time.perf_counter() - clock, "touching": clock - began,
-                  "cpu_seconds": time.process_time() - cpu,
-                  "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+# Not getrusage's figure, which begins with that of the process that started this one.
+peak = 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"seconds": seconds, "touching": clock - began,
+                  "cpu_seconds": cpu_seconds, "peak_bytes": peak}))
 """
 
 
@@ -72,8 +73,14 @@ def merge_once(side: str, folder: Path, target: Path, touched: int) -> dict[str,
         "seconds": time.perf_counter() - clock,
         "touching": clock - began,
         "cpu_seconds": _cpu_seconds() - cpu,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": _peak_bytes(),
     }
+
+
+def _peak_bytes() -> int:
+    """Largest resident memory of this process; getrusage's figure begins with that of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _cpu_seconds() -> float:
