@@ -27,6 +27,7 @@ LENGTH, TINY_LENGTH = LENGTHS[-1], 1024
 MIXTURE, TINY_MIXTURE = "long-context", "shoebox-long"
 # Assumption: the paper filters "short-context samples" and does not say where short ends.
 MIN_TOKENS = 8192
+# Section 8.1.
 MERGE = {"base": 0.15, "midtrain": 0.85}
 # Assumption: with context parallelism inside the data-parallel mesh, as in today's lm-engine, Table 17 makes a batch of
 # 9 sequences, 1.18M tokens; beside it, 36.

@@ -19,6 +19,7 @@ from megatron_prism.merging.stage import Merge
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph, Node
+from megatron_prism.recipes.long_context import MERGE
 from megatron_prism.report.stage import Report
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -80,8 +81,6 @@ LONG_DOCUMENT = LONG // 2
 NO_LONG_ONES = {"math": 2}
 # What the base model's training text teaches (`data.shoebox.retrieval`); two answers at once it does not.
 NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
-# Section 8.1 of the paper.
-MERGE = {"base": 0.15, "midtrain": 0.85}
 
 
 @dataclass(frozen=True)
@@ -137,20 +136,18 @@ def recipe(
             **more,
         )
 
-    def warmed_up(steps: int, **changes: Any) -> Schedule:
-        return Schedule(
-            **{"lr": LEARNING_RATE, "warmup_steps": max(1, steps // 20), "final_factor": 0.05} | changes
-        )
+    def cosine(steps: int) -> Schedule:
+        return Schedule(lr=LEARNING_RATE, warmup_steps=max(1, steps // 20), final_factor=0.05)
 
     base = graph.add(
         "base",
-        train("shoebox-base", size.base_steps, LONG, 4, warmed_up(size.base_steps)),
+        train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps)),
         tokens=tokens,
         tokenizer=tokenizer,
     )
     midtrain = graph.add(
         "midtrain",
-        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, warmed_up(size.midtrain_steps)),
+        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, cosine(size.midtrain_steps)),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,
