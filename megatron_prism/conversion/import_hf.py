@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_layout import Place, all_places
+from megatron_prism.conversion.dist_layout import Place
+from megatron_prism.conversion.dist_plan import plan_checkpoint
 from megatron_prism.conversion.dist_read import quick_collection
-from megatron_prism.conversion.dist_write import Piece, PlannedTensor, write_checkpoint
+from megatron_prism.conversion.dist_write import Piece, write_checkpoint
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, HFWeights, carry_files
-from megatron_prism.errors import CheckpointError
 from megatron_prism.models.families import parameter_count
 from megatron_prism.models.mappings import Rule
 
@@ -41,23 +41,14 @@ def import_checkpoint(
     """
     source = HFWeights(hf_folder)
     architecture = source.architecture
-    tensors: dict[str, PlannedTensor] = {}
-    for rule, place in all_places(architecture):
-        _check_one_dtype(source, rule)
-        wanted = dtype or source.stored[rule.hf[0]].dtype
-        shape = place.shape(rule.megatron_shape(architecture))
-        stacked = place.layer is not None
-        whole = (architecture.num_layers, *shape) if stacked else shape
-        tensor = tensors.setdefault(place.key, PlannedTensor(whole, wanted))
-        if tensor.dtype is not wanted:
-            raise CheckpointError(
-                f"{source.stored[rule.hf[0]].file}: tensor '{rule.hf[0]}' is {wanted}, other layers have "
-                f"{tensor.dtype}; give a dtype to convert all to"
-            )
-        offset = (place.layer or 0, *(0 for _ in shape)) if stacked else tuple(0 for _ in shape)
-        size = (1, *shape) if stacked else shape
-        content = _ranges(source, rule, place) if dtype is None else _maker(source, rule, place, dtype, size)
-        tensor.pieces[offset] = Piece(size, content)
+    tensors, pieces = plan_checkpoint(source, dtype)
+    for each in pieces:
+        content = (
+            _ranges(source, each.rule, each.place)
+            if dtype is None
+            else _maker(source, each.rule, each.place, dtype, each.size)
+        )
+        tensors[each.place.key].pieces[each.offset] = Piece(each.size, content)
     (out / CHECKPOINT).mkdir()
     with quick_collection():
         write_checkpoint(out / CHECKPOINT, tensors, progress)
@@ -68,13 +59,6 @@ def import_checkpoint(
         "tensors": len(source.stored),
         "bytes": sum(stored.nbytes for stored in source.stored.values()),
     }
-
-
-def _check_one_dtype(source: HFWeights, rule: Rule) -> None:
-    kinds = {source.stored[name].dtype for name in rule.hf}
-    if len(kinds) > 1:
-        names = ", ".join(f"'{name}' {source.stored[name].dtype}" for name in rule.hf)
-        raise CheckpointError(f"{source.path}: {names}: tensors that become one in Megatron need one dtype")
 
 
 def _ranges(source: HFWeights, rule: Rule, place: Place) -> list[FileRange]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.conversion.dist_layout import all_places
-from megatron_prism.conversion.dist_write import Piece, PlannedTensor, reserve_checkpoint
+from megatron_prism.conversion.dist_plan import plan_checkpoint
+from megatron_prism.conversion.dist_write import Piece, reserve_checkpoint
 from megatron_prism.conversion.export_hf import write_side_files
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.model_folder import (
@@ -25,7 +25,7 @@ from megatron_prism.conversion.model_folder import (
     carry_files,
 )
 from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, reserve_folder
-from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.errors import ConfigError
 from megatron_prism.merging.blocks import Block, blocks
 from megatron_prism.models.families import hf_shapes, parameter_map
 from megatron_prism.models.mappings import Rule
@@ -103,43 +103,23 @@ def _lay_out_hf(first: Weights, folders: Sequence[Path]) -> list[Filling]:
 
 
 def _lay_out_megatron(first: Weights, folders: Sequence[Path]) -> list[Filling]:
-    architecture = first.architecture
-    planned: dict[str, PlannedTensor] = {}
+    planned, pieces = plan_checkpoint(first)
     contents = {}
-    for rule, place in all_places(architecture):
-        dtype = _one_dtype(first, rule)
-        shape = place.shape(rule.megatron_shape(architecture))
-        stacked = place.layer is not None
-        whole = (architecture.num_layers, *shape) if stacked else shape
-        tensor = planned.setdefault(place.key, PlannedTensor(whole, dtype))
-        if tensor.dtype is not dtype:
-            raise CheckpointError(
-                f"{first.path}: tensor '{rule.hf[0]}' is {dtype}, other layers have {tensor.dtype}; "
-                "a Megatron checkpoint needs one dtype for all"
-            )
-        offset = (place.layer or 0, *(0 for _ in shape)) if stacked else tuple(0 for _ in shape)
-        tensor.pieces[offset] = Piece((1, *shape) if stacked else shape, [])
-        contents[place.key, offset] = _rows(first, rule, place.row, place.rows)
+    for each in pieces:
+        planned[each.place.key].pieces[each.offset] = Piece(each.size, [])
+        contents[each.place.key, each.offset] = _rows(first, each.rule, each.place.row, each.place.rows)
     holes = []
     for folder in folders:
         (folder / CHECKPOINT).mkdir()
         holes.append(reserve_checkpoint(folder / CHECKPOINT, planned))
         if first.files is not None:
             carry_files(first.files, folder / HF_FILES)
-        architecture.save(folder / ARCHITECTURE)
+        first.architecture.save(folder / ARCHITECTURE)
     return [
         Filling(contents[key, offset], tensor.dtype, tuple(each[key, offset] for each in holes))
         for key, tensor in planned.items()
         for offset in tensor.pieces
     ]
-
-
-def _one_dtype(first: Weights, rule: Rule) -> torch.dtype:
-    kinds = {first.dtypes[name] for name in rule.hf}
-    if len(kinds) > 1:
-        names = ", ".join(f"'{name}' {first.dtypes[name]}" for name in rule.hf)
-        raise CheckpointError(f"{first.path}: {names}: tensors that become one in Megatron need one dtype")
-    return kinds.pop()
 
 
 def _rows(first: Weights, rule: Rule, row: int, rows: int) -> tuple[Rows, ...]:

@@ -90,6 +90,18 @@ def test_the_long_context_branch_has_the_papers_numbers(name, data, tmp_path):
     assert graph.node("ruler_extend").stage.lengths == [8192, 16384, 32768, 65536, 131072]
 
 
+def test_the_extension_can_be_set_as_the_page_says(data, tmp_path):
+    values = {"checkpoint": str(tmp_path), "data": str(data), "long_context": True}
+    graph = load_recipe("mistral-7b-v0.1").build(values)
+    scaling = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768}
+    graph.override({"extend.extension": {"max_position_embeddings": 131072, "rope_scaling": scaling}})
+    made = graph.node("extend").stage.trained_architecture
+    assert (made.max_position_embeddings, made.rope_scaling.rope_type) == (131072, "yarn")
+    wrong = {"max_position_embeddings": 131072, "rope_scaling": scaling | {"factor": 2}}
+    with pytest.raises(ConfigError, match=r"extension\.rope_scaling\.factor=2"):
+        graph.override({"extend.extension": wrong})
+
+
 def test_the_long_context_branch_needs_its_own_sources(data, tmp_path):
     for path in data.glob("codex*"):
         path.unlink()
