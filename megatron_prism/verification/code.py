@@ -90,11 +90,10 @@ def _run(job: bytes, folder: Path, timeout_seconds: float) -> str:
         with open(job_file, "rb") as handle:
             job_file.unlink()
             process = subprocess.Popen(
-                [*command, str(verdict_write)],
+                command,
                 stdin=handle,
-                stdout=subprocess.DEVNULL,
+                stdout=verdict_write,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(verdict_write,),
                 cwd=folder,
                 env=environment,
                 start_new_session=True,

@@ -52,9 +52,10 @@ def math_equal(answer: str, reference: str) -> bool:
     return _verify(answer, reference)
 
 
+@lru_cache(maxsize=1)
 def prepare() -> None:
-    """Import what `math_equal` may need (sympy: about two seconds)."""
-    import math_verify  # noqa: F401
+    """Import what `math_equal` may need (sympy: two seconds and more) and let it build its grammar tables."""
+    _verify(r"\sqrt{x}", r"x^{1/2}")
 
 
 def _verify(answer: str, reference: str) -> bool:

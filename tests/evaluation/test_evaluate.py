@@ -55,7 +55,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(timeout_seconds=3) as made:
+    with GradingPool(timeout_seconds=30) as made:
         yield made
 
 

@@ -31,7 +31,8 @@ def test_a_megabyte_of_braces_takes_no_time():
     start = time.monotonic()
     assert last_boxed(r"\boxed{" * 200_000) is None
     assert last_boxed(r"\boxed" + "{" * 1_000_000) is None
-    assert time.monotonic() - start < 2
+    # Quadratic work would take hours.
+    assert time.monotonic() - start < 60
 
 
 def test_final_part_is_what_follows_the_thinking():

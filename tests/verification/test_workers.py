@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def pool(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    with GradingPool(workers=2, timeout_seconds=0.4, memory_mib=400, grader="hostile_grader") as made:
+    with GradingPool(workers=2, timeout_seconds=1.0, memory_mib=400, grader="hostile_grader") as made:
         yield made
 
 
-def gone(pids: list[int], seconds: float = 5.0) -> bool:
+def gone(pids: list[int], seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not any(psutil.pid_exists(pid) for pid in pids):
@@ -43,15 +43,14 @@ def test_no_tasks_start_no_process(pool):
     assert pool.pids() == []
 
 
-@pytest.mark.parametrize("do", ["power", "loop", "regex", "sleep"])
-def test_a_hang_costs_one_time_limit_and_the_others_go_on(pool, do):
+def test_a_hang_costs_one_time_limit_and_the_others_go_on(pool):
+    hangs = ["power", "loop", "regex", "sleep"]
     start = time.monotonic()
-    results = pool.map(
-        [{"do": "ok", "value": 1}, {"do": do}, {"do": "ok", "value": 2}, {"do": "ok", "value": 3}]
-    )
-    assert results[1] == {"failed": "timeout"}
-    assert [results[i]["value"] for i in (0, 2, 3)] == [1, 2, 3]
-    assert time.monotonic() - start < 4
+    results = pool.map([task for do in hangs for task in ({"do": do}, {"do": "ok", "value": do})])
+    assert results[::2] == [{"failed": "timeout"}] * 4
+    assert [result.get("value") for result in results[1::2]] == hangs
+    # Two limits for each worker; without the limit "sleep" takes a minute and the others for ever.
+    assert time.monotonic() - start < 40
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_close_leaves_no_process(new_children, pool):
     assert len(set(pids)) == 2
     assert set(pids) <= new_children()
     pool.close()
-    assert gone(pids, 1.0)
+    assert gone(pids)
     assert not new_children()
 
 
@@ -107,7 +106,7 @@ def test_workers_end_when_the_parent_is_killed(do):
     script = (
         "import os, sys, threading, time\n"
         "from megatron_prism.verification.workers import GradingPool\n"
-        "pool = GradingPool(1, timeout_seconds=0.5, grader='hostile_grader')\n"
+        "pool = GradingPool(1, timeout_seconds=5, grader='hostile_grader')\n"
         "pool.map([{'do': 'ok'}])\n"
         "print(pool.pids()[0], flush=True)\n"
         f"pool.map([{{'do': {do!r}, 'seconds': 1.0}}])\n"
