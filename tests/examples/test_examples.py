@@ -59,6 +59,7 @@ def test_own_text_without_text_says_so(tmp_path: Path) -> None:
     assert refused.stderr.startswith("error: path: give a file or folder")
 
 
+@pytest.mark.slow
 def test_convert_and_train_from_a_hugging_face_folder_and_back(notes: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "hf"
     make_checkpoint("llama", checkpoint, vocab_size=VOCABULARY)

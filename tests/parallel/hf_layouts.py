@@ -35,7 +35,6 @@ FOUR: dict[str, Any] = {"num_hidden_layers": 4}
 # tiny_models' name of each kind, and changes: four dense layers divide into two stages of two chunks each.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-scaled-tied": ("llama-scaled-tied", FOUR),
-    "mistral-window": ("mistral-window", FOUR),
     "mistral-wide-heads": ("mistral-wide-heads", FOUR),
     "granite-untied": ("granite-untied", FOUR | {"num_key_value_heads": 2}),
     "granite4": ("granite4", FOUR | {"layer_types": ["attention"] * 4}),

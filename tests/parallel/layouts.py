@@ -1,4 +1,4 @@
-"""Worker of test_parity.py: trains 20 steps under each layout of this world size and writes the losses as JSON."""
+"""Worker of test_parity.py: trains 10 steps under each layout of this world size and writes the losses as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, s
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
 
-STEPS, LENGTH, BATCH, VOCABULARY = 20, 32, 4, 96
+STEPS, LENGTH, BATCH, VOCABULARY = 10, 32, 4, 96
 DENSE = Architecture(
     "granite", VOCABULARY, 32, 4, 64, 4, 2, 8, attention_multiplier=0.3, embedding_multiplier=4.0,
     residual_multiplier=0.5, logits_scaling=2.0,
