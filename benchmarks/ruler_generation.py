@@ -100,7 +100,7 @@ def main() -> None:
     write(
         options.json,
         header(
-            vocab_size=tokenizer.vocab_size,
+            tokenizer_vocab_size=tokenizer.vocab_size,
             **{key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         )
         | {
