@@ -58,20 +58,17 @@ def test_equal_and_different_answers(pool):
     assert {g.reason for g in grades} == {"correct", "wrong"}
 
 
-@pytest.mark.parametrize(
-    ("answer", "reasons"),
-    [
-        ("9^{9^{9}}", {"timeout"}),
-        (r"\frac{1}{" * 100_000 + "1" + "}" * 100_000, {"wrong", "timeout"}),
-        ("9" * 10**6, {"wrong", "timeout"}),
-    ],
-)
-def test_hostile_answers_cost_at_most_one_limit(pool, answer, reasons):
+def test_a_power_tower_costs_one_limit(pool):
+    items = [GradeItem("math", r"\boxed{9^{9^{9}}}", "5"), GradeItem("math", r"\boxed{5}", "5")]
+    assert [each.reason for each in grade_all(items, pool)] == ["timeout", "correct"]
+
+
+@pytest.mark.parametrize("answer", [r"\frac{1}{" * 100_000 + "1" + "}" * 100_000, "9" * 10**6])
+def test_a_megabyte_is_wrong_and_runs_into_no_limit(answer):
+    # Neither may be handed to sympy. The limit leaves room for a slow machine; only a hang takes this long.
     items = [GradeItem("math", rf"\boxed{{{answer}}}", "5"), GradeItem("math", r"\boxed{5}", "5")]
-    bad, good = grade_all(items, pool)
-    assert bad.reason in reasons
-    assert not bad.correct
-    assert good.correct
+    with GradingPool(timeout_seconds=30.0) as patient:
+        assert [each.reason for each in grade_all(items, patient)] == ["wrong", "correct"]
 
 
 def test_integers_do_not_need_sympy():
