@@ -9,9 +9,10 @@ SEED ?= 1
 
 BIN := .venv/bin
 FIND_LINKS := $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null
 UV := VIRTUAL_ENV=.venv $(BIN)/uv pip install -q $(FIND_LINKS)
 
-.PHONY: help quickstart quickstart-short test lint format clean
+.PHONY: help bubblewrap quickstart quickstart-short test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,13 +25,18 @@ help:  ## list the targets
 	$(UV) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: .venv/.stamp  ## the whole pipeline at a small size: MODEL=dense|hybrid SEED=1
+bubblewrap:  ## what isolates programs that a model wrote: installed if missing, as root on Debian
+	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { $(APT_INSTALL) || { apt-get update -qq && $(APT_INSTALL); }; }; } \
+	  || echo "bwrap is missing: install the package bubblewrap, or grade programs with sandbox=weak" >&2
+
+quickstart: .venv/.stamp bubblewrap  ## the whole pipeline at a small size: MODEL=dense|hybrid SEED=1
 	@$(BIN)/prism run shoebox model=$(MODEL) seed=$(SEED)
 
-quickstart-short: .venv/.stamp  ## the same stages with a handful of training steps each
+quickstart-short: .venv/.stamp bubblewrap  ## the same stages with a handful of training steps each
 	@$(BIN)/prism run shoebox preset=short --run-dir runs/short
 
-test: .venv/.stamp  ## the test suite
+test: .venv/.stamp bubblewrap  ## the test suite
 	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
 lint: .venv/.stamp  ## ruff and mypy

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prism.evaluation.statistics import pass_at_k, pass_rate
-from megatron_prism.evaluation.suites import Problem
 from megatron_prism.generation.engine import Engine, SamplingParams
+from megatron_prism.verification.code import STRONG
 from megatron_prism.verification.grade import Grade, GradeItem, grade_all
+from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.workers import GradingPool
 
 
@@ -90,11 +91,13 @@ def evaluate(
     samples: int,
     pool: GradingPool,
     progress: Callable[[int], None] = lambda finished: None,
+    sandbox: str = STRONG,
 ) -> SuiteResult:
     """Sample `samples` completions for each problem and grade them.
 
     Args:
         progress: called with the number of completions the engine has just finished.
+        sandbox: how programs among the completions are isolated, "strong" or "weak".
 
     Raises:
         RuntimeError: if the engine does not return `samples` completions for every prompt.
@@ -108,7 +111,7 @@ def evaluate(
         for problem, row in pairs
         for completion in row
     ]
-    grades = iter(grade_all(items, pool))
+    grades = iter(grade_all(items, pool, sandbox=sandbox))
     return SuiteResult(
         [
             [

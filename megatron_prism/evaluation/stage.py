@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 from megatron_prism.errors import ArtifactError, ConfigError
 from megatron_prism.evaluation.run import SuiteResult, evaluate
-from megatron_prism.evaluation.suites import load_suite
 from megatron_prism.generation.engine import Engine, SamplingParams
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
-from megatron_prism.platform.hardware import package_version
+from megatron_prism.verification.code import STRONG, check_mode, require_sandbox
+from megatron_prism.verification.grade import grader_versions
+from megatron_prism.verification.problems import load_suite
 from megatron_prism.verification.workers import GradingPool
 
 SCORES = "scores.json"
@@ -42,6 +43,7 @@ class Evaluate(Stage):
         sampling: how completions are sampled.
         batch_size: completions sampled together.
         grading_workers, grading_timeout_seconds, grading_memory_mib: the grading pool.
+        sandbox: how programs that the model wrote are isolated: "strong", or "weak", which is no isolation.
         confidence: coverage of the intervals.
     """
 
@@ -55,11 +57,13 @@ class Evaluate(Stage):
     grading_workers: int = tuning(1)
     grading_timeout_seconds: float = 5.0
     grading_memory_mib: int = 2048
+    sandbox: str = STRONG
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
         positive(self, "samples_per_problem", "batch_size", "grading_workers", "grading_timeout_seconds")
         positive(self, "grading_memory_mib")
+        check_mode(self.sandbox)
         if self.limit is not None:
             positive(self, "limit")
         if not self.suites:
@@ -74,6 +78,10 @@ class Evaluate(Stage):
 
         folder = inputs["corpus"].file("problems")
         problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
+        kinds = {problem.kind for chosen in problems.values() for problem in chosen}
+        if "code" in kinds:
+            # Before the model is loaded, not after an hour of sampling.
+            require_sandbox(self.sandbox)
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}
         with (
@@ -87,7 +95,8 @@ class Evaluate(Stage):
 
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool, advance)
-        return write_scores(out, results, self.confidence, engine="megatron")
+        versions = grader_versions(kinds, self.sandbox)
+        return write_scores(out, results, self.confidence, engine="megatron", grader=versions)
 
     def _score(
         self,
@@ -97,7 +106,9 @@ class Evaluate(Stage):
         pool: GradingPool,
         advance: Callable[[int], None],
     ) -> SuiteResult:
-        result = evaluate(engine, problems, self.sampling, self.samples_per_problem, pool, advance)
+        result = evaluate(
+            engine, problems, self.sampling, self.samples_per_problem, pool, advance, self.sandbox
+        )
         scores = result.metrics(self.confidence)
         log.info(
             "%s: %.1f%% (%.1f to %.1f) on %d problems",
@@ -113,7 +124,11 @@ class Evaluate(Stage):
 
 
 def write_scores(
-    out: Path, results: Mapping[str, SuiteResult], confidence: float, engine: str
+    out: Path,
+    results: Mapping[str, SuiteResult],
+    confidence: float,
+    engine: str,
+    grader: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt."""
     import zstandard
@@ -121,7 +136,7 @@ def write_scores(
     metrics = {
         "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
         "engine": engine,
-        "grader": {"math-verify": package_version("math-verify")},
+        "grader": dict(grader),
     }
     write_json(out / SCORES, metrics)
     with zstandard.open(out / SAMPLES, "wb") as handle:

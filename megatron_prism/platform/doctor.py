@@ -44,7 +44,6 @@ PACKAGES = (
 )
 PROGRAMS = (
     ("Slurm", "sbatch", "runs on a cluster's queue"),
-    ("bubblewrap", "bwrap", "a sandbox around programs that a model wrote"),
     ("C compiler", "cc", "building extensions and Triton kernels"),
 )
 

@@ -25,6 +25,7 @@ from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
+from megatron_prism.verification.code import STRONG
 
 VOCABULARY = 2048
 SEQUENCE_LENGTH = 128
@@ -103,10 +104,12 @@ def recipe(
     preset: str = "full",
     mixture: str = "shoebox-mcs",
     variants: bool = False,
+    sandbox: str = STRONG,
 ) -> Graph:
     """Corpus, tokenizer, base pretraining, PRISM mid-training, merge, context extension, export, evaluation, report.
 
     Args:
+        sandbox: how programs that a model wrote are isolated; "weak" where bubblewrap does not work.
         variants: also the other rows of the paper's Table 7: extension of the unmerged model, and of attention only.
     """
     one_of(model, MODELS, "model")
@@ -187,6 +190,7 @@ def recipe(
     questions = Evaluate(
         limit=size.problems,
         batch_size=size.problems,
+        sandbox=sandbox,
         sampling=SamplingParams(max_new_tokens=96, temperature=0.6, top_p=0.95, stop=["User:"], seed=seed),
     )
     needles = RulerEvaluate(tasks=NEEDLES, lengths=LENGTHS, samples=size.needles, seed=seed)

@@ -34,7 +34,7 @@ def main(module_name: str, timeout_seconds: float, memory_mib: int) -> None:
     buffer = bytearray()
     while (task := _next_task(requests, buffer, parent)) is not None:
         # What a kind of task needs (importing sympy takes seconds) is loaded before the clock starts.
-        grader.prepare(task)
+        grader.prepare(task, memory_mib=memory_mib)
         _limit_memory(memory_mib)
         _limit_cpu(timeout_seconds)
         _send(replies, {"event": "started"})

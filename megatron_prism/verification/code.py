@@ -1,40 +1,30 @@
-"""Grading a program: run the last fenced block with the problem's assert tests in a process of its own.
-
-This bounds accidents; it is NOT a sandbox against hostile code. A runaway loop, a memory hog, a fork, a full
-disk, a write outside the working directory or `sys.exit(0)` is stopped and counts as a failure. Code that
-sets out to cheat still can: program and verdict share one interpreter, so it may search the interpreter's
-memory for the success token, define objects that equal everything, or go around Python's audit hooks through
-C. Files of this user can be read. Do not grade what you have reason to fear without a container around it.
-"""
+"""Grading a program: take the last fenced block, run it isolated from this machine, and judge it by its tests."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import os
 import re
-import secrets
-import selectors
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.platform.console import get_logger
+from megatron_prism.verification.bounded import BoundedRunner
+from megatron_prism.verification.code_tests import CodeTest, parse_tests
 from megatron_prism.verification.extract import final_part
+from megatron_prism.verification.judge import PASSED, Runner, judge
+from megatron_prism.verification.sandbox import Sandbox, SandboxError
 
-PASSED = "correct"
+STRONG, WEAK = "strong", "weak"
+MODES = (STRONG, WEAK)
 _FENCE = re.compile(
     r"^[ \t]*```(?:python|py|python3)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE
 )
-_FAILURE = re.compile(r"timeout|memory|assertion|exit|exception: \w+")
-_RUNNER = Path(__file__).with_name("program.py")
-LARGEST_FILE_BYTES = 1 << 20
-OPEN_FILES = 64
-LONGEST_VERDICT = 200
+# What the probe gives its program to use.
+_PROBE_MIB = 256
+_PROBE_SECONDS = 30.0
+
+log = get_logger(__name__)
 
 
 def extract_code(completion: str) -> str | None:
@@ -43,82 +33,88 @@ def extract_code(completion: str) -> str | None:
     return blocks[-1] if blocks else None
 
 
-def run_tests(program: str, tests: Sequence[str], timeout_seconds: float = 5.0, memory_mib: int = 512) -> str:
-    """Run `program`, then each of `tests`, in a fresh process.
+def run_tests(
+    program: str,
+    tests: Sequence[CodeTest],
+    timeout_seconds: float = 5.0,
+    memory_mib: int = 512,
+    sandbox: str = STRONG,
+    runner: Runner | None = None,
+) -> str:
+    """Run `program` and its tests (see code_tests.py); all of them must pass.
 
     Args:
         program: Python source; only the standard library can be imported.
-        tests: statements run in the program's namespace; one that raises is a failure.
-        timeout_seconds: wall time for everything; the process group is killed at its end.
-        memory_mib: address space in MiB.
+        timeout_seconds: wall time for the program with all its tests.
+        memory_mib: address space of a process in MiB.
+        sandbox: "strong" (sandbox.py) or "weak" (bounded.py).
+        runner: what starts the program; without one a runner is made and closed again.
 
     Returns:
-        "correct", "timeout", "memory", "assertion", "exit" (the program left by itself), "exception: NAME",
-        or "crashed" (killed by a signal or gone without a verdict).
+        "correct"; "wrong" (a value or an output differs), "assertion" (an assert does not hold), "timeout", "memory",
+        "output" (it said far more than expected), "exit" (it left by itself), "exception: NAME", or "crashed"
+        (killed by a signal, or gone without a verdict).
 
     Raises:
-        ValueError: without tests, for then any program would pass.
+        DataError: for tests that are none, or not of the form code_tests.py describes.
+        ConfigError: for an unknown mode, or strong isolation that does not work here.
     """
-    if not tests:
-        raise ValueError("no tests: any program would pass")
-    token = secrets.token_hex(16)
-    limits = {
-        "RLIMIT_CPU": math.ceil(timeout_seconds) + 1,
-        "RLIMIT_AS": memory_mib << 20,
-        "RLIMIT_FSIZE": LARGEST_FILE_BYTES,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_CORE": 0,
-    }
-    job = {"program": program, "tests": list(tests), "token": token, "limits": limits}
-    with tempfile.TemporaryDirectory(prefix="prism-code-", ignore_cleanup_errors=True) as folder:
-        verdict = _run(json.dumps(job).encode("ascii"), Path(folder), timeout_seconds)
-    if verdict == token:
-        return PASSED
-    # Whatever is no verdict of the runner's was written by the program itself.
-    return verdict if _FAILURE.fullmatch(verdict) else "crashed"
+    parsed = parse_tests(tests)
+    if runner is not None:
+        return judge(runner, program, parsed, timeout_seconds, memory_mib)
+    require_sandbox(sandbox)
+    with open_runner(sandbox, memory_mib) as made:
+        return judge(made, program, parsed, timeout_seconds, memory_mib)
 
 
-def _run(job: bytes, folder: Path, timeout_seconds: float) -> str:
-    """Start the runner, wait for its verdict, and kill its whole process group, whatever happened."""
-    # -I would also ignore PYTHONHASHSEED, and the same program must get the same verdict every time.
-    command = [sys.executable, "-P", "-s", "-S", "-B", str(_RUNNER)]
-    environment = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-    job_file = folder / "job.json"
-    job_file.write_bytes(job)
-    verdict_read, verdict_write = os.pipe()
+@contextlib.contextmanager
+def open_runner(sandbox: str, memory_mib: int) -> Iterator[Runner]:
+    """A runner of the named mode, kept warm until the block ends."""
+    if sandbox == WEAK:
+        yield BoundedRunner()
+        return
+    with Sandbox(memory_mib) as strong:
+        yield strong
+
+
+def require_sandbox(sandbox: str) -> None:
+    """Say at once whether programs can be run in this mode.
+
+    Raises:
+        ConfigError: for an unknown mode, or "strong" where it does not work.
+    """
+    check_mode(sandbox)
+    if sandbox == WEAK:
+        _warn_of_weakness()
+        return
+    problem = sandbox_problem()
+    if problem is not None:
+        raise ConfigError(
+            f"sandbox=strong: programs that a model wrote cannot be isolated here ({problem}); install "
+            "bubblewrap 0.7 or newer (apt-get install bubblewrap) where namespaces are allowed, or say "
+            "sandbox=weak to run them without isolation"
+        )
+
+
+def check_mode(sandbox: str) -> None:
+    """Raises ConfigError unless `sandbox` is one of `MODES`."""
+    if sandbox not in MODES:
+        raise ConfigError(f"sandbox={sandbox}: no such mode{suggest(str(sandbox), MODES)}")
+
+
+@lru_cache(maxsize=1)
+def sandbox_problem() -> str | None:
+    """Why the strong mode does not work here, or None; found out once by running a program in it."""
     try:
-        with open(job_file, "rb") as handle:
-            job_file.unlink()
-            process = subprocess.Popen(
-                command,
-                stdin=handle,
-                stdout=verdict_write,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env=environment,
-                start_new_session=True,
-            )
-    finally:
-        os.close(verdict_write)
-    try:
-        return _read_verdict(verdict_read, time.monotonic() + timeout_seconds)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        os.close(verdict_read)
+        with Sandbox(_PROBE_MIB) as strong:
+            verdict = judge(strong, "x = 6 * 7", parse_tests(["assert x == 42"]), _PROBE_SECONDS, _PROBE_MIB)
+    except (SandboxError, ConfigError, OSError) as reason:
+        return str(reason)
+    return None if verdict == PASSED else f"a first program in it ended with '{verdict}'"
 
 
-def _read_verdict(source: int, deadline: float) -> str:
-    """What the runner says before it ends; 'timeout' if it does not end in time."""
-    said = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(source, selectors.EVENT_READ)
-        while len(said) <= LONGEST_VERDICT:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                return "timeout"
-            data = os.read(source, LONGEST_VERDICT + 1)
-            if not data:
-                break
-            said += data
-    return said.decode("ascii", "replace")[:LONGEST_VERDICT]
+@lru_cache(maxsize=1)
+def _warn_of_weakness() -> None:
+    log.warning(
+        "sandbox=weak: programs that a model wrote run as this user, with its files and network in reach"
+    )

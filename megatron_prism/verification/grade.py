@@ -5,15 +5,24 @@ This module is the grader a `GradingPool` runs: `prepare` and `run` are its two 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import atexit
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from megatron_prism.errors import DataError, suggest
-from megatron_prism.verification import choice, code, math
+from megatron_prism.platform.hardware import package_version
+from megatron_prism.verification import choice, code, math, short
+from megatron_prism.verification.code_tests import CodeTest
+from megatron_prism.verification.judge import Runner
+from megatron_prism.verification.sandbox import bubblewrap_version
 from megatron_prism.verification.workers import GradingPool
 
-KINDS = ("math", "choice", "code")
+KINDS = ("math", "choice", "short", "code")
+# Kinds whose comparison may need sympy.
+SYMBOLIC = ("math", "short")
 CORRECT, WRONG, NO_ANSWER = "correct", "wrong", "no_answer"
 
 
@@ -24,8 +33,7 @@ class Grade:
     Attributes:
         correct: whether it counts.
         reason: "correct", "wrong", "no_answer", "timeout", "memory", "crashed" or "error: NAME"; for code
-        also
-            "assertion", "exit" and "exception: NAME".
+            also "assertion", "output", "exit" and "exception: NAME" (docs/verification.md).
         extracted: the answer that was graded (the letter, the box's content, the program), if one was found.
     """
 
@@ -41,27 +49,32 @@ class GradeItem:
     kind: str
     completion: str
     answer: str = ""
-    tests: list[str] = field(default_factory=list)
+    tests: list[CodeTest] = field(default_factory=list)
 
 
 def grade(
     kind: str,
     completion: str,
     answer: str = "",
-    tests: Sequence[str] = (),
+    tests: Sequence[CodeTest] = (),
     timeout_seconds: float = 5.0,
     memory_mib: int = 512,
+    sandbox: str = code.STRONG,
+    runner: Runner | None = None,
 ) -> Grade:
     """Grade one completion in this process (code runs in its own). Prefer `grade_all` for text a model wrote.
 
     Args:
-        kind: "math" (`answer` is the box's content), "choice" (`answer` is a letter) or "code" (`tests` are
-            asserts).
-        timeout_seconds: wall time of a program; math and choice have the pool's limit.
+        kind: "math" (`answer` is the box's content), "choice" (`answer` is a letter), "short" (`answer` is a
+            word, phrase or number) or "code" (`tests` as in code_tests.py).
+        timeout_seconds: wall time of a program; the other kinds have the pool's limit.
         memory_mib: address space of a program.
+        sandbox: "strong" or "weak": how a program is isolated.
+        runner: what starts programs; without one it is made for this call.
 
     Raises:
-        DataError: for an unknown kind.
+        DataError: for an unknown kind, or tests that are none or malformed.
+        ConfigError: for a mode that is unknown or does not work here.
     """
     if kind == "math":
         extracted = math.extract_math(completion)
@@ -69,11 +82,14 @@ def grade(
     if kind == "choice":
         extracted = choice.extract_choice(completion)
         return _compared(extracted, extracted == answer.strip().upper())
+    if kind == "short":
+        extracted = short.extract_short(completion)
+        return _compared(extracted, extracted is not None and short.short_equal(extracted, answer))
     if kind == "code":
         extracted = code.extract_code(completion)
         if extracted is None:
             return Grade(False, NO_ANSWER)
-        reason = code.run_tests(extracted, tests, timeout_seconds, memory_mib)
+        reason = code.run_tests(extracted, tests, timeout_seconds, memory_mib, sandbox, runner)
         return Grade(reason == code.PASSED, reason, extracted)
     raise DataError(f"problem kind '{kind}' cannot be graded{suggest(kind, KINDS)}")
 
@@ -82,30 +98,60 @@ def grade_all(
     items: Sequence[GradeItem],
     pool: GradingPool,
     progress: Callable[[int], None] = lambda finished: None,
+    sandbox: str = code.STRONG,
 ) -> list[Grade]:
     """Grade many completions in the pool's processes; grades in the order of `items`.
 
     A completion that exceeds the limits or breaks its worker is wrong, with that as the reason.
 
+    Args:
+        sandbox: "strong" or "weak": how programs are isolated; other kinds do not care.
+
     Raises:
         DataError: for an unknown kind, before any work.
+        ConfigError: before any work, for a mode that is unknown or does not work here if a program is among
+            the items.
     """
+    code.check_mode(sandbox)
     for item in items:
         if item.kind not in KINDS:
             raise DataError(f"problem kind '{item.kind}' cannot be graded{suggest(item.kind, KINDS)}")
-    results = pool.map([asdict(item) for item in items], progress)
+    if any(item.kind == "code" for item in items):
+        code.require_sandbox(sandbox)
+    results = pool.map([{**asdict(item), "sandbox": sandbox} for item in items], progress)
     return [Grade(False, r["failed"]) if "failed" in r else Grade(**r) for r in results]
 
 
-def prepare(task: Mapping[str, Any]) -> None:
-    """Pool hook: imports for this kind of task, outside its time limit."""
-    if task["kind"] == "math":
+def grader_versions(kinds: Iterable[str], sandbox: str = code.STRONG) -> dict[str, str | None]:
+    """What decided verdicts on these kinds, for a receipt: versions, and for programs the mode of isolation."""
+    versions = {"math-verify": package_version("math-verify")}
+    if "code" in kinds:
+        versions["sandbox"] = sandbox
+        if sandbox == code.STRONG:
+            versions["bubblewrap"] = bubblewrap_version()
+    return versions
+
+
+def prepare(task: Mapping[str, Any], *, memory_mib: int) -> None:
+    """Pool hook: imports for this kind of task and the start of its sandbox, outside its time limit."""
+    if task["kind"] in SYMBOLIC:
         math.prepare()
+    if task["kind"] == "code":
+        _warm_runner(task["sandbox"], memory_mib).open()
 
 
 def run(task: Mapping[str, Any], *, timeout_seconds: float, memory_mib: int) -> dict[str, Any]:
-    """Pool hook: grade one `GradeItem` given as a mapping."""
-    return asdict(grade(**task, timeout_seconds=timeout_seconds, memory_mib=memory_mib))
+    """Pool hook: grade one `GradeItem`, with the mode of isolation, given as a mapping."""
+    runner = _warm_runner(task["sandbox"], memory_mib) if task["kind"] == "code" else None
+    return asdict(grade(**task, timeout_seconds=timeout_seconds, memory_mib=memory_mib, runner=runner))
+
+
+@cache
+def _warm_runner(sandbox: str, memory_mib: int) -> Runner:
+    """This worker process's own, open until it ends."""
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(code.open_runner(sandbox, memory_mib))
 
 
 def _compared(extracted: str | None, correct: bool) -> Grade:

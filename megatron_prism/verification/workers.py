@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.verification import cgroup
 from megatron_prism.verification.protocol import decode, encode
 
 DEFAULT_GRADER = "megatron_prism.verification.grade"
@@ -43,7 +44,7 @@ class GradingPool:
         workers: number of processes.
         timeout_seconds: wall time for one task; start-up and imports are not counted.
         memory_mib: address space of a worker in MiB (RLIMIT_AS; sympy alone needs about 300).
-        grader: module with `prepare(task) -> None` (imports, not timed) and
+        grader: module with `prepare(task, *, memory_mib) -> None` (imports, not timed) and
             `run(task, *, timeout_seconds, memory_mib) -> dict`; tasks and results are JSON-ready mappings.
 
     Raises:
@@ -231,6 +232,7 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         self.process.wait()
+        cgroup.sweep(owner=self.process.pid)
         self.requests.close()
         assert self.process.stdout is not None
         self.process.stdout.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,11 @@ def test_doctor_names_what_each_thing_unlocks(capsys: pytest.CaptureFixture[str]
     assert {"CUDA", "GPU", "AMX", "memory", "transformer_engine", "mamba_ssm", "vllm", "Slurm"} <= set(checks)
     assert checks["torch"]["found"]
     assert all(check["unlocks"] for check in checks.values())
+    if shutil.which("bwrap") is None:
+        assert "bwrap is not on PATH" in checks["sandbox"]["detail"]
+    else:
+        assert checks["sandbox"]["found"], checks["sandbox"]["detail"]
+        assert checks["sandbox"]["detail"].startswith("bubblewrap ")
 
 
 def test_the_installed_command_exits_2(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import ast
+import json
 import random
 import re
 
@@ -9,7 +10,8 @@ from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
 from megatron_prism.data.shoebox import chat, problem, problems_math, prose
 from megatron_prism.data.shoebox.corpus import DEFAULT_CHARACTERS, ShoeboxCorpus
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.evaluation.suites import load_suite
+from megatron_prism.verification.grade import grade
+from megatron_prism.verification.problems import load_suite
 
 
 def documents(artifact, split, source):
@@ -95,10 +97,23 @@ def test_impossible_settings(fields, said):
         ShoeboxCorpus(**fields)
 
 
+def test_prompts_come_with_a_right_solution_and_are_not_held_out(corpus):
+    for suite in ("math", "science", "code"):
+        records = [
+            json.loads(line) for line in (corpus.path / "prompts" / f"{suite}.jsonl").read_text().splitlines()
+        ]
+        assert len(records) == 256
+        held_out = {each.id for each in load_suite(corpus.path / "problems", suite)}
+        assert not held_out & {record["id"] for record in records}
+        for record in records[:3]:
+            verdict = grade(record["kind"], record["solution"], record["answer"], record["tests"])
+            assert verdict.correct
+
+
 def test_too_many_held_out_problems():
     families = {"chain1": problems_math.FAMILIES["chain1"]}
     with pytest.raises(ConfigError, match="suite 'math' has only about"):
-        problem.held_out_problems(families, 5000, random.Random(1), "math")
+        problem.different_problems(families, problem.HELD_OUT, 5000, random.Random(1), "math")
 
 
 def test_code_is_real_python_without_tests(corpus):

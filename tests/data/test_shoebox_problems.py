@@ -14,15 +14,15 @@ from megatron_prism.data.shoebox.problem import (
     Problem,
     check_ids,
     check_texts,
-    held_out_problems,
+    different_problems,
     problems,
 )
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.evaluation.suites import parse_problem
 from megatron_prism.verification.choice import extract_choice
 from megatron_prism.verification.code import PASSED, extract_code, run_tests
 from megatron_prism.verification.extract import has_think_format
 from megatron_prism.verification.math import extract_math
+from megatron_prism.verification.problems import parse_problem
 
 SUITES = {module.SUITE: module.FAMILIES for module in (problems_math, problems_science, problems_code)}
 CASES = [(suite, name) for suite, families in SUITES.items() for name in families]
@@ -125,10 +125,11 @@ def test_references_pass_their_tests_and_others_do_not(name):
 
 
 def test_a_reference_passes_the_real_grader():
+    # In a process of its own, not a sandbox: these programs are ours.
     for name in problems_code.FAMILIES:
         problem = drawn("code", name, 1)[0]
-        assert run_tests(extract_code(problem.document), problem.tests) == PASSED
-    assert run_tests("def nothing(): pass", problem.tests) != PASSED
+        assert run_tests(extract_code(problem.document), problem.tests, sandbox="weak") == PASSED
+    assert run_tests("def nothing(): pass", problem.tests, sandbox="weak") != PASSED
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -165,7 +166,7 @@ def test_the_split_does_not_depend_on_the_wording():
 
 def test_a_leak_into_the_text_is_found():
     families = problems_math.FAMILIES
-    held_out = held_out_problems(families, 20, random.Random(1), "math")
+    held_out = different_problems(families, HELD_OUT, 20, random.Random(1), "math")
     clean = [
         problem.document
         for problem, _ in zip(problems(families, TRAIN, random.Random(1)), range(50), strict=False)
@@ -185,16 +186,16 @@ def test_a_leak_into_the_text_is_found():
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_held_out_records_are_what_the_evaluation_reads(suite):
-    made = held_out_problems(SUITES[suite], 100, random.Random(5), suite)
+    made = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite)
     assert len({problem.id for problem in made}) == 100
     for problem in made:
         read = parse_problem(json.dumps(problem.record()), "here")
         assert (read.domain, read.prompt, read.id) == (suite, problem.prompt, problem.id)
         # The solution is not given away.
         assert "</think>" not in read.prompt
-    again = held_out_problems(SUITES[suite], 100, random.Random(5), suite)
+    again = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite)
     assert made == again
-    assert made != held_out_problems(SUITES[suite], 100, random.Random(6), suite)
+    assert made != different_problems(SUITES[suite], HELD_OUT, 100, random.Random(6), suite)
 
 
 def test_more_than_there_are():
@@ -202,7 +203,7 @@ def test_more_than_there_are():
     keys = (Problem("math", "one", str(n), "q", "t", "f", "math", "1") for n in range(1000))
     held = next(problem for problem in keys if problem.split == HELD_OUT)
     with pytest.raises(ConfigError, match="has only about 1; ask for fewer"):
-        held_out_problems({"one": Family(1, lambda rng: held)}, 2, random.Random(1), "math")
+        different_problems({"one": Family(1, lambda rng: held)}, HELD_OUT, 2, random.Random(1), "math")
     # A family without a problem in the split is left out, not waited for.
     empty = next(s for s in (HELD_OUT, VALID, TRAIN) if s != single.split)
     assert list(problems({"one": Family(1, lambda rng: single)}, empty, random.Random(1))) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import contextmanager
 from types import ModuleType
@@ -10,10 +11,11 @@ import pytest
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation.run import evaluate
 from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
-from megatron_prism.evaluation.suites import Problem
 from megatron_prism.generation.engine import Completion, SamplingParams
 from megatron_prism.pipeline.artifact import Receipt, seal
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
+from megatron_prism.verification.code import sandbox_problem
+from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.workers import GradingPool
 
 
@@ -61,7 +63,9 @@ def pool():
 
 def test_every_sample_is_graded_and_kept(pool):
     finished = []
-    result = evaluate(ScriptedEngine(ANSWERS), PROBLEMS, SamplingParams(), 2, pool, finished.append)
+    result = evaluate(
+        ScriptedEngine(ANSWERS), PROBLEMS, SamplingParams(), 2, pool, finished.append, sandbox="weak"
+    )
     assert result.correct() == [[True, False], [True, True], [False, False], [True, False]]
     assert sum(finished) == 8
     metrics = result.metrics(0.95)
@@ -132,7 +136,7 @@ def engine(monkeypatch):
 def test_stage_writes_scores_samples_and_metrics(tmp_path, inputs, engine):
     out = tmp_path / "out"
     out.mkdir()
-    metrics = Evaluate(batch_size=7).run(inputs, out)
+    metrics = Evaluate(batch_size=7, sandbox="weak").run(inputs, out)
     assert {suite: m["pass_rate"] for suite, m in metrics["suites"].items()} == {
         "math": 1,
         "science": 0,
@@ -141,6 +145,7 @@ def test_stage_writes_scores_samples_and_metrics(tmp_path, inputs, engine):
     assert metrics["suites"]["math"]["interval"] == "wilson"
     assert metrics["engine"] == "megatron"
     assert metrics["grader"]["math-verify"].startswith("0.")
+    assert metrics["grader"]["sandbox"] == "weak"
     assert read_scores(out) == json.loads(json.dumps(metrics))
     samples = list(read_samples(out))
     assert [(s["suite"], s["id"], s["correct"]) for s in samples] == [
@@ -168,6 +173,32 @@ def test_unknown_suite_is_refused_before_the_model_is_loaded(tmp_path, inputs, e
     assert engine.loaded == []
 
 
+@pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bwrap is not installed: apt-get install bubblewrap"
+)
+def test_programs_run_isolated_unless_told_otherwise(tmp_path, inputs, engine):
+    metrics = Evaluate(suites=["code"]).run(inputs, tmp_path)
+    assert metrics["suites"]["code"]["pass_rate"] == 1
+    assert metrics["grader"]["sandbox"] == "strong"
+    assert metrics["grader"]["bubblewrap"].startswith("0.")
+
+
+def test_programs_are_refused_before_the_model_is_loaded_where_they_cannot_be_isolated(
+    tmp_path, inputs, engine, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sandbox_problem.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"sandbox=strong.*bwrap is not on PATH.*sandbox=weak"):
+            Evaluate(suites=["science", "code"]).run(inputs, tmp_path)
+        assert engine.loaded == []
+        # A suite without programs needs no sandbox.
+        metrics = Evaluate(suites=["science"]).run(inputs, tmp_path)
+        assert "sandbox" not in metrics["grader"]
+    finally:
+        sandbox_problem.cache_clear()
+
+
 def test_config_round_trip_and_overrides():
     stage = apply_overrides(Evaluate(), {"limit": 5, "sampling.temperature": 0.6, "suites": ["math"]})
     assert (stage.limit, stage.sampling.temperature, stage.sampling.stop) == (5, 0.6, ["User:"])
@@ -186,6 +217,7 @@ def test_config_round_trip_and_overrides():
         {"confidence": 1.0},
         {"batch_size": -1},
         {"grading_memory_mib": 0},
+        {"sandbox": "stong"},
     ],
 )
 def test_impossible_configs_are_refused(wrong):

@@ -53,6 +53,20 @@ def test_variants_are_the_other_rows_of_the_papers_table():
     assert nodes["extend_unmerged"].inputs["init"].name == "midtrain"
 
 
+def test_whoever_has_no_sandbox_says_so_once_for_every_evaluation():
+    modes = {
+        mode: {
+            node.stage.sandbox
+            for name, node in recipe(sandbox=mode).nodes.items()
+            if name.startswith("evaluate")
+        }
+        for mode in ("strong", "weak")
+    }
+    assert modes == {"strong": {"strong"}, "weak": {"weak"}}
+    with pytest.raises(ConfigError, match="sandbox=none"):
+        recipe(sandbox="none")
+
+
 def test_mid_training_is_short_and_the_extension_four_times_as_long():
     nodes = recipe().nodes
     lengths = {name: nodes[name].stage.batch.sequence_length for name in ("base", "midtrain", "extend")}

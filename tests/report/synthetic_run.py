@@ -14,10 +14,10 @@ from pathlib import Path
 
 from megatron_prism.evaluation.run import Sample, SuiteResult
 from megatron_prism.evaluation.stage import Evaluate, write_scores
-from megatron_prism.evaluation.suites import Problem
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal, write_json
 from megatron_prism.pipeline.config import plain
 from megatron_prism.verification.grade import Grade
+from megatron_prism.verification.problems import Problem
 
 HOSTILE = "<script>alert('x')</script> & \ud800 </pre>"
 SOURCES = ("web", "code", "math", "science")
@@ -102,7 +102,7 @@ def write_outputs(name: str, kind: str, out: Path) -> dict:
         return write_training(name, out)
     if kind == "evaluation":
         return write_scores(
-            out, {s: suite_result(name, s, n) for s, n in PASSED[name].items()}, 0.95, "megatron"
+            out, {s: suite_result(name, s, n) for s, n in PASSED[name].items()}, 0.95, "megatron", {}
         )
     (out / "data.bin").write_bytes(b"x" * 3000)
     return {"max_abs_logit_difference": 3.1e-6} if kind == "export" else {}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import psutil
 import pytest
+
+from megatron_prism.verification.code import open_runner
 
 
 @pytest.fixture
@@ -19,3 +22,18 @@ def new_children() -> Callable[[], set[int]]:
 
     before = pids()
     return lambda: pids() - before
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bwrap is not installed: apt-get install bubblewrap")
+
+
+@pytest.fixture(scope="module", params=["strong", "weak"])
+def runner(request):
+    """A runner of each mode, with 256 MiB for a program."""
+    if request.param == "strong":
+        request.getfixturevalue("bubblewrap")
+    with open_runner(request.param, 256) as made:
+        yield made

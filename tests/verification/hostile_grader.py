@@ -7,7 +7,7 @@ import re
 import time
 
 
-def prepare(task):
+def prepare(task, *, memory_mib):
     if task["do"] == "slow import":
         time.sleep(1.8)
 

@@ -29,10 +29,9 @@ from megatron_prism.data.shoebox.problem import (
     HELD_OUT,
     TRAIN,
     Family,
-    Problem,
     check_ids,
     check_texts,
-    held_out_problems,
+    different_problems,
     problems,
 )
 from megatron_prism.errors import ConfigError, DataError
@@ -61,13 +60,15 @@ VALID_DOCUMENTS_PERCENT = 5.0
 
 @dataclass
 class ShoeboxCorpus(Stage):
-    """No inputs. Output: `train/` and `valid/SOURCE.jsonl.zst`, `problems/SUITE.jsonl`.
+    """No inputs. Output: `train/` and `valid/SOURCE.jsonl.zst`, `problems/` and `prompts/SUITE.jsonl`.
 
     Attributes:
         characters: about how many characters of training text each source gets; web and code have no more than is
             installed.
         valid_percent: validation text in percent of that.
         held_out_problems: per suite.
+        prompts: problems per suite for reinforcement learning, with a solution each: of the training split, so a model
+            may have read some of them solved, and never a held-out one.
     """
 
     kind: ClassVar[str] = "corpus"
@@ -76,9 +77,10 @@ class ShoeboxCorpus(Stage):
     characters: dict[str, int] = field(default_factory=lambda: dict(DEFAULT_CHARACTERS))
     valid_percent: float = 3.0
     held_out_problems: int = 256
+    prompts: int = 256
 
     def __post_init__(self) -> None:
-        positive(self, "held_out_problems")
+        positive(self, "held_out_problems", "prompts")
         if not 0 < self.valid_percent <= 100:
             raise ConfigError(f"valid_percent={self.valid_percent}: must be above 0 and at most 100")
         for source, size in self.characters.items():
@@ -98,12 +100,20 @@ class ShoeboxCorpus(Stage):
                     out, split, source, documents, self.characters[source] * share
                 )
         held_out = {
-            suite: held_out_problems(families, self.held_out_problems, self._rng(suite, "held_out"), suite)
+            suite: different_problems(
+                families, HELD_OUT, self.held_out_problems, self._rng(suite, "held_out"), suite
+            )
+            for suite, (_, families) in SUITES.items()
+        }
+        prompts = {
+            suite: different_problems(families, TRAIN, self.prompts, self._rng(suite, "prompts"), suite)
             for suite, (_, families) in SUITES.items()
         }
         for suite, chosen in held_out.items():
             check_ids({HELD_OUT: {problem.id for problem in chosen}, **made[suite]})
-            _write_problems(out / "problems" / f"{suite}.jsonl", chosen)
+            _write_problems(out / "problems" / f"{suite}.jsonl", [problem.record() for problem in chosen])
+            asked = [problem.record() | {"solution": problem.solution} for problem in prompts[suite]]
+            _write_problems(out / "prompts" / f"{suite}.jsonl", asked)
         everything = [problem for chosen in held_out.values() for problem in chosen]
         check_texts(
             everything,
@@ -119,6 +129,7 @@ class ShoeboxCorpus(Stage):
                 }
                 for suite, chosen in held_out.items()
             },
+            "prompts": {suite: len(chosen) for suite, chosen in prompts.items()},
             "python": platform.python_version(),
         }
 
@@ -183,7 +194,7 @@ def _write(corpus: Path, split: str, source: str, texts: Iterator[str], characte
     return writer.counts()
 
 
-def _write_problems(path: Path, made: list[Problem]) -> None:
+def _write_problems(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(problem.record(), ensure_ascii=False) + "\n" for problem in made]
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")

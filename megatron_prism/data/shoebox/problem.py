@@ -55,8 +55,13 @@ class Problem:
         return f"User: {self.question}\nAssistant:"
 
     @property
+    def solution(self) -> str:
+        """A right answer to the prompt, in the format of the training data."""
+        return f"{THINK}{self.thoughts}\n</think>\n{self.final}"
+
+    @property
     def document(self) -> str:
-        return f"{self.prompt}{THINK}{self.thoughts}\n</think>\n{self.final}"
+        return f"{self.prompt}{self.solution}"
 
     @property
     def split(self) -> str:
@@ -115,25 +120,24 @@ def problems(families: Mapping[str, Family], split: str, rng: random.Random) -> 
             del names[at], weights[at]
 
 
-def held_out_problems(
-    families: Mapping[str, Family], count: int, rng: random.Random, suite: str
+def different_problems(
+    families: Mapping[str, Family], split: str, count: int, rng: random.Random, suite: str
 ) -> list[Problem]:
-    """`count` different held-out problems.
+    """`count` different problems of a split.
 
     Raises:
         ConfigError: when the suite does not have that many.
     """
     found: dict[str, Problem] = {}
     fruitless = 0
-    for problem in problems(families, HELD_OUT, rng):
+    for problem in problems(families, split, rng):
         fruitless = fruitless + 1 if problem.id in found else 0
         found.setdefault(problem.id, problem)
         if len(found) == count or fruitless == PATIENCE:
             break
     if len(found) < count:
-        raise ConfigError(
-            f"held_out_problems={count}: suite '{suite}' has only about {len(found)}; ask for fewer"
-        )
+        key = "held_out_problems" if split == HELD_OUT else "prompts"
+        raise ConfigError(f"{key}={count}: suite '{suite}' has only about {len(found)}; ask for fewer")
     return list(found.values())
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from megatron_prism.errors import DataError
-from megatron_prism.evaluation.suites import Problem, load_suite, suite_names
+from megatron_prism.verification.problems import Problem, load_suite, suite_names
 
 
 def record(**changes):
@@ -44,6 +44,8 @@ def test_problems_load_in_order(tmp_path):
         (record(id="x", anwser="2"), ":2: unknown key 'anwser'; did you mean 'answer'?"),
         (record(id="x", answer=2), ":2: 'answer' must be text, found int"),
         (record(id="x", tests="assert"), ":2: 'tests' must be a list"),
+        (record(id="x", kind="code", tests=["assert f("]), ":2: 'tests'[0]: not Python"),
+        (record(id="x", kind="code", tests=[{"input": "1"}]), ":2: 'tests'[0]: key 'output' is missing"),
         (record(id="x", kind="maths"), ":2: kind 'maths' cannot be graded; did you mean 'math'?"),
         (record(id="x", prompt=""), ":2: 'prompt' is empty"),
         (record(id="x", kind="code", answer=""), ":2: 'tests' is empty"),

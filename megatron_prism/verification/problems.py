@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import DataError, suggest
+from megatron_prism.verification.code_tests import CodeTest, parse_tests
 from megatron_prism.verification.grade import KINDS
 
 TEXT_KEYS = ("id", "domain", "prompt", "kind", "answer")
@@ -24,9 +25,9 @@ class Problem:
         id: unique within its suite.
         domain: "math", "science" or "code".
         prompt: the text to complete, role prefixes included.
-        kind: how it is graded: "math", "choice" or "code".
-        answer: content of the reference's box, or the letter; empty for code.
-        tests: assert statements for code, else empty.
+        kind: how it is graded: "math", "choice", "short" or "code".
+        answer: content of the reference's box, the letter, or the short answer; empty for code.
+        tests: for code as verification/code_tests.py describes, else empty.
     """
 
     id: str
@@ -34,7 +35,7 @@ class Problem:
     prompt: str
     kind: str
     answer: str = ""
-    tests: list[str] = field(default_factory=list)
+    tests: list[CodeTest] = field(default_factory=list)
 
 
 def suite_names(folder: Path) -> list[str]:
@@ -97,8 +98,8 @@ def parse_problem(line: str, where: str) -> Problem:
         raise DataError(f"{where}: kind '{problem.kind}' cannot be graded{suggest(problem.kind, KINDS)}")
     if not problem.prompt:
         raise DataError(f"{where}: 'prompt' is empty")
-    if problem.kind == "code" and not problem.tests:
-        raise DataError(f"{where}: 'tests' is empty, so any program would pass; give at least one assert")
+    if problem.kind == "code":
+        parse_tests(problem.tests, f"{where}: 'tests'")
     if problem.kind != "code" and not problem.answer.strip():
         raise DataError(f"{where}: 'answer' is empty; a '{problem.kind}' problem needs one")
     return problem
@@ -124,6 +125,5 @@ def _check_types(record: dict[str, Any], where: str) -> None:
     for key in TEXT_KEYS:
         if not isinstance(record[key], str):
             raise DataError(f"{where}: '{key}' must be text, found {type(record[key]).__name__}")
-    tests = record["tests"]
-    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
-        raise DataError(f"{where}: 'tests' must be a list of assert statements")
+    if not isinstance(record["tests"], list):
+        raise DataError(f"{where}: 'tests' must be a list, found {type(record['tests']).__name__}")

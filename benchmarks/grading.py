@@ -1,0 +1,103 @@
+"""Question: how many answers a second does one core grade, of each kind and in each mode of isolation?
+
+    python benchmarks/grading.py --json result.json
+
+One worker of the pool, trivial answers, right ones. Everything (this process, the worker, the sandbox with its
+programs) is held to one core, so a rate is answers per second per core. Starting up is timed apart: once per worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+from rich.console import Console
+from rich.table import Table
+
+from megatron_prism.verification.code import STRONG, WEAK
+from megatron_prism.verification.grade import GradeItem, grade_all, grader_versions
+from megatron_prism.verification.workers import GradingPool
+
+PROGRAM = "```python\ndef f(x):\n    return x * x\n```"
+SCRIPT = "```python\nprint(int(input()) ** 2)\n```"
+
+
+def kinds(answers: int) -> dict[str, tuple[str, list[GradeItem]]]:
+    """Name of a row: mode of isolation and items; slow kinds get fewer of them."""
+    asserts = ["assert f(2) == 4", "assert f(-3) == 9"]
+    statements = ["assert abs(f(2) - 4) < 1e-6"]
+    functions = [{"function": "f", "arguments": [x], "expected": x * x} for x in (2, -3)]
+    scripts = [{"input": "3\n", "output": "9\n"}]
+    strong = {
+        "code, asserts": [GradeItem("code", PROGRAM, tests=[*asserts])] * answers,
+        "code, statements": [GradeItem("code", PROGRAM, tests=[*statements])] * answers,
+        "code, functions": [GradeItem("code", PROGRAM, tests=[*functions])] * answers,
+        "code, script": [GradeItem("code", SCRIPT, tests=[*scripts])] * answers,
+    }
+    fractions = [
+        GradeItem("math", rf"\boxed{{{i}/{i + 1}}}", rf"\frac{{{i}}}{{{i + 1}}}") for i in range(answers)
+    ]
+    return {
+        **{name: (STRONG, items) for name, items in strong.items()},
+        "code, asserts, sandbox=weak": (WEAK, strong["code, asserts"][: max(1, answers // 10)]),
+        "math, compared as text": (STRONG, [GradeItem("math", r"\boxed{7}", "7")] * (10 * answers)),
+        "math, by math-verify": (STRONG, fractions),
+        "choice": (STRONG, [GradeItem("choice", r"\boxed{C}", "C")] * (10 * answers)),
+    }
+
+
+def rate(mode: str, items: list[GradeItem], rounds: int) -> dict[str, Any]:
+    """Answers per second: the median over the rounds, the slowest and the fastest; seconds to the first verdict."""
+    with GradingPool(timeout_seconds=30.0) as pool:
+        start = time.perf_counter()
+        grade_all(items[:1], pool, sandbox=mode)
+        first = time.perf_counter() - start
+        rates = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            grades = grade_all(items, pool, sandbox=mode)
+            rates.append(len(items) / (time.perf_counter() - start))
+            assert all(grade.correct for grade in grades)
+    return {
+        "answers": len(items),
+        "per_second": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "first_seconds": first,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--answers", type=int, default=500, help="programs in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="rows whose name begins so, such as 'code' or 'math'", default="")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    results = {
+        name: rate(mode, items, arguments.rounds)
+        for name, (mode, items) in kinds(arguments.answers).items()
+        if name.startswith(arguments.only)
+    }
+    table = Table(title="answers per second on one core")
+    for column in ("", "answers", "per second", "slowest", "fastest", "first, s"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in results.items():
+        speeds = (f"{row[key]:,.0f}" for key in ("per_second", "slowest", "fastest"))
+        table.add_row(name, f"{row['answers']:,}", *speeds, f"{row['first_seconds']:.2f}")
+    Console().print(table)
+    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+    graders = {"graders": grader_versions(["code"], STRONG)}
+    measure.write(arguments.json, measure.header(**settings) | graders | {"results": results})
+
+
+if __name__ == "__main__":
+    main()

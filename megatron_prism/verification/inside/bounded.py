@@ -1,0 +1,56 @@
+"""The process of the weak mode: limits, and Python's audit hooks against accidents. It is not isolation.
+
+Started as a module of a bare interpreter (no site-packages) with the channel's descriptor as its argument.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from megatron_prism.verification.inside.program import serve
+
+# Audit events (docs.python.org/3/library/audit_events.html) that no answer needs and that could do harm.
+# fmt: off
+FORBIDDEN = frozenset({
+    "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen",
+    "pty.spawn", "os.kill", "os.killpg", "ctypes.dlopen", "socket.__new__", "resource.setrlimit",
+    "shutil.rmtree", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.chown",
+    "os.link", "os.symlink",
+})
+# fmt: on
+
+
+def main() -> None:
+    """Serve the one job on the channel."""
+    # This project came from there; a program gets the standard library only.
+    sys.path.remove(os.environ.pop("PYTHONPATH"))
+    # The lowest free number, whatever the parent has open: a program that writes to all its descriptors
+    # always meets it.
+    given = int(sys.argv[1])
+    channel = os.dup(given)
+    os.close(given)
+    serve(channel, protect=_guard)
+
+
+def _guard() -> None:
+    """Refuse processes, sockets, signals, deletions, and writing files outside the working directory."""
+    forbidden = FORBIDDEN
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    realpath, join = os.path.realpath, os.path.join
+    inside = join(realpath(os.getcwd()), "")
+
+    def guard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in forbidden:
+            raise PermissionError(f"{event} is not allowed here")
+        if event == "open" and arguments[2] & writing and isinstance(arguments[0], str | bytes):
+            path = os.fsdecode(arguments[0])
+            if not realpath(path).startswith(inside) and path != os.devnull:
+                raise PermissionError(f"writing {path} is not allowed here")
+
+    sys.addaudithook(guard)
+
+
+if __name__ == "__main__":
+    main()

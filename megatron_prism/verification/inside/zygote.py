@@ -1,0 +1,167 @@
+"""The first process of a sandbox: a warm interpreter that forks a child for each program and cleans up after it.
+
+It is process 1 of its namespace, so a program can neither signal it (the kernel drops signals to process 1
+from inside) nor outlive it, and orphans come to it. It holds no secret: programs and tests go straight from the
+host to the child. After each program it kills every other process of the namespace and empties /tmp; when
+that fails it says so, and the host throws the sandbox away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from megatron_prism.verification.inside.program import serve
+
+NOBODY = 65534
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+WRITABLE = "/tmp"
+# Processes and threads of one program. The control group, where there is one, has its own count.
+PROCESSES = 64
+# What answers import most: loaded once here, free for every program. Not more: a fork copies every mapping, and
+# each extension module is five of them (hashlib and shutil alone would take a third of the speed).
+PRELOADED = (
+    *("bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "heapq"),
+    *("itertools", "math", "operator", "random", "re", "string", "textwrap", "time", "typing"),
+)
+
+
+def main(control_number: int, uid: int) -> None:
+    """Serve programs until the host closes the control socket."""
+    _give_up_rights(uid)
+    sys.path.remove(os.environ.pop("PYTHONPATH"))
+    os.environ.pop("PWD", None)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=control_number) as control:
+        _tell(control, {"ready": True})
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(control, 4096, 3)
+            if not data:
+                return
+            message = json.loads(data)
+            if "start" not in message:
+                # The program ended by itself before the host's order to end it arrived.
+                continue
+            child = os.fork()
+            if child == 0:
+                _become_program(control, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            _await_end(control, child, message["start"])
+            status = _kill_all(child)
+            _tell(control, {"ended": message["start"], "status": status, "clean": _clean()})
+
+
+def _become_program(control: socket.socket, descriptors: list[int]) -> None:
+    try:
+        control.close()
+        os.setsid()
+        channel, stdin, stdout = descriptors
+        os.dup2(stdin, 0)
+        os.dup2(stdout, 1)
+        for descriptor in range(3, max(descriptors) + 1):
+            if descriptor != channel:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
+        serve(channel)
+    finally:
+        os._exit(1)
+
+
+def _await_end(control: socket.socket, child: int, number: int) -> None:
+    """Return when the child has ended or the host says so; leave when the host is gone."""
+    ended = os.pidfd_open(child)
+    try:
+        while True:
+            ready, _, _ = select.select([ended, control.fileno()], [], [])
+            if control.fileno() not in ready:
+                return
+            data = control.recv(4096)
+            if not data:
+                os._exit(0)
+            if json.loads(data) == {"end": number}:
+                return
+    finally:
+        os.close(ended)
+
+
+def _kill_all(child: int) -> int:
+    """Kill and reap every process but this one; the exit code of `child` (negative: the signal)."""
+    status = 0
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    while True:
+        try:
+            pid, code = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return status
+        if pid == child:
+            status = os.waitstatus_to_exitcode(code)
+
+
+def _clean() -> bool:
+    """Empty the one writable folder; whether that worked."""
+    with contextlib.suppress(OSError):
+        # The folder is the program's own where the host is not root.
+        os.chmod(WRITABLE, 0o1777)
+    try:
+        for folder, folders, files in os.walk(WRITABLE, topdown=False):
+            for name in files:
+                os.unlink(os.path.join(folder, name))
+            for name in folders:
+                path = os.path.join(folder, name)
+                os.unlink(path) if os.path.islink(path) else os.rmdir(path)
+        return not os.listdir(WRITABLE)
+    except (OSError, RecursionError):
+        return False
+
+
+def _give_up_rights(uid: int) -> None:
+    """Become an ordinary user for ever, out of reach of debuggers and signals, and die with the host."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        try:
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        except OSError:
+            # A user namespace around the host that maps few ids.
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+        if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
+            # Process 1 gets a signal from inside only if it has a handler: Python's Ctrl-C has one.
+            signal.signal(number, signal.SIG_DFL)
+    # The host's grading worker limits its own CPU time, which this process would inherit.
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+    except ImportError:
+        # An interpreter built without libffi: /proc is not there and ptrace is filtered all the same.
+        return
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    # Changing the user cleared what bwrap had set.
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    control.send(json.dumps(message).encode("ascii"))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

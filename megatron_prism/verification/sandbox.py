@@ -1,0 +1,257 @@
+"""The strong mode: one long-lived sandbox with a warm interpreter that forks a child for each program.
+
+Bubblewrap gives the sandbox namespaces of its own (processes, network, mounts, System V queues, host name; users
+when this process is not root). Its root holds the interpreter, the standard library, the libraries of both, four
+devices and an empty /tmp in memory, and is read-only but for /tmp: no /proc, no shell, no home, no
+checkpoint. The environment is empty. Programs run as a user of their own without capabilities and cannot regain
+any; a seccomp filter (system_calls.py) refuses what they have no use for. Memory and processes are bounded by a
+control group where one can be made (cgroup.py) and by limits per process; time and output by the host.
+
+What remains possible:
+- A program shares the kernel with the host: a hole in the kernel that the filter leaves open is a way out.
+- Tests that are statements other than `assert EXPRESSION == LITERAL` run inside the program's interpreter. A
+  program that goes looking for their verdict there (frames, `compile`) can forge it; functions, scripts and
+  comparisons with a literal cannot be forged, only answered.
+- Programs of one sandbox follow each other. Files, processes, queues and keys are gone between them; the
+  processor's caches are not.
+- Without a control group a program may use PROCESSES times its memory limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.verification.cgroup import ControlGroup
+from megatron_prism.verification.inside import zygote
+from megatron_prism.verification.interpreter_files import interpreter_files
+from megatron_prism.verification.system_calls import seccomp_filter
+
+INSIDE = Path(__file__).with_name("inside")
+PACKAGE_IN_SANDBOX = "/prism"
+DEVICES = ("null", "zero", "random", "urandom")
+TEMPORARY_BYTES = 64 << 20
+# The interpreter and bubblewrap themselves, and the files in memory.
+OWN_MEMORY_BYTES = (64 << 20) + TEMPORARY_BYTES
+# Each sandbox's user is FIRST_USER plus its host process's id: nobody's, so limits per user count one sandbox.
+FIRST_USER = 2_000_000_000
+# For a busy machine; a sandbox starts in a tenth of a second.
+START_SECONDS = 60.0
+# Killing and emptying takes milliseconds; what takes longer is replaced.
+CLEAN_SECONDS = 5.0
+# After so many programs a sandbox is replaced, whatever they may have done to it.
+PROGRAMS_PER_SANDBOX = 1000
+_ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 97; shift; done; shift; exec "$@"'
+
+
+class SandboxError(Exception):
+    """A sandbox that does not start; the message is what bubblewrap or the interpreter said."""
+
+
+class Sandbox:
+    """Runs programs one after the other; a `judge.Runner`. Use it as a context manager.
+
+    Args:
+        memory_mib: for one program, all its processes together.
+    """
+
+    def __init__(self, memory_mib: int) -> None:
+        self.memory_mib = memory_mib
+        self.group: ControlGroup | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._first_process = 0
+        self._programs = 0
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start the sandbox unless it runs.
+
+        Raises:
+            SandboxError: if it does not start.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, channel: int, stdin: int, stdout: int) -> _Program:
+        """As `judge.Runner`; opens the sandbox if need be."""
+        for attempt in (1, 2):
+            self.open()
+            assert self._control is not None
+            self._programs += 1
+            number = self._programs
+            try:
+                message = json.dumps({"start": number}).encode("ascii")
+                socket.send_fds(self._control, [message], [channel, stdin, stdout])
+            except OSError:
+                # It died since the last program: nothing was lost.
+                self.close()
+                if attempt == 2:
+                    raise SandboxError("the sandbox ends as soon as it has started") from None
+            else:
+                return _Program(self, self._control, number)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Kill everything inside and remove every trace. It opens again when it is used again."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    # Process 1 of the namespace takes all others with it; bubblewrap then ends by itself.
+                    os.kill(self._first_process or self._process.pid, signal.SIGKILL)
+                try:
+                    self._process.wait(CLEAN_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+            self._process.wait()
+        if self._control is not None:
+            self._control.close()
+        if self.group is not None:
+            self.group.remove()
+        self._process = self._control = self.group = None
+        self._first_process = self._programs = 0
+
+    def _open(self) -> None:
+        program = shutil.which("bwrap")
+        if program is None:
+            raise SandboxError("bwrap is not on PATH")
+        # Where control groups cannot be made the limits of each process remain.
+        with contextlib.suppress(OSError):
+            self.group = ControlGroup((self.memory_mib << 20) + OWN_MEMORY_BYTES, 2 * zygote.PROCESSES)
+        host, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = host
+        said = os.memfd_create("said")
+        information, given = os.pipe()
+        rules = os.memfd_create("rules")
+        try:
+            os.write(rules, seccomp_filter())
+            os.lseek(rules, 0, os.SEEK_SET)
+            entrances = self.group.entrances if self.group is not None else []
+            self._process = subprocess.Popen(
+                [
+                    *("/bin/sh", "-c", _ENTER, "sh", *entrances, "--", program),
+                    *_arguments(rules, given, inside.fileno()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                pass_fds=(rules, given, inside.fileno()),
+                env={},
+                start_new_session=True,
+            )
+            os.close(given)
+            given = -1
+            inside.close()
+            ready = _receive(host, START_SECONDS)
+            if ready is None:
+                self._process.kill()
+                self._process.wait()
+                text = os.pread(said, 4096, 0).decode("utf-8", "replace").strip()
+                raise SandboxError(text.splitlines()[-1] if text else "it ended without a word")
+            self._first_process = json.loads(os.read(information, 4096))["child-pid"]
+        finally:
+            inside.close()
+            for descriptor in (said, information, given, rules):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+
+class _Program:
+    """One program in the sandbox."""
+
+    def __init__(self, sandbox: Sandbox, control: socket.socket, number: int) -> None:
+        self.ended = control.fileno()
+        self._sandbox, self._control, self._number = sandbox, control, number
+        self._kills = sandbox.group.memory_kills() if sandbox.group else 0
+
+    def finish(self) -> str | int:
+        """End it; a sandbox that does not report a clean end, or is due, is closed."""
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps({"end": self._number}).encode("ascii"))
+        report = _receive(self._control, CLEAN_SECONDS)
+        group = self._sandbox.group
+        out_of_memory = group is not None and group.memory_kills() > self._kills
+        if report is not None and report.get("ended") != self._number:
+            report = None
+        clean = report is not None and report["clean"]
+        if not clean or out_of_memory or self._number >= PROGRAMS_PER_SANDBOX:
+            self._sandbox.close()
+        if out_of_memory:
+            return "memory"
+        return -int(signal.SIGKILL) if report is None else int(report["status"])
+
+
+@lru_cache(maxsize=1)
+def bubblewrap_version() -> str | None:
+    """What `bwrap --version` says, without the name; None where it is absent."""
+    try:
+        done = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().rpartition(" ")[2]
+
+
+def _receive(control: socket.socket, seconds: float) -> dict[str, Any] | None:
+    """The next message of the sandbox's first process; None if it is gone or silent."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        if not selector.select(seconds):
+            return None
+    try:
+        data = control.recv(4096)
+    except OSError:
+        return None
+    message: dict[str, Any] | None = json.loads(data) if data else None
+    return message
+
+
+def _arguments(rules: int, information: int, control: int) -> list[str]:
+    """Bubblewrap's arguments (version 0.7 or newer: --size), with the interpreter's command at their end."""
+    files = interpreter_files()
+    root = os.getuid() == 0
+    shown = [*files.folders, *files.files, files.python]
+    # Made here because bubblewrap gives the folders it makes on the way to a mount to their owner alone.
+    parents = sorted({str(parent) for path in shown for parent in Path(path).parents} - {"/"})
+    return [
+        *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        # Root needs no user namespace: it drops to a user that nobody is. Others have no other way.
+        *(() if root else ("--unshare-user", "--uid", str(zygote.NOBODY), "--gid", str(zygote.NOBODY))),
+        *("--cap-drop", "ALL"),
+        *(("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if root else ()),
+        *("--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "sandbox"),
+        *("--seccomp", str(rules), "--info-fd", str(information)),
+        *(argument for path in parents for argument in ("--perms", "0755", "--dir", path)),
+        *(argument for path in shown for argument in ("--ro-bind", path, path)),
+        *(argument for path in files.hidden for argument in ("--perms", "0755", "--tmpfs", path)),
+        *(argument for path in files.hidden for argument in ("--remount-ro", path)),
+        *("--ro-bind", str(INSIDE), f"{PACKAGE_IN_SANDBOX}/megatron_prism/verification/inside"),
+        *(argument for name in DEVICES for argument in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
+        *("--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", zygote.WRITABLE),
+        *("--remount-ro", "/", "--chdir", zygote.WRITABLE, "--clearenv"),
+        *("--setenv", "HOME", zygote.WRITABLE, "--setenv", "TMPDIR", zygote.WRITABLE),
+        *("--setenv", "PYTHONPATH", PACKAGE_IN_SANDBOX, "--setenv", "PYTHONUTF8", "1"),
+        # -I would also ignore PYTHONHASHSEED, and the same program must get the same verdict every time.
+        *("--setenv", "PYTHONHASHSEED", "0"),
+        *("--", files.python, "-P", "-s", "-S", "-B", "-m", zygote.__name__),
+        *(str(control), str(FIRST_USER + os.getpid())),
+    ]

@@ -1,0 +1,32 @@
+"""Grading a short answer: a word, a phrase or a number, boxed or stated like a mathematical one."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_prism.verification.math import extract_math, math_equal
+
+_TEXT = re.compile(r"\\(?:text|textbf|mathbf|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
+_NUMBER = re.compile(r"\d")
+
+
+def extract_short(completion: str) -> str | None:
+    """The answer a completion gives, or None; found as a mathematical answer is."""
+    return extract_math(completion)
+
+
+def short_equal(answer: str, reference: str) -> bool:
+    """Whether both say the same: letter case, spacing, `\\text{}` and a final full stop aside.
+
+    Where both hold a digit they may be numbers, and math_equal decides: `0.5` is `1/2`.
+    """
+    if _words(answer) == _words(reference):
+        return True
+    if not (_NUMBER.search(answer) and _NUMBER.search(reference)):
+        return False
+    return math_equal(answer, reference)
+
+
+def _words(text: str) -> str:
+    plain = _TEXT.sub(r"\1", text).replace("$", " ").replace("~", " ").replace("\\ ", " ")
+    return "".join(plain.split()).casefold().rstrip(".")
