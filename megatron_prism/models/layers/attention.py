@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_prism.models.layers.blockwise import Blocks, Shards, blockwise_attention
+from megatron_prism.models.layers.segments import Segments
 
 
 def chunk_positions(local_length: int, rank: int, size: int, device: torch.device | None) -> Tensor:
@@ -52,6 +53,8 @@ class SDPACoreAttention(MegatronModule):
         self.cp_group = group if group is not None else parallel_state.get_context_parallel_group()
         # How far back a query sees, itself not counted; Megatron's window_size is (left, right).
         self.reach = None if config.window_size is None else config.window_size[0]
+        # The texts of a packed row, see segments.py.
+        self.segments: Segments | None = None
 
     def forward(
         self,
@@ -64,6 +67,12 @@ class SDPACoreAttention(MegatronModule):
         packed_seq_params: Any = None,
     ) -> Tensor:
         """Returns `[seq, batch, heads * head_dim]`. With a KV cache, key and value are longer than query."""
+        if self.segments is None:
+            return self._attend(query, key, value)
+        apart = self.segments.apart
+        return self.segments.together(self._attend(apart(query), apart(key), apart(value)))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, reach = query.shape[0], self.reach
         dropout = self.dropout if self.training else 0.0
         blocks: Blocks | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_prism.models.layers.norm import GatedRMSNorm
+from megatron_prism.models.layers.segments import Segments
 from megatron_prism.models.layers.ssd import ssd_scan, ssd_step
 
 
@@ -39,13 +40,18 @@ class TorchMambaMixer(upstream.MambaMixer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _without_mamba_ssm():
             super().__init__(*args, **kwargs)
+        # The texts of a packed row, see segments.py.
+        self.segments: Segments | None = None
 
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
         if packed_seq_params is not None:
             raise ValueError(
-                "packed sequences: the torch Mamba kernel does not reset its state between documents"
+                "packed_seq_params: the torch Mamba kernel takes packed texts as `segments` (segments.py)"
             )
-        y, z, _, _ = self._convolve_and_scan(zxBCdt)
+        segments = self.segments
+        y, z, _, _ = self._convolve_and_scan(zxBCdt if segments is None else segments.apart(zxBCdt))
+        if segments is not None:
+            y, z = segments.together(y), segments.together(z)
         y, z = self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z)
         return self.norm(y, z)
 
