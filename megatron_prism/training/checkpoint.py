@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,18 @@ class TrainingState:
     consumed_samples: int = 0
 
 
-def save_checkpoint(folder: Path, models: list[Any], optimizer: Any, state: TrainingState) -> None:
-    """Write a checkpoint to `folder`, which appears only when it is complete."""
+def save_checkpoint(
+    folder: Path,
+    models: list[Any],
+    optimizer: Any,
+    state: TrainingState,
+    beside: Mapping[str, list[Any]] | None = None,
+) -> None:
+    """Write a checkpoint to `folder`, which appears only when it is complete.
+
+    Args:
+        beside: further models of the run (a reference policy) by the name of the folder their weights go to.
+    """
     import torch
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
@@ -53,6 +64,11 @@ def save_checkpoint(folder: Path, models: list[Any], optimizer: Any, state: Trai
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded, metadata=checkpoint_metadata())
         dist_checkpointing.save(sharded, str(partial))
+        for name, chunks in (beside or {}).items():
+            if rank == 0:
+                (partial / name).mkdir()
+            dist.barrier()
+            dist_checkpointing.save(model_state(chunks), str(partial / name))
     torch.save(random_state(), partial / f"random_{rank}_of_{dist.get_world_size()}.pt")
     dist.barrier()
     if rank == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -114,15 +114,9 @@ class Trainer:
 
         The loss is known on the last pipeline stage and broadcast from there.
         """
-        set_learning_rate(self.optimizer, lr)
-        for model in self.models:
-            model.train()
-            model.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        self.prepare_step(lr)
         total, tokens = self._run(dataset, consumed_samples, forward_only=False)
-        with literals():
-            _, grad_norm, _ = self.optimizer.step()
-        return total / tokens, float(grad_norm)
+        return total / tokens, self.apply_gradients()
 
     @torch.no_grad()
     def evaluate(self, dataset: Any, batches: int) -> float:
@@ -135,20 +129,65 @@ class Trainer:
 
     def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> tuple[float, float]:
         """One global batch: its summed loss and how many tokens count."""
+        reports = self.run_micro_batches(
+            lambda: self._micro_batches(dataset, first_sample),
+            _forward_step,
+            self.micro_batches,
+            (self.batch.micro_batch_size, self.batch.sequence_length),
+            forward_only,
+        )
+        total, tokens = sum_over_ranks([report["loss"] for report in reports], size=2)
+        return total, tokens
+
+    def run_micro_batches(
+        self,
+        batches: Callable[[], Iterator[Any]],
+        forward_step: Callable[..., Any],
+        count: int,
+        shape: tuple[int, int],
+        forward_only: bool,
+        models: Sequence[Any] | None = None,
+    ) -> list[Any]:
+        """Forward (and backward) through Megatron's schedule for this pipeline.
+
+        Args:
+            batches: an iterator over this data-parallel rank's micro-batches; called once per model chunk.
+            forward_step: Megatron's: (iterator, model) -> (output, loss function).
+            shape: (micro_batch_size, sequence_length) of every micro-batch.
+            models: other chunks of the same layout, for a forward pass (the trained ones, if None).
+
+        Returns:
+            what the loss function reported for each micro-batch; empty on all but the last pipeline stage.
+        """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        iterators = [self._micro_batches(dataset, first_sample) for _ in self.models]
+        chunks = self.models if models is None else list(models)
+        iterators = [batches() for _ in chunks]
         with literals():
-            reports = get_forward_backward_func()(
-                forward_step_func=_forward_step,
-                data_iterator=iterators if len(self.models) > 1 else iterators[0],
-                model=self.models if len(self.models) > 1 else self.models[0],
-                num_microbatches=self.micro_batches,
-                seq_length=self.batch.sequence_length,
-                micro_batch_size=self.batch.micro_batch_size,
+            reports: list[Any] = get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=iterators if len(chunks) > 1 else iterators[0],
+                model=chunks if len(chunks) > 1 else chunks[0],
+                num_microbatches=count,
+                seq_length=shape[1],
+                micro_batch_size=shape[0],
                 forward_only=forward_only,
             )
-        return _over_ranks([report["loss"] for report in reports])
+        return reports
+
+    def prepare_step(self, lr: float) -> None:
+        """Clear the gradients for a step at this learning rate."""
+        set_learning_rate(self.optimizer, lr)
+        for model in self.models:
+            model.train()
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def apply_gradients(self) -> float:
+        """Move the weights along the gradients that were accumulated; returns their norm."""
+        with literals():
+            _, grad_norm, _ = self.optimizer.step()
+        return float(grad_norm)
 
     def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, torch.Tensor]]:
         """This data-parallel rank's micro-batches of the global batch that starts at `first_sample`."""
@@ -181,16 +220,20 @@ def _token_loss(
     return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.detach()])}
 
 
-def _over_ranks(reports: list[torch.Tensor]) -> tuple[float, float]:
-    """Loss and tokens summed over micro-batches, data- and context-parallel ranks; the same on every rank."""
+def sum_over_ranks(reports: Sequence[torch.Tensor], size: int) -> list[float]:
+    """Vectors of `size` numbers, summed over micro-batches, data- and context-parallel ranks and pipeline stages.
+
+    Only the last pipeline stage has any; every rank gets the same sums, in fp64.
+    """
     from megatron.core import parallel_state
 
     summed = (
-        torch.stack(reports).double().sum(0)
+        torch.stack(list(reports)).double().sum(0)
         if reports
-        else torch.zeros(2, dtype=torch.float64, device=device())
+        else torch.zeros(size, dtype=torch.float64, device=device())
     )
     dist.all_reduce(summed, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         dist.all_reduce(summed, group=parallel_state.get_pipeline_model_parallel_group())
-    return float(summed[0]), float(summed[1])
+    values: list[float] = summed.tolist()
+    return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,13 +49,12 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     return 6.0 * (layers + a.hidden_size * a.vocab_size)
 
 
-class MetricsLog:
-    """Rank 0's record of a run: metrics.jsonl, TensorBoard and the console. `resume_step` drops lines past it."""
+class RunLog:
+    """Rank 0's record of a run: metrics.jsonl and TensorBoard. Lines past `resume_step` are dropped."""
 
-    def __init__(self, out: Path, steps: int, peak: Peak, resume_step: int, log_every: int) -> None:
+    def __init__(self, out: Path, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.steps, self.peak, self.log_every = steps, peak, log_every
         path = out / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -67,12 +67,32 @@ class MetricsLog:
         self.board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
         self.started, self.first = time.perf_counter(), resume_step
 
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; `record` has a `step`."""
+        self.file.write(json.dumps(record) + "\n")
+
+    def seconds_left(self, step: int, steps: int) -> float:
+        """By the pace since the start or the resume."""
+        pace = (time.perf_counter() - self.started) / max(1, step - self.first)
+        return pace * (steps - step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+class MetricsLog(RunLog):
+    """The record of training on text, with a console line every `log_every` steps."""
+
+    def __init__(self, out: Path, steps: int, peak: Peak, resume_step: int, log_every: int) -> None:
+        super().__init__(out, resume_step)
+        self.steps, self.peak, self.log_every = steps, peak, log_every
+
     def step(self, record: StepRecord) -> None:
-        self.file.write(json.dumps(asdict(record)) + "\n")
+        self.write(asdict(record))
         for name in ("loss", "lr", "grad_norm", "tokens_per_second", "mfu"):
             self.board.add_scalar(f"train/{name}", getattr(record, name), record.step)
         if record.step % self.log_every == 0 or record.step == self.steps:
-            pace = (time.perf_counter() - self.started) / max(1, record.step - self.first)
             logger.info(
                 "step %d/%d | tokens %s | loss %.4f | lr %.2e | grad norm %.3f | %.0f tokens/s | "
                 "%.3f TFLOP/s | MFU %.1f%% of %s | ETA %.0f s",
@@ -86,15 +106,11 @@ class MetricsLog:
                 record.tflops,
                 100 * record.mfu,
                 self.peak.name,
-                pace * (self.steps - record.step),
+                self.seconds_left(record.step, self.steps),
             )
 
     def validation(self, step: int, losses: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, "validation": losses}) + "\n")
+        self.write({"step": step, "validation": losses})
         for source, loss in losses.items():
             self.board.add_scalar(f"validation/{source}", loss, step)
         logger.info("step %d | validation %s", step, " | ".join(f"{k} {v:.3f}" for k, v in losses.items()))
-
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
