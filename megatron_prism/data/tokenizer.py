@@ -89,6 +89,11 @@ class Tokenizer:
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
 
+    def decode_each(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token by itself; a part of a character is the replacement character."""
+        texts: list[str] = self._backend.decode_batch([[each] for each in ids], skip_special_tokens=False)
+        return texts
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab_size` tokens and write the two files transformers' AutoTokenizer reads.

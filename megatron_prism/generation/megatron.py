@@ -1,95 +1,78 @@
-"""Sampling from a Megatron model in this process, on Megatron's static inference context.
+"""Sampling from a Megatron model in this process, with continuous batching.
 
-Nothing is padded, so attention needs no mask and Mamba's states hold exactly the text. A batch of prompts of similar
-length is read at once up to the length of its shortest; the longer ones then read on, token by token, while the others
-already answer. A sample's random numbers depend on the seed and its place in the request, not on the batch.
+Every text that is being sampled has a slot (models/layers/slots.py). A text that ends gives its slot to the next one in
+the queue, so the batch stays full until the queue is empty, however uneven the lengths. A prompt is read once for all
+its samples. A sample's random numbers depend on the seed and its place in the request, not on the batch.
+
+Under tensor and pipeline parallelism the ranks of a model call `generate` together with the same arguments. Ranks that
+differ only in context parallelism hold whole models here, and may sample different prompts.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams
+from megatron_prism.generation.sampling import sample_tokens, uniform_numbers
+from megatron_prism.generation.stages import through_stages
+from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots, set_slots
 
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
 
 # A byte-level token may hold part of a character: look this many tokens further back than a stop string.
 STOP_MARGIN = 4
+# New texts wait until this share of the slots is free: reading one prompt costs nearly as much as reading several.
+ADMIT_SHARE = 1 / 8
+# Most tokens of prompts read in one forward (a longer prompt is read alone).
+READ_TOKENS = 4096
 
 
 @dataclass
-class _Row:
-    """One sample being drawn: whose it is, its prompt, its random numbers, and what was drawn so far.
-
-    `draws` holds one number in [0, 1) per token that may be drawn; the row ends when they are used up.
-    """
+class _Text:
+    """One sample being drawn: whose it is, and what was drawn so far; it ends after `room` tokens."""
 
     prompt: int
     sample: int
     prompt_ids: list[int]
-    draws: list[float]
+    room: int
+    numbers: Iterator[float]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def draw(self, length: int) -> float:
-        """The random number for the token after `length` tokens of text; none is used inside the prompt."""
-        place = length - len(self.prompt_ids)
-        return self.draws[place] if 0 <= place < len(self.draws) else 0.0
-
-
-def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token per row by inverting the cumulative distribution at `uniform`.
-
-    Args:
-        logits: `[batch, vocabulary]`, fp32.
-        uniform: `[batch]` in [0, 1), float64.
-        temperature: 0 takes the largest logit.
-        top_p: only the smallest set of most probable tokens that reaches this mass is drawn from
-            (nucleus sampling, arXiv 1904.09751).
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.double() / temperature, -1)
-    order = None
-    if top_p < 1:
-        probabilities, order = probabilities.sort(-1, descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    cumulative = probabilities.cumsum(-1)
-    # The first token whose cumulative mass exceeds the draw; one of probability zero never does so first.
-    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-    last = (probabilities > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-    drawn = torch.minimum(drawn, last)
-    return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+    finish_reason: FinishReason = "length"
 
 
 class MegatronEngine:
     """Samples from a model of this process.
 
     Args:
-        model: a whole GPTModel or MambaModel on the device it computes on.
+        model: a GPTModel or MambaModel of the torch backend on the device it computes on, or this rank's chunks of one.
         tokenizer: rows of the model's vocabulary beyond its size are never sampled and carry no probability.
-        batch_size: most samples decoded at once.
+        batch_size: most samples under way at once.
+
+    Raises:
+        ConfigError: for a batch_size below 1, or layers of another backend.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, batch_size: int = 64) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
-        self.model = model
+        self.models = list(model) if isinstance(model, list | tuple) else [model]
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._device = next(model.parameters()).device
-        self._mamba = [module for module in model.modules() if hasattr(module, "cached_batch_size")]
+        self._device = next(self.models[0].parameters()).device
+        for chunk in self.models:
+            install_slots(chunk)
 
     @classmethod
     @contextmanager
@@ -112,9 +95,8 @@ class MegatronEngine:
                 f"has vocab_size={architecture.vocab_size}; use the tokenizer it was trained with"
             )
         with session():
-            model = build_model(architecture, dtype=torch.bfloat16 if has_gpu() else torch.float32).to(
-                device()
-            )
+            dtype = torch.bfloat16 if has_gpu() else torch.float32
+            model = build_model(architecture, dtype=dtype, backend="torch").to(device())
             load_weights([model], Path(train_artifact_folder) / "checkpoint")
             yield cls(model, tokenizer, batch_size)
 
@@ -132,8 +114,28 @@ class MegatronEngine:
         Raises:
             DataError: for a prompt that is empty, or leaves no room for a single token.
         """
+        queue = deque(self._texts(prompts, params, samples))
+        finished: dict[tuple[int, int], Completion] = {}
+        modes = [chunk.training for chunk in self.models]
+        batch = _Batch(self, params, min(self.batch_size, len(queue)))
+        for chunk in self.models:
+            chunk.eval()
+            set_slots(chunk, batch.slots)
+        try:
+            while queue or batch.texts:
+                ended = batch.admit(queue) or batch.step()
+                finished |= {(text.prompt, text.sample): self._completion(text, params) for text in ended}
+                if ended:
+                    progress(len(ended))
+        finally:
+            for chunk, training in zip(self.models, modes, strict=True):
+                set_slots(chunk, None)
+                chunk.train(training)
+        return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
+
+    def _texts(self, prompts: Sequence[str], params: SamplingParams, samples: int) -> Iterator[_Text]:
+        limit = self.models[0].max_sequence_length
         encoded = self.tokenizer.encode_batch(list(prompts))
-        limit = self.model.max_sequence_length
         for prompt, token_ids in zip(prompts, encoded, strict=True):
             if not token_ids:
                 raise DataError("prompt '' has no tokens; give at least one")
@@ -142,104 +144,158 @@ class MegatronEngine:
                     f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; the model has room for {limit} "
                     "(max_position_embeddings) with the completion: shorten it"
                 )
-        rows = []
-        seeds = torch.Generator().manual_seed(params.seed)
         for index, token_ids in enumerate(encoded):
             room = min(params.max_new_tokens, limit - len(token_ids))
             for sample in range(samples):
-                generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-                draws = torch.rand(room, generator=generator, dtype=torch.float64).tolist()
-                rows.append(_Row(index, sample, token_ids, draws))
-        # Like lengths together: the shorter the longest prompt's way past the shortest, the better.
-        rows.sort(key=lambda row: len(row.prompt_ids))
+                numbers = uniform_numbers(params.seed, index * samples + sample)
+                yield _Text(index, sample, token_ids, room, numbers)
 
-        finished: dict[tuple[int, int], Completion] = {}
-        training = self.model.training
-        self.model.eval()
-        try:
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
-                self._decode(batch, params)
-                finished |= {(row.prompt, row.sample): self._completion(row, params) for row in batch}
-                progress(len(batch))
-        finally:
-            self.model.train(training)
-        return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
-
-    # Not inference_mode: Megatron caches rotary tables, and training could not save inference tensors.
-    @torch.no_grad()
-    def _decode(self, rows: list[_Row], params: SamplingParams) -> None:
-        """Draw every row to its end; `rows` are sorted by the length of their prompts."""
-        from megatron.core.inference.contexts import StaticInferenceContext
-
-        shortest = len(rows[0].prompt_ids)
-        context = StaticInferenceContext(len(rows), max(len(row.prompt_ids) + len(row.draws) for row in rows))
-        tokens = torch.tensor([row.prompt_ids[:shortest] for row in rows], device=self._device)
-        alive, offset = list(rows), 0
-        while True:
-            logits = self._forward(tokens, context, offset)
-            offset += tokens.shape[1]
-            uniform = torch.tensor([row.draw(offset) for row in alive], dtype=torch.float64)
-            chosen = sample_tokens(logits, uniform.to(self._device), params.temperature, params.top_p)
-            logprobs = torch.log_softmax(logits, -1).gather(-1, chosen[:, None])[:, 0].tolist()
-            following = chosen.tolist()
-            for index, row in enumerate(alive):
-                if offset < len(row.prompt_ids):
-                    following[index] = row.prompt_ids[offset]
-                elif row.finish_reason is None:
-                    row.token_ids.append(following[index])
-                    row.logprobs.append(logprobs[index])
-                    row.finish_reason = self._finish_reason(row, params)
-            keep = [index for index, row in enumerate(alive) if row.finish_reason is None]
-            if not keep:
-                return
-            tokens = torch.tensor(following, device=self._device)[:, None]
-            if 2 * len(keep) < len(alive):
-                alive, tokens = [alive[index] for index in keep], tokens[keep]
-                self._compact(context, keep)
-
-    def _forward(self, tokens: Tensor, context: Any, offset: int) -> Tensor:
-        """fp32 logits `[batch, vocabulary]` after `tokens` `[batch, seq]`, which start at `offset`."""
-        context.sequence_len_offset = offset
-        if offset:
-            context.enable_decode_mode()
-        positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        logits = self.model(tokens, positions, None, inference_context=context, runtime_gather_output=True)
-        last: Tensor = logits[:, -1, : self.tokenizer.vocab_size].float()
-        return last
-
-    def _compact(self, context: Any, keep: list[int]) -> None:
-        """Keep these rows of every cache: dimension 0 of Mamba's states, dimension 1 of keys and values."""
-        index = torch.tensor(keep, device=self._device)
-        mamba = {module.layer_number for module in self._mamba}
-        for layer, caches in context.key_value_memory_dict.items():
-            dimension = 0 if layer in mamba else 1
-            context.key_value_memory_dict[layer] = tuple(
-                cache.index_select(dimension, index) for cache in caches
-            )
-        for module in self._mamba:
-            # The mixer throws its states away when the batch is not of the size it remembers.
-            module.cached_batch_size = len(keep)
-        context.max_batch_size = len(keep)
-
-    def _finish_reason(self, row: _Row, params: SamplingParams) -> FinishReason | None:
-        if row.token_ids[-1] == self.tokenizer.eos_id:
-            return "stop"
-        if params.stop:
-            # Every token is at least one byte, so a stop string spans at most as many tokens as it has bytes.
-            tail = max(len(stop.encode()) for stop in params.stop) + STOP_MARGIN
-            text = self.tokenizer.decode(row.token_ids[-tail:])
-            if any(stop in text for stop in params.stop):
-                return "stop"
-        return "length" if len(row.token_ids) == len(row.draws) else None
-
-    def _completion(self, row: _Row, params: SamplingParams) -> Completion:
-        ended = row.token_ids[-1] == self.tokenizer.eos_id
-        text = self.tokenizer.decode(row.token_ids[:-1] if ended else row.token_ids)
-        cuts = [text.find(stop) for stop in params.stop or [] if stop in text]
+    def _completion(self, text: _Text, params: SamplingParams) -> Completion:
+        ended = text.token_ids[-1] == self.tokenizer.eos_id
+        said = self.tokenizer.decode(text.token_ids[:-1] if ended else text.token_ids)
+        cuts = [said.find(stop) for stop in params.stop or [] if stop in said]
         return Completion(
-            text=text[: min(cuts)] if cuts else text,
-            token_ids=row.token_ids,
-            logprobs=row.logprobs,
-            finish_reason=row.finish_reason or "length",
+            text=said[: min(cuts)] if cuts else said,
+            token_ids=text.token_ids,
+            logprobs=text.logprobs,
+            finish_reason=text.finish_reason,
         )
+
+
+class _Batch:
+    """The texts under way; the text in slot i is `texts[i]`, and the free slots come after them."""
+
+    def __init__(self, engine: MegatronEngine, params: SamplingParams, size: int) -> None:
+        config = engine.models[0].config
+        self.engine, self.params, self.size = engine, params, size
+        self.device, self.vocabulary = engine._device, engine.tokenizer.vocab_size
+        # Sequence parallelism cuts a row into equal parts; a row of few texts is filled up with free slots.
+        self.multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        self.slots = Slots(self._padded(size))
+        self.texts: list[_Text] = []
+        self.may_end = _tokens_that_may_end(engine.tokenizer, params)
+
+    def admit(self, queue: deque[_Text]) -> list[_Text]:
+        """Give free slots to texts of the queue, read their prompts, and draw their first tokens; those that ended."""
+        free = self.size - len(self.texts)
+        if not queue or (self.texts and free < self.size * ADMIT_SHARE):
+            return []
+        new: list[_Text] = []
+        prompts: dict[int, int] = {}
+        tokens: list[int] = []
+        while queue and len(new) < free:
+            text = queue[0]
+            if text.prompt not in prompts:
+                if tokens and len(tokens) + len(text.prompt_ids) > READ_TOKENS:
+                    break
+                prompts[text.prompt] = len(self.texts) + len(new)
+                tokens += text.prompt_ids
+            new.append(queue.popleft())
+        if not new:
+            return []
+        first = len(self.texts)
+        self.texts += new
+        lengths = [len(self.texts[slot].prompt_ids) for slot in prompts.values()]
+        row = self._padded(len(tokens))
+        step = Reading.of(lengths, list(prompts.values()), row, self.device)
+        logits = self._forward(tokens + [0] * (row - len(tokens)), step, max(*lengths, row - len(tokens)))
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        copies = [(prompts[t.prompt], first + i) for i, t in enumerate(new) if prompts[t.prompt] != first + i]
+        self.slots.copy([source for source, _ in copies], [target for _, target in copies])
+        if logits is not None:
+            logits = logits[[places[text.prompt] for text in new]]
+        return self._draw(first, logits)
+
+    def step(self) -> list[_Text]:
+        """Draw a token of every text; returns those that ended."""
+        count = self._padded(len(self.texts))
+        padding = [0] * (count - len(self.texts))
+        positions = [len(text.prompt_ids) + len(text.token_ids) - 1 for text in self.texts]
+        reach = max(positions) + 1
+        step = Drawing(count, torch.tensor(positions + padding, device=self.device), reach)
+        logits = self._forward([text.token_ids[-1] for text in self.texts] + padding, step, reach)
+        return self._draw(0, None if logits is None else logits[: len(self.texts)])
+
+    def _padded(self, count: int) -> int:
+        return -(-count // self.multiple) * self.multiple
+
+    # Not inference_mode: rotary tables are kept, and training could not save inference tensors.
+    @torch.no_grad()
+    def _forward(self, tokens: list[int], step: Reading | Drawing, reach: int) -> Tensor | None:
+        """fp32 logits of the tokenizer's vocabulary, a row per output; None before the last pipeline stage."""
+        self.slots.prepare(step, reach)
+        logits = through_stages(self.engine.models, torch.tensor([tokens], device=self.device))
+        return None if logits is None else logits[:, : self.vocabulary].float()
+
+    @torch.no_grad()
+    def _draw(self, first: int, logits: Tensor | None) -> list[_Text]:
+        """Draw the next token of the texts from slot `first` on, and remove the texts that end with it."""
+        drawn = self.texts[first:]
+        uniform = torch.tensor([next(text.numbers) for text in drawn], dtype=torch.float64).to(self.device)
+        pairs = torch.empty(2, len(drawn), dtype=torch.float64, device=self.device)
+        if logits is not None:
+            pairs[0], pairs[1] = sample_tokens(logits, uniform, self.params.temperature, self.params.top_p)
+        _agree(pairs)
+        tokens, logprobs = pairs.tolist()
+        ended = []
+        for place, (text, token, logprob) in enumerate(zip(drawn, tokens, logprobs, strict=True)):
+            text.token_ids.append(int(token))
+            text.logprobs.append(logprob)
+            if (self.may_end[int(token)] or len(text.token_ids) == text.room) and self._ends(text):
+                ended.append(first + place)
+        return self._remove(ended)
+
+    def _ends(self, text: _Text) -> bool:
+        if text.token_ids[-1] == self.engine.tokenizer.eos_id or self._stopped(text.token_ids):
+            text.finish_reason = "stop"
+            return True
+        return len(text.token_ids) == text.room
+
+    def _stopped(self, token_ids: list[int]) -> bool:
+        if not self.params.stop:
+            return False
+        # Every token is at least one byte, so a stop string spans at most as many tokens as it has bytes.
+        tail = max(len(stop.encode()) for stop in self.params.stop) + STOP_MARGIN
+        said = self.engine.tokenizer.decode(token_ids[-tail:])
+        return any(stop in said for stop in self.params.stop)
+
+    def _remove(self, ended: list[int]) -> list[_Text]:
+        """Take these slots' texts out; the last texts move into the slots that are not last."""
+        gone = set(ended)
+        keep = len(self.texts) - len(gone)
+        holes = [slot for slot in ended if slot < keep]
+        movers = [slot for slot in range(keep, len(self.texts)) if slot not in gone]
+        removed = [self.texts[slot] for slot in ended]
+        self.slots.copy(movers, holes)
+        for hole, mover in zip(holes, movers, strict=True):
+            self.texts[hole] = self.texts[mover]
+        del self.texts[keep:]
+        return removed
+
+
+def _agree(pairs: Tensor) -> None:
+    """What the last pipeline stage's first tensor-parallel rank drew, for all ranks of the model, in place."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_model_parallel_group()
+    if group.size() > 1:
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        dist.broadcast(pairs, group_src=group.size() - size, group=group)
+
+
+def _tokens_that_may_end(tokenizer: Tokenizer, params: SamplingParams) -> Any:
+    """Per token, whether a text may end with it: the end token, and those in which a stop string could end.
+
+    Decoding the tail of every text after every token would cost more than drawing it.
+    """
+    flags = numpy.zeros(tokenizer.vocab_size, bool)
+    flags[tokenizer.eos_id] = True
+    last = {stop[-1] for stop in params.stop or [] if stop}
+    if last:
+        pieces = tokenizer.decode_each(range(tokenizer.vocab_size))
+        # A part of a character decodes to the replacement character: it may complete any.
+        hints = last | {"\N{REPLACEMENT CHARACTER}"}
+        # Some tokenizers drop a space at the beginning of what they decode.
+        flags |= numpy.array([any(c in piece or c.isspace() for c in hints) for piece in pieces])
+    return flags.tolist()

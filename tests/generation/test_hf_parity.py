@@ -23,6 +23,7 @@ from megatron_prism.generation.megatron import MegatronEngine
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import family
+from megatron_prism.models.layers.slots import Drawing, Reading, Slots
 from megatron_prism.platform.process_groups import session
 
 STEPS, PAD = 64, 1
@@ -144,7 +145,7 @@ def transformers_greedy(model, prompts):
 
 
 def engine_greedy(case, batch_size=64):
-    engine = MegatronEngine(case.engine.model, case.engine.tokenizer, batch_size)
+    engine = MegatronEngine(case.engine.models[0], case.engine.tokenizer, batch_size)
     return as_made(engine.generate(case.prompts, GREEDY))
 
 
@@ -183,34 +184,37 @@ def test_left_padding_does_not_enter_transformers_own_mamba_states(kind, cases):
         assert (alone.logprobs[0] - case.expected.logprobs[row]).abs().max() <= 1e-4
 
 
-def states(engine, context, what):
-    """The tensors of one kind in the context's caches."""
-    mamba = {module.layer_number for module in engine.model.modules() if hasattr(module, "cached_batch_size")}
-    for layer, caches in context.key_value_memory_dict.items():
-        first, second = ("conv", "ssm") if layer in mamba else ("key", "value")
-        yield from [tensor for name, tensor in ((first, caches[0]), (second, caches[1])) if name == what]
+DAMAGED_STEP = 10
+
+
+def states(slots, what):
+    """The tensors of one kind in the slots of all layers."""
+    for module, pair in slots._kept.items():
+        names = ("conv", "ssm") if hasattr(module, "d_inner_local_tp") else ("key", "value")
+        yield from [tensor for name, tensor in zip(names, pair, strict=True) if name == what]
 
 
 @contextmanager
-def damaged_at(case, offset, damage):
-    """Every cache goes through `damage(engine, context)` once, before the token at `offset` is read."""
-    engine = MegatronEngine(case.engine.model, case.engine.tokenizer)
-    honest, hits = engine._forward, []
+def damaged(case, damage):
+    """The slots go through `damage(slots)` once, after each text has its first DAMAGED_STEP tokens."""
+    honest, steps = Slots.prepare, []
 
-    def forward(tokens, context, at):
-        if at == offset:
-            hits.append(at)
-            damage(engine, context)
-        return honest(tokens, context, at)
+    def prepare(self, step, reach):
+        steps.append(step)
+        if len(steps) == 1 + DAMAGED_STEP:
+            damage(self)
+        honest(self, step, reach)
 
-    engine._forward = forward
-    yield engine
-    assert hits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slots, "prepare", prepare)
+        yield MegatronEngine(case.engine.models[0], case.engine.tokenizer)
+    assert [type(step) for step in steps[:2]] == [Reading, Drawing]
+    assert len(steps) == STEPS
 
 
 def forget(what):
-    def damage(engine, context):
-        found = list(states(engine, context, what))
+    def damage(slots):
+        found = list(states(slots, what))
         assert found
         for tensor in found:
             tensor.zero_()
@@ -221,9 +225,9 @@ def forget(what):
 def exchange_rows(what):
     """What a wrong compaction of the batch would do."""
 
-    def damage(engine, context):
-        for tensor in states(engine, context, what):
-            tensor.copy_(tensor.roll(1, 1 if what in ("key", "value") else 0))
+    def damage(slots):
+        for tensor in states(slots, what):
+            tensor.copy_(tensor.roll(1, 0))
 
     return damage
 
@@ -246,7 +250,7 @@ def exchange_rows(what):
 @pytest.mark.parametrize("damage", [forget, exchange_rows])
 def test_a_state_that_is_not_carried_shows(kind, what, damage, cases):
     case = cases(kind)
-    with damaged_at(case, 30, damage(what)) as engine:
+    with damaged(case, damage(what)) as engine:
         made = as_made(engine.generate(case.prompts, GREEDY))
     assert made.tokens.tolist() != case.expected.tokens.tolist()
     print(
@@ -255,18 +259,17 @@ def test_a_state_that_is_not_carried_shows(kind, what, damage, cases):
         int((made.tokens != case.expected.tokens).any(1).sum()),
         float((made.logprobs - case.expected.logprobs).abs().max()),
     )
-    # Tokens from before the damage are those of the whole model; a row's token n is read from offset length + n - 1.
-    for length, mine, theirs in zip(
-        LENGTHS, made.tokens.tolist(), case.expected.tokens.tolist(), strict=True
-    ):
-        before = max(0, 30 - length)
-        assert mine[:before] == theirs[:before]
+    # Tokens from before the damage are those of the whole model.
+    before = slice(DAMAGED_STEP)
+    assert made.tokens[:, before].tolist() == case.expected.tokens[:, before].tolist()
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
 def test_a_window_of_another_length_shows(wrong, cases):
     case = cases("mistral-window")
-    layers = [module for module in case.engine.model.modules() if getattr(module, "reach", None) is not None]
+    layers = [
+        module for module in case.engine.models[0].modules() if getattr(module, "reach", None) is not None
+    ]
     assert [layer.reach for layer in layers] == [6] * 3
     try:
         for layer in layers:
@@ -280,6 +283,6 @@ def test_a_window_of_another_length_shows(wrong, cases):
 
 def test_the_families_have_the_layers_they_are_here_for(cases):
     for kind in HYBRID:
-        pattern = cases(kind).engine.model.hybrid_override_pattern
+        pattern = cases(kind).engine.models[0].hybrid_override_pattern
         assert {MAMBA, ATTENTION, MLP} <= set(pattern)
-    assert max(LENGTHS) + STEPS <= cases("llama").engine.model.max_sequence_length
+    assert max(LENGTHS) + STEPS <= cases("llama").engine.models[0].max_sequence_length

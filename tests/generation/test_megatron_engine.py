@@ -13,7 +13,8 @@ from megatron_prism.conversion.checkpoint_io import model_state
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine, sample_tokens
+from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.platform.process_groups import literals, session
@@ -200,7 +201,7 @@ def test_sampling_follows_the_tempered_nucleus():
     many = logits.expand(4000, -1)
 
     def shares(temperature, top_p):
-        drawn = sample_tokens(many, uniform, temperature, top_p)
+        drawn, _ = sample_tokens(many, uniform, temperature, top_p)
         return (torch.bincount(drawn, minlength=4) / 4000).tolist()
 
     assert shares(1.0, 1.0) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=1e-3)
@@ -213,7 +214,7 @@ def test_sampling_follows_the_tempered_nucleus():
 
 def test_a_token_without_probability_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, -1)
-    drawn = sample_tokens(logits, torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)
+    drawn, _ = sample_tokens(logits, torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)
     assert drawn.tolist() == [1, 1, 1]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from megatron_prism.models.layers.norm import GatedRMSNorm
 from megatron_prism.models.layers.segments import Segments
+from megatron_prism.models.layers.slots import Reading, Slots
 from megatron_prism.models.layers.ssd import ssd_scan, ssd_step
 
 
@@ -40,8 +42,9 @@ class TorchMambaMixer(upstream.MambaMixer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _without_mamba_ssm():
             super().__init__(*args, **kwargs)
-        # The texts of a packed row, see segments.py.
+        # The texts of a packed row, see segments.py, and of a sampler, see slots.py.
         self.segments: Segments | None = None
+        self.slots: Slots | None = None
 
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
         if packed_seq_params is not None:
@@ -55,39 +58,84 @@ class TorchMambaMixer(upstream.MambaMixer):
         y, z = self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z)
         return self.norm(y, z)
 
-    def _ssm_prefill(
-        self, zxBCdt: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None, **_: Any
-    ) -> Tensor:
-        y, z, window, state = self._convolve_and_scan(zxBCdt)
-        if conv_state is not None and ssm_state is not None:
-            conv_state.copy_(window)
-            ssm_state.copy_(state)
-        return self.norm(y, z)
+    def forward(self, hidden_states: Tensor, *args: Any, **keywords: Any) -> Any:
+        if self.slots is None:
+            return super().forward(hidden_states, *args, **keywords)
+        projected, _ = self.in_proj(hidden_states)
+        return self.out_proj(self._sample(self.slots, projected))
 
-    def _convolve_and_scan(self, zxBCdt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """y and z `[seq, batch, inner]`, the last d_conv conv inputs `[batch, channels, d_conv]`, the last state."""
-        inner, state_dim = self.cp.d_inner_local_tpcp, self.d_state
-        groups, heads = self.cp.ngroups_local_tpcp, self.cp.nheads_local_tpcp
+    def _sample(self, slots: Slots, zxBCdt: Tensor) -> Tensor:
+        step = slots.step
+        channels = self.d_inner_local_tp + 2 * self.ngroups_local_tp * self.d_state
+        window, state = slots.kept(
+            self,
+            [(channels, self.d_conv), (self.nheads_local_tp, self.headdim, self.d_state)],
+            [zxBCdt.dtype, torch.float32],
+            zxBCdt.device,
+        )
+        if isinstance(step, Reading):
+            apart, texts = step.segments.apart(zxBCdt), len(step.targets)
+            lengths = torch.tensor(step.segments.lengths, device=apart.device)
+            y, z, last_inputs, last_state = self._convolve_and_scan(apart, lengths, self._alone())
+            assert last_inputs is not None
+            window[step.targets], state[step.targets] = last_inputs[:texts], last_state[:texts]
+            return self.norm(step.segments.together(y), step.segments.together(z))
+        assert step is not None
+        y = self._ssm_decode(zxBCdt.transpose(0, 1), window[: step.count], state[: step.count])
+        return y.transpose(0, 1)
+
+    def _alone(self) -> Any:
+        """This tensor-parallel rank's sizes and parameters without context parallelism: a sampler's texts are whole."""
+        if self.cp.cp_size == 1:
+            return self.cp
+        one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+        return upstream.MambaContextParallel(
+            one,
+            *(self.d_inner_local_tp, self.nheads_local_tp, self.ngroups_local_tp, self.d_state),
+            *(self.conv1d, self.dt_bias, self.A_log, self.D, self.D_has_hdim),
+        )
+
+    def _convolve_and_scan(
+        self, zxBCdt: Tensor, lengths: Tensor | None = None, cp: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """y and z `[seq, batch, inner]`, the last d_conv conv inputs `[batch, channels, d_conv]`, the last state.
+
+        Args:
+            lengths: `[batch]`, where each text ends: what is behind enters neither of the last two. Without them the
+                conv inputs are not needed.
+            cp: whose sizes and parameters to work with; None: this context-parallel rank's.
+        """
+        cp = cp or self.cp
+        inner, state_dim = cp.d_inner_local_tpcp, self.d_state
+        groups, heads = cp.ngroups_local_tpcp, cp.nheads_local_tpcp
         z, xBC, dt = zxBCdt.split([inner, inner + 2 * groups * state_dim, heads], -1)
         length, batch, _ = xBC.shape
         channels_first = xBC.permute(1, 2, 0)
         # [batch, channels, seq]: the causal convolution sees d_conv - 1 zeros before the first token.
         padded = F.pad(channels_first, (self.d_conv - 1, 0))
-        weight, bias = self.cp.get_conv1d_weight(), self.cp.get_conv1d_bias()
+        weight, bias = cp.get_conv1d_weight(), cp.get_conv1d_bias()
         mixed = F.silu(
             F.conv1d(padded, weight.to(padded.dtype), bias.to(padded.dtype), groups=weight.shape[0])
         )
         x, B, C = mixed.transpose(1, 2).split([inner, groups * state_dim, groups * state_dim], -1)
-        step = F.softplus(dt.transpose(0, 1).float() + self.cp.get_dt_bias().float())
+        step = F.softplus(dt.transpose(0, 1).float() + cp.get_dt_bias().float())
+        if lengths is not None:
+            # A token with dt = 0 neither decays the state nor adds to it.
+            step = step * (torch.arange(length, device=step.device) < lengths[:, None])[..., None]
         y, state = ssd_scan(
             x.reshape(batch, length, heads, self.headdim),
             step,
-            -torch.exp(self.cp.get_A_log().float()),
+            -torch.exp(cp.get_A_log().float()),
             B.reshape(batch, length, groups, state_dim),
             C.reshape(batch, length, groups, state_dim),
-            self.cp.get_D(),
+            cp.get_D(),
         )
-        window = F.pad(channels_first, (self.d_conv - length, 0))
+        window = None
+        if lengths is not None:
+            ends = lengths[:, None] + torch.arange(self.d_conv, device=lengths.device)
+            window = F.pad(channels_first, (self.d_conv, 0)).gather(
+                2, ends[:, None].expand(-1, channels_first.shape[1], -1)
+            )
         return y.flatten(2).transpose(0, 1).contiguous(), z, window, state
 
     def _ssm_decode(

@@ -132,15 +132,12 @@ def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, 
 
     Args:
         x: `[batch, heads, head_dim]`; dt `[batch, heads]` after bias and softplus; B, C `[batch, groups, state]`;
-        state: `[batch, heads, head_dim, state]`.
+        state: `[batch, heads, head_dim, state]`, fp32.
     """
     ratio = x.shape[1] // B.shape[1]
     keys = B.float().repeat_interleave(ratio, 1)
     queries = C.float().repeat_interleave(ratio, 1)
-    new = (
-        state.float() * torch.exp(dt * A)[..., None, None]
-        + (dt[..., None] * x.float())[..., None] * keys[:, :, None]
-    )
-    state.copy_(new)
-    y = (new @ queries[..., None])[..., 0] + D.float()[:, None] * x.float()
+    state.mul_(torch.exp(dt * A)[..., None, None])
+    state.addcmul_((dt[..., None] * x.float())[..., None], keys[:, :, None])
+    y = (state @ queries[..., None])[..., 0] + D.float()[:, None] * x.float()
     return y.to(x.dtype)

@@ -1,0 +1,186 @@
+"""Question: how fast does the engine sample beside `transformers.generate` when answers are unevenly long?
+
+    python benchmarks/generate.py --json result.json
+
+Same weights (random, of the quickstart's shapes), same prompts, same answer lengths, same temperature, one process, in
+turns. Each request has its own answer length, drawn once from a geometric distribution and clipped; both sides are made
+to end there, so they sample the same number of tokens. Ours keeps `--batch` texts under way and refills freed slots.
+transformers gets the requests in order, `--batch` at a time, left-padded, with a key-value cache and a stopping
+criterion per row: a batch ends when its longest answer does. Ours also returns log-probabilities, transformers does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from megatron_prism.conversion.init_from_hf import load_hf_weights
+from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.models.build import build_model, local_parameter_count
+from megatron_prism.models.families import hf_config
+from megatron_prism.platform.hardware import device
+from megatron_prism.platform.process_groups import session
+from megatron_prism.recipes.shoebox import MODELS
+
+PAD = 0
+
+
+class PlainTokens:
+    """A tokenizer for token ids written as numbers: what is measured is the model, not text."""
+
+    # No token ends an answer.
+    eos_id = -1
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+class ForcedLengths(MegatronEngine):
+    """The engine, made to end each answer at a given length and nowhere else."""
+
+    lengths: list[int]
+
+    def _texts(self, *arguments: Any) -> Iterator[Any]:
+        for text, length in zip(super()._texts(*arguments), self.lengths, strict=True):
+            text.room = length
+            yield text
+
+    def _completion(self, text: Any, params: SamplingParams) -> Any:
+        assert len(text.token_ids) == text.room
+        return super()._completion(text, params)
+
+
+class EndAt:
+    """A stopping criterion of transformers: each row ends at its own length."""
+
+    def __init__(self, prompt_width: int, lengths: torch.Tensor) -> None:
+        self.ends = prompt_width + lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return input_ids.shape[1] >= self.ends
+
+
+def transformers_side(model: Any, prompts: list[list[int]], lengths: list[int], batch: int) -> None:
+    """Sample every request, `batch` at a time."""
+    from transformers import StoppingCriteriaList
+
+    for start in range(0, len(prompts), batch):
+        chosen, wanted = prompts[start : start + batch], torch.tensor(lengths[start : start + batch])
+        width = max(map(len, chosen))
+        ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in chosen])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in chosen])
+        out = model.generate(
+            input_ids=ids.to(device()),
+            attention_mask=mask.to(device()),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=int(wanted.max()),
+            eos_token_id=None,
+            pad_token_id=PAD,
+            stopping_criteria=StoppingCriteriaList([EndAt(width, wanted.to(device()))]),
+        )
+        assert out.shape[1] == width + int(wanted.max())
+
+
+def requests(arguments: argparse.Namespace, vocabulary: int) -> tuple[list[list[int]], list[int]]:
+    """Prompts of 16 to 64 tokens, and answer lengths."""
+    rng = numpy.random.default_rng(arguments.seed)
+    prompts = [rng.integers(1, vocabulary, rng.integers(16, 65)).tolist() for _ in range(arguments.requests)]
+    if arguments.even:
+        return prompts, [arguments.mean] * len(prompts)
+    lengths = rng.geometric(1 / arguments.mean, arguments.requests).clip(1, arguments.longest)
+    return prompts, lengths.tolist()
+
+
+def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time both sides on one kind of model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture = MODELS[kind]
+    prompts, lengths = requests(arguments, architecture.vocab_size)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**hf_config(architecture))
+    peer = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device()).eval()
+    with session(seed=1), tempfile.TemporaryDirectory() as folder:
+        peer.save_pretrained(folder)
+        peer.generation_config.eos_token_id = None
+        model = build_model(architecture, backend="torch").to(device())
+        load_hf_weights([model], architecture, Path(folder))
+        assert local_parameter_count(model) == local_parameter_count(peer), "not the same shape"
+        engine = ForcedLengths(model, PlainTokens(architecture.vocab_size), arguments.batch)  # type: ignore[arg-type]
+        engine.lengths = lengths
+        texts = [" ".join(map(str, prompt)) for prompt in prompts]
+        params = SamplingParams(max_new_tokens=arguments.longest)
+        timings = measure.alternate(
+            {
+                "ours": lambda: engine.generate(texts, params),
+                "transformers": lambda: transformers_side(peer, prompts, lengths, arguments.batch),
+            },
+            arguments.rounds,
+            1,
+            1,
+        )
+    tokens = sum(lengths)
+    return {
+        "model": kind,
+        "answer_tokens": tokens,
+        "longest": max(lengths),
+        "tokens_per_second": {name: round(tokens / timing.median) for name, timing in timings.items()},
+        "seconds": {name: vars(timing) for name, timing in timings.items()},
+        "ratio": timings["transformers"].median / timings["ours"].median,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=[*MODELS, "both"], default="both")
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64, help="texts under way at once")
+    parser.add_argument("--mean", type=int, default=64, help="tokens of an answer, on average")
+    parser.add_argument("--longest", type=int, default=256, help="most tokens of an answer")
+    parser.add_argument("--even", action="store_true", help="every answer has the mean length")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    kinds = list(MODELS) if arguments.model == "both" else [arguments.model]
+    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+    result = measure.header(**settings) | {"results": [compare(kind, arguments) for kind in kinds]}
+    table = Table(title=f"sampling, {arguments.batch} texts under way, {arguments.threads} threads")
+    for column in ("model", "answer tokens", "ours tok/s", "transformers tok/s", "ratio"):
+        table.add_column(column, justify="right")
+    for row in result["results"]:
+        speed = row["tokens_per_second"]
+        table.add_row(
+            row["model"],
+            f"{row['answer_tokens']:,}",
+            f"{speed['ours']:,}",
+            f"{speed['transformers']:,}",
+            f"{row['ratio']:.2f}",
+        )
+    Console().print(table)
+    measure.write(arguments.json, result)
+
+
+if __name__ == "__main__":
+    main()
