@@ -6,7 +6,7 @@ Same weights (random, of the quickstart's shapes), same prompts, same answer len
 turns. Each request has its own answer length, drawn once from a geometric distribution and clipped; both sides are made
 to end there, so they sample the same number of tokens. Ours keeps `--batch` texts under way and refills freed slots.
 transformers gets the requests in order, `--batch` at a time, left-padded, with a key-value cache and a stopping
-criterion per row: a batch ends when its longest answer does. Ours also returns log-probabilities, transformers does not.
+criterion per row: a batch ends when its longest answer does. Ours returns log-probabilities besides.
 """
 
 from __future__ import annotations
