@@ -75,6 +75,21 @@ class Tokenizer:
         pad_id = _special_id(backend, config, "pad_token", config_file)
         return cls(backend, eos_id, eos_id if pad_id is None else pad_id)
 
+    @classmethod
+    def load_for(cls, folder: Path, vocab_size: int) -> Tokenizer:
+        """`load`, for a model of that many rows.
+
+        Raises:
+            ConfigError: if the tokenizer has more tokens.
+        """
+        tokenizer = cls.load(folder)
+        if tokenizer.vocab_size > vocab_size:
+            raise ConfigError(
+                f"architecture.vocab_size={vocab_size}, but the tokenizer {folder} has {tokenizer.vocab_size}: use the "
+                "tokenizer of the model"
+            )
+        return tokenizer
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is added before or after."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -47,7 +48,10 @@ class Completion:
 
 
 class Engine(Protocol):
-    """A sampler. `generate` returns, for each prompt, `samples` completions."""
+    """A sampler. `generate` returns, for each prompt, `samples` completions.
+
+    `seeds` name the draws of each prompt; without them they follow from `params.seed` and the prompt's place.
+    """
 
     def generate(
         self,
@@ -55,4 +59,11 @@ class Engine(Protocol):
         params: SamplingParams,
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]: ...
+
+
+def prompt_seeds(seed: int, count: int) -> list[int]:
+    """A 63-bit seed for each of `count` prompts."""
+    digests = (hashlib.sha256(f"{seed}|{index}".encode()).digest() for index in range(count))
+    return [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]

@@ -2,7 +2,7 @@
 
 Every text that is being sampled has a slot (models/layers/slots.py). A text that ends gives its slot to the next one in
 the queue, so the batch stays full until the queue is empty, however uneven the lengths. A prompt is read once for all
-its samples. A sample's random numbers depend on the seed and its place in the request, not on the batch.
+its samples. A sample's random numbers depend on the prompt's seed and its number, not on the batch.
 
 Under tensor and pipeline parallelism the ranks of a model call `generate` together with the same arguments. Ranks that
 differ only in context parallelism hold whole models here, and may sample different prompts.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams
+from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams, prompt_seeds
 from megatron_prism.generation.sampling import sample_tokens, uniform_numbers
 from megatron_prism.generation.stages import through_stages
 from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots, set_slots
@@ -106,6 +106,7 @@ class MegatronEngine:
         params: SamplingParams,
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
@@ -114,7 +115,8 @@ class MegatronEngine:
         Raises:
             DataError: for a prompt that is empty, or leaves no room for a single token.
         """
-        queue = deque(self._texts(prompts, params, samples))
+        seeds = prompt_seeds(params.seed, len(prompts)) if seeds is None else seeds
+        queue = deque(self._texts(prompts, params, samples, seeds))
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
         batch = _Batch(self, params, min(self.batch_size, len(queue)))
@@ -133,7 +135,9 @@ class MegatronEngine:
                 chunk.train(training)
         return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
 
-    def _texts(self, prompts: Sequence[str], params: SamplingParams, samples: int) -> Iterator[_Text]:
+    def _texts(
+        self, prompts: Sequence[str], params: SamplingParams, samples: int, seeds: Sequence[int]
+    ) -> Iterator[_Text]:
         limit = self.models[0].max_sequence_length
         encoded = self.tokenizer.encode_batch(list(prompts))
         for prompt, token_ids in zip(prompts, encoded, strict=True):
@@ -147,8 +151,7 @@ class MegatronEngine:
         for index, token_ids in enumerate(encoded):
             room = min(params.max_new_tokens, limit - len(token_ids))
             for sample in range(samples):
-                numbers = uniform_numbers(params.seed, index * samples + sample)
-                yield _Text(index, sample, token_ids, room, numbers)
+                yield _Text(index, sample, token_ids, room, uniform_numbers(seeds[index], sample))
 
     def _completion(self, text: _Text, params: SamplingParams) -> Completion:
         ended = text.token_ids[-1] == self.tokenizer.eos_id

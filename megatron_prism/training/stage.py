@@ -119,12 +119,7 @@ class Train(Stage):
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.platform.process_groups import session
 
-        tokenizer = Tokenizer.load(inputs["tokenizer"].path)
-        if tokenizer.vocab_size > self.architecture.vocab_size:
-            raise ConfigError(
-                f"architecture.vocab_size={self.architecture.vocab_size}, but the tokenizer {inputs['tokenizer'].path} "
-                f"has {tokenizer.vocab_size}: use the tokenizer of the model"
-            )
+        tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
         if self.extension is not None and self._start(inputs) is None:
             raise ConfigError(
                 "extension: there is no model to extend; give the stage an 'init', or init_from=DIR"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,7 @@ def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Probl
     """The problems of `folder/SUITE.jsonl`, in the file's order.
 
     Args:
-        limit: keep this many (all, if None): those whose id hashes lowest, so a subset is a fair draw, the
-        same on
+        limit: keep this many (all, if None): those whose id hashes lowest, so a subset is a fair draw, the same on
             every machine, and contained in every larger one.
 
     Raises:
@@ -58,40 +57,52 @@ def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Probl
     if not path.is_file():
         raise DataError(f"{path}: no such problem suite{suggest(suite, suite_names(folder))}")
     problems: list[Problem] = []
-    lines: dict[str, int] = {}
-    try:
-        with open(path, encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
-                problem = parse_problem(line, f"{path}:{number}")
-                if problem.id in lines:
-                    raise DataError(
-                        f"{path}:{number}: id '{problem.id}' was used on line {lines[problem.id]}; "
-                        "make ids unique"
-                    )
-                lines[problem.id] = number
-                problems.append(problem)
-    except (OSError, UnicodeDecodeError) as reason:
-        raise DataError(f"{path}: not readable as UTF-8 text ({reason})") from None
+    lines: dict[str, str] = {}
+    for record, where in read_records(path):
+        problem = problem_of(record, where)
+        if problem.id in lines:
+            raise DataError(
+                f"{where}: id '{problem.id}' was used on line {lines[problem.id].rpartition(':')[2]}; "
+                "make ids unique"
+            )
+        lines[problem.id] = where
+        problems.append(problem)
     if not problems:
         raise DataError(f"{path}: holds no problems; make the corpus anew or drop '{suite}' from suites")
     return subset(problems, limit)
 
 
-def parse_problem(line: str, where: str) -> Problem:
-    """One JSON line as a `Problem`; `where` is the FILE:LINE an error names.
+def read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The JSON objects of a file of JSON lines, each with the FILE:LINE an error names.
 
     Raises:
-        DataError: for text that is no JSON object, a missing or unknown key, a wrong type, or nothing to
-        grade by.
+        DataError: for a file that is no UTF-8 text, or a line that is no JSON object.
     """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if line.strip():
+                    yield _record(line, f"{path}:{number}"), f"{path}:{number}"
+    except (OSError, UnicodeDecodeError) as reason:
+        raise DataError(f"{path}: not readable as UTF-8 text ({reason})") from None
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as reason:
         raise DataError(f"{where}: not valid JSON ({reason})") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def problem_of(record: dict[str, Any], where: str) -> Problem:
+    """A JSON object as a `Problem`; `where` is the FILE:LINE an error names.
+
+    Raises:
+        DataError: for a missing or unknown key, a wrong type, or nothing to grade by.
+    """
     _check_types(record, where)
     problem = Problem(**record)
     if problem.kind not in KINDS:

@@ -22,7 +22,7 @@ from megatron_prism.verification.choice import extract_choice
 from megatron_prism.verification.code import PASSED, extract_code, run_tests
 from megatron_prism.verification.extract import has_think_format
 from megatron_prism.verification.math import extract_math
-from megatron_prism.verification.problems import parse_problem
+from megatron_prism.verification.problems import problem_of
 
 SUITES = {module.SUITE: module.FAMILIES for module in (problems_math, problems_science, problems_code)}
 CASES = [(suite, name) for suite, families in SUITES.items() for name in families]
@@ -189,7 +189,7 @@ def test_held_out_records_are_what_the_evaluation_reads(suite):
     made = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite)
     assert len({problem.id for problem in made}) == 100
     for problem in made:
-        read = parse_problem(json.dumps(problem.record()), "here")
+        read = problem_of(json.loads(json.dumps(problem.record())), "here")
         assert (read.domain, read.prompt, read.id) == (suite, problem.prompt, problem.id)
         # The solution is not given away.
         assert "</think>" not in read.prompt

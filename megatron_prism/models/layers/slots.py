@@ -11,8 +11,9 @@ torch layers keep this simpler book, which runs anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ def install_slots(model: nn.Module) -> None:
     rotary, output = getattr(model, "rotary_pos_emb", None), getattr(model, "output_layer", None)
     if isinstance(rotary, nn.Module) and not hasattr(rotary, SLOTS):
         rotary.slots = None  # type: ignore[assignment]
-        rotary.register_forward_hook(_angles)
+        rotary.forward = partial(_angles, rotary, rotary.forward)
     if isinstance(output, nn.Module) and not hasattr(output, SLOTS):
         output.slots = None  # type: ignore[assignment]
         output.register_forward_pre_hook(_last_tokens, with_kwargs=True)
@@ -169,15 +170,15 @@ def set_slots(model: nn.Module, slots: Slots | None) -> None:
             setattr(module, SLOTS, slots)
 
 
-def _angles(module: Any, inputs: Any, output: Any) -> Any:
-    """Rotary angles `[tokens, 1, 1, head_dim]` of each token's position in its text, not in the row."""
-    slots: Slots | None = module.slots
+def _angles(rotary: Any, honest: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:
+    """Rotary angles `[tokens, 1, 1, head_dim]`; in a sampler of each token's position in its text, not in the row."""
+    slots: Slots | None = rotary.slots
     if slots is None:
-        return output
+        return honest(*arguments, **keywords)
     assert slots.step is not None
     if slots.angles is None or slots.angles.shape[0] < slots.columns:
         # As if packed: context parallelism would cut the table.
-        slots.angles = module.forward(slots.columns, packed_seq=True)
+        slots.angles = honest(slots.columns, packed_seq=True)
     return slots.angles[slots.step.positions]
 
 

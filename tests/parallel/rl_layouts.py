@@ -1,0 +1,77 @@
+"""Worker of test_rl_layouts.py: three steps of reinforcement learning under each layout of this world size."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from layouts import layout
+
+sys.path.append(str(Path(__file__).parents[1] / "rl"))
+from tiny_rl import MODELS, artifact, tiny_run  # noqa: E402
+
+from megatron_prism.models.layers import slots  # noqa: E402
+
+# Layout and changes of the run; texts are packed unless context parallelism cuts the rows.
+PADDED = {"packing": False, "micro_batch_size": 3}
+LAYOUTS = {
+    1: {"one": (layout(), {}), "padded": (layout(), PADDED), "recomputed": (layout(), {"recompute": "full"})},
+    2: {
+        "tp2": (layout(tp=2), {}),
+        "tp2sp": (layout(tp=2, sp=True), {}),
+        "pp2": (layout(pp=2), {}),
+        "pp2vp2": (layout(pp=2, vp=2), {}),
+        "cp2": (layout(cp=2), PADDED),
+        "dp2": (layout(dp=2), {}),
+    },
+    4: {"tp2pp2": (layout(tp=2, pp=2), {}), "tp2sp-cp2": (layout(tp=2, cp=2, sp=True), PADDED)},
+}
+
+
+def skipped(kind: str, name: str) -> bool:
+    return kind == "hybrid" and "vp" in name
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    world = int(os.environ["WORLD_SIZE"])
+    # One rendezvous for all sessions: a second one on the launcher's store would meet the first one's keys.
+    dist.init_process_group("gloo", timeout=timedelta(minutes=3))
+    found = {}
+    for kind in MODELS:
+        inputs = {name: artifact(folder / kind / name) for name in ("model", "tokenizer", "prompts")}
+        for name, (parallel, changes) in LAYOUTS[world].items():
+            if skipped(kind, name):
+                continue
+            out = folder / f"{kind}-{name}"
+            out.mkdir(exist_ok=True)
+            tiny_run(kind, parallel=parallel, **changes).run(inputs, out)
+            found[f"{kind}-{name}"] = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    if world == 2:
+        # A sampler that takes every token to stand at the beginning of its text must be noticed.
+        honest = slots.Reading.of
+
+        def shifted(*arguments: object) -> object:
+            made = honest(*arguments)
+            return slots.Reading(made.segments, made.targets, made.lengths, made.positions * 0, made.outputs)
+
+        slots.Reading.of = shifted
+        inputs = {name: artifact(folder / "dense" / name) for name in ("model", "tokenizer", "prompts")}
+        (folder / "wrong").mkdir(exist_ok=True)
+        try:
+            tiny_run("dense", parallel=layout(tp=2)).run(inputs, folder / "wrong")
+        except Exception as problem:
+            found["wrong"] = f"{type(problem).__name__}: {problem}"
+    if dist.get_rank() == 0:
+        (folder / f"world{world}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The same run of reinforcement learning under every layout: the same answers, rewards, losses and gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "rl"))
+from tiny_rl import MODELS, make_inputs
+
+LAYOUTS = ["padded", "recomputed", "tp2", "tp2sp", "pp2", "pp2vp2", "cp2", "dp2", "tp2pp2", "tp2sp-cp2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rl")
+    for kind in MODELS:
+        make_inputs(folder / kind, kind)
+    worker = Path(__file__).with_name("rl_layouts.py")
+    found = {}
+    for world in (1, 2, 4):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        done = subprocess.run(
+            [*command, str(worker), str(folder)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-9000:]
+        found |= json.loads((folder / f"world{world}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_run_as_one_process(runs, kind, layout):
+    if kind == "hybrid" and "vp" in layout:
+        pytest.skip("a hybrid's layers do not divide into virtual stages")
+    for mine, theirs in zip(runs[f"{kind}-{layout}"], runs[f"{kind}-one"], strict=True):
+        for exact in ("reward", "mean_length", "max_length", "dropped_groups", "consumed_prompts", "tokens"):
+            assert mine[exact] == theirs[exact], (mine["step"], exact)
+        for close in ("loss", "grad_norm", "kl", "negative_logprob"):
+            assert mine[close] == pytest.approx(theirs[close], rel=2e-4, abs=1e-6), (mine["step"], close)
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("dense", 1e-4), ("hybrid", 1e-3)])
+def test_trainer_and_sampler_agree(runs, kind, bound):
+    gaps = {
+        name: max(step["gap"]["max_abs"] for step in run)
+        for name, run in runs.items()
+        if name.startswith(kind)
+    }
+    print(gaps)
+    assert max(gaps.values()) <= bound
+    # Two programs: were it zero, one would have been compared with itself.
+    assert min(gaps.values()) > 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_there_is_something_to_compare(runs, kind):
+    steps = runs[f"{kind}-one"]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert all(step["grad_norm"] > 0 and step["dropped_groups"] < 4 for step in steps)
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[1]["kl"] > 1e-4
+    assert len({step["mean_length"] for step in steps}) > 1
+
+
+def test_a_sampler_with_wrong_positions_is_stopped(runs):
+    assert runs["wrong"].startswith("GateStop: step 1: trainer and sampler disagree")
