@@ -13,9 +13,9 @@ import torch.distributed as dist
 from layouts import layout
 
 sys.path.append(str(Path(__file__).parents[1] / "rl"))
-from tiny_rl import MODELS, artifact, tiny_run  # noqa: E402
+from tiny_rl import MODELS, artifact, tiny_run
 
-from megatron_prism.models.layers import slots  # noqa: E402
+from megatron_prism.models.layers import slots
 
 # Layout and changes of the run; texts are packed unless context parallelism cuts the rows.
 PADDED = {"packing": False, "micro_batch_size": 3}
