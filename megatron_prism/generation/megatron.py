@@ -59,17 +59,21 @@ class MegatronEngine:
         model: a GPTModel or MambaModel of the torch backend on the device it computes on, or this rank's chunks of one.
         tokenizer: rows of the model's vocabulary beyond its size are never sampled and carry no probability.
         batch_size: most samples under way at once.
+        context_length: most tokens of prompt and completion; None: the model's max_position_embeddings.
 
     Raises:
         ConfigError: for a batch_size below 1, or layers of another backend.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, batch_size: int = 64, context_length: int | None = None
+    ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
         self.models = list(model) if isinstance(model, list | tuple) else [model]
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.context_length = context_length or self.models[0].max_sequence_length
         self._device = next(self.models[0].parameters()).device
         for chunk in self.models:
             install_slots(chunk)
@@ -110,7 +114,7 @@ class MegatronEngine:
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
-        A completion is clipped where prompt and completion would exceed the model's max_position_embeddings.
+        A completion is clipped where prompt and completion would exceed the context length.
 
         Raises:
             DataError: for a prompt that is empty, or leaves no room for a single token.
@@ -138,15 +142,15 @@ class MegatronEngine:
     def _texts(
         self, prompts: Sequence[str], params: SamplingParams, samples: int, seeds: Sequence[int]
     ) -> Iterator[_Text]:
-        limit = self.models[0].max_sequence_length
+        limit = self.context_length
         encoded = self.tokenizer.encode_batch(list(prompts))
         for prompt, token_ids in zip(prompts, encoded, strict=True):
             if not token_ids:
                 raise DataError("prompt '' has no tokens; give at least one")
             if len(token_ids) >= limit:
                 raise DataError(
-                    f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; the model has room for {limit} "
-                    "(max_position_embeddings) with the completion: shorten it"
+                    f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; there is room for {limit} with the "
+                    "completion (max_position_embeddings of the model, or context_length): shorten it"
                 )
         for index, token_ids in enumerate(encoded):
             room = min(params.max_new_tokens, limit - len(token_ids))

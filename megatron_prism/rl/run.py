@@ -139,7 +139,8 @@ def _rollouts(stage: Reinforce, policy: Policy, tokenizer: Tokenizer, stack: Exi
         parallel_state.get_data_parallel_rank(with_context_parallel=True),
         parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     )
-    engine = MegatronEngine([unwrap(model) for model in policy.trainer.models], tokenizer, stage.slots)
+    chunks = [unwrap(model) for model in policy.trainer.models]
+    engine = MegatronEngine(chunks, tokenizer, stage.slots, stage.context_length)
     return Rollouts(engine, pool, sampling, stage.rewards, share, stage.sandbox)
 
 

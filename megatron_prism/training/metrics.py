@@ -50,14 +50,14 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
 
 
 class RunLog:
-    """Rank 0's record of a run: metrics.jsonl and TensorBoard. Lines past `resume_step` are dropped."""
+    """Rank 0's record of a run: metrics.jsonl and TensorBoard. Lines past `resume_step` go; at 0 all do."""
 
     def __init__(self, out: Path, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / "metrics.jsonl"
         kept = []
-        if path.exists():
+        if path.exists() and resume_step:
             # A killed run may have logged steps after its last checkpoint: they will be done, and logged, again.
             for line in path.read_text().splitlines():
                 if line.endswith("}") and json.loads(line)["step"] <= resume_step:

@@ -74,6 +74,16 @@ def extreme(rng: random.Random, name: str, length: int) -> Problem:
     return _problem(f"{name}{length}", listed, question, ", ".join(written), value)
 
 
+def ordered(rng: random.Random, length: int) -> Problem:
+    """Different digits, smallest first; the answer is the number they then make."""
+    digits = rng.sample(range(1, 10), length)
+    listed = ", ".join(map(str, digits))
+    question = rng.choice((f"Sort {listed}, smallest first.", f"Put {listed} in order, smallest first."))
+    written = sorted(digits)
+    answer = int("".join(map(str, written)))
+    return _problem(f"sort{length}", listed, question, ", ".join(map(str, written)), answer)
+
+
 def addition(rng: random.Random) -> Problem:
     """Two two-digit numbers whose sum stays below 100; ones first, with the carry always written."""
     left = rng.randrange(10, 90)
@@ -111,16 +121,20 @@ def equation(rng: random.Random) -> Problem:
 
 
 FAMILIES = {
-    "chain1": Family(8, partial(chain, steps=1)),
-    "chain2": Family(14, partial(chain, steps=2)),
-    "chain3": Family(14, partial(chain, steps=3)),
-    "chain4": Family(6, partial(chain, steps=4)),
-    "sum3": Family(6, partial(running_sum, length=3)),
-    "sum4": Family(4, partial(running_sum, length=4)),
-    "largest3": Family(8, partial(extreme, name="largest", length=3)),
-    "largest4": Family(10, partial(extreme, name="largest", length=4)),
-    "smallest3": Family(8, partial(extreme, name="smallest", length=3)),
-    "smallest4": Family(10, partial(extreme, name="smallest", length=4)),
+    "chain1": Family(6, partial(chain, steps=1)),
+    "chain2": Family(6, partial(chain, steps=2)),
+    "chain3": Family(6, partial(chain, steps=3)),
+    "chain4": Family(4, partial(chain, steps=4)),
+    "sum3": Family(4, partial(running_sum, length=3)),
+    "sum4": Family(2, partial(running_sum, length=4)),
+    "largest3": Family(6, partial(extreme, name="largest", length=3)),
+    "largest4": Family(6, partial(extreme, name="largest", length=4)),
+    "largest6": Family(8, partial(extreme, name="largest", length=6)),
+    "smallest3": Family(6, partial(extreme, name="smallest", length=3)),
+    "smallest4": Family(6, partial(extreme, name="smallest", length=4)),
+    "smallest6": Family(8, partial(extreme, name="smallest", length=6)),
+    "sort3": Family(10, partial(ordered, length=3)),
+    "sort4": Family(10, partial(ordered, length=4)),
     "add2": Family(5, addition),
     "sub2": Family(3, subtraction),
     "solve": Family(4, equation),

@@ -1,0 +1,304 @@
+"""The `rl` stage as a whole: what it leaves, resume after a kill at any step, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+import zstandard
+from tiny_rl import DENSE, MODELS, artifact, make_inputs, tiny_run
+
+from megatron_prism.errors import CheckpointError, ConfigError, DataError
+from megatron_prism.models.build import build_model
+from megatron_prism.platform.process_groups import session
+from megatron_prism.rl.gate import GateSettings, GateStop
+from megatron_prism.rl.loop import LoopSettings
+from megatron_prism.rl.objective import Objective
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return {kind: make_inputs(tmp_path_factory.mktemp(kind), kind) for kind in MODELS}
+
+
+def lines(out):
+    """metrics.jsonl without times."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    for line in found:
+        line.pop("seconds", None)
+    return found
+
+
+def answers(folder, step):
+    with zstandard.open(folder / f"step_{step:07d}.jsonl.zst", "rt") as handle:
+        return [json.loads(line) for line in handle]
+
+
+def weights(out):
+    from megatron_prism.conversion.checkpoint_io import load_weights
+    from megatron_prism.models.architecture import Architecture
+
+    with session(seed=1):
+        model = build_model(Architecture.load(out / "architecture.json"))
+        load_weights([model], out / "checkpoint")
+        return {name: tensor.clone() for name, tensor in model.state_dict().items() if tensor is not None}
+
+
+def run(stage, inputs, out):
+    out.mkdir(exist_ok=True)
+    return stage.run(inputs, out)
+
+
+RESUMABLE = {
+    "steps": 5,
+    "checkpoint_every": 1,
+    "evaluate_every": 2,
+    "evaluation_samples": 2,
+    "loop": LoopSettings(prompts_per_step=3, samples_per_prompt=3, reference_alpha=0.5, reference_interval=2),
+}
+
+
+def resumable(kind="dense", **changes):
+    return tiny_run(kind, **RESUMABLE | changes)
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs, tmp_path_factory):
+    """Of each kind: the folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    for kind in MODELS:
+        run(resumable(kind), inputs[kind] | {"tracked": inputs[kind]["prompts"]}, folder / kind)
+    return folder
+
+
+def killed_in(step, kind, inputs, out):
+    """Run in a child that kills itself in the middle of `step`, after the update and before anything is written."""
+    from megatron_prism.rl import record
+
+    honest = record.RLLog.step
+
+    def dying(self, number, *arguments):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        honest(self, number, *arguments)
+
+    record.RLLog.step = dying
+    torch.set_num_threads(1)
+    run(resumable(kind), inputs, out)
+
+
+def kill(step, kind, inputs, out):
+    child = multiprocessing.get_context("spawn").Process(target=killed_in, args=(step, kind, inputs, out))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+
+
+def same_run(out, whole):
+    assert lines(out) == lines(whole)
+    mine, theirs = weights(out), weights(whole)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("dense", (1, 3, 4)), ("hybrid", (5,))])
+def test_after_kills_the_run_is_the_unbroken_one(kind, steps, inputs, unbroken, tmp_path):
+    given = inputs[kind] | {"tracked": inputs[kind]["prompts"]}
+    out = tmp_path / "out"
+    for step in steps:
+        kill(step, kind, given, out)
+    run(resumable(kind), given, out)
+    same_run(out, unbroken / kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_twenty_kills_at_any_moment(kind, inputs, tmp_path):
+    """Killed after random times, in sampling, grading, updating and saving alike."""
+    import random
+
+    given, rng = inputs[kind] | {"tracked": inputs[kind]["prompts"]}, random.Random(kind)
+    stage = resumable(kind, steps=40)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(stage, given, whole)
+    kills = 0
+    while kills < 20:
+        child = multiprocessing.get_context("spawn").Process(target=run, args=(stage, given, out))
+        child.start()
+        child.join(rng.uniform(4.0, 9.0))
+        if child.is_alive():
+            child.kill()
+            child.join()
+            kills += 1
+        else:
+            assert child.exitcode == 0
+            break
+    if not (out / "checkpoint").exists():
+        run(stage, given, out)
+    print(f"{kind}: {kills} kills")
+    assert kills >= 10
+    same_run(out, whole)
+
+
+def test_a_run_that_forgets_its_place_is_another_run(inputs, unbroken, tmp_path):
+    """Negative control: the same weights with the prompts begun anew."""
+    from megatron_prism.rl.prompts import PromptOrder
+
+    out = tmp_path / "out"
+    kill(4, "dense", inputs["dense"], out)
+    with pytest.MonkeyPatch.context() as patch:
+        honest = PromptOrder.take
+        patch.setattr(PromptOrder, "take", lambda self, position, number: honest(self, position - 9, number))
+        run(resumable(), inputs["dense"], out)
+    with pytest.raises(AssertionError):
+        same_run(out, unbroken / "dense")
+
+
+def test_every_prompt_comes_once_an_epoch(unbroken):
+    met = []
+    for step in range(1, 6):
+        rows = answers(unbroken / "dense" / "answers", step)
+        met += [row["id"] for row in rows if row["sample"] == 0]
+    assert len(met) == 15
+    assert sorted(met[:8]) == [f"p{i}" for i in range(8)]
+    assert len(set(met[8:])) == 7
+
+
+def test_what_a_run_leaves(unbroken):
+    out = unbroken / "dense"
+    assert not (out / "checkpoints").exists()
+    steps = [line for line in lines(out) if "reward" in line]
+    tracked = [line for line in lines(out) if line.get("evaluation") == "tracked"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in tracked] == [0, 2, 4, 5]
+    assert tracked[0]["answers"] == {"math": 16}
+    assert [line["lr"] for line in steps] == pytest.approx([3e-3 * (1 - i / 5) for i in range(5)])
+    assert list((out / "tensorboard").iterdir())
+    row = answers(out / "answers", 3)[0]
+    assert {"id", "prompt", "completion", "reward", "parts", "correct", "reason", "finish_reason"} <= set(row)
+    assert len(answers(out / "tracked", 4)) == 16
+
+
+def test_the_reference_follows_only_when_it_is_told_to(inputs, unbroken, tmp_path):
+    loop = dataclasses.replace(RESUMABLE["loop"], reference_interval=0)
+    run(resumable(loop=loop), inputs["dense"], tmp_path / "still")
+    still = [line["kl"] for line in lines(tmp_path / "still") if "kl" in line]
+    moved = [line["kl"] for line in lines(unbroken / "dense") if "kl" in line]
+    assert still[:2] == moved[:2]
+    assert still[2] > 1.2 * moved[2]
+
+
+def test_several_minibatches_move_away_from_the_sampler(inputs, tmp_path):
+    loop = LoopSettings(prompts_per_step=4, samples_per_prompt=3, minibatches=2)
+    metrics = run(tiny_run(loop=loop), inputs["dense"], tmp_path / "out")["last_step"]
+    # The second half is trained with weights that are no longer those it was sampled with.
+    assert metrics["moved"] > 0
+    assert metrics["ratio"] != 1.0
+    # The gate compares what trainer and sampler said before the step.
+    assert metrics["gap"]["max_abs"] <= 1e-4
+
+
+def test_dynamic_sampling_fills_the_batch(inputs, tmp_path):
+    loop = LoopSettings(prompts_per_step=2, samples_per_prompt=2, dynamic_sampling=True, most_rounds=5)
+    metrics = run(tiny_run(loop=loop, steps=6), inputs["dense"], tmp_path / "out")
+    steps = lines(tmp_path / "out")
+    assert metrics["consumed_prompts"] == steps[-1]["consumed_prompts"] >= 12
+    for step in steps:
+        assert step["groups"] - step["dropped_groups"] == 2 or step["groups"] == 10
+    assert any(step["groups"] > 2 for step in steps)
+
+
+def test_groups_of_equal_rewards_move_nothing(inputs, tmp_path):
+    from megatron_prism.rl.rewards import RewardSettings
+
+    metrics = run(tiny_run(rewards=RewardSettings()), inputs["dense"], tmp_path / "out")
+    assert metrics["last_step"]["dropped_groups"] == metrics["last_step"]["groups"] == 4
+    assert "loss" not in metrics["last_step"]
+    before, after = weights(inputs["dense"]["model"].path), weights(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_gate_stops_before_a_weight_moves(inputs, tmp_path, monkeypatch):
+    from megatron_prism.generation import megatron
+
+    honest = megatron.MegatronEngine._completion
+
+    def lying(self, text, params):
+        text.logprobs[0] -= 0.01
+        return honest(self, text, params)
+
+    monkeypatch.setattr(megatron.MegatronEngine, "_completion", lying)
+    with pytest.raises(GateStop, match=r"step 1: trainer and sampler disagree.*0\.01"):
+        run(tiny_run(), inputs["dense"], tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    metrics = run(
+        tiny_run(gate=GateSettings(action="mask", worst_log_ratio=1e-3)), inputs["dense"], tmp_path / "mask"
+    )
+    assert metrics["last_step"]["gap"]["masked"] == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_length": 64}, "context_length=64 is longer than"),
+        ({"loop": LoopSettings(samples_per_prompt=1)}, "samples_per_prompt=1: a group needs"),
+        ({"sandbox": "none"}, "sandbox"),
+        ({"steps": 0}, "steps=0"),
+        ({"dtype": "fp16"}, "dtype"),
+    ],
+)
+def test_settings_that_cannot_work(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_run(**changes)
+
+
+def test_no_prompt_fits(inputs, tmp_path):
+    with pytest.raises(DataError, match="context_length=1: every prompt is at least as long"):
+        run(tiny_run(context_length=1), inputs["dense"], tmp_path / "out")
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(inputs, tmp_path):
+    metrics = run(tiny_run(context_length=8, steps=1), inputs["dense"], tmp_path / "out")
+    assert metrics["too_long"] == {"math": 1}
+    assert metrics["prompts"] == {"math": 7}
+    assert all(row["prompt"] != "A" * 12 for row in answers(tmp_path / "out" / "answers", 1))
+
+
+def test_code_without_isolation_is_refused_before_any_model_is_loaded(inputs, tmp_path, monkeypatch):
+    from megatron_prism.verification import code
+
+    folder = tmp_path / "code"
+    (folder / "prompts").mkdir(parents=True)
+    problem = {
+        "id": "c",
+        "domain": "code",
+        "prompt": "C",
+        "kind": "code",
+        "answer": "",
+        "tests": ["assert True"],
+    }
+    (folder / "prompts" / "code.jsonl").write_text(json.dumps(problem) + "\n")
+    given = inputs["dense"] | {"prompts": artifact(folder)}
+    monkeypatch.setenv("PATH", "")
+    code.sandbox_problem.cache_clear() if hasattr(code.sandbox_problem, "cache_clear") else None
+    began = time.perf_counter()
+    with pytest.raises(ConfigError, match="sandbox=weak"):
+        run(tiny_run(sandbox="strong"), given, tmp_path / "out")
+    assert time.perf_counter() - began < 20
+
+
+def test_another_architecture_is_refused(inputs, tmp_path):
+    other = dataclasses.replace(DENSE, num_layers=2)
+    with pytest.raises(CheckpointError, match="num_layers"):
+        run(tiny_run(architecture=other), inputs["dense"], tmp_path / "out")
+
+
+def test_without_a_kl_term_there_is_no_reference(inputs, tmp_path):
+    metrics = run(tiny_run(objective=Objective(kl_coefficient=0)), inputs["dense"], tmp_path / "out")
+    assert metrics["last_step"]["kl"] == 0
