@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -56,3 +58,27 @@ class Engine(Protocol):
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
     ) -> list[list[Completion]]: ...
+
+
+def numbered_samples(prompts: Sequence[str], samples: int) -> list[tuple[str, int]]:
+    """Every completion to draw, in order, as (prompt, its number among that prompt's completions).
+
+    A prompt that is given twice goes on counting, so that `sample_seed` differs for all of them.
+    """
+    seen: Counter[str] = Counter()
+    wanted = []
+    for prompt in prompts:
+        wanted += [(prompt, seen[prompt] + number) for number in range(samples)]
+        seen[prompt] += samples
+    return wanted
+
+
+def sample_seed(seed: int, prompt: str, number: int) -> int:
+    """The seed of one completion, below 2**31; it does not depend on the other prompts of the call."""
+    digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") + number) % 2**31
+
+
+def cut_at_stop(text: str, stop: Sequence[str] | None) -> str:
+    """`text` up to the first of the `stop` strings."""
+    return text[: min((text.find(mark) for mark in stop or () if mark in text), default=len(text))]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams
+from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams, cut_at_stop
 
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
@@ -236,9 +236,8 @@ class MegatronEngine:
     def _completion(self, row: _Row, params: SamplingParams) -> Completion:
         ended = row.token_ids[-1] == self.tokenizer.eos_id
         text = self.tokenizer.decode(row.token_ids[:-1] if ended else row.token_ids)
-        cuts = [text.find(stop) for stop in params.stop or [] if stop in text]
         return Completion(
-            text=text[: min(cuts)] if cuts else text,
+            text=cut_at_stop(text, params.stop),
             token_ids=row.token_ids,
             logprobs=row.logprobs,
             finish_reason=row.finish_reason or "length",
