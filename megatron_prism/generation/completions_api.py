@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ServerError
-from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams, cut_at_stop, sample_seed
+from megatron_prism.generation.engine import (
+    Completion,
+    FinishReason,
+    SamplingParams,
+    cut_at_stop,
+    sample_seed,
+)
 
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
@@ -51,7 +57,9 @@ def request_body(
     return body
 
 
-def read_answer(answer: Any, params: SamplingParams, logprobs: bool, tokenizer: Tokenizer | None) -> Completion:
+def read_answer(
+    answer: Any, params: SamplingParams, logprobs: bool, tokenizer: Tokenizer | None
+) -> Completion:
     """The completion in a server's answer.
 
     Token ids are the server's where it reports them (`choices[0].token_ids`). Elsewhere `tokenizer` encodes the
@@ -66,7 +74,9 @@ def read_answer(answer: Any, params: SamplingParams, logprobs: bool, tokenizer: 
     except (KeyError, IndexError, TypeError):
         text = finish = None
     if not isinstance(text, str):
-        raise ServerError("the answer has no choices[0].text and finish_reason; is this a /completions endpoint?")
+        raise ServerError(
+            "the answer has no choices[0].text and finish_reason; is this a /completions endpoint?"
+        )
     if finish not in ("stop", "length"):
         raise ServerError(f"finish_reason={finish!r}: neither 'stop' nor 'length', so the text is not whole")
     values = _logprobs(choice) if logprobs else []

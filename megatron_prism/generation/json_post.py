@@ -1,6 +1,6 @@
 """One POST of JSON, tried again with growing waits while the server is away or overloaded.
 
-A request that broke off, 429 and 5xx may succeed later; every other refusal is final, because asking again cannot mend it.
+A request that broke off, 429 and 5xx may succeed later. Every other refusal is final: asking again cannot mend it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class JsonEndpoint:
             return json.loads(answer)
         except ValueError:
             shown = _line(answer.decode(errors="replace"))[:60]
-            raise ServerError(f"{self.url}: the answer is not JSON ({shown!r}); is the address right?") from None
+            raise ServerError(
+                f"{self.url}: the answer is not JSON ({shown!r}); is the address right?"
+            ) from None
 
 
 def _message(refusal: urllib.error.HTTPError) -> str:
