@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from megatron_prism.pipeline.config import ConfigError, positive
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.config import positive
 
 FinishReason = Literal["stop", "length"]
 
@@ -58,6 +59,22 @@ class Engine(Protocol):
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
     ) -> list[list[Completion]]: ...
+
+
+def check_prompts(prompts: Sequence[str], encoded: Sequence[Sequence[int]], limit: int) -> None:
+    """Refuse a prompt (its token ids are in `encoded`) that is empty, or leaves no room for a token below `limit`.
+
+    Raises:
+        DataError: naming the prompt.
+    """
+    for prompt, token_ids in zip(prompts, encoded, strict=True):
+        if not token_ids:
+            raise DataError("prompt '' has no tokens; give at least one")
+        if len(token_ids) >= limit:
+            raise DataError(
+                f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; the model has room for {limit} "
+                "(max_position_embeddings) with the completion: shorten it"
+            )
 
 
 def numbered_samples(prompts: Sequence[str], samples: int) -> list[tuple[str, int]]:

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams, cut_at_stop
+from megatron_prism.generation.engine import (
+    Completion,
+    FinishReason,
+    SamplingParams,
+    check_prompts,
+    cut_at_stop,
+)
 
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
@@ -134,14 +140,7 @@ class MegatronEngine:
         """
         encoded = self.tokenizer.encode_batch(list(prompts))
         limit = self.model.max_sequence_length
-        for prompt, token_ids in zip(prompts, encoded, strict=True):
-            if not token_ids:
-                raise DataError("prompt '' has no tokens; give at least one")
-            if len(token_ids) >= limit:
-                raise DataError(
-                    f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; the model has room for {limit} "
-                    "(max_position_embeddings) with the completion: shorten it"
-                )
+        check_prompts(prompts, encoded, limit)
         rows = []
         seeds = torch.Generator().manual_seed(params.seed)
         for index, token_ids in enumerate(encoded):

@@ -1,7 +1,7 @@
 """Sampling on one GPU with vLLM (extra `vllm`, 0.32 or newer), with new weights taken in without a restart.
 
-Written against the sources of vLLM 0.32.0 and never run: it needs a GPU, which the tests do not have. They hold the
-refusal without vLLM and the mapping of sampling parameters; try it with `examples` of your own before you rely on it.
+Written after the sources of vLLM 0.32.0 and never run: it needs a GPU, which the tests do not have. They check the
+refusal without vLLM and the mapping of sampling parameters, and nothing more.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from megatron_prism.data.tokenizer import Tokenizer
-from megatron_prism.errors import ConfigError, DataError, ServerError
-from megatron_prism.generation.engine import Completion, SamplingParams, numbered_samples, sample_seed
+from megatron_prism.errors import ConfigError
+from megatron_prism.generation.engine import (
+    Completion,
+    SamplingParams,
+    check_prompts,
+    numbered_samples,
+    sample_seed,
+)
 
 
 def sampling_arguments(params: SamplingParams, seed: int, end_id: int) -> dict[str, Any]:
@@ -49,11 +55,10 @@ class VLLMEngine:
 
     Raises:
         ConfigError: where vLLM is not installed.
+        DataError: for a folder without a tokenizer.
     """
 
     def __init__(self, folder: Path, max_length: int | None = None, gpu_memory_share: float = 0.9) -> None:
-        # In this process: only then can `update_weights` hand over tensors without pickling them.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
             import vllm
         except ModuleNotFoundError as problem:
@@ -64,6 +69,8 @@ class VLLMEngine:
                 "or use engine 'megatron', which works here"
             ) from None
         self.tokenizer = Tokenizer.load(Path(folder))
+        # In this process: only then can `update_weights` hand over tensors without pickling them.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._sampling_params = vllm.SamplingParams
         self._llm = vllm.LLM(
             model=str(folder),
@@ -82,11 +89,8 @@ class VLLMEngine:
         """`samples` completions of each prompt, in order; `progress` is called once, when all have finished.
 
         Raises:
-            DataError: for an empty prompt.
-            ServerError: if vLLM gives up on a completion.
+            DataError: for a prompt that is empty, or leaves no room for a single token.
         """
-        if "" in prompts:
-            raise DataError("prompt '' has no tokens; give at least one")
         wanted = numbered_samples(prompts, samples)
         asked = [
             sampling_arguments(params, sample_seed(params.seed, prompt, number), self.tokenizer.eos_id)
@@ -94,6 +98,7 @@ class VLLMEngine:
         ]
         # As ids, so that vLLM puts no start token before them.
         encoded = self.tokenizer.encode_batch([prompt for prompt, _ in wanted])
+        check_prompts(prompts, encoded[::samples], self._llm.model_config.max_model_len)
         answers = self._llm.generate(
             [{"prompt_token_ids": token_ids} for token_ids in encoded],
             [self._sampling_params(**arguments) for arguments in asked],
@@ -114,7 +119,7 @@ class VLLMEngine:
 def _completion(output: Any) -> Completion:
     """A `vllm.CompletionOutput` as ours."""
     if output.finish_reason not in ("stop", "length"):
-        raise ServerError(f"vLLM ended a completion with {output.finish_reason!r}; see its log above")
+        raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
     ids = list(output.token_ids)
     values = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
     return Completion(output.text, ids, values, output.finish_reason)

@@ -10,9 +10,10 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import torch
@@ -120,6 +121,13 @@ def serve(model: Any, tokenizer: Any, options: Options) -> None:
     ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
 
 
+def end_with(parent: int) -> None:
+    """End this process when the one that forked it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     # Children are not awaited: a killed one must vanish, so that a test sees it gone.
@@ -127,8 +135,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
     for line in sys.stdin:
+        parent = os.getpid()
         child = os.fork()
         if not child:
+            Thread(target=end_with, args=(parent,), daemon=True).start()
             serve(model, tokenizer, Options(**json.loads(line)))
         print(child, flush=True)
 
