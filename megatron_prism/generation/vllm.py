@@ -91,16 +91,15 @@ class VLLMEngine:
         Raises:
             DataError: for a prompt that is empty, or leaves no room for a single token.
         """
-        wanted = numbered_samples(prompts, samples)
+        # As ids, so that vLLM puts no start token before them.
+        encoded = self.tokenizer.encode_batch(list(prompts))
+        check_prompts(prompts, encoded, self._llm.model_config.max_model_len)
         asked = [
             sampling_arguments(params, sample_seed(params.seed, prompt, number), self.tokenizer.eos_id)
-            for prompt, number in wanted
+            for prompt, number in numbered_samples(prompts, samples)
         ]
-        # As ids, so that vLLM puts no start token before them.
-        encoded = self.tokenizer.encode_batch([prompt for prompt, _ in wanted])
-        check_prompts(prompts, encoded[::samples], self._llm.model_config.max_model_len)
         answers = self._llm.generate(
-            [{"prompt_token_ids": token_ids} for token_ids in encoded],
+            [{"prompt_token_ids": token_ids} for token_ids in encoded for _ in range(samples)],
             [self._sampling_params(**arguments) for arguments in asked],
             use_tqdm=False,
         )

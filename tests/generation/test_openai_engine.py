@@ -359,7 +359,7 @@ def transformers_serve(folder):
 def test_transformers_serve(folder, reference, tokenizer):
     """The real thing: no log-probabilities, no token ids, and the stop string stays in its text."""
     with transformers_serve(folder) as url:
-        with pytest.raises(ServerError, match="no log-probabilities .*logprobs=False"):
+        with pytest.raises(ServerError, match=r"no log-probabilities .*logprobs=False"):
             OpenAIEngine(url, str(folder), tokenizer).generate(["ABC"], GREEDY)
 
         engine = OpenAIEngine(url, str(folder), tokenizer, logprobs=False)
