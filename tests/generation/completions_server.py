@@ -27,6 +27,8 @@ class Options:
     refuse: how many requests are refused with `status` before one is answered.
     drop: how many connections are closed without an answer.
     die_at: the request, counted from 1, at which the server kills itself.
+    retry_after: the header of that name, of every refusal.
+    page: answer with a web page, as a proxy might.
     keep_stop: leave the stop string in the text, as some servers do.
     """
 
@@ -36,6 +38,8 @@ class Options:
     status: int = 429
     drop: int = 0
     die_at: int = 0
+    retry_after: str = ""
+    page: bool = False
     keep_stop: bool = False
 
 
@@ -108,8 +112,10 @@ def serve(model: Any, tokenizer: Any, options: Options) -> None:
                 self.answer(200, {"object": "text_completion", "model": body["model"], "choices": [choice]})
 
         def answer(self, status: int, content: dict[str, Any]) -> None:
-            data = json.dumps(content).encode()
+            data = b"<html>Sign in</html>" if options.page else json.dumps(content).encode()
             self.send_response(status)
+            if status != 200:
+                self.send_header("Retry-After", options.retry_after)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

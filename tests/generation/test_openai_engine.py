@@ -19,7 +19,7 @@ from tiny_models import make_checkpoint
 from tokenizers import Tokenizer as Tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils.import_utils import is_serve_available
+from transformers.utils.import_utils import is_accelerate_available, is_serve_available
 
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError, ServerError
@@ -116,9 +116,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for_port(port, seconds=120):
+def wait_for_port(port, process=None, seconds=120):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        assert process is None or process.poll() is None, "the server ended before it listened"
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
@@ -243,10 +244,24 @@ def test_trouble_that_stays_ends_in_one_line(server):
     with pytest.raises(ServerError) as stop:
         engine.generate(["A"], GREEDY)
     assert str(stop.value) == (
-        f"{server.url}/completions: 429 Too Many Requests: come back later (tries: 3, over 0.1 s of waiting); "
+        f"{server.url}/completions: 429 Too Many Requests: come back later (tries: 3, over 0.2 s of waiting); "
         "see that the server runs, or raise retries=2; 0 of 1 completions were finished and are lost, "
         "store=FOLDER would keep them"
     )
+
+
+def test_the_servers_own_wait_is_obeyed(server):
+    engine = OpenAIEngine(server.start(refuse=1, retry_after="1").url, "tiny", extra=IDS, first_wait=0.01)
+    started = time.monotonic()
+    engine.generate(["A"], GREEDY)
+    assert time.monotonic() - started >= 1
+
+
+def test_a_page_is_not_an_answer(server):
+    engine = OpenAIEngine(server.start(page=True).url, "tiny", extra=IDS, **HASTY)
+    with pytest.raises(ServerError, match=r"not JSON \('<html>Sign in</html>'\); is the address right"):
+        engine.generate(["A"], GREEDY)
+    assert len(server.asked) == 1
 
 
 def test_another_refusal_is_final(server):
@@ -347,14 +362,15 @@ def transformers_serve(folder):
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     ) as process:
         try:
-            wait_for_port(port)
+            wait_for_port(port, process)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.kill()
 
 
 @pytest.mark.skipif(
-    not is_serve_available(), reason="transformers serve needs the openai package (extra dev)"
+    not (is_serve_available() and is_accelerate_available()),
+    reason="transformers serve needs the packages openai and accelerate",
 )
 def test_transformers_serve(folder, reference, tokenizer):
     """The real thing: no log-probabilities, no token ids, and the stop string stays in its text."""
