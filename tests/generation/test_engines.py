@@ -24,7 +24,11 @@ def test_open_by_name():
     [
         ("openia", {}, "engine 'openia' does not exist; did you mean 'openai'"),
         ("sglang", {}, "engine 'sglang' does not exist; known: megatron, openai, vllm"),
-        ("openai", {"url": "http://localhost:1/v1"}, "unknown option 'url'; did you mean 'base_url'"),
+        (
+            "openai",
+            {"base-url": "http://localhost:1/v1"},
+            "unknown option 'base-url'; did you mean 'base_url'",
+        ),
         ("openai", {"model": "tiny"}, "option 'base_url' is missing"),
         ("megatron", {"batch": 3}, "unknown option 'batch'; did you mean 'batch_size'"),
         ("megatron", {}, "option 'train_artifact_folder' is missing"),
