@@ -36,6 +36,10 @@ class CheckpointError(PrismError):
     """A checkpoint that is damaged or belongs to another architecture."""
 
 
+class ServerError(PrismError):
+    """A server that does not answer, refuses a request, or answers without what was asked for."""
+
+
 class StageFailed(PrismError):
     """A stage's worker processes failed; the message names the log."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from megatron_prism.pipeline.config import ConfigError, positive
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.config import positive
 
 FinishReason = Literal["stop", "length"]
 
@@ -63,7 +65,41 @@ class Engine(Protocol):
     ) -> list[list[Completion]]: ...
 
 
-def prompt_seeds(seed: int, count: int) -> list[int]:
-    """A 63-bit seed for each of `count` prompts."""
-    digests = (hashlib.sha256(f"{seed}|{index}".encode()).digest() for index in range(count))
-    return [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
+def check_prompts(prompts: Sequence[str], encoded: Sequence[Sequence[int]], limit: int) -> None:
+    """Refuse a prompt (its token ids are in `encoded`) that is empty, or leaves no room for a token below `limit`.
+
+    Raises:
+        DataError: naming the prompt.
+    """
+    for prompt, token_ids in zip(prompts, encoded, strict=True):
+        if not token_ids:
+            raise DataError("prompt '' has no tokens; give at least one")
+        if len(token_ids) >= limit:
+            raise DataError(
+                f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; there is room for {limit} with the "
+                "completion (max_position_embeddings of the model, or context_length): shorten it"
+            )
+
+
+def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
+    """A 63-bit seed for each prompt, which does not depend on the other prompts of the call.
+
+    A prompt that is given again has another seed.
+    """
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        digest = hashlib.sha256(f"{seed} {seen[prompt]} {prompt}".encode()).digest()
+        seeds.append(int.from_bytes(digest[:8], "big") >> 1)
+        seen[prompt] += 1
+    return seeds
+
+
+def sample_seed(prompt_seed: int, number: int) -> int:
+    """The seed of a prompt's completion `number`, below 2**31 as servers want it."""
+    return (prompt_seed + number) % 2**31
+
+
+def cut_at_stop(text: str, stop: Sequence[str] | None) -> str:
+    """`text` up to the first of the `stop` strings."""
+    return text[: min((text.find(mark) for mark in stop or () if mark in text), default=len(text))]

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.generation.engine import Completion, FinishReason, SamplingParams, prompt_seeds
+from megatron_prism.generation.engine import (
+    Completion,
+    FinishReason,
+    SamplingParams,
+    check_prompts,
+    cut_at_stop,
+    prompt_seeds,
+)
 from megatron_prism.generation.sampling import sample_tokens, uniform_numbers
 from megatron_prism.generation.stages import through_stages
 from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots, set_slots
@@ -119,7 +126,7 @@ class MegatronEngine:
         Raises:
             DataError: for a prompt that is empty, or leaves no room for a single token.
         """
-        seeds = prompt_seeds(params.seed, len(prompts)) if seeds is None else seeds
+        seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         queue = deque(self._texts(prompts, params, samples, seeds))
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
@@ -144,14 +151,7 @@ class MegatronEngine:
     ) -> Iterator[_Text]:
         limit = self.context_length
         encoded = self.tokenizer.encode_batch(list(prompts))
-        for prompt, token_ids in zip(prompts, encoded, strict=True):
-            if not token_ids:
-                raise DataError("prompt '' has no tokens; give at least one")
-            if len(token_ids) >= limit:
-                raise DataError(
-                    f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; there is room for {limit} with the "
-                    "completion (max_position_embeddings of the model, or context_length): shorten it"
-                )
+        check_prompts(prompts, encoded, limit)
         for index, token_ids in enumerate(encoded):
             room = min(params.max_new_tokens, limit - len(token_ids))
             for sample in range(samples):
@@ -160,9 +160,8 @@ class MegatronEngine:
     def _completion(self, text: _Text, params: SamplingParams) -> Completion:
         ended = text.token_ids[-1] == self.tokenizer.eos_id
         said = self.tokenizer.decode(text.token_ids[:-1] if ended else text.token_ids)
-        cuts = [said.find(stop) for stop in params.stop or [] if stop in said]
         return Completion(
-            text=said[: min(cuts)] if cuts else said,
+            text=cut_at_stop(said, params.stop),
             token_ids=text.token_ids,
             logprobs=text.logprobs,
             finish_reason=text.finish_reason,

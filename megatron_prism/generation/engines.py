@@ -1,0 +1,47 @@
+"""One way to open any engine, by the name and the options that a config gives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.generation.engine import Engine
+from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.openai import OpenAIEngine
+from megatron_prism.generation.vllm import VLLMEngine
+
+# Whatever takes an engine's options: a constructor, or MegatronEngine's `load`, which ends what it began.
+OPENERS: dict[str, Callable[..., Any]] = {
+    "megatron": MegatronEngine.load,
+    "vllm": VLLMEngine,
+    "openai": OpenAIEngine,
+}
+
+
+@contextmanager
+def open_engine(name: str, **options: Any) -> Iterator[Engine]:
+    """The engine `name`: 'megatron', 'vllm' or 'openai'.
+
+    Args:
+        name: which one.
+        options: those of `MegatronEngine.load`, `VLLMEngine` or `OpenAIEngine`.
+
+    Raises:
+        ConfigError: for an unknown name or option (the nearest is suggested), or a missing option.
+    """
+    if name not in OPENERS:
+        raise ConfigError(f"engine '{name}' does not exist{suggest(name, OPENERS)}")
+    parameters = inspect.signature(OPENERS[name]).parameters
+    for option in options:
+        if option not in parameters:
+            raise ConfigError(f"engine '{name}': unknown option '{option}'{suggest(option, parameters)}")
+    for option, parameter in parameters.items():
+        if option not in options and parameter.default is parameter.empty:
+            raise ConfigError(f"engine '{name}': option '{option}' is missing")
+    opened = OPENERS[name](**options)
+    entered = opened if isinstance(opened, AbstractContextManager) else nullcontext(opened)
+    with entered as engine:
+        yield engine

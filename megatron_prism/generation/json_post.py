@@ -1,0 +1,129 @@
+"""One POST of JSON, tried again with growing waits while the server is away or overloaded.
+
+A request that broke off, 429 and 5xx may succeed later. Every other refusal is final: asking again cannot mend it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+from urllib.parse import urlsplit
+
+from megatron_prism.errors import ConfigError, ServerError
+from megatron_prism.pipeline.config import positive
+
+LONGEST_WAIT = 60.0
+TOO_MANY_REQUESTS, SERVER_FAILED = 429, 500
+# As much of a server's message as fits a line.
+MESSAGE_LENGTH = 300
+
+
+class _TryAgain(Exception):
+    """A failure that may pass; `wait` is how many seconds the server asked for."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class JsonEndpoint:
+    """Where to post, and how patiently.
+
+    Attributes:
+        api_key: sent as a bearer token; never part of a message.
+        timeout: seconds without a byte from the server after which a request counts as broken off.
+        retries: how often a request is tried again.
+        first_wait: seconds before the first retry; each later wait is twice as long, up to LONGEST_WAIT. A longer
+            `Retry-After` of the server is obeyed, up to the same limit.
+    """
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float = 600.0
+    retries: int = 6
+    first_wait: float = 1.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{self.url}: not an http(s) address; give one like http://localhost:8000/v1")
+        positive(self, "timeout", "first_wait")
+        if self.retries < 0:
+            raise ConfigError(f"retries={self.retries}: must be 0 or more")
+
+    def post(self, body: dict[str, Any], given_up: Event) -> Any:
+        """The answer's JSON. When `given_up` is set, no further try is made.
+
+        Raises:
+            ServerError: on a final refusal, after the last retry, or if the answer is not JSON.
+        """
+        data = json.dumps(body).encode()
+        waited, tries = 0.0, 0
+        while True:
+            tries += 1
+            try:
+                return self._once(data)
+            except _TryAgain as problem:
+                wait = min(max(self.first_wait * 2 ** (tries - 1), problem.wait), LONGEST_WAIT)
+                if tries > self.retries or given_up.wait(wait):
+                    raise ServerError(
+                        f"{self.url}: {problem} (tries: {tries}, over {waited:.1f} s of waiting); "
+                        f"see that the server runs, or raise retries={self.retries}"
+                    ) from None
+                waited += wait
+
+    def _once(self, data: bytes) -> Any:
+        request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"})
+        if self.api_key:
+            # Unredirected: another host must not learn the key.
+            request.add_unredirected_header("Authorization", f"Bearer {self.api_key}")
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                answer = response.read()
+        except urllib.error.HTTPError as refusal:
+            reason = f"{refusal.code} {refusal.reason}: {_message(refusal)}"
+            if refusal.code == TOO_MANY_REQUESTS or refusal.code >= SERVER_FAILED:
+                raise _TryAgain(reason, _retry_after(refusal)) from None
+            raise ServerError(f"{self.url}: {reason}") from None
+        except (OSError, http.client.HTTPException) as problem:
+            reason = str(getattr(problem, "reason", problem)) or type(problem).__name__
+            raise _TryAgain(f"no answer ({_line(reason)})") from None
+        try:
+            return json.loads(answer)
+        except ValueError:
+            shown = _line(answer.decode(errors="replace"))[:60]
+            raise ServerError(
+                f"{self.url}: the answer is not JSON ({shown!r}); is the address right?"
+            ) from None
+
+
+def _message(refusal: urllib.error.HTTPError) -> str:
+    """What the server says in one line: OpenAI's `error.message`, FastAPI's `detail`, or the body itself."""
+    try:
+        text = refusal.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return "no message"
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = text
+    for key in ("error", "detail", "message"):
+        if isinstance(found, dict):
+            found = found.get(key, found)
+    return _line(str(found))[:MESSAGE_LENGTH] or "no message"
+
+
+def _retry_after(refusal: urllib.error.HTTPError) -> float:
+    """Seconds; 0 where the header is missing or holds a date."""
+    value = refusal.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 0.0
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

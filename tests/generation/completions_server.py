@@ -1,0 +1,153 @@
+"""A small `/v1/completions` server that really samples, and fails in the ways that its options ask for.
+
+`python completions_server.py MODEL` loads the model once. Each JSON line on its standard input then forks a server of
+its own process (which a test may kill) with these options, and prints that process's id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@dataclass
+class Options:
+    """Attributes:
+    log: a file that gets every request's body and headers, one JSON line each.
+    refuse: how many requests are refused with `status` before one is answered.
+    drop: how many connections are closed without an answer.
+    die_at: the request, counted from 1, at which the server kills itself.
+    retry_after: the header of that name, of every refusal.
+    page: answer with a web page, as a proxy might.
+    keep_stop: leave the stop string in the text, as some servers do.
+    """
+
+    port: int
+    log: str
+    refuse: int = 0
+    status: int = 429
+    drop: int = 0
+    die_at: int = 0
+    retry_after: str = ""
+    page: bool = False
+    keep_stop: bool = False
+
+
+class Refused(Exception):
+    pass
+
+
+def complete(model: Any, tokenizer: Any, body: dict[str, Any], options: Options) -> dict[str, Any]:
+    """One choice of the OpenAI schema, sampled with the request's seed."""
+    prompt = tokenizer(body["prompt"], return_tensors="pt")
+    limit, length = model.config.max_position_embeddings, prompt.input_ids.shape[1]
+    if length + body["max_tokens"] > limit:
+        raise Refused(f"This model's maximum context length is {limit} tokens")
+    torch.manual_seed(body["seed"])
+    sampled = body["temperature"] > 0
+    made = model.generate(
+        **prompt,
+        max_new_tokens=body["max_tokens"],
+        do_sample=sampled,
+        **({"temperature": body["temperature"], "top_p": body["top_p"], "top_k": 0} if sampled else {}),
+        stop_strings=body.get("stop"),
+        tokenizer=tokenizer,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ids = made.sequences[0, length:].tolist()
+    logprobs = torch.log_softmax(torch.cat(made.logits).float(), -1)
+    ended = ids[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(ids[:-1] if ended else ids)
+    stops = [stop for stop in body.get("stop", ()) if stop in text]
+    if stops and not options.keep_stop:
+        text = text[: min(text.index(stop) for stop in stops)]
+    choice = {"index": 0, "text": text, "finish_reason": "stop" if ended or stops else "length"}
+    if "logprobs" in body:
+        choice["logprobs"] = {
+            "tokens": [tokenizer.decode([item]) for item in ids],
+            "token_logprobs": [logprobs[place, item].item() for place, item in enumerate(ids)],
+        }
+    if body.get("return_token_ids"):
+        choice["token_ids"] = ids
+    return choice
+
+
+def serve(model: Any, tokenizer: Any, options: Options) -> None:
+    lock = Lock()
+    seen = 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal seen
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock, open(options.log, "a") as log:
+                seen += 1
+                place = seen
+                log.write(json.dumps({"path": self.path, "headers": dict(self.headers), "body": body}) + "\n")
+            if place == options.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if place <= options.drop:
+                self.close_connection = True
+                return
+            if place <= options.drop + options.refuse:
+                self.answer(options.status, {"error": {"message": "come back\nlater"}})
+                return
+            try:
+                with lock:
+                    choice = complete(model, tokenizer, body, options)
+            except Refused as refusal:
+                self.answer(400, {"error": {"message": str(refusal), "type": "invalid_request_error"}})
+            else:
+                self.answer(200, {"object": "text_completion", "model": body["model"], "choices": [choice]})
+
+        def answer(self, status: int, content: dict[str, Any]) -> None:
+            data = b"<html>Sign in</html>" if options.page else json.dumps(content).encode()
+            self.send_response(status)
+            if status != 200:
+                self.send_header("Retry-After", options.retry_after)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
+
+
+def end_with(parent: int) -> None:
+    """End this process when the one that forked it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    # Children are not awaited: a killed one must vanish, so that a test sees it gone.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+    for line in sys.stdin:
+        parent = os.getpid()
+        child = os.fork()
+        if not child:
+            Thread(target=end_with, args=(parent,), daemon=True).start()
+            serve(model, tokenizer, Options(**json.loads(line)))
+        print(child, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A model behind a port: how tests start a server that really samples, kill it, and see what it was asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+
+
+class Server:
+    """A server on a port of its own, started and killed at will."""
+
+    def __init__(self, supervisor, folder):
+        self.supervisor = supervisor
+        self.port = free_port()
+        self.log = folder / "requests.jsonl"
+        self.log.touch()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.process = 0
+
+    def start(self, **options):
+        self.supervisor.stdin.write(json.dumps({"port": self.port, "log": str(self.log), **options}) + "\n")
+        self.supervisor.stdin.flush()
+        self.process = int(self.supervisor.stdout.readline())
+        wait_for_port(self.port)
+        return self
+
+    @property
+    def alive(self):
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self):
+        """Return when the process is gone, and its port with it."""
+        while self.process and self.alive:
+            os.kill(self.process, signal.SIGKILL)
+            time.sleep(0.01)
+
+    @property
+    def requests(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    @property
+    def asked(self):
+        """What each request asked for; equal requests ask for the same completion."""
+        return [json.dumps(request["body"], sort_keys=True) for request in self.requests]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port, process=None, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process is None or process.poll() is None, "the server ended before it listened"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"no server on port {port} after {seconds} s")

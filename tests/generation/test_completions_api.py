@@ -1,0 +1,99 @@
+"""Reading an answer: what a server may leave out, and token ids where it reports none."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_prism.data.tokenizer import train_tokenizer
+from megatron_prism.errors import ServerError
+from megatron_prism.generation.completions_api import read_answer
+from megatron_prism.generation.engine import Completion, SamplingParams
+
+PARAMS = SamplingParams(stop=["\n\n"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Byte-level: a token may be part of a character."""
+    texts = ["the cat sat on the mat, the rat sat on the cat"] * 4
+    return train_tokenizer(texts, 270, tmp_path_factory.mktemp("tokenizer"))
+
+
+def answer(text, tokens=None, finish="length", **more):
+    choice = {"text": text, "finish_reason": finish, **more}
+    if tokens is not None:
+        choice["logprobs"] = {"tokens": tokens, "token_logprobs": [-0.5] * len(tokens)}
+    return {"choices": [choice]}
+
+
+def tokens_of(tokenizer, ids):
+    return [tokenizer.decode([item]) for item in ids]
+
+
+def test_a_cut_that_is_not_the_encoders_own_is_kept(tokenizer):
+    """The model may spell a word in other tokens than the tokenizer would."""
+    ids = [*tokenizer.encode("t"), *tokenizer.encode("h"), *tokenizer.encode("e"), *tokenizer.encode(" cat")]
+    assert ids != tokenizer.encode("the cat")
+    made = read_answer(answer("the cat", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
+    assert made == Completion("the cat", ids, [-0.5] * len(ids), "length")
+
+
+def test_the_end_token_and_the_stop_string_keep_their_tokens(tokenizer):
+    ids = tokenizer.encode("the cat")
+    tokens = [*tokens_of(tokenizer, ids), "<|endoftext|>"]
+    ended = read_answer(answer("the cat", tokens, "stop"), PARAMS, True, tokenizer)
+    assert ended == Completion("the cat", [*ids, tokenizer.eos_id], [-0.5] * (len(ids) + 1), "stop")
+    # Said in ordinary characters it is text, and no end token.
+    spelt = tokenizer.encode("<|endoftext|>")
+    assert tokenizer.eos_id not in spelt
+    said = read_answer(answer("<|endoftext|>", tokens_of(tokenizer, spelt)), PARAMS, True, tokenizer)
+    assert said.token_ids == spelt
+
+    ids = tokenizer.encode("the\n\n")
+    stopped = read_answer(answer("the", tokens_of(tokenizer, ids), "stop"), PARAMS, True, tokenizer)
+    assert (stopped.text, stopped.token_ids) == ("the", ids)
+    # A server that reports 'length' because the stop string came with the last token.
+    stopped = read_answer(answer("the\n\n", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
+    assert (stopped.text, stopped.finish_reason) == ("the", "stop")
+
+
+def test_parts_of_a_character(tokenizer):
+    ids = tokenizer.encode("é")
+    assert len(ids) == 2
+    made = read_answer(answer("é", ["\ufffd", "\ufffd"]), PARAMS, True, tokenizer)
+    assert made.token_ids == ids
+    with pytest.raises(
+        ServerError, match="1 log-probabilities but 2 token ids; ask the server for token ids"
+    ):
+        read_answer(answer("é", ["\ufffd"]), PARAMS, True, tokenizer)
+
+
+def test_the_servers_ids_come_first(tokenizer):
+    made = read_answer(answer("ab", ["a", "b"], token_ids=[7, 8]), PARAMS, True, tokenizer)
+    assert made.token_ids == [7, 8]
+    with pytest.raises(ServerError, match="2 log-probabilities but 3 token ids"):
+        read_answer(answer("ab", ["a", "b"], token_ids=[7, 8, 9]), PARAMS, True, tokenizer)
+
+
+def test_texts_alone(tokenizer):
+    assert read_answer(answer("ab"), PARAMS, False, None) == Completion("ab", [], [], "length")
+    assert read_answer(answer("ab"), PARAMS, False, tokenizer).token_ids == tokenizer.encode("ab")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (answer("ab"), "no log-probabilities"),
+        (answer("ab", logprobs={"token_logprobs": [None, -1.0]}), "no log-probabilities"),
+        (answer("ab", logprobs={"token_logprobs": [float("nan"), -1.0]}), "no log-probabilities"),
+        (answer("ab", ["a", "b"]), "no token ids; give the engine a tokenizer"),
+        (answer("ab", ["a", "b"], finish="content_filter"), "finish_reason='content_filter'"),
+        (answer("ab", ["a", "b"], finish=None), "finish_reason=None"),
+        (answer(None), r"no choices\[0\].text"),
+        ({"choices": []}, r"no choices\[0\].text"),
+        (["ab"], r"no choices\[0\].text"),
+    ],
+)
+def test_what_is_missing_is_named(given, message):
+    with pytest.raises(ServerError, match=message):
+        read_answer(given, PARAMS, True, None)
