@@ -61,7 +61,7 @@ def training_figure(name: str, history: History, sources: Sequence[str]) -> str:
     panels = [kind for kind in ("loss", "validation", "lr") if getattr(history, kind)]
     if not panels:
         return ""
-    with _canvas(name, 9.4, 2.9, len(panels)) as (axes, render):
+    with canvas(name, 9.4, 2.9, len(panels)) as (axes, render):
         for axis, kind in zip(axes, panels, strict=True):
             axis.set_xlabel("step")
             if kind == "loss":
@@ -85,7 +85,7 @@ def score_figure(rows: Sequence[ScoreRow]) -> str:
     suites = list(dict.fromkeys(row.suite for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
     width = 0.8 / len(models)
-    with _canvas("scores", 9.4, 3.2, 1) as (axes, render):
+    with canvas("scores", 9.4, 3.2, 1) as (axes, render):
         axis = axes[0]
         for number, model in enumerate(models):
             shown = [row for row in rows if row.model == model]
@@ -123,7 +123,7 @@ def retrieval_figure(rows: Sequence[RulerScores]) -> str:
     if not rows:
         return ""
     lengths = sorted({each.length for row in rows for each in row.lengths})
-    with _canvas("retrieval", 9.4, 3.2, 1) as (axes, render):
+    with canvas("retrieval", 9.4, 3.2, 1) as (axes, render):
         axis = axes[0]
         for number, row in enumerate(rows):
             # Side by side, so that whiskers of models that do alike can be told apart.
@@ -194,7 +194,7 @@ def _validation_panel(axis: Any, history: History, sources: Sequence[str]) -> No
 
 
 @contextmanager
-def _canvas(
+def canvas(
     seed: str, width: float, height: float, columns: int
 ) -> Iterator[tuple[list[Any], Callable[[], str]]]:
     """`columns` axes side by side (sizes in inches) and the function that renders them."""

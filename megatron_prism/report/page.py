@@ -16,6 +16,7 @@ from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.report.figures import retrieval_figure, score_figure, training_figure
 from megatron_prism.report.graph_figure import graph_figure
 from megatron_prism.report.records import Run, read_history
+from megatron_prism.report.reinforcement import RL_KIND, frontier_figure, rl_figure, rl_table
 from megatron_prism.report.restoration import recovery_table, restoration_table, ruler_scores
 from megatron_prism.report.tables import (
     ScoreRow,
@@ -69,6 +70,9 @@ def render_page(run: Run, title: str) -> str:
         retrieval=restoration_table(artifacts),
         retrieval_figure=Markup(retrieval_figure(ruler_scores(artifacts))),
         recovery=recovery_table(artifacts),
+        rl=rl_table(artifacts),
+        rl_figure=Markup(rl_figure(artifacts)),
+        frontier_figure=Markup(frontier_figure(artifacts)),
         truncated=[row for row in rows if row.truncated > 0],
         training=[(name, Markup(svg)) for name, svg in _training_figures(artifacts)],
         training_table=training_table(artifacts),
@@ -113,7 +117,11 @@ def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
 
 
 def _training_figures(artifacts: dict[str, Artifact]) -> list[tuple[str, str]]:
-    histories = {name: history for name, a in artifacts.items() if (history := read_history(a)) is not None}
+    histories = {
+        name: history
+        for name, artifact in artifacts.items()
+        if artifact.kind != RL_KIND and (history := read_history(artifact)) is not None
+    }
     sources = sorted({source for history in histories.values() for source in history.validation})
     figures = [(name, training_figure(name, history, sources)) for name, history in histories.items()]
     return [(name, svg) for name, svg in figures if svg]

@@ -34,12 +34,14 @@ class CheckPrompts(Stage):
 
     Attributes:
         files: JSON lines, or folders of them.
+        domains: which domains to take; none named: all.
         sandbox: how programs are isolated: "strong", or "weak", which is no isolation.
     """
 
     kind: ClassVar[str] = "prompts"
 
     files: list[str] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
     grading_workers: int = tuning(2)
     grading_timeout_seconds: float = 5.0
     grading_memory_mib: int = 2048
@@ -65,7 +67,7 @@ class CheckPrompts(Stage):
         dropped: dict[str, int] = {}
         kept: dict[str, Problem] = {}
         solutions: dict[str, str] = {}
-        for problem, solution, reason in _read(named):
+        for problem, solution, reason in _read(named, self.domains):
             reason = reason or (REPEATED if problem is not None and problem.id in kept else None)
             if reason or problem is None:
                 dropped[str(reason)] = dropped.get(str(reason), 0) + 1
@@ -101,10 +103,12 @@ class CheckPrompts(Stage):
         return {name for name, verdict in zip(solutions, grades, strict=True) if not verdict.correct}
 
 
-def _read(files: list[Path]) -> Iterator[tuple[Problem | None, str | None, str | None]]:
+def _read(files: list[Path], domains: list[str]) -> Iterator[tuple[Problem | None, str | None, str | None]]:
     """(problem, solution, reason to drop it) of every line; a line that is not a problem at all is an error."""
     for file in files:
         for record, where in read_records(file):
+            if domains and record.get("domain") not in domains:
+                continue
             solution = record.pop("solution", None)
             answer = record.get("tests") if record.get("kind") == "code" else record.get("answer")
             if answer in (None, []) or (isinstance(answer, str) and not answer.strip()):

@@ -70,7 +70,8 @@ def test_a_seed_repeats_whatever_else_is_asked(server):
     first = engine.generate(PROMPTS, SAMPLED, samples=2)
     assert engine.generate(PROMPTS[::-1], SAMPLED, samples=2)[::-1] == first
     [one, two] = engine.generate(["ABC", "ABC"], SAMPLED)
-    assert one == first[0][:1] and two != one
+    assert one == first[0][:1]
+    assert two != one
     # Unless seeds are given: the same one twice gives the same completion twice.
     assert len({each[0].text for each in engine.generate(["ABC"] * 3, SAMPLED, seeds=[4, 4, 5])}) == 2
     assert engine.generate(["ABC"], SamplingParams(8, 0.9, 0.9, seed=5), samples=2) != first[:1]

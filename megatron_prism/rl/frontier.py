@@ -1,0 +1,90 @@
+"""The solvability frontier: how prompts that were out of reach at the start fare over the steps (paper, figure 10).
+
+Prompts are grouped by how many of the difficulty store's answers were right, not by the run's own first evaluation: a
+group chosen by the very numbers it is then judged by would seem to change by chance alone. Some of that stays: of
+prompts with 0 of 16, a few are easier than they looked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.errors import ArtifactError, ConfigError
+from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.stage import Stage
+from megatron_prism.rl.difficulty import read_difficulty
+
+TRACKED, FRONTIER = "tracked", "frontier.json"
+
+
+@dataclass
+class Frontier(Stage):
+    """Inputs: `rl`, a run that had `tracked` prompts, and `difficulty`. Output: `frontier.json`.
+
+    Attributes:
+        counts: numbers of right answers whose prompts are followed.
+    """
+
+    kind: ClassVar[str] = "frontier"
+
+    counts: list[int] = field(default_factory=lambda: [0, 1])
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 0:
+            raise ConfigError(f"counts={self.counts}: name at least one number of right answers, 0 or more")
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        before = {each.problem.id: each.correct for each in read_difficulty(inputs["difficulty"].path)}
+        found = frontier(inputs["rl"].path, before, self.counts)
+        write_json(out / FRONTIER, found)
+        return {"curves": found}
+
+
+def frontier(run: Path, before: Mapping[str, int], counts: list[int]) -> list[dict[str, Any]]:
+    """A curve per domain and count: `{"domain", "count", "prompts", "points": [[step, pass rate], ...]}`.
+
+    Args:
+        run: the folder of an `rl` artifact.
+        before: right answers of each prompt at the start, by id.
+
+    Raises:
+        ArtifactError: if the run followed no prompts, or others than were counted.
+    """
+    files = sorted((run / TRACKED).glob("step_*.jsonl.zst"))
+    if not files:
+        raise ArtifactError(f"{run / TRACKED}: no answers; give the rl stage `tracked` prompts to follow")
+    rates: dict[tuple[str, int], dict[int, list[bool]]] = {}
+    prompts: dict[tuple[str, int], set[str]] = {}
+    for file in files:
+        step = int(file.name.removeprefix("step_").split(".")[0])
+        for answer in _answers(file):
+            name = str(answer["id"])
+            if name not in before:
+                raise ArtifactError(f"{file}: prompt '{name}' is not in the difficulty store it is told by")
+            if before[name] in counts:
+                key = (str(answer["domain"]), before[name])
+                rates.setdefault(key, {}).setdefault(step, []).append(bool(answer["correct"]))
+                prompts.setdefault(key, set()).add(name)
+    return [
+        {
+            "domain": domain,
+            "count": count,
+            "prompts": len(prompts[domain, count]),
+            "points": [[step, sum(right) / len(right)] for step, right in sorted(by_step.items())],
+        }
+        for (domain, count), by_step in sorted(rates.items())
+    ]
+
+
+def _answers(file: Path) -> list[dict[str, Any]]:
+    import zstandard
+
+    try:
+        with zstandard.open(file, "rt", encoding="utf-8") as handle:
+            return [json.loads(line) for line in handle]
+    except (OSError, ValueError, zstandard.ZstdError) as problem:
+        raise ArtifactError(f"{file}: not readable ({problem}); run the stage again") from None
