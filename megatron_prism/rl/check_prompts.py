@@ -1,0 +1,119 @@
+"""The stage that takes prompts from a corpus or from files and drops those no answer could ever be right for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.data.readers import source_files
+from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.artifact import Artifact, hash_file
+from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.platform.console import get_logger
+from megatron_prism.rl.prompts import PROMPTS, count_by_domain, write_prompts
+from megatron_prism.verification.grade import GradeItem, grade_all
+from megatron_prism.verification.problems import Problem, parse_problem
+from megatron_prism.verification.workers import GradingPool
+
+NO_ANSWER, FAILED_SOLUTION, REPEATED = "no answer", "reference solution fails", "id met before"
+
+log = get_logger(__name__)
+
+
+@dataclass
+class CheckPrompts(Stage):
+    """Input: `corpus`, if it has `prompts/`; or `files`. Output: `prompts/DOMAIN.jsonl`.
+
+    A line is a problem as in an evaluation suite, with one key more if you have it: `solution`, a completion that must
+    be graded as correct. Dropped, and counted by reason, are prompts without an answer or tests, those whose solution
+    fails, and repeated ids.
+
+    Attributes:
+        files: JSON lines, or folders of them.
+    """
+
+    kind: ClassVar[str] = "prompts"
+
+    files: list[str] = field(default_factory=list)
+    grading_workers: int = tuning(2)
+    grading_timeout_seconds: float = 5.0
+    grading_memory_mib: int = 2048
+
+    def __post_init__(self) -> None:
+        positive(self, "grading_workers", "grading_timeout_seconds", "grading_memory_mib")
+        self.files = [str(Path(file).resolve()) for file in self.files]
+
+    def identity(self) -> dict[str, Any]:
+        hashes = [hash_file(each) for name in self.files for each in source_files(Path(name))]
+        return super().identity() | {"files": hashes}
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        named = [each for name in self.files for each in source_files(Path(name))]
+        if "corpus" in inputs and not named:
+            named = sorted(inputs["corpus"].file(PROMPTS).glob("*.jsonl"))
+        if not named:
+            raise ConfigError(
+                "files=[]: name the JSON lines that hold the prompts, or give a corpus that has some"
+            )
+        dropped: dict[str, int] = {}
+        kept: dict[str, Problem] = {}
+        solutions: dict[str, str] = {}
+        for problem, solution, reason in _read(named):
+            reason = reason or (REPEATED if problem is not None and problem.id in kept else None)
+            if reason or problem is None:
+                dropped[str(reason)] = dropped.get(str(reason), 0) + 1
+                continue
+            kept[problem.id] = problem
+            if solution is not None:
+                solutions[problem.id] = solution
+        failed = self._failed(kept, solutions)
+        if failed:
+            dropped[FAILED_SOLUTION] = len(failed)
+        problems = [problem for name, problem in kept.items() if name not in failed]
+        if not problems:
+            raise DataError(f"{named[0]}: no prompt is left; dropped: {dropped}")
+        write_prompts(out, problems)
+        log.info("%d prompts; dropped %s", len(problems), dropped or "none")
+        return {
+            "prompts": count_by_domain(problems),
+            "dropped": dropped,
+            "with_solution": len(solutions),
+            "failed": sorted(failed)[:20],
+        }
+
+    def _failed(self, problems: Mapping[str, Problem], solutions: Mapping[str, str]) -> set[str]:
+        items = [
+            GradeItem(problems[name].kind, solution, problems[name].answer, problems[name].tests)
+            for name, solution in solutions.items()
+        ]
+        if not items:
+            return set()
+        with GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool:
+            grades = grade_all(items, pool)
+        return {name for name, verdict in zip(solutions, grades, strict=True) if not verdict.correct}
+
+
+def _read(files: list[Path]) -> Iterator[tuple[Problem | None, str | None, str | None]]:
+    """(problem, solution, reason to drop it) of every line; a line that is not a problem at all is an error."""
+    for file in files:
+        with open(file, encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                where = f"{file}:{number}"
+                try:
+                    record = json.loads(line)
+                except ValueError as reason:
+                    raise DataError(f"{where}: not valid JSON ({reason})") from None
+                if not isinstance(record, dict):
+                    raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+                solution = record.pop("solution", None)
+                answer = record.get("tests") if record.get("kind") == "code" else record.get("answer")
+                if answer in (None, [], "") or (isinstance(answer, str) and not answer.strip()):
+                    yield None, None, NO_ANSWER
+                    continue
+                yield parse_problem(json.dumps(record), where), solution, None

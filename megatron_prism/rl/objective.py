@@ -1,0 +1,231 @@
+"""The paper's objective (section 15), its relatives, and their gradients by autograd.
+
+    J = E[ 1/sum_j |o_j| * sum_i sum_t  w_it * min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i) - beta KL_it ]
+    A_i = (r_i - mean) / (std + eta)        r_it = pi / pi_old        w_it = min(pi_old / pi_sampler, C)
+
+i runs over the answers of a group, t over the tokens of an answer. w is truncated importance sampling: it corrects for
+a sampler whose probabilities are not quite the trainer's, and carries no gradient. The KL term is not multiplied by it.
+
+Everything here is arithmetic on tensors; what is a token of which answer is the caller's to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.config import one_of
+
+ESTIMATORS = ("k1", "k2", "k3")
+RATIOS = ("token", "sequence")
+NORMALIZATIONS = ("group_tokens", "batch_tokens", "sequence", "constant")
+ADVANTAGES = ("group_std", "group_mean", "leave_one_out")
+# Bounds of differences of log-probabilities before they are exponentiated (open-instruct, grpo_fast.py at 2e01163ad).
+KL_BOUND, TIS_BOUND, RATIO_BOUND = 40.0, 10.0, 40.0
+# What `policy_loss` reports, as sums over tokens.
+METRICS = (
+    "ratio",
+    "clipped_low",
+    "clipped_high",
+    "tis_weight",
+    "tis_capped",
+    "kl",
+    "negative_logprob",
+    "moved",
+)
+
+
+@dataclass
+class Objective:
+    """Which objective. The defaults are the paper's; where it is silent, open-instruct's (docs/rl.md).
+
+    Attributes:
+        epsilon_low, epsilon_high: the ratio is clipped to [1 - low, 1 + high].
+        tis_cap: C; None leaves importance sampling out (w = 1).
+        kl_coefficient: beta; 0 needs no reference.
+        kl_estimator: of KL(policy || reference) from one sample: 'k1', 'k2' or 'k3'
+            (joschu.net/blog/kl-approx.html).
+        ratio: 'token', or 'sequence': the geometric mean over an answer's tokens (GSPO, arXiv 2507.18071).
+        normalization: what the sum over tokens is divided by: the tokens of a 'group_tokens' group, and then the number
+            of groups (the paper); all 'batch_tokens' (DAPO); the tokens of each 'sequence' and the number of them
+            (GRPO, arXiv 2402.03300); or a 'constant', answers times most tokens (Dr.GRPO, arXiv 2503.20783).
+        advantage: rewards less the group's mean, over its standard deviation ('group_std', of the population), or
+            undivided ('group_mean'); or less the mean of the others ('leave_one_out', RLOO, arXiv 2402.14740).
+        advantage_epsilon: eta.
+    """
+
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.2
+    tis_cap: float | None = 2.0
+    kl_coefficient: float = 0.05
+    kl_estimator: str = "k3"
+    ratio: str = "token"
+    normalization: str = "group_tokens"
+    advantage: str = "group_std"
+    advantage_epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        one_of(self.kl_estimator, ESTIMATORS, "kl_estimator")
+        one_of(self.ratio, RATIOS, "ratio")
+        one_of(self.normalization, NORMALIZATIONS, "normalization")
+        one_of(self.advantage, ADVANTAGES, "advantage")
+        if not 0 <= self.epsilon_low < 1 or self.epsilon_high < 0:
+            raise ConfigError(
+                f"epsilon_low={self.epsilon_low}, epsilon_high={self.epsilon_high}: need 0 <= low < 1 and high >= 0"
+            )
+        if self.tis_cap is not None and self.tis_cap <= 0:
+            raise ConfigError(
+                f"tis_cap={self.tis_cap}: must be greater than zero; null leaves the correction out"
+            )
+        if self.kl_coefficient < 0 or self.advantage_epsilon < 0:
+            raise ConfigError(
+                f"kl_coefficient={self.kl_coefficient}, advantage_epsilon={self.advantage_epsilon}: must be 0 or more"
+            )
+
+
+def advantages(rewards: Tensor, objective: Objective) -> Tensor:
+    """Advantage of each answer, `[groups, samples]`, from rewards of that shape.
+
+    Raises:
+        ValueError: if a reward is not finite, or a group has one answer only.
+    """
+    if not torch.isfinite(rewards).all():
+        raise ValueError("a reward is not a finite number")
+    samples = rewards.shape[1]
+    if samples < 2:
+        raise ValueError("a group of one answer has nothing to compare it with")
+    centred = rewards - rewards.mean(1, keepdim=True)
+    if objective.advantage == "group_mean":
+        return centred
+    if objective.advantage == "leave_one_out":
+        # r_i - mean of the others = (r_i - mean of all) * n / (n - 1)
+        return centred * samples / (samples - 1)
+    return centred / (rewards.std(1, correction=0, keepdim=True) + objective.advantage_epsilon)
+
+
+def token_weights(lengths: Tensor, objective: Objective, most_tokens: int) -> Tensor:
+    """What each token of an answer weighs in the sum over all tokens, `[groups, samples]` in fp64.
+
+    Args:
+        lengths: tokens of each answer, `[groups, samples]`.
+        most_tokens: the longest an answer could have been.
+
+    Raises:
+        ValueError: if an answer has no tokens.
+    """
+    if int(lengths.min()) < 1:
+        raise ValueError("an answer without tokens")
+    sizes = lengths.double()
+    if objective.normalization == "batch_tokens":
+        return torch.ones_like(sizes) / sizes.sum()
+    if objective.normalization == "sequence":
+        return 1 / (sizes * sizes.numel())
+    if objective.normalization == "constant":
+        return torch.ones_like(sizes) / (sizes.numel() * most_tokens)
+    return (1 / (sizes.sum(1, keepdim=True) * sizes.shape[0])).expand_as(sizes)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor,
+    reference_logprobs: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    mask: Tensor,
+    objective: Objective,
+    sequence_log_ratio: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-J of these tokens, and sums of `METRICS` over them. Every tensor is `[batch, seq]`.
+
+    Args:
+        logprobs: of the policy, with gradient.
+        old_logprobs: of the policy before the step; None is on-policy: they are `logprobs`, and the ratio is 1.
+        sampler_logprobs: as the sampler reported them.
+        reference_logprobs: needed unless kl_coefficient is 0.
+        advantages, weights: per token; the weights of a batch (`token_weights`) carry all normalization.
+        mask: 1 for tokens that count.
+        sequence_log_ratio: of each token's answer (`sequence_log_ratio`), for ratio='sequence'.
+    """
+    counted = mask > 0
+
+    def difference(left: Tensor, right: Tensor, bound: float) -> Tensor:
+        # What does not count must not make a NaN either: its gradient would be one, whatever it is multiplied by.
+        return torch.where(counted, left - right, 0.0).clamp(-bound, bound)
+
+    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    if objective.ratio == "sequence":
+        assert sequence_log_ratio is not None
+        # GSPO-token: the answer's ratio in value, and through each token its own gradient.
+        ratio = (
+            sequence_log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND).exp()
+            * difference(logprobs, logprobs.detach(), RATIO_BOUND).exp()
+        )
+    else:
+        ratio = difference(logprobs, old, RATIO_BOUND).exp()
+    low, high = 1 - objective.epsilon_low, 1 + objective.epsilon_high
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    correction = torch.ones_like(ratio)
+    capped = torch.zeros_like(counted)
+    if objective.tis_cap is not None:
+        raw = difference(old, sampler_logprobs, TIS_BOUND).exp()
+        correction, capped = raw.clamp(max=objective.tis_cap), raw > objective.tis_cap
+    kl = torch.zeros_like(ratio)
+    if objective.kl_coefficient:
+        assert reference_logprobs is not None
+        kl = estimate_kl(difference(reference_logprobs, logprobs, KL_BOUND), objective.kl_estimator)
+    terms = correction * surrogate - objective.kl_coefficient * kl
+    loss = -(torch.where(counted, terms, 0.0) * weights).sum()
+    with torch.no_grad():
+        moved = difference(logprobs.detach(), old, RATIO_BOUND)
+        values: dict[str, Any] = {
+            "ratio": ratio.detach(),
+            "clipped_low": (ratio < low) & (advantages < 0),
+            "clipped_high": (ratio > high) & (advantages > 0),
+            "tis_weight": correction,
+            "tis_capped": capped,
+            "kl": kl.detach(),
+            "negative_logprob": -logprobs.detach(),
+            # KL(old || policy), by the k3 estimator: how far the step has gone.
+            "moved": moved.exp() - moved - 1,
+        }
+        sums = {name: torch.where(counted, values[name].float(), 0.0).sum() for name in METRICS}
+    return loss, sums
+
+
+def estimate_kl(log_ratio: Tensor, estimator: str) -> Tensor:
+    """KL(policy || reference) per token from d = log reference - log policy at a token of the policy's."""
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    return log_ratio.expm1() - log_ratio
+
+
+def sequence_log_ratio(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, texts: Tensor, group: Any = None
+) -> Tensor:
+    """Mean over an answer's tokens of log pi - log pi_old, at each of its tokens; `[batch, seq]`, no gradient.
+
+    Args:
+        texts: which answer each token belongs to, numbered from 0.
+        group: process group over whose ranks the answers' tokens are spread (context parallelism).
+    """
+    import torch.distributed as dist
+
+    counted = mask > 0
+    count = texts.max().long() + 1
+    if group is not None and group.size() > 1:
+        dist.all_reduce(count, op=dist.ReduceOp.MAX, group=group)
+    sums = torch.zeros(2, int(count), dtype=torch.float64, device=logprobs.device)
+    differences = torch.where(counted, (logprobs - old_logprobs).detach(), 0.0)
+    sums[0].index_add_(0, texts.flatten(), differences.double().flatten())
+    sums[1].index_add_(0, texts.flatten(), counted.double().flatten())
+    if group is not None and group.size() > 1:
+        dist.all_reduce(sums, group=group)
+    means = sums[0] / sums[1].clamp(min=1)
+    return means[texts].to(logprobs.dtype)

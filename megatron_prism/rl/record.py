@@ -1,0 +1,106 @@
+"""What a run of reinforcement learning leaves to look at: metrics, a console line a step, and the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import ArtifactError
+from megatron_prism.platform.console import get_logger
+from megatron_prism.rl.loop import StepReport
+from megatron_prism.rl.rollout import Group
+from megatron_prism.training.metrics import RunLog
+
+ANSWERS = "answers"
+
+log = get_logger(__name__)
+
+
+class RLLog(RunLog):
+    """metrics.jsonl, TensorBoard and one console line per step."""
+
+    def __init__(self, out: Path, steps: int, resume_step: int) -> None:
+        super().__init__(out, resume_step)
+        self.steps = steps
+
+    def step(self, step: int, report: StepReport, lr: float) -> None:
+        record = {"step": step, "lr": lr, **report.record()}
+        self.write(record)
+        for name, value in _flat(record):
+            self.board.add_scalar(f"rl/{name}", value, step)
+        gap = record.get("gap", {})
+        log.info(
+            "step %d/%d | reward %.3f | pass %.1f%% | none %.0f%% all %.0f%% | length %.0f (cut %.0f%%) | "
+            "kl %.4f | gap %.1e | grad norm %.3f | %s | ETA %.0f s",
+            *(step, self.steps, record["reward"], 100 * record["pass_rate"]["all"]),
+            *(100 * record["solve_none"], 100 * record["solve_all"]),
+            *(record["mean_length"], 100 * record["truncated"], record.get("kl", 0.0)),
+            *(gap.get("max_abs", 0.0), record.get("grad_norm", 0.0)),
+            " ".join(f"{name} {value:.1f}s" for name, value in record["seconds"].items()),
+            self.seconds_left(step, self.steps),
+        )
+
+    def evaluation(self, step: int, name: str, rates: Mapping[str, float], counts: Mapping[str, int]) -> None:
+        """Pass rates of prompts that are asked again and again; `counts` are answers per domain."""
+        self.write({"step": step, "evaluation": name, "pass_rate": dict(rates), "answers": dict(counts)})
+        for domain, rate in rates.items():
+            self.board.add_scalar(f"{name}/{domain}", rate, step)
+        log.info("step %d | %s | %s", step, name, " | ".join(f"{d} {100 * r:.1f}%" for d, r in rates.items()))
+
+
+def write_answers(folder: Path, step: int, groups: Sequence[Group]) -> None:
+    """All answers of a step as `step_NNNNNNN.jsonl.zst` in `folder`, whole or not at all."""
+    import zstandard
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{step:07d}.jsonl.zst"
+    partial = target.with_name(target.name + ".partial")
+    with zstandard.open(partial, "wb") as handle:
+        for group in groups:
+            for index, answer in enumerate(group.answers):
+                completion = answer.completion
+                line = {
+                    "id": group.problem.id,
+                    "domain": group.problem.domain,
+                    "sample": index,
+                    "prompt": group.problem.prompt,
+                    "completion": completion.text,
+                    "tokens": len(completion.token_ids),
+                    "finish_reason": completion.finish_reason,
+                    "reason": answer.grade.reason,
+                    "extracted": answer.grade.extracted,
+                    "reward": answer.reward.value,
+                    "parts": answer.reward.parts,
+                    "correct": answer.reward.correct,
+                }
+                # ASCII JSON: a sampled text may hold lone surrogates, which UTF-8 refuses.
+                handle.write(json.dumps(line).encode("ascii") + b"\n")
+    partial.rename(target)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl.
+
+    Raises:
+        ArtifactError: if it is missing or damaged.
+    """
+    file = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as problem:
+        raise ArtifactError(f"{file}: not readable ({problem}); run the stage again") from None
+
+
+def evaluations(metrics: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[str, float]]:
+    """Step -> pass rate by domain of one set of prompts that was asked again and again."""
+    return {line["step"]: line["pass_rate"] for line in metrics if line.get("evaluation") == name}
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            yield f"{prefix}{name}", float(value)

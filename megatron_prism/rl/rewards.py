@@ -1,0 +1,119 @@
+"""From a verdict to a reward: the format gate, and what is taken off for not ending, for repeating, for length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.generation.engine import FinishReason
+from megatron_prism.verification.extract import has_think_format
+
+
+@dataclass
+class RewardSettings:
+    """The paper names the format gate and both penalties, and no numbers for the penalties.
+
+    Attributes:
+        correct, wrong: rewards of a right and a wrong answer.
+        format_gate: an answer that is not `<think> ... </think>` and then something gets 0 and counts as wrong.
+        unfinished: the reward of an answer that ran out of tokens, whatever it says; None: as any other
+            (open-instruct's non_stop_penalty, with its default value).
+        repetition_ngram: length of the n-grams of tokens in which repetition is measured.
+        repetition_threshold: share of repeated n-grams up to which nothing is taken off.
+        repetition_penalty: taken off, times the share of n-grams that were there before in the answer.
+        overlong_tokens: answers longer than this less `overlong_buffer` lose up to 1, linearly over the buffer (DAPO's
+            soft overlong punishment, arXiv 2503.14476, equation 13); 0: none do.
+        overlong_buffer: in tokens.
+    """
+
+    correct: float = 1.0
+    wrong: float = 0.0
+    format_gate: bool = True
+    unfinished: float | None = 0.0
+    repetition_ngram: int = 20
+    repetition_threshold: float = 0.1
+    repetition_penalty: float = 0.0
+    overlong_tokens: int = 0
+    overlong_buffer: int = 0
+
+    def __post_init__(self) -> None:
+        if self.correct <= self.wrong:
+            raise ConfigError(f"correct={self.correct}: must be more than wrong={self.wrong}")
+        if self.repetition_ngram < 1:
+            raise ConfigError(f"repetition_ngram={self.repetition_ngram}: must be 1 or more")
+        if not 0 <= self.repetition_threshold < 1 or self.repetition_penalty < 0:
+            raise ConfigError(
+                f"repetition_threshold={self.repetition_threshold}, repetition_penalty={self.repetition_penalty}: "
+                "the threshold lies in [0, 1), the penalty is 0 or more"
+            )
+        if not 0 <= self.overlong_buffer <= self.overlong_tokens or (self.overlong_tokens > 0) != (
+            self.overlong_buffer > 0
+        ):
+            raise ConfigError(
+                f"overlong_tokens={self.overlong_tokens}, overlong_buffer={self.overlong_buffer}: give both, the "
+                "buffer no larger, or neither"
+            )
+
+
+@dataclass(frozen=True)
+class Reward:
+    """`value` is the sum of `parts`; `correct` is a right answer in the required format."""
+
+    value: float
+    correct: bool
+    format_ok: bool
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def reward(
+    grade_correct: bool,
+    text: str,
+    token_ids: Sequence[int],
+    finish_reason: FinishReason,
+    settings: RewardSettings,
+) -> Reward:
+    """The reward of one answer.
+
+    Args:
+        text: the answer as the grader saw it.
+        token_ids: its tokens, the end token included.
+    """
+    format_ok = has_think_format(text)
+    right = grade_correct and (format_ok or not settings.format_gate)
+    base = settings.correct if right else settings.wrong
+    if settings.format_gate and not format_ok:
+        base = 0.0
+    if finish_reason == "length" and settings.unfinished is not None:
+        base = settings.unfinished
+    parts = {
+        "answer": base,
+        "repetition": -_repetition_penalty(token_ids, settings),
+        "overlong": -_overlong_penalty(len(token_ids), settings),
+    }
+    return Reward(
+        sum(parts.values()), right, format_ok, {k: v for k, v in parts.items() if v or k == "answer"}
+    )
+
+
+def repeated_share(token_ids: Sequence[int], ngram: int) -> float:
+    """The share of the n-grams that occurred before in the sequence; 0 for a sequence without any."""
+    total = len(token_ids) - ngram + 1
+    if total < 1:
+        return 0.0
+    different = {tuple(token_ids[start : start + ngram]) for start in range(total)}
+    return 1 - len(different) / total
+
+
+def _repetition_penalty(token_ids: Sequence[int], settings: RewardSettings) -> float:
+    if not settings.repetition_penalty:
+        return 0.0
+    share = repeated_share(token_ids, settings.repetition_ngram)
+    return settings.repetition_penalty * share if share > settings.repetition_threshold else 0.0
+
+
+def _overlong_penalty(length: int, settings: RewardSettings) -> float:
+    if not settings.overlong_tokens:
+        return 0.0
+    past = length - (settings.overlong_tokens - settings.overlong_buffer)
+    return min(1.0, max(0.0, past / settings.overlong_buffer))

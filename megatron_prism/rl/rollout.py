@@ -1,0 +1,113 @@
+"""From prompts to graded, rewarded answers: each data-parallel rank makes its share, all get everything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch.distributed as dist
+
+from megatron_prism.generation.engine import Completion, Engine, SamplingParams
+from megatron_prism.rl.rewards import Reward, RewardSettings, reward
+from megatron_prism.verification.grade import Grade, GradeItem, grade_all
+from megatron_prism.verification.problems import Problem
+from megatron_prism.verification.workers import GradingPool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sampled answer, its verdict and its reward."""
+
+    completion: Completion
+    grade: Grade
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Group:
+    """The answers to one prompt."""
+
+    problem: Problem
+    answers: list[Answer]
+
+    @property
+    def correct(self) -> int:
+        """How many answers count as correct: right, and in the required format."""
+        return sum(answer.reward.correct for answer in self.answers)
+
+    @property
+    def pass_rate(self) -> float:
+        return self.correct / len(self.answers)
+
+    @property
+    def values(self) -> list[float]:
+        return [answer.reward.value for answer in self.answers]
+
+    @property
+    def informative(self) -> bool:
+        """Whether the rewards differ: a group of equal rewards has no advantages, and so no gradient."""
+        return len(set(self.values)) > 1
+
+
+class Rollouts:
+    """Samples, grades and rewards prompts on all ranks together.
+
+    Args:
+        engine: this rank's sampler; the ranks of one model sample in lockstep.
+        pool: grades on the first rank of each model replica; None elsewhere.
+        share: (rank, size) of data parallelism: which of the prompts are this rank's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: GradingPool | None,
+        sampling: SamplingParams,
+        rewards: RewardSettings,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.engine, self.pool = engine, pool
+        self.sampling, self.rewards, self.share = sampling, rewards, share
+
+    def groups(self, problems: Sequence[Problem], samples: int, seed: str) -> list[Group]:
+        """`samples` answers to each problem, in order, the same on every rank.
+
+        Args:
+            seed: names these draws; the same name gives the same ones from the same weights.
+        """
+        rank, size = self.share
+        mine = list(problems[rank::size])
+        sampling = replace(self.sampling, seed=_number(f"{self.sampling.seed}|{seed}|{rank}"))
+        completions = self.engine.generate([p.prompt for p in mine], sampling, samples) if mine else []
+        graded = None if self.pool is None else self._graded(mine, completions, self.pool)
+        return _gathered(graded, len(problems))
+
+    def _graded(
+        self, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]], pool: GradingPool
+    ) -> list[Group]:
+        pairs = list(zip(problems, completions, strict=True))
+        items = [GradeItem(p.kind, c.text, p.answer, p.tests) for p, row in pairs for c in row]
+        grades = iter(grade_all(items, pool))
+        return [Group(problem, [self._answer(c, next(grades)) for c in row]) for problem, row in pairs]
+
+    def _answer(self, completion: Completion, verdict: Grade) -> Answer:
+        given = reward(
+            verdict.correct, completion.text, completion.token_ids, completion.finish_reason, self.rewards
+        )
+        return Answer(completion, verdict, given)
+
+
+def _gathered(mine: list[Group] | None, count: int) -> list[Group]:
+    """The groups of all data-parallel ranks, in the order the problems were dealt out."""
+    shares: list[list[Group] | None] = [mine]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        shares = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, mine)
+    # One share per model replica: Megatron numbers ranks so that a later replica's first rank is a higher one.
+    dealt = [share for share in shares if share is not None]
+    return [dealt[index % len(dealt)][index // len(dealt)] for index in range(count)]
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")

@@ -1,0 +1,123 @@
+"""The `rl` stage: a model and prompts in, a model trained with verifiable rewards out (paper, sections 9 and 15)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.architecture import BACKENDS, Architecture
+from megatron_prism.models.build import check_recompute
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.rl.gate import GateSettings
+from megatron_prism.rl.loop import LoopSettings
+from megatron_prism.rl.objective import Objective
+from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+
+
+@dataclass
+class Reinforce(Stage):
+    """Inputs: `model` (what to start from), `tokenizer`, `prompts` (`prompts/DOMAIN.jsonl`), and optionally `corpus`,
+    whose held-out suites are sampled every `evaluate_every` steps, and `tracked`, prompts to follow over the run.
+
+    The defaults are the paper's (Table 21); what it does not name is open-instruct's, and docs/rl.md says which.
+
+    Attributes:
+        architecture: of the model.
+        steps: of `loop.prompts_per_step` prompts each.
+        context_length: most tokens of prompt and answer; what is left of it by the prompt bounds the answer.
+        max_new_tokens: most tokens of an answer.
+        stop: strings that end an answer; they are no part of its text.
+        packing, micro_batch_size: how answers become micro-batches, see `policy.BatchShape`.
+        evaluate_every: steps between evaluations; there is one before the first step and one at the end, too. 0: none.
+        evaluation_problems, evaluation_samples: of each suite, and answers to each, at the sampling temperature.
+        checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
+        keep_checkpoints: leave them in the artifact, for trajectories of the weights.
+        answers_every: steps between files of all sampled answers; 0 writes none.
+        slots: most answers sampled at once.
+    """
+
+    kind: ClassVar[str] = "rl"
+    resumable: ClassVar[bool] = True
+
+    architecture: Architecture
+    steps: int = 1000
+    seed: int = 1
+    dtype: str = "fp32"
+    backend: str = "auto"
+    recompute: str = tuning("none")
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    objective: Objective = field(default_factory=Objective)
+    rewards: RewardSettings = field(default_factory=RewardSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(lr=5e-7, warmup_steps=0, style="linear", final_factor=0.0)
+    )
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(weight_decay=0.0))
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    context_length: int = 16384
+    max_new_tokens: int = 16384
+    stop: list[str] = field(default_factory=list)
+    packing: bool = True
+    micro_batch_size: int = 8
+    evaluate_every: int = 20
+    evaluation_problems: int | None = None
+    evaluation_samples: int = 1
+    checkpoint_every: int = tuning(20)
+    keep_checkpoints: bool = False
+    answers_every: int = 20
+    slots: int = 256
+    grading_workers: int = tuning(2)
+    grading_timeout_seconds: float = 5.0
+    grading_memory_mib: int = 2048
+
+    def __post_init__(self) -> None:
+        positive(
+            self,
+            "steps",
+            "context_length",
+            "max_new_tokens",
+            "micro_batch_size",
+            "evaluation_samples",
+            "slots",
+        )
+        positive(self, "grading_workers", "grading_timeout_seconds", "grading_memory_mib")
+        one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        one_of(self.backend, BACKENDS, "backend")
+        check_recompute(self.recompute, self.architecture, None)
+        if self.loop.samples_per_prompt < 2:
+            raise ConfigError(
+                f"loop.samples_per_prompt={self.loop.samples_per_prompt}: a group needs at least 2 answers to compare"
+            )
+        if self.context_length > self.architecture.max_position_embeddings:
+            raise ConfigError(
+                f"context_length={self.context_length} is longer than architecture.max_position_embeddings="
+                f"{self.architecture.max_position_embeddings}"
+            )
+        self.architecture.check_parallel(self.parallel)
+        self.parallel.check_sequence(self.context_length)
+
+    @property
+    def world_size(self) -> int:
+        return self.parallel.world_size
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.data.tokenizer import Tokenizer
+        from megatron_prism.platform.process_groups import session
+        from megatron_prism.rl.run import run
+
+        tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+        if tokenizer.vocab_size > self.architecture.vocab_size:
+            raise ConfigError(
+                f"architecture.vocab_size={self.architecture.vocab_size}, but the tokenizer {inputs['tokenizer'].path} "
+                f"has {tokenizer.vocab_size}: use the tokenizer of the model"
+            )
+        with session(self.parallel, self.seed):
+            return run(self, inputs, out, tokenizer)
