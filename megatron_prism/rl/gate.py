@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.errors import ConfigError, PrismError
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.console import get_logger
 
 ACTIONS = ("warn", "mask", "stop")
@@ -43,8 +43,10 @@ class GateSettings:
 
     def __post_init__(self) -> None:
         one_of(self.action, ACTIONS, "action")
-        positive(self, "worst_log_ratio")
-        if self.mean_ratio < 1:
+        # Written so that NaN, past which nothing would ever be, is refused.
+        if not self.worst_log_ratio > 0:
+            raise ConfigError(f"worst_log_ratio={self.worst_log_ratio}: must be greater than zero")
+        if not self.mean_ratio >= 1:
             raise ConfigError(
                 f"mean_ratio={self.mean_ratio}: must be 1 or more, for it is 1 where both agree"
             )

@@ -11,6 +11,7 @@ Everything here is arithmetic on tensors; what is a token of which answer is the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,22 +74,27 @@ class Objective:
         one_of(self.ratio, RATIOS, "ratio")
         one_of(self.normalization, NORMALIZATIONS, "normalization")
         one_of(self.advantage, ADVANTAGES, "advantage")
-        if not 0 <= self.epsilon_low < 1 or self.epsilon_high < 0:
+        # Written so that NaN, which compares as false with everything, is refused.
+        if not (0 <= self.epsilon_low < 1 and self.epsilon_high >= 0):
             raise ConfigError(
                 f"epsilon_low={self.epsilon_low}, epsilon_high={self.epsilon_high}: need 0 <= low < 1 and high >= 0"
             )
-        if self.tis_cap is not None and self.tis_cap <= 0:
+        if self.tis_cap is not None and not self.tis_cap > 0:
             raise ConfigError(
                 f"tis_cap={self.tis_cap}: must be greater than zero; null leaves the correction out"
             )
-        if self.kl_coefficient < 0 or self.advantage_epsilon < 0:
+        if not (0 <= self.kl_coefficient < math.inf and 0 <= self.advantage_epsilon < math.inf):
             raise ConfigError(
-                f"kl_coefficient={self.kl_coefficient}, advantage_epsilon={self.advantage_epsilon}: must be 0 or more"
+                f"kl_coefficient={self.kl_coefficient}, advantage_epsilon={self.advantage_epsilon}: must be finite, "
+                "and 0 or more"
             )
 
 
 def advantages(rewards: Tensor, objective: Objective) -> Tensor:
-    """Advantage of each answer, `[groups, samples]`, from rewards of that shape.
+    """Advantage of each answer, `[groups, samples]` in fp64, from rewards of that shape.
+
+    A group of equal rewards has advantages of exactly 0: rounding of its mean, divided by as small a deviation, would
+    make large ones.
 
     Raises:
         ValueError: if a reward is not finite, or a group has one answer only.
@@ -98,13 +104,16 @@ def advantages(rewards: Tensor, objective: Objective) -> Tensor:
     samples = rewards.shape[1]
     if samples < 2:
         raise ValueError("a group of one answer has nothing to compare it with")
-    centred = rewards - rewards.mean(1, keepdim=True)
+    rewards = rewards.double()
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    centred = torch.where(equal, 0.0, rewards - rewards.mean(1, keepdim=True))
     if objective.advantage == "group_mean":
         return centred
     if objective.advantage == "leave_one_out":
         # r_i - mean of the others = (r_i - mean of all) * n / (n - 1)
         return centred * samples / (samples - 1)
-    return centred / (rewards.std(1, correction=0, keepdim=True) + objective.advantage_epsilon)
+    deviation = rewards.std(1, correction=0, keepdim=True) + objective.advantage_epsilon
+    return torch.where(equal, 0.0, centred / deviation)
 
 
 def token_weights(lengths: Tensor, objective: Objective, most_tokens: int) -> Tensor:
@@ -115,10 +124,12 @@ def token_weights(lengths: Tensor, objective: Objective, most_tokens: int) -> Te
         most_tokens: the longest an answer could have been.
 
     Raises:
-        ValueError: if an answer has no tokens.
+        ValueError: if an answer has no tokens, or, where `most_tokens` is used, more than those.
     """
     if int(lengths.min()) < 1:
         raise ValueError("an answer without tokens")
+    if objective.normalization == "constant" and int(lengths.max()) > most_tokens:
+        raise ValueError(f"an answer of {int(lengths.max())} tokens, of at most {most_tokens}")
     sizes = lengths.double()
     if objective.normalization == "batch_tokens":
         return torch.ones_like(sizes) / sizes.sum()
@@ -142,6 +153,8 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """-J of these tokens, and sums of `METRICS` over them. Every tensor is `[batch, seq]`.
 
+    Only `logprobs` gets a gradient. What any tensor holds where the mask is 0 has no effect, not even NaN.
+
     Args:
         logprobs: of the policy, with gradient.
         old_logprobs: of the policy before the step; None is on-policy: they are `logprobs`, and the ratio is 1.
@@ -150,6 +163,9 @@ def policy_loss(
         advantages, weights: per token; the weights of a batch (`token_weights`) carry all normalization.
         mask: 1 for tokens that count.
         sequence_log_ratio: of each token's answer (`sequence_log_ratio`), for ratio='sequence'.
+
+    Raises:
+        ValueError: if the reference or the sequences' ratio is missing where the objective needs it.
     """
     counted = mask > 0
 
@@ -157,9 +173,11 @@ def policy_loss(
         # What does not count must not make a NaN either: its gradient would be one, whatever it is multiplied by.
         return torch.where(counted, left - right, 0.0).clamp(-bound, bound)
 
-    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    # Detached in any case: given as they are, the policy's own log-probabilities would cancel its gradient.
+    old = (logprobs if old_logprobs is None else old_logprobs).detach()
     if objective.ratio == "sequence":
-        assert sequence_log_ratio is not None
+        if sequence_log_ratio is None:
+            raise ValueError("ratio='sequence' needs sequence_log_ratio")
         # GSPO-token: the answer's ratio in value, and through each token its own gradient.
         ratio = (
             sequence_log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND).exp()
@@ -172,14 +190,15 @@ def policy_loss(
     correction = torch.ones_like(ratio)
     capped = torch.zeros_like(counted)
     if objective.tis_cap is not None:
-        raw = difference(old, sampler_logprobs, TIS_BOUND).exp()
+        raw = difference(old, sampler_logprobs.detach(), TIS_BOUND).exp()
         correction, capped = raw.clamp(max=objective.tis_cap), raw > objective.tis_cap
     kl = torch.zeros_like(ratio)
     if objective.kl_coefficient:
-        assert reference_logprobs is not None
-        kl = estimate_kl(difference(reference_logprobs, logprobs, KL_BOUND), objective.kl_estimator)
+        if reference_logprobs is None:
+            raise ValueError(f"kl_coefficient={objective.kl_coefficient} needs reference_logprobs")
+        kl = estimate_kl(difference(reference_logprobs.detach(), logprobs, KL_BOUND), objective.kl_estimator)
     terms = correction * surrogate - objective.kl_coefficient * kl
-    loss = -(torch.where(counted, terms, 0.0) * weights).sum()
+    loss = -torch.where(counted, terms * weights, 0.0).sum()
     with torch.no_grad():
         moved = difference(logprobs.detach(), old, RATIO_BOUND)
         values: dict[str, Any] = {

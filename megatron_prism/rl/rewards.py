@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +17,10 @@ class RewardSettings:
 
     Attributes:
         correct, wrong: rewards of a right and a wrong answer.
-        format_gate: an answer that is not `<think> ... </think>` and then something gets 0 and counts as wrong.
-        unfinished: the reward of an answer that ran out of tokens, whatever it says; None: as any other
-            (open-instruct's non_stop_penalty, with its default value).
+        format_gate: an answer that is not `<think> ... </think>` and then something counts as wrong and gets 0, or
+            `wrong` where that is less: breaking the format must not pay.
+        unfinished: the reward of an answer that ran out of tokens, whatever it says, at most `wrong`; None: as any
+            other (open-instruct's non_stop_penalty, with its default value).
         repetition_ngram: length of the n-grams of tokens in which repetition is measured.
         repetition_threshold: share of repeated n-grams up to which nothing is taken off.
         repetition_penalty: taken off, times the share of n-grams that were there before in the answer.
@@ -38,11 +40,17 @@ class RewardSettings:
     overlong_buffer: int = 0
 
     def __post_init__(self) -> None:
-        if self.correct <= self.wrong:
-            raise ConfigError(f"correct={self.correct}: must be more than wrong={self.wrong}")
+        # Comparisons are written so that NaN is refused.
+        if not -math.inf < self.wrong < self.correct < math.inf:
+            raise ConfigError(f"correct={self.correct}: must be finite, and more than wrong={self.wrong}")
+        if self.unfinished is not None and not -math.inf < self.unfinished <= self.wrong:
+            raise ConfigError(
+                f"unfinished={self.unfinished}: must be finite, and at most wrong={self.wrong}, or running out of "
+                "tokens pays more than a wrong answer; null rewards it as any other"
+            )
         if self.repetition_ngram < 1:
             raise ConfigError(f"repetition_ngram={self.repetition_ngram}: must be 1 or more")
-        if not 0 <= self.repetition_threshold < 1 or self.repetition_penalty < 0:
+        if not (0 <= self.repetition_threshold < 1 and 0 <= self.repetition_penalty < math.inf):
             raise ConfigError(
                 f"repetition_threshold={self.repetition_threshold}, repetition_penalty={self.repetition_penalty}: "
                 "the threshold lies in [0, 1), the penalty is 0 or more"
@@ -83,7 +91,7 @@ def reward(
     right = grade_correct and (format_ok or not settings.format_gate)
     base = settings.correct if right else settings.wrong
     if settings.format_gate and not format_ok:
-        base = 0.0
+        base = min(0.0, settings.wrong)
     if finish_reason == "length" and settings.unfinished is not None:
         base = settings.unfinished
     parts = {

@@ -1,0 +1,108 @@
+"""The paper's algorithm and its relatives by name: what each sets in the objective, the loop and the rewards.
+
+What a method's own paper does not say stays as this package's paper has it: the format gate, for one. Only the latter
+corrects for the sampler; the others' `tis_cap` is null, and one may be given where sampler and trainer disagree.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.rl.loop import LoopSettings
+from megatron_prism.rl.objective import Objective
+from megatron_prism.rl.rewards import RewardSettings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method.
+
+    Attributes:
+        objective: what is optimized.
+        minibatches: optimizer steps per batch.
+        dynamic_sampling: whether groups of equal rewards are drawn again.
+        wrong: the reward of a wrong answer.
+        overlong_share: the last share of the answer's most tokens over which a long answer loses up to 1; 0: none, and
+            an answer that ran out of tokens gets the reward of `RewardSettings.unfinished`.
+    """
+
+    objective: Objective = field(default_factory=Objective)
+    minibatches: int = 1
+    dynamic_sampling: bool = False
+    wrong: float = 0.0
+    overlong_share: float = 0.0
+
+    def loop(self, settings: LoopSettings) -> LoopSettings:
+        """`settings` with what the method changes in them."""
+        return replace(settings, minibatches=self.minibatches, dynamic_sampling=self.dynamic_sampling)
+
+    def rewards(self, max_new_tokens: int) -> RewardSettings:
+        """The method's rewards for answers of up to `max_new_tokens` tokens."""
+        if not self.overlong_share:
+            return RewardSettings(wrong=self.wrong)
+        return RewardSettings(
+            wrong=self.wrong,
+            unfinished=None,
+            overlong_tokens=max_new_tokens,
+            overlong_buffer=max(1, round(max_new_tokens * self.overlong_share)),
+        )
+
+
+VARIANTS = {
+    # arXiv 2603.17074, section 15 and Table 21; docs/rl.md has the source of each default.
+    "paper": Variant(),
+    # DeepSeekMath, arXiv 2402.03300: equation 3 (each answer's mean over its tokens, then the mean over answers),
+    # equation 4 (the k3 estimator), section 4.2 (KL coefficient 0.04, a single update per batch). It names no epsilon:
+    # 0.2 is PPO's (arXiv 1707.06347, section 6.1).
+    "grpo": Variant(
+        Objective(tis_cap=None, kl_coefficient=0.04, normalization="sequence"),
+    ),
+    # arXiv 2503.14476: equation 8 (no KL), section 3.1 and 4.1 (0.2 and 0.28; 512 answers of a batch of 512 prompts x
+    # 16 answers per update, 16 updates), 3.2 (dynamic sampling), 3.3 (all tokens alike: the equation divides by a
+    # group's, its code, the DAPO recipe of verl, by the mini-batch's), equation 7 (1 and -1), equation 13 with 4,096
+    # of 20,480 tokens (overlong punishment; no other for being cut off).
+    "dapo": Variant(
+        Objective(epsilon_high=0.28, tis_cap=None, kl_coefficient=0.0, normalization="batch_tokens"),
+        minibatches=16,
+        dynamic_sampling=True,
+        wrong=-1.0,
+        overlong_share=4096 / 20480,
+    ),
+    # arXiv 2503.20783, section 3.2: neither the answer's length nor the deviation of the rewards divides, the sum over
+    # tokens is divided by a constant (the generation budget, its listing 1), and there is no KL.
+    "dr_grpo": Variant(
+        Objective(tis_cap=None, kl_coefficient=0.0, normalization="constant", advantage="group_mean"),
+    ),
+    # arXiv 2402.14740, section 3: REINFORCE on the sum of an answer's log-probabilities, with the mean of the others as
+    # the baseline. One update per batch, so the ratio is 1 and nothing is clipped; the constant divisor is the
+    # method's up to a factor, the answer's most tokens. Its KL is part of the reward; verified rewards go without.
+    "rloo": Variant(
+        Objective(tis_cap=None, kl_coefficient=0.0, normalization="constant", advantage="leave_one_out"),
+    ),
+    # arXiv 2507.18071: equations 5 to 7, section 5.1 (3e-4 and 4e-4, four mini-batches). It leaves the KL term out; its
+    # authors ran without (volcengine/verl, pull request 2775).
+    "gspo": Variant(
+        Objective(
+            epsilon_low=3e-4,
+            epsilon_high=4e-4,
+            tis_cap=None,
+            kl_coefficient=0.0,
+            ratio="sequence",
+            normalization="sequence",
+        ),
+        minibatches=4,
+    ),
+}
+
+
+def variant(name: str) -> Variant:
+    """The method of that name; its settings are the caller's own to change.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f"variant={name!r} is not possible{suggest(name, VARIANTS)}")
+    return copy.deepcopy(VARIANTS[name])
