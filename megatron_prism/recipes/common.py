@@ -1,6 +1,7 @@
 """What the recipes of the published models share: import, mid-training with the paper's numbers, export, report.
 
-With `long_context=true` the restoration of long contexts comes between (`recipes.long_context`).
+With `long_context=true` the restoration of long contexts comes between (`recipes.long_context`), with `rl=true`
+reinforcement learning from the trained model and from the base model follows (`recipes.reinforcement`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.long_context import MIXTURE as LONG_MIXTURE
 from megatron_prism.recipes.long_context import LongContext, add_long_context
+from megatron_prism.recipes.reinforcement import add_reinforcement, paper_branch, tiny_branch
 from megatron_prism.report.stage import Report
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
+from megatron_prism.verification.code import STRONG
 
 TINY_VOCABULARY = 1024
 TINY_STEPS = 4
@@ -90,6 +93,10 @@ def midtrain_recipe(
         seed: int = 1,
         tiny: bool = False,
         long_context: bool = False,
+        rl: bool = False,
+        prompts: str = "",
+        method: str = "paper",
+        sandbox: str = STRONG,
     ) -> Graph:
         """Build the graph.
 
@@ -99,6 +106,10 @@ def midtrain_recipe(
             tiny: a random miniature of the model on a small corpus, in place of both.
             long_context: also merge, extension to 128k tokens and RULER; `data` then holds the sources of the mixture
                 long-context, too, and the export is of the extended model.
+            rl: also the difficulty filter and reinforcement learning, and the export is of the model it ends with.
+            prompts: JSON lines, or a folder of them, for `rl`.
+            method: of reinforcement learning, see rl/variants.py.
+            sandbox: how programs that a model wrote are isolated, "strong" or "weak".
 
         Raises:
             ConfigError: when a path is missing or the folder lacks a source.
@@ -126,10 +137,21 @@ def midtrain_recipe(
         everything: dict[str, Node] = {
             node.name: node for node in (corpus, imported, tokenizer, tokens, midtrain)
         }
-        trained = midtrain
+        trained, trained_architecture = midtrain, architecture
         if long_context:
             everything |= add_long_context(graph, architecture, restoration, everything, seed, tiny)
             trained = everything["extend"]
+            assert isinstance(trained.stage, Train)
+            trained_architecture = trained.stage.trained_architecture
+        if rl:
+            branch = (
+                tiny_branch(architecture, tiny_parallel, seed, sandbox)
+                if tiny
+                else paper_branch(architecture, parallel, seed, _prompts(prompts), method, sandbox)
+            )
+            starts = [(trained, trained_architecture), (imported, architecture)]
+            everything |= add_reinforcement(graph, branch, starts, corpus, tokenizer)
+            trained = everything[f"rl_{trained.name}"]
         # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
         everything["export"] = graph.add(
             "export", ExportHF(check="logits" if tiny else "tensors"), model=trained
@@ -138,6 +160,15 @@ def midtrain_recipe(
         return graph
 
     return recipe
+
+
+def _prompts(path: str) -> str:
+    if not path or not Path(path).exists():
+        raise ConfigError(
+            f"prompts={path}: name the JSON lines with the prompts for rl=true (docs/rl.md), or try the recipe with "
+            "--tiny"
+        )
+    return path
 
 
 def _checkpoint(folder: str, model: str) -> str:

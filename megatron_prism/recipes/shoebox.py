@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_prism.conversion.stage import ExportHF
@@ -20,7 +20,14 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.recipes.long_context import MERGE
+from megatron_prism.recipes.reinforcement import Branch, add_reinforcement
 from megatron_prism.report.stage import Report
+from megatron_prism.rl.check_prompts import CheckPrompts
+from megatron_prism.rl.difficulty import Difficulty
+from megatron_prism.rl.loop import LoopSettings
+from megatron_prism.rl.mix import MC, PromptMix
+from megatron_prism.rl.stage import Reinforce
+from megatron_prism.rl.variants import variant
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -71,7 +78,7 @@ HYBRID = Architecture(
     mamba_num_groups=2,
     initializer_range=INITIALIZER_RANGE,
 )
-LEARNING_RATE = 4e-3
+LEARNING_RATE, RL_RATE = 4e-3, 3e-4
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
 # What long means here: the base model is trained at four times the length of mid-training, and brought back there.
@@ -84,18 +91,35 @@ NO_LONG_ONES = {"math": 2}
 NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
 
 
+# Stands for the paper's 1/16 and more: so small a model solves nothing always, and what it does 15 times of 16 it may
+# still come to do always.
+SOLVABLE = [1, 15]
+ANSWER_TOKENS, RL_CONTEXT = 96, 2 * SEQUENCE_LENGTH
+STOP = ["User:"]
+
+
 @dataclass(frozen=True)
 class Preset:
-    """How long to train and how much to ask; `needles` are samples per retrieval task and length."""
+    """How long to train and how much to ask.
+
+    Attributes:
+        needles: samples per retrieval task and length.
+        prompts: of each domain, for reinforcement learning.
+    """
 
     base_steps: int
     midtrain_steps: int
     extension_steps: int
+    rl_steps: int
     problems: int
     needles: int
+    prompts: int
 
 
-PRESETS = {"full": Preset(700, 1000, 150, 200, 50), "short": Preset(6, 8, 4, 8, 2)}
+PRESETS = {
+    "full": Preset(700, 1000, 150, 60, 200, 50, 256),
+    "short": Preset(6, 8, 4, 2, 8, 2, 8),
+}
 
 
 def recipe(
@@ -105,11 +129,13 @@ def recipe(
     mixture: str = "shoebox-mcs",
     variants: bool = False,
     sandbox: str = STRONG,
+    method: str = "paper",
 ) -> Graph:
-    """Corpus, tokenizer, base pretraining, PRISM mid-training, merge, context extension, export, evaluation, report.
+    """Corpus, tokenizer, base, mid-training, merge, extension, filter, RL from both ends, export, evaluation, report.
 
     Args:
         sandbox: how programs that a model wrote are isolated; "weak" where bubblewrap does not work.
+        method: of reinforcement learning, see rl/variants.py.
         variants: also the other rows of the paper's Table 7: extension of the unmerged model, and of attention only.
     """
     one_of(model, MODELS, "model")
@@ -118,7 +144,7 @@ def recipe(
         raise ConfigError(f"seed={seed}: must be 0 or more")
     size, architecture = PRESETS[preset], MODELS[model]
     graph = Graph("shoebox")
-    corpus = graph.add("corpus", ShoeboxCorpus())
+    corpus = graph.add("corpus", ShoeboxCorpus(prompts=size.prompts))
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
 
@@ -186,12 +212,21 @@ def recipe(
             extend("extend_unmerged", midtrain, "all"),
             extend("extend_unmerged_attention", midtrain, "attention"),
         ]
+    learned = add_reinforcement(
+        graph,
+        _reinforcement(architecture, size, seed, sandbox, method),
+        [(midtrain, architecture), (base, architecture)],
+        corpus,
+        tokenizer,
+    )
     export = graph.add("export", ExportHF(), model=extended, tokenizer=tokenizer)
     questions = Evaluate(
         limit=size.problems,
         batch_size=size.problems,
         sandbox=sandbox,
-        sampling=SamplingParams(max_new_tokens=96, temperature=0.6, top_p=0.95, stop=["User:"], seed=seed),
+        sampling=SamplingParams(
+            max_new_tokens=ANSWER_TOKENS, temperature=0.6, top_p=0.95, stop=list(STOP), seed=seed
+        ),
     )
     needles = RulerEvaluate(tasks=NEEDLES, lengths=LENGTHS, samples=size.needles, seed=seed)
     scores = [
@@ -202,6 +237,51 @@ def recipe(
             ("ruler", needles, {}),
         )
     ]
-    everything = {node.name: node for node in (corpus, tokenizer, tokens, packed, *models, export, *scores)}
+    scores += [
+        graph.add(f"evaluate_{node.name}", questions, model=node, tokenizer=tokenizer, corpus=corpus)
+        for node in learned.values()
+        if node.name.startswith("rl_")
+    ]
+    everything = {
+        node.name: node
+        for node in (corpus, tokenizer, tokens, packed, *models, export, *learned.values(), *scores)
+    }
     graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **everything)
     return graph
+
+
+def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox: str, method: str) -> Branch:
+    """On math and code (the paper's MC): science is guessed at this size, and a guess rewards chance."""
+    chosen = variant(method)
+    settings = LoopSettings(prompts_per_step=32, samples_per_prompt=8, reference_interval=20)
+    if size.prompts < settings.prompts_per_step:
+        settings = replace(settings, prompts_per_step=4, samples_per_prompt=2)
+    train = Reinforce(
+        architecture=architecture,
+        steps=size.rl_steps,
+        seed=seed,
+        loop=chosen.loop(settings),
+        objective=chosen.objective,
+        rewards=chosen.rewards(ANSWER_TOKENS),
+        schedule=Schedule(lr=RL_RATE, warmup_steps=0, style="linear", final_factor=0.0),
+        optimizer=OptimizerSettings(weight_decay=0.0, beta2=0.95, eps=1e-8),
+        context_length=RL_CONTEXT,
+        max_new_tokens=ANSWER_TOKENS,
+        stop=list(STOP),
+        evaluate_every=max(1, size.rl_steps // 3),
+        evaluation_problems=min(64, size.problems),
+        evaluation_samples=4,
+        checkpoint_every=0,
+        slots=512,
+        sandbox=sandbox,
+    )
+    sampling = SamplingParams(max_new_tokens=ANSWER_TOKENS, stop=list(STOP), seed=seed)
+    # Eight steps teach nothing that could be filtered.
+    ranges = {domain: list(SOLVABLE) if size.rl_steps > 2 else [0, 16] for domain in MC}
+    return Branch(
+        prompts=CheckPrompts(domains=list(MC), sandbox=sandbox),
+        filter=Difficulty(sampling=sampling, chunk=256, slots=512, sandbox=sandbox),
+        mix=PromptMix(domains=list(MC), ranges=ranges, seed=seed),
+        followed=PromptMix(domains=list(MC), ranges={d: [0, 1] for d in MC}, limit=16, seed=seed),
+        train=train,
+    )

@@ -33,6 +33,8 @@ def solve_math(prompt):
         return str(int(left) + int(right) * (1 if sign == "+" else -1))
     listed = re.search(r"(\d(?:, \d)+)", question)
     digits = [int(digit) for digit in listed.group(1).split(", ")] if listed else []
+    if "smallest first" in question:
+        return "".join(map(str, sorted(digits)))
     if "largest" in question or "smallest" in question:
         return str(sorted(digits)[-1 if "largest" in question else 0])
     if "sum of" in question or "Add up" in question:
