@@ -29,6 +29,9 @@ class GateStop(PrismError):
 class GateSettings:
     """When the gate trips, and what happens then.
 
+    Whatever the action, a token for which one side has no finite log-probability is left out of the step, and a NaN of
+    the trainer's ends the run: it would be in every gradient, and then in every weight.
+
     Attributes:
         action: 'warn' says so; 'mask' leaves tokens past `worst_log_ratio` out of the step, too; 'stop' ends the run
             before any weight has moved.
@@ -58,7 +61,7 @@ class Observation:
 
     Attributes:
         mask: `[batch, seq]`, what the step may use.
-        sums: tokens, sum of |d|, sum of exp |d|, tokens left out.
+        sums: tokens, sum of |d|, sum of exp |d|, tokens left out, tokens for which the trainer says NaN.
         worst: |d|, the text's number, log p_trainer, log p_sampler.
     """
 
@@ -94,11 +97,11 @@ def observe(
     gap = torch.where(counted, (trainer - sampler).abs().double(), 0.0)
     # A NaN on either side is no agreement.
     gap = torch.where(gap.isnan(), float("inf"), gap)
-    kept = mask
-    if settings.action == "mask":
-        kept = torch.where(gap > settings.worst_log_ratio, 0.0, mask)
-    left_out = (mask - kept).sum().double()
-    sums = torch.stack([mask.sum().double(), gap.sum(), torch.where(counted, gap.exp(), 0.0).sum(), left_out])
+    bound = settings.worst_log_ratio if settings.action == "mask" else torch.finfo(gap.dtype).max
+    kept = torch.where(gap > bound, 0.0, mask)
+    ratios = torch.where(counted, gap.exp(), 0.0)
+    broken = counted & trainer.isnan()
+    sums = torch.stack([each.sum().double() for each in (mask, gap, ratios, mask - kept, broken)])
     place = int(gap.argmax())
     worst = [gap.flatten()[place], *(t.flatten()[place].double() for t in (texts, trainer, sampler))]
     return Observation(kept, sums, torch.stack(worst))
@@ -108,18 +111,23 @@ def conclude(observations: Sequence[Observation], settings: GateSettings, step: 
     """The step's report; every rank calls it, those without observations (inner pipeline stages) too.
 
     Raises:
-        GateStop: if the gate trips and its action is 'stop'.
+        GateStop: if the gate trips and its action is 'stop', or the trainer says NaN.
     """
     import torch.distributed as dist
 
     from megatron_prism.training.loop import sum_over_ranks
 
-    tokens, gaps, ratios, masked = sum_over_ranks([each.sums for each in observations], size=4)
+    tokens, gaps, ratios, masked, broken = sum_over_ranks([each.sums for each in observations], size=5)
     worst = max((each.worst.tolist() for each in observations), default=[0.0, 0.0, 0.0, 0.0])
     if dist.get_world_size() > 1:
         found: list[list[float]] = [worst] * dist.get_world_size()
         dist.all_gather_object(found, worst)
         worst = max(found)
+    if broken:
+        raise GateStop(
+            f"step {step}: the trainer's log-probabilities of {int(broken)} of {int(tokens)} tokens are NaN: the model "
+            "is broken; start again from a checkpoint before it was, with a lower learning rate"
+        )
     tokens = max(1.0, tokens)
     report = GateReport(
         mean_abs=gaps / tokens,

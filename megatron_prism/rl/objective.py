@@ -210,7 +210,7 @@ def policy_loss(
             "kl": kl.detach(),
             "negative_logprob": -logprobs.detach(),
             # KL(old || policy), by the k3 estimator: how far the step has gone.
-            "moved": moved.exp() - moved - 1,
+            "moved": moved.expm1() - moved,
         }
         sums = {name: torch.where(counted, values[name].float(), 0.0).sum() for name in METRICS}
     return loss, sums

@@ -37,7 +37,7 @@ def test_what_is_measured_by_hand():
     gaps = (0.1, -0.2, 0.0, 0.4, 0.0)
     found = seen(apart(*gaps), **OPEN)
     ratios = sum(math.exp(abs(gap)) for gap in gaps)
-    assert found.sums.tolist() == pytest.approx([5, 0.7, ratios, 0], rel=1e-6)
+    assert found.sums.tolist() == pytest.approx([5, 0.7, ratios, 0, 0], rel=1e-6)
     assert found.worst.tolist() == pytest.approx([0.4, 9, -3.0, -2.6], rel=1e-6)
     assert torch.equal(found.mask, MASK)
     with session():
@@ -83,23 +83,35 @@ def test_either_bound_trips_the_gate(gaps, settings, trips):
                 conclude([seen(apart(*gaps), **settings)], GateSettings(action="stop", **settings), 1)
 
 
-@pytest.mark.parametrize("side", ["trainer", "sampler"])
-@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize(
+    ("side", "bad"),
+    [("sampler", math.nan), ("sampler", -math.inf), ("trainer", -math.inf), ("trainer", math.nan)],
+)
 @pytest.mark.parametrize("action", ["warn", "mask", "stop"])
-def test_nan_and_infinity_trip_the_gate(side, bad, action):
+def test_what_is_not_finite_trips_the_gate_and_is_left_out(side, bad, action):
+    """A NaN in the loss would be in every weight after the step, also where the action is only to warn."""
     both = {"trainer": TRAINER.clone(), "sampler": TRAINER.clone()}
     both[side][0, 3] = bad
     found = seen(both["sampler"], both["trainer"], action=action)
     assert found.worst.tolist()[:2] == [math.inf, 7]
+    assert found.mask.tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
     with session():
-        if action == "stop":
+        if side == "trainer" and math.isnan(bad):
+            with pytest.raises(GateStop, match=r"step 4: the trainer's .* of 1 of 5 tokens are NaN"):
+                conclude([found], GateSettings(action=action), 4)
+        elif action == "stop":
             with pytest.raises(GateStop, match="in answer 7 "):
-                conclude([found], GateSettings(action=action), 1)
-            return
-        report = conclude([found], GateSettings(action=action), 1)
-    assert report.tripped
-    assert report.masked == (action == "mask")
-    assert found.mask[0].tolist() == [0, 1, 1, 0 if action == "mask" else 1]
+                conclude([found], GateSettings(action=action), 4)
+        else:
+            report = conclude([found], GateSettings(action=action), 4)
+            assert (report.tripped, report.masked) == (True, 1)
+
+
+def test_infinite_bounds_still_leave_out_what_is_not_finite():
+    sampler = TRAINER.clone()
+    sampler[0, 1] = math.nan
+    settings = {"mean_ratio": math.inf, "worst_log_ratio": math.inf}
+    assert seen(sampler, **settings).mask.tolist() == [[0, 0, 1, 1], [1, 1, 0, 0]]
 
 
 def test_both_without_probability_is_no_agreement():

@@ -362,6 +362,15 @@ def test_what_is_masked_has_no_effect(junk, ratio, estimator):
         assert torch.equal(clean, dirty)
 
 
+def test_a_small_step_is_measured():
+    """exp(d) - d - 1 is 5e-9 for a step of 1e-4: less than what rounding leaves of it in fp32."""
+    ones = torch.ones(1, 1)
+    o = Objective(kl_coefficient=1.0)
+    _, metrics = policy_loss(1e-4 * ones, 0 * ones, 0 * ones, 2e-4 * ones, ones, ones, ones, o)
+    assert metrics["moved"].item() == pytest.approx(5e-9, rel=1e-2)
+    assert metrics["kl"].item() == pytest.approx(5e-9, rel=1e-2)
+
+
 def test_huge_differences_stay_finite():
     """exp(200) is infinite in fp32: the bounds keep a token the programs disagree on from ending the run."""
     o = Objective(kl_coefficient=0.05)
