@@ -145,7 +145,7 @@ def midtrain_recipe(
             trained_architecture = trained.stage.trained_architecture
         if rl:
             branch = (
-                tiny_branch(architecture, tiny_parallel, seed, sandbox)
+                tiny_branch(architecture, tiny_parallel, seed, method, sandbox)
                 if tiny
                 else paper_branch(architecture, parallel, seed, _prompts(prompts), method, sandbox)
             )

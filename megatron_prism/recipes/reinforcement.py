@@ -23,6 +23,8 @@ from megatron_prism.training.schedule import Schedule
 
 # Section 9.1: math with exactly 1 right answer of 16, code and science with at least one.
 ANSWERS = 16
+# Table 21; a model's own positions may end before.
+CONTEXT = 16_384
 # Assumption: the paper does not say how many prompts figure 10 follows.
 FOLLOWED = 256
 # Assumption: Table 21 names TR-DPO's soft update and neither its share nor its interval; 0.6 is open-instruct's share.
@@ -61,8 +63,9 @@ def paper_branch(
         dtype="bf16",
         loop=chosen.loop(settings),
         objective=chosen.objective,
-        rewards=chosen.rewards(16_384),
+        rewards=chosen.rewards(CONTEXT),
         parallel=parallel,
+        context_length=min(CONTEXT, architecture.max_position_embeddings),
         slots=SLOTS,
         sandbox=sandbox,
     )
@@ -76,14 +79,18 @@ def paper_branch(
     )
 
 
-def tiny_branch(architecture: Architecture, parallel: ParallelConfig, seed: int, sandbox: str) -> Branch:
+def tiny_branch(
+    architecture: Architecture, parallel: ParallelConfig, seed: int, method: str, sandbox: str
+) -> Branch:
     """Two steps on prompts that a random model never solves: every stage runs, and nothing is learned."""
-    sampling = SamplingParams(max_new_tokens=16, seed=seed)
+    chosen, sampling = variant(method), SamplingParams(max_new_tokens=16, seed=seed)
     train = Reinforce(
         architecture=architecture,
         steps=2,
         seed=seed,
-        loop=LoopSettings(prompts_per_step=4, samples_per_prompt=2),
+        loop=chosen.loop(LoopSettings(prompts_per_step=4, samples_per_prompt=2)),
+        objective=chosen.objective,
+        rewards=chosen.rewards(16),
         schedule=Schedule(lr=1e-5, warmup_steps=0, style="linear", final_factor=0.0),
         parallel=parallel,
         context_length=256,
@@ -121,7 +128,9 @@ def add_reinforcement(
     for start, architecture in starts:
         run = graph.add(
             f"rl_{start.name}",
-            replace(branch.train, architecture=architecture),
+            replace(
+                branch.train, architecture=architecture, context_length=_context(branch.train, architecture)
+            ),
             model=start,
             tokenizer=tokenizer,
             prompts=mix,
@@ -132,6 +141,11 @@ def add_reinforcement(
         if start is model:
             nodes.append(graph.add("frontier", Frontier(), rl=run, difficulty=difficulty))
     return {node.name: node for node in nodes}
+
+
+def _context(train: Reinforce, architecture: Architecture) -> int:
+    """The paper's context, or what the model has: Nemotron-H is published with 8,192 positions."""
+    return min(train.context_length, architecture.max_position_embeddings)
 
 
 def _followed(domains: list[str], limit: int, seed: int) -> PromptMix:

@@ -136,11 +136,13 @@ def test_the_small_form_keeps_what_tells_the_family(name):
     assert tiny.is_hybrid == (name in ("granite-4.0-h-micro", "nemotron-h-8b"))
 
 
+SIZES = ("tensor_model", "pipeline_model", "context", "data")
+
+
 def one_process(graph):
     # Without tensor parallelism there is no sequence parallelism: it goes first.
-    sizes = ("tensor_model", "pipeline_model", "context", "data")
     graph.override({"midtrain.parallel.sequence_parallel": False})
-    graph.override({f"midtrain.parallel.{size}_parallel_size": 1 for size in sizes})
+    graph.override({f"midtrain.parallel.{size}_parallel_size": 1 for size in SIZES})
     return graph
 
 
@@ -182,6 +184,50 @@ def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
     assert list(artifacts["ruler_extend"].metrics["lengths"]) == ["1024"]
     page = artifacts["report"].file("report.html").read_text()
     assert "Retrieval by length" in page
+
+
+@pytest.mark.parametrize("name", ["granite-4.0-h-micro"])
+def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
+    """From filter to frontier, from the mid-trained and the imported model; the export is of the former's."""
+    graph = one_process(load_recipe(name).build({"tiny": True, "rl": True, "method": "grpo"}))
+    for stage in ("rl_midtrain", "rl_import"):
+        graph.override({f"{stage}.parallel.sequence_parallel": False})
+        graph.override({f"{stage}.parallel.{size}_parallel_size": 1 for size in SIZES})
+    artifacts = graph.run(run_dir)
+    assert artifacts["difficulty"].metrics["samples"] == 2
+    assert artifacts["mix"].metrics["prompts"] == {"code": 8, "math": 8}
+    for stage in ("rl_midtrain", "rl_import"):
+        assert artifacts[stage].metrics["steps"] == 2
+        assert artifacts[stage].receipt.config["objective"]["normalization"] == "sequence"
+    assert artifacts["export"].receipt.inputs["model"] == artifacts["rl_midtrain"].fingerprint
+    assert "Reinforcement learning" in artifacts["report"].file("report.html").read_text()
+
+
+@ALL
+def test_reinforcement_learning_has_the_papers_numbers(name, data, tmp_path):
+    """Table 21 and section 9.1."""
+    given = {"checkpoint": str(tmp_path), "data": str(data), "rl": True, "prompts": str(data)}
+    graph = load_recipe(name).build(given)
+    for start in ("midtrain", "import"):
+        train = graph.node(f"rl_{start}").stage
+        assert (train.steps, train.loop.prompts_per_step, train.loop.samples_per_prompt) == (1000, 64, 16)
+        assert (train.objective.kl_coefficient, train.objective.tis_cap, train.loop.minibatches) == (
+            0.05,
+            2.0,
+            1,
+        )
+        assert (train.schedule.lr, train.schedule.style, train.schedule.final_factor) == (5e-7, "linear", 0.0)
+        assert (train.checkpoint_every, train.evaluate_every) == (20, 20)
+        assert train.context_length == (8192 if name == "nemotron-h-8b" else 16_384)
+    assert graph.node("difficulty").stage.samples == 16
+    mix = graph.node("mix").stage
+    assert (mix.ranges["math"], mix.ranges["code"][0], mix.ranges["science"][0]) == ([1, 1], 1, 1)
+
+
+def test_reinforcement_learning_wants_prompts(data, tmp_path):
+    given = {"checkpoint": str(tmp_path), "data": str(data), "rl": True, "prompts": "nowhere"}
+    with pytest.raises(ConfigError, match="prompts=nowhere: name the JSON lines"):
+        load_recipe("granite-3.3-8b").build(given)
 
 
 @pytest.mark.slow
