@@ -36,8 +36,8 @@ quickstart: .venv/.stamp bubblewrap  ## the whole pipeline at a small size: MODE
 quickstart-short: .venv/.stamp bubblewrap  ## the same stages with a handful of training steps each
 	@$(BIN)/prism run shoebox preset=short --run-dir runs/short
 
-test: .venv/.stamp bubblewrap  ## the test suite
-	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+test: .venv/.stamp bubblewrap  ## the test suite, on two processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.stamp  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -78,7 +78,7 @@ HYBRID = Architecture(
     mamba_num_groups=2,
     initializer_range=INITIALIZER_RANGE,
 )
-LEARNING_RATE, RL_RATE = 4e-3, 3e-4
+LEARNING_RATE, RL_RATE = 4e-3, 5e-4
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
 # What long means here: the base model is trained at four times the length of mid-training, and brought back there.
@@ -91,9 +91,8 @@ NO_LONG_ONES = {"math": 2}
 NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
 
 
-# Stands for the paper's 1/16 and more: so small a model solves nothing always, and what it does 15 times of 16 it may
-# still come to do always.
-SOLVABLE = [1, 15]
+# Of 16 answers. Below lies what is right by chance at this size (a digit modulo 7 is, once in seven), above what is known.
+SOLVABLE = [3, 14]
 ANSWER_TOKENS, RL_CONTEXT = 96, 2 * SEQUENCE_LENGTH
 STOP = ["User:"]
 
@@ -117,7 +116,7 @@ class Preset:
 
 
 PRESETS = {
-    "full": Preset(700, 1000, 150, 60, 200, 50, 256),
+    "full": Preset(700, 1000, 150, 60, 200, 50, 384),
     "short": Preset(6, 8, 4, 2, 8, 2, 8),
 }
 
@@ -269,7 +268,7 @@ def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox:
         max_new_tokens=ANSWER_TOKENS,
         stop=list(STOP),
         evaluate_every=max(1, size.rl_steps // 3),
-        evaluation_problems=min(64, size.problems),
+        evaluation_problems=min(128, size.problems),
         evaluation_samples=4,
         checkpoint_every=0,
         slots=512,
