@@ -91,7 +91,7 @@ NO_LONG_ONES = {"math": 2}
 NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
 
 
-# Of 16 answers. Below lies what is right by chance at this size (a digit modulo 7 is, once in seven), above what is known.
+# Of 16 answers. Below lies what is right by chance at this size (a digit modulo 7, once in seven), above what is known.
 SOLVABLE = [3, 14]
 ANSWER_TOKENS, RL_CONTEXT = 96, 2 * SEQUENCE_LENGTH
 STOP = ["User:"]

@@ -8,7 +8,7 @@ THINK_END = "</think>"
 # How far from the end an unboxed final answer is looked for, in characters.
 TAIL_CHARACTERS = 2000
 # Format gate of the reward: reference responses open a think block, close it, and then say something.
-THINK_FORMAT = re.compile(r"^\s*<think>.*?</think>.+", re.DOTALL)
+THINK_FORMAT = re.compile(r"^\s*<think>.*?</think>\s*\S", re.DOTALL)
 _BOX = "\\boxed"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from megatron_prism.conversion.checkpoint_io import model_state
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.megatron import MegatronEngine, _tokens_that_may_end
 from megatron_prism.generation.sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots
 from megatron_prism.platform.process_groups import literals, session
 
 LIMIT = 48
@@ -233,3 +235,65 @@ def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_pat
     dataclasses.replace(architecture, vocab_size=VOCABULARY - 1).save(folder / "architecture.json")
     with pytest.raises(DataError, match="59"), MegatronEngine.load(folder, tokenizer_folder):
         pass
+
+
+def test_freed_slots_take_the_next_texts(model, tokenizer, monkeypatch):
+    """Never more texts than slots, and far fewer forwards than batches that wait for their last."""
+    steps = []
+    honest = Slots.prepare
+
+    def prepare(self, step, reach):
+        steps.append(step)
+        honest(self, step, reach)
+
+    monkeypatch.setattr(Slots, "prepare", prepare)
+    params = SamplingParams(max_new_tokens=30, stop=["E", "F", "G", "H"])
+    made = MegatronEngine(model, tokenizer, batch_size=8).generate(PROMPTS, params, samples=16)
+    lengths = [len(completion.token_ids) for row in made for completion in row]
+    drawn = [step.count for step in steps if isinstance(step, Drawing)]
+    assert max(drawn) == 8
+    assert sum(drawn) == sum(lengths) - len(lengths)
+    waiting = sum(max(lengths[start : start + 8]) for start in range(0, len(lengths), 8))
+    assert len(drawn) < 0.8 * waiting
+    # A prompt is read once for all samples that begin together.
+    steps.clear()
+    MegatronEngine(model, tokenizer, batch_size=96).generate(PROMPTS, params, samples=16)
+    assert [len(step.targets) for step in steps if isinstance(step, Reading)] == [len(PROMPTS)]
+
+
+def test_a_context_length_below_the_models(model, tokenizer):
+    engine = MegatronEngine(model, tokenizer, context_length=10)
+    made = engine.generate(["ABC"], SamplingParams(max_new_tokens=40), samples=8)[0]
+    assert max(len(completion.token_ids) for completion in made) == 7
+    with pytest.raises(DataError, match="room for 10"):
+        engine.generate(["A" * 10], SamplingParams())
+
+
+def test_seeds_belong_to_prompts(engine):
+    params = SamplingParams(max_new_tokens=8)
+    pair = engine.generate(["ABC", "D"], params, 2, seeds=[4, 5])
+    assert engine.generate(["D", "ABC"], params, 2, seeds=[5, 4]) == pair[::-1]
+    assert engine.generate(["ABC"], params, 2, seeds=[6]) != pair[:1]
+
+
+def test_a_stop_string_over_several_tokens_and_at_a_broken_character():
+    """The short list of tokens that may end a text leaves none out."""
+    flags = _tokens_that_may_end(
+        SimpleNamespace(
+            vocab_size=5,
+            eos_id=4,
+            decode_each=lambda ids: ["ab", "b:", "\N{REPLACEMENT CHARACTER}", "c", "</s>"],
+        ),
+        SamplingParams(stop=["User:"]),
+    )
+    assert flags == [False, True, True, False, True]
+    none = SimpleNamespace(vocab_size=2, eos_id=1)
+    assert _tokens_that_may_end(none, SamplingParams()) == [False, True]
+
+
+def test_another_backends_layers_are_refused():
+    class Attention(torch.nn.Module):
+        core_attention = torch.nn.Identity()
+
+    with pytest.raises(ConfigError, match="backend=te: sampling works with the torch layers"):
+        install_slots(torch.nn.Sequential(Attention()))
