@@ -20,8 +20,6 @@ from typing import Any
 import measure
 import numpy
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from megatron_prism.conversion.init_from_hf import load_hf_weights
 from megatron_prism.generation.engine import SamplingParams
@@ -166,19 +164,8 @@ def main() -> None:
     kinds = list(MODELS) if arguments.model == "both" else [arguments.model]
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}
     result = measure.header(**settings) | {"results": [compare(kind, arguments) for kind in kinds]}
-    table = Table(title=f"sampling, {arguments.batch} texts under way, {arguments.threads} threads")
-    for column in ("model", "answer tokens", "ours tok/s", "transformers tok/s", "ratio"):
-        table.add_column(column, justify="right")
-    for row in result["results"]:
-        speed = row["tokens_per_second"]
-        table.add_row(
-            row["model"],
-            f"{row['answer_tokens']:,}",
-            f"{speed['ours']:,}",
-            f"{speed['transformers']:,}",
-            f"{row['ratio']:.2f}",
-        )
-    Console().print(table)
+    title = f"sampling, {arguments.batch} texts under way, {arguments.threads} threads"
+    measure.print_speeds(title, result["results"], "answer_tokens")
     measure.write(arguments.json, result)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from megatron_prism.platform.hardware import machine_facts, versions
 
@@ -53,6 +56,18 @@ def header(**settings: Any) -> dict[str, Any]:
         "versions": versions(),
         "settings": settings,
     }
+
+
+def print_speeds(title: str, results: Sequence[Mapping[str, Any]], column: str) -> None:
+    """A table of tokens per second beside transformers, a row per model; `column` is a further number of a result."""
+    table = Table(title=title)
+    for name in ("model", column.replace("_", " "), "ours tok/s", "transformers tok/s", "ratio"):
+        table.add_column(name, justify="right")
+    for row in results:
+        speed = row["tokens_per_second"]
+        numbers = (row[column], speed["ours"], speed["transformers"])
+        table.add_row(row["model"], *(f"{number:,}" for number in numbers), f"{row['ratio']:.2f}")
+    Console().print(table)
 
 
 def write(path: Path | None, result: Mapping[str, Any]) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 import measure
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import local_parameter_count
@@ -157,19 +155,8 @@ def main() -> None:
     kinds = list(MODELS) if arguments.model == "both" else [arguments.model]
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}
     result = measure.header(**settings) | {"results": [compare(kind, arguments) for kind in kinds]}
-    table = Table(title=f"training step, {arguments.size}, {arguments.dtype}, {arguments.threads} threads")
-    for column in ("model", "parameters", "ours tok/s", "transformers tok/s", "ratio"):
-        table.add_column(column, justify="right")
-    for row in result["results"]:
-        speed = row["tokens_per_second"]
-        table.add_row(
-            row["model"],
-            f"{row['parameters']:,}",
-            f"{speed['ours']:,}",
-            f"{speed['transformers']:,}",
-            f"{row['ratio']:.2f}",
-        )
-    Console().print(table)
+    title = f"training step, {arguments.size}, {arguments.dtype}, {arguments.threads} threads"
+    measure.print_speeds(title, result["results"], "parameters")
     measure.write(arguments.json, result)
 
 

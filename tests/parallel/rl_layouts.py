@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from layouts import layout
-
-sys.path.append(str(Path(__file__).parents[1] / "rl"))
 from tiny_rl import MODELS, artifact, tiny_run
 
 from megatron_prism.models.layers import slots

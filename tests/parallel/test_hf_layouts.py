@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from hf_layouts import BATCH, EVEN, HALF, HYBRID, KINDS, LAYOUTS, ODD, SWAPPED, 
 from hf_layouts import findings as measured
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint
+from torchrun import run_worker
 
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.logits import folder_outputs
@@ -61,16 +58,7 @@ def found(folder: Path) -> dict[str, Any]:
     results = measured(folder, 1)
     worker = Path(__file__).with_name("hf_layouts.py")
     for world in (2, 4):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        done = subprocess.run(
-            [*command, str(worker), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        results |= json.loads((folder / f"hf-world{world}.json").read_text())
+        results |= run_worker(worker, folder, world, f"hf-world{world}.json")
     return results
 
 

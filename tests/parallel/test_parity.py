@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from torchrun import run_worker
 
 LAYOUTS = ["tp2", "tp2sp", "pp2", "cp2", "dp2", "tp2pp2", "cp2tp2sp"]
 # Where the resumed curves begin (layouts.py saves halfway).
@@ -22,16 +19,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     worker = Path(__file__).with_name("layouts.py")
     found: dict[str, list[float]] = {}
     for world in (1, 2, 4):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        done = subprocess.run(
-            [*command, str(worker), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        found |= json.loads((folder / f"world{world}.json").read_text())
+        found |= run_worker(worker, folder, world, f"world{world}.json")
     return found
 
 

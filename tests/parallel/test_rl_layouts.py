@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "rl"))
 from tiny_rl import MODELS, make_inputs
+from torchrun import run_worker
 
 LAYOUTS = ["padded", "recomputed", "tp2", "tp2sp", "pp2", "pp2vp2", "cp2", "dp2"]
 LAYOUTS_OF_FOUR = ["tp2pp2", "tp2sp-cp2"]
@@ -29,16 +24,7 @@ def worlds(folder, *sizes):
     worker = Path(__file__).with_name("rl_layouts.py")
     found = {}
     for world in sizes:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        done = subprocess.run(
-            [*command, str(worker), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-9000:]
-        found |= json.loads((folder / f"world{world}.json").read_text())
+        found |= run_worker(worker, folder, world, f"world{world}.json")
     return found
 
 
