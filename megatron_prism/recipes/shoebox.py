@@ -268,6 +268,7 @@ def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox:
         max_new_tokens=ANSWER_TOKENS,
         stop=list(STOP),
         evaluate_every=max(1, size.rl_steps // 3),
+        evaluation_suites=list(MC),
         evaluation_problems=min(128, size.problems),
         evaluation_samples=4,
         checkpoint_every=0,

@@ -148,7 +148,8 @@ def _asked(stage: Reinforce, inputs: Mapping[str, Artifact]) -> list[Asked]:
     asked = []
     if stage.evaluate_every and "corpus" in inputs:
         folder = inputs["corpus"].file("problems")
-        suites = [load_suite(folder, name, stage.evaluation_problems) for name in suite_names(folder)]
+        names = stage.evaluation_suites or suite_names(folder)
+        suites = [load_suite(folder, name, stage.evaluation_problems) for name in names]
         asked.append(Asked("held_out", [p for suite in suites for p in suite], stage.evaluation_samples))
     if stage.evaluate_every and "tracked" in inputs:
         asked.append(Asked("tracked", load_prompts(inputs["tracked"].path), stage.evaluation_samples))

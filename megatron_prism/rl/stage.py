@@ -40,6 +40,7 @@ class Reinforce(Stage):
         stop: strings that end an answer; they are no part of its text.
         packing, micro_batch_size: how answers become micro-batches, see `policy.BatchShape`.
         evaluate_every: steps between evaluations; there is one before the first step and one at the end, too. 0: none.
+        evaluation_suites: which of the corpus's suites; none named: all.
         evaluation_problems, evaluation_samples: of each suite, and answers to each, at the sampling temperature.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
         keep_checkpoints: leave them in the artifact, for trajectories of the weights.
@@ -71,6 +72,7 @@ class Reinforce(Stage):
     packing: bool = True
     micro_batch_size: int = 8
     evaluate_every: int = 20
+    evaluation_suites: list[str] = field(default_factory=list)
     evaluation_problems: int | None = None
     evaluation_samples: int = 1
     checkpoint_every: int = tuning(20)
