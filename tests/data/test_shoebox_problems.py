@@ -67,6 +67,7 @@ def test_the_solver_is_no_rubber_stamp():
     assert solve_math("User: Modulo 10, what is 3 after first *4, second -5?\nAssistant:") == "7"
     assert solve_math("User: Modulo 7, what is 3 after first *4, second -6?\nAssistant:") == "6"
     assert solve_math("User: Find the smallest of 4, 2, 8.\nAssistant:") == "2"
+    assert solve_math("User: Sort 4, 2, 8, smallest first.\nAssistant:") == "248"
     assert solve_math("User: Solve 3x+4=19 for x.\nAssistant:") == "5"
     cart = "A cart goes 8 m in 4 s. What is its speed in m/s? (A) 4 (B) 3 (C) 2 (D) 8"
     assert solve_science(f"User: {cart}\nAssistant:") == "C"
@@ -86,6 +87,10 @@ def written_steps(name, thoughts):
         before = [first, *(result for _, result in parts)]
         chosen = {"s": lambda a, b: (a + b) % 7, "l": max}[name[0]] if name[:2] != "sm" else min
         return [(chosen(int(a), int(b)), r) for a, (b, r) in zip(before, parts, strict=False)]
+    if name.startswith("sort"):
+        # Each digit is the smallest of those that are left.
+        written = thoughts.split(", ")
+        return [(min(map(int, written[place:])), digit) for place, digit in enumerate(written)]
     # Leading zeros stand for a carry or borrow that is not there.
     steps = re.findall(r"(?<![\dx])([\d+*/-]+(?:[+*/-]\d+)+)=(\d+)", thoughts)
     return [(eval(re.sub(r"\b0+(?=\d)", "", left)), right) for left, right in steps]
@@ -95,7 +100,7 @@ def written_steps(name, thoughts):
 def test_every_written_step_is_true(name):
     for problem in drawn("math", name, 200):
         steps = written_steps(name, problem.thoughts)
-        expected = {"chain": 0, "sum": -1, "large": -1, "small": -1}
+        expected = {"chain": 0, "sort": 0, "sum": -1, "large": -1, "small": -1}
         length = next((int(name[-1]) + off for kind, off in expected.items() if name.startswith(kind)), None)
         assert len(steps) == length or (length is None and len(steps) >= 1)
         for computed, written in steps:

@@ -24,9 +24,10 @@ def test_the_stages_and_who_feeds_whom(model):
     inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
     models = ["base", "midtrain", "merge", "extend"]
     assert list(inputs) == [
-        *("corpus", "tokenizer", "tokens", "base", "midtrain", "merge", "packed", "extend", "export"),
+        *("corpus", "tokenizer", "tokens", "base", "midtrain", "merge", "packed", "extend"),
+        *("prompts", "difficulty", "mix", "followed", "rl_midtrain", "frontier", "rl_base", "export"),
         *(f"{kind}_{model}" for model in models for kind in ("evaluate", "ruler")),
-        "report",
+        *("evaluate_rl_midtrain", "evaluate_rl_base", "report"),
     ]
     assert inputs["midtrain"] == {"tokens": "tokens", "tokenizer": "tokenizer", "init": "base"}
     assert inputs["merge"] == {"base": "base", "midtrain": "midtrain"}
@@ -35,7 +36,25 @@ def test_the_stages_and_who_feeds_whom(model):
     assert inputs["export"]["model"] == "extend"
     for name in models:
         assert inputs[f"evaluate_{name}"]["model"] == inputs[f"ruler_{name}"]["model"] == name
+    # The mid-trained model decides which prompts are worth asking; both runs then get the same.
+    assert inputs["difficulty"]["model"] == "midtrain"
+    for start in ("midtrain", "base"):
+        given = {"model": start, "prompts": "mix", "tracked": "followed", "corpus": "corpus"}
+        assert inputs[f"rl_{start}"] == given | {"tokenizer": "tokenizer"}
+        assert inputs[f"evaluate_rl_{start}"]["model"] == f"rl_{start}"
+    assert inputs["frontier"] == {"rl": "rl_midtrain", "difficulty": "difficulty"}
     assert set(inputs["report"]) == set(inputs) - {"report"}
+
+
+def test_both_runs_of_reinforcement_learning_are_the_same_but_for_their_start():
+    nodes = recipe().nodes
+    assert nodes["rl_midtrain"].stage == nodes["rl_base"].stage
+    # As the paper: sampled and measured at temperature 1 from the whole distribution.
+    sampling = nodes["difficulty"].stage.sampling
+    assert (sampling.temperature, sampling.top_p, nodes["difficulty"].stage.samples) == (1.0, 1.0, 16)
+    assert recipe(method="dapo").nodes["rl_midtrain"].stage.loop.dynamic_sampling
+    with pytest.raises(ConfigError, match="variant='ppo' is not possible"):
+        recipe(method="ppo")
 
 
 def test_variants_are_the_other_rows_of_the_papers_table():
@@ -58,7 +77,7 @@ def test_whoever_has_no_sandbox_says_so_once_for_every_evaluation():
         mode: {
             node.stage.sandbox
             for name, node in recipe(sandbox=mode).nodes.items()
-            if name.startswith("evaluate")
+            if hasattr(node.stage, "sandbox")
         }
         for mode in ("strong", "weak")
     }

@@ -287,3 +287,13 @@ def test_the_interpreter_is_shown_without_its_packages(bubblewrap):
     assert not any(Path(path) in (Path("/"), Path("/usr"), Path("/usr/lib"), Path("/lib")) for path in shown)
     assert any("libc.so" in path for path in files.files)
     assert all("-packages" in path for path in files.hidden)
+
+
+def test_a_host_with_many_open_files(tmp_path):
+    """The sandbox's descriptors then have numbers that select() and a program's own limit do not take."""
+    program = (
+        "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(1100)]\n"
+        "from megatron_prism.verification.code import sandbox_problem; print(sandbox_problem())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "None", done.stderr

@@ -84,10 +84,13 @@ def _become_program(control: socket.socket, descriptors: list[int]) -> None:
 def _await_end(control: socket.socket, child: int, number: int) -> None:
     """Return when the child has ended or the host says so; leave when the host is gone."""
     ended = os.pidfd_open(child)
+    # Not select(): it takes no descriptor from 1024 on, and the host may have had that many open.
+    waiting = select.poll()
+    for descriptor in (ended, control.fileno()):
+        waiting.register(descriptor, select.POLLIN)
     try:
         while True:
-            ready, _, _ = select.select([ended, control.fileno()], [], [])
-            if control.fileno() not in ready:
+            if control.fileno() not in dict(waiting.poll()):
                 return
             data = control.recv(4096)
             if not data:
