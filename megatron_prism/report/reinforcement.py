@@ -128,7 +128,7 @@ def frontier_figure(artifacts: Mapping[str, Artifact]) -> str:
             axis.set_xlabel("step")
             axis.set_xlim(left=0)
             axis.set_ylim(bottom=0)
-            axis.legend(loc="best")
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return render()
 
 

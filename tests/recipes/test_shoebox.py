@@ -27,7 +27,7 @@ def test_the_stages_and_who_feeds_whom(model):
         *("corpus", "tokenizer", "tokens", "base", "midtrain", "merge", "packed", "extend"),
         *("prompts", "difficulty", "mix", "followed", "rl_midtrain", "frontier", "rl_base", "export"),
         *(f"{kind}_{model}" for model in models for kind in ("evaluate", "ruler")),
-        *("evaluate_rl_midtrain", "evaluate_rl_base", "report"),
+        *("evaluate_rl_base", "evaluate_rl_midtrain", "report"),
     ]
     assert inputs["midtrain"] == {"tokens": "tokens", "tokenizer": "tokenizer", "init": "base"}
     assert inputs["merge"] == {"base": "base", "midtrain": "midtrain"}
