@@ -13,7 +13,7 @@ from megatron_prism.rl.loop import StepReport
 from megatron_prism.rl.rollout import Group
 from megatron_prism.training.metrics import RunLog
 
-ANSWERS = "answers"
+ANSWERS, METRICS = "answers", "metrics.jsonl"
 
 log = get_logger(__name__)
 
@@ -86,11 +86,28 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: if it is missing or damaged.
     """
-    file = folder / "metrics.jsonl"
+    file = folder / METRICS
     try:
         return [json.loads(line) for line in file.read_text().splitlines()]
     except (OSError, ValueError) as problem:
         raise ArtifactError(f"{file}: not readable ({problem}); run the stage again") from None
+
+
+def barren_steps(folder: Path, step: int) -> int:
+    """How many steps in a row, up to `step`, had no group whose rewards differ.
+
+    Lines of later steps, which a run that was killed may have left, are not looked at: the last may be cut short.
+    """
+    count = 0
+    if not step:
+        return count
+    for text in (folder / METRICS).read_text().splitlines():
+        line = json.loads(text)
+        if line["step"] > step:
+            break
+        if "dropped_groups" in line:
+            count = count + 1 if line["dropped_groups"] == line["groups"] else 0
+    return count
 
 
 def evaluations(metrics: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[str, float]]:

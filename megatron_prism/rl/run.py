@@ -25,7 +25,7 @@ from megatron_prism.platform.hardware import peak_memory_bytes
 from megatron_prism.rl.loop import Loop, StepReport
 from megatron_prism.rl.policy import BatchShape, Policy
 from megatron_prism.rl.prompts import check_lengths, count_by_domain, load_prompts, rates_by_domain
-from megatron_prism.rl.record import ANSWERS, RLLog, evaluations, read_metrics, write_answers
+from megatron_prism.rl.record import ANSWERS, RLLog, barren_steps, evaluations, read_metrics, write_answers
 from megatron_prism.rl.rollout import Rollouts, check_kinds
 from megatron_prism.training.checkpoint import (
     TrainingState,
@@ -160,6 +160,9 @@ def _train(
     stage: Reinforce, loop: Loop, state: TrainingState, asked: Sequence[Asked], out: Path
 ) -> dict[str, Any]:
     trainer, rank_zero = loop.policy.trainer, dist.get_rank() == 0
+    barren = barren_steps(out, state.step)
+    # The log cuts off what came after the checkpoint; by then everyone has read.
+    dist.barrier()
     record = RLLog(out, stage.steps, state.step) if rank_zero else None
 
     def evaluate(step: int) -> None:
@@ -178,8 +181,9 @@ def _train(
     if state.step == 0:
         evaluate(0)
     report: StepReport | None = None
+    given_up = False
     began = time.perf_counter()
-    while state.step < stage.steps:
+    while state.step < stage.steps and not given_up:
         lr = stage.schedule.at(state.step, stage.steps)
         report = loop.step(state.step + 1, state.consumed_samples, lr)
         state.step, state.consumed_samples = state.step + 1, report.consumed_prompts
@@ -187,11 +191,19 @@ def _train(
             record.step(state.step, report, lr)
             if stage.answers_every and state.step % stage.answers_every == 0:
                 write_answers(out / ANSWERS, state.step, report.groups)
-        done = state.step == stage.steps
+        barren = 0 if report.kept else barren + 1
+        given_up = 0 < stage.give_up_after <= barren
+        done = given_up or state.step == stage.steps
         if asked and (done or (stage.evaluate_every and state.step % stage.evaluate_every == 0)):
             evaluate(state.step)
         if stage.checkpoint_every and state.step % stage.checkpoint_every == 0 and not done:
             save(out / CHECKPOINTS / f"step_{state.step:07d}")
+    if given_up:
+        log.warning(
+            "step %d: no group had rewards that differ for %d steps, so there is nothing to learn from: the run ends "
+            "(give_up_after)",
+            *(state.step, barren),
+        )
     save(out / CHECKPOINT)
     asked_rates: dict[str, Any] = {}
     if record:
@@ -204,6 +216,7 @@ def _train(
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return {
         "steps": state.step,
+        "given_up": given_up,
         "consumed_prompts": state.consumed_samples,
         **asked_rates,
         "last_step": report.record() if report else {},

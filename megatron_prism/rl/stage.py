@@ -35,6 +35,7 @@ class Reinforce(Stage):
     Attributes:
         architecture: of the model.
         steps: of `loop.prompts_per_step` prompts each.
+        give_up_after: steps in a row without a group whose rewards differ, after which the run ends; 0: never.
         context_length: most tokens of prompt and answer; what is left of it by the prompt bounds the answer.
         max_new_tokens: most tokens of an answer.
         stop: strings that end an answer; they are no part of its text.
@@ -54,6 +55,7 @@ class Reinforce(Stage):
 
     architecture: Architecture
     steps: int = 1000
+    give_up_after: int = 0
     seed: int = 1
     dtype: str = "fp32"
     recompute: str = tuning("none")
@@ -98,6 +100,10 @@ class Reinforce(Stage):
         check_mode(self.sandbox)
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         check_recompute(self.recompute, self.architecture, None)
+        if self.give_up_after < 0:
+            raise ConfigError(
+                f"give_up_after={self.give_up_after}: must be a number of steps, or 0 for never"
+            )
         if self.loop.samples_per_prompt < 2:
             raise ConfigError(
                 f"loop.samples_per_prompt={self.loop.samples_per_prompt}: a group needs at least 2 answers to compare"

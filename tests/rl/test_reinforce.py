@@ -20,6 +20,7 @@ from megatron_prism.platform.process_groups import session
 from megatron_prism.rl.gate import GateSettings, GateStop
 from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.objective import Objective
+from megatron_prism.rl.rewards import RewardSettings
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def unbroken(inputs, tmp_path_factory):
     return folder
 
 
-def killed_in(step, kind, inputs, out):
+def killed_in(step, stage, inputs, out):
     """Run in a child that kills itself in the middle of `step`, after the update and before anything is written."""
     from megatron_prism.rl import record
 
@@ -90,11 +91,11 @@ def killed_in(step, kind, inputs, out):
 
     record.RLLog.step = dying
     torch.set_num_threads(1)
-    run(resumable(kind), inputs, out)
+    run(stage, inputs, out)
 
 
-def kill(step, kind, inputs, out):
-    child = multiprocessing.get_context("spawn").Process(target=killed_in, args=(step, kind, inputs, out))
+def kill(step, stage, inputs, out):
+    child = multiprocessing.get_context("spawn").Process(target=killed_in, args=(step, stage, inputs, out))
     child.start()
     child.join(120)
     assert child.exitcode == -signal.SIGKILL
@@ -119,9 +120,39 @@ def test_after_kills_the_run_is_the_unbroken_one(kind, steps, inputs, unbroken, 
     given = inputs[kind] | {"tracked": inputs[kind]["prompts"]}
     out = tmp_path / "out"
     for step in steps:
-        kill(step, kind, given, out)
+        kill(step, resumable(kind), given, out)
     run(resumable(kind), given, out)
     same_run(out, unbroken / kind)
+
+
+# A random model is never right, and without the tests' own penalty all its answers are worth the same.
+WORTHLESS = RewardSettings(format_gate=False, unfinished=None)
+
+
+def test_a_run_without_anything_to_learn_ends_early_and_says_so(inputs, tmp_path, caplog):
+    out = tmp_path / "out"
+    stage = resumable(give_up_after=3, rewards=WORTHLESS)
+    given = inputs["dense"] | {"tracked": inputs["dense"]["prompts"]}
+    metrics = run(stage, given, out)
+    assert (metrics["steps"], metrics["given_up"], metrics["consumed_prompts"]) == (3, True, 9)
+    assert "nothing to learn from" in caplog.text
+    assert [line["step"] for line in lines(out) if "evaluation" in line] == [0, 2, 3]
+    start = weights(inputs["dense"]["model"].path)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in weights(out).items())
+
+
+def test_a_killed_run_gives_up_at_the_same_step(inputs, tmp_path):
+    stage = resumable(give_up_after=4, rewards=WORTHLESS, checkpoint_every=2)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(stage, inputs["dense"], whole)
+    kill(4, stage, inputs["dense"], out)
+    assert run(stage, inputs["dense"], out)["steps"] == 4
+    same_run(out, whole)
+
+
+def test_a_run_that_learns_does_not_give_up(inputs, tmp_path):
+    metrics = run(resumable(give_up_after=1), inputs["dense"], tmp_path / "out")
+    assert (metrics["steps"], metrics["given_up"]) == (5, False)
 
 
 @pytest.mark.slow
@@ -162,7 +193,7 @@ def test_a_run_that_forgets_its_place_is_another_run(inputs, unbroken, tmp_path)
     from megatron_prism.rl.prompts import PromptOrder
 
     out = tmp_path / "out"
-    kill(4, "dense", inputs["dense"], out)
+    kill(4, resumable(), inputs["dense"], out)
     with pytest.MonkeyPatch.context() as patch:
         honest = PromptOrder.take
         patch.setattr(PromptOrder, "take", lambda self, position, number: honest(self, position - 9, number))
