@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from megatron_prism.errors import ArtifactError, ConfigError
 from megatron_prism.evaluation.run import SuiteResult, evaluate
 from megatron_prism.generation.engine import Engine, SamplingParams
+from megatron_prism.generation.sampler import Sampler
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -34,12 +35,13 @@ def _default_sampling() -> SamplingParams:
 
 @dataclass
 class Evaluate(Stage):
-    """Scores `model` on suites of the `corpus`; inputs: "model" (train), "tokenizer", "corpus".
+    """Scores `model` on suites of the `corpus`; inputs: "model" (unless a server has it), "tokenizer", "corpus".
 
     Fields:
         suites: names of files under the corpus's `problems/`.
         samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
         limit: problems per suite (None: all); a subset is drawn by the hash of the problem's id.
+        sampler: the engine; `openai` scores a model behind a server, and keeps its answers if it goes away.
         sampling: how completions are sampled.
         batch_size: completions sampled together.
         grading_workers, grading_timeout_seconds, grading_memory_mib: the grading pool.
@@ -48,10 +50,12 @@ class Evaluate(Stage):
     """
 
     kind: ClassVar[str] = "evaluation"
+    resumable: ClassVar[bool] = True
 
     suites: list[str] = field(default_factory=lambda: ["math", "science", "code"])
     samples_per_problem: int = 1
     limit: int | None = None
+    sampler: Sampler = field(default_factory=Sampler)
     sampling: SamplingParams = field(default_factory=_default_sampling)
     batch_size: int = 32
     grading_workers: int = tuning(1)
@@ -74,8 +78,6 @@ class Evaluate(Stage):
             raise ConfigError(f"confidence={self.confidence}: must lie between 0 and 1, for example 0.95")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        from megatron_prism.generation.megatron import MegatronEngine
-
         folder = inputs["corpus"].file("problems")
         problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
         kinds = {problem.kind for chosen in problems.values() for problem in chosen}
@@ -85,7 +87,7 @@ class Evaluate(Stage):
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}
         with (
-            MegatronEngine.load(inputs["model"].path, inputs["tokenizer"].path, self.batch_size) as engine,
+            self.sampler.open(inputs, self.batch_size, out) as engine,
             GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
             progress_bar("sampling answers", total) as bar,
         ):
@@ -96,7 +98,7 @@ class Evaluate(Stage):
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool, advance)
         versions = grader_versions(kinds, self.sandbox)
-        return write_scores(out, results, self.confidence, engine="megatron", grader=versions)
+        return write_scores(out, results, self.confidence, engine=self.sampler.engine, grader=versions)
 
     def _score(
         self,

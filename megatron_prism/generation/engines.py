@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,6 +21,19 @@ OPENERS: dict[str, Callable[..., Any]] = {
 }
 
 
+def check_options(name: str, options: Collection[str]) -> None:
+    """Raise a ConfigError unless the engine exists, knows all these options, and needs no others."""
+    if name not in OPENERS:
+        raise ConfigError(f"engine '{name}' does not exist{suggest(name, OPENERS)}")
+    parameters = inspect.signature(OPENERS[name]).parameters
+    for option in options:
+        if option not in parameters:
+            raise ConfigError(f"engine '{name}': unknown option '{option}'{suggest(option, parameters)}")
+    for option, parameter in parameters.items():
+        if option not in options and parameter.default is parameter.empty:
+            raise ConfigError(f"engine '{name}': option '{option}' is missing")
+
+
 @contextmanager
 def open_engine(name: str, **options: Any) -> Iterator[Engine]:
     """The engine `name`: 'megatron', 'vllm' or 'openai'.
@@ -32,15 +45,7 @@ def open_engine(name: str, **options: Any) -> Iterator[Engine]:
     Raises:
         ConfigError: for an unknown name or option (the nearest is suggested), or a missing option.
     """
-    if name not in OPENERS:
-        raise ConfigError(f"engine '{name}' does not exist{suggest(name, OPENERS)}")
-    parameters = inspect.signature(OPENERS[name]).parameters
-    for option in options:
-        if option not in parameters:
-            raise ConfigError(f"engine '{name}': unknown option '{option}'{suggest(option, parameters)}")
-    for option, parameter in parameters.items():
-        if option not in options and parameter.default is parameter.empty:
-            raise ConfigError(f"engine '{name}': option '{option}' is missing")
+    check_options(name, options)
     opened = OPENERS[name](**options)
     entered = opened if isinstance(opened, AbstractContextManager) else nullcontext(opened)
     with entered as engine:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from megatron_prism.errors import ArtifactError
 from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.sampler import Sampler
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -36,13 +37,14 @@ log = get_logger(__name__)
 
 @dataclass
 class Difficulty(Stage):
-    """Inputs: `model`, `tokenizer`, `prompts`. Output: `difficulty.parquet`, a row per prompt.
+    """Inputs: `model` (unless a server has it), `tokenizer`, `prompts`. Output: `difficulty.parquet`, a row per prompt.
 
     Its columns are those of a problem (`tests` as JSON), `correct` and `samples`, `unfinished` (answers that ran out of
     tokens) and `mean_tokens`.
 
     Attributes:
         samples: answers per prompt (the paper: 16).
+        sampler: the engine; with `openai` the counts are those of a model behind a server.
         sampling: the paper samples at temperature 1 from the whole distribution.
         limit: prompts per domain (None: all); a subset is drawn by the hash of the id.
         chunk: prompts sampled and graded together, and lost at most when the run is interrupted.
@@ -53,6 +55,7 @@ class Difficulty(Stage):
     resumable: ClassVar[bool] = True
 
     samples: int = 16
+    sampler: Sampler = field(default_factory=Sampler)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rewards: RewardSettings = field(default_factory=RewardSettings)
     limit: int | None = None
@@ -71,15 +74,13 @@ class Difficulty(Stage):
             positive(self, "limit")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        from megatron_prism.generation.megatron import MegatronEngine
-
         problems = load_prompts(inputs["prompts"].path, self.limit)
         kinds = check_kinds(problems, self.sandbox)
         parts = out / PARTS
         parts.mkdir(exist_ok=True)
         files = [parts / f"{start:07d}.parquet" for start in range(0, len(problems), self.chunk)]
         with (
-            MegatronEngine.load(inputs["model"].path, inputs["tokenizer"].path, self.slots) as engine,
+            self.sampler.open(inputs, self.slots, out) as engine,
             GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
             progress_bar("counting right answers", len(problems)) as bar,
         ):
@@ -91,7 +92,12 @@ class Difficulty(Stage):
                 bar.advance(bar.task_ids[0], len(chosen))
         counts = _join(files, out / STORE)
         shutil.rmtree(parts)
-        return {"samples": self.samples, "domains": counts, "grader": grader_versions(kinds, self.sandbox)}
+        return {
+            "samples": self.samples,
+            "engine": self.sampler.engine,
+            "domains": counts,
+            "grader": grader_versions(kinds, self.sandbox),
+        }
 
 
 @dataclass(frozen=True)

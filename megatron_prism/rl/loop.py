@@ -131,6 +131,9 @@ class Loop:
             clock.lap("logprobs")
             updates = [self.policy.update(part, lr, step) for part in batches]
             clock.lap("update")
+            if self.rollouts.push_weights:
+                self.rollouts.push_weights()
+                clock.lap("weights")
         interval = self.settings.reference_interval
         if interval and step % interval == 0:
             self.policy.blend_reference(self.settings.reference_alpha)

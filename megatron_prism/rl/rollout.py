@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -59,6 +59,7 @@ class Rollouts:
         pool: grades on the first rank of each model replica; None elsewhere.
         share: (rank, size) among the replicas of the model: which of the prompts are this rank's.
         sandbox: how programs among the answers are isolated, "strong" or "weak".
+        push_weights: brings the model's new weights to the engine; None where it reads the model itself.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class Rollouts:
         rewards: RewardSettings,
         share: tuple[int, int] = (0, 1),
         sandbox: str = STRONG,
+        push_weights: Callable[[], None] | None = None,
     ) -> None:
         self.engine, self.pool = engine, pool
         self.sampling, self.rewards, self.share, self.sandbox = sampling, rewards, share, sandbox
+        self.push_weights = push_weights
 
     def groups(self, problems: Sequence[Problem], samples: int, seed: str) -> list[Group]:
         """`samples` answers to each problem, in order, the same on every rank.

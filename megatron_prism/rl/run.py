@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.conversion.checkpoint_io import load_weights, unwrap
+from megatron_prism.conversion.checkpoint_io import load_weights
 from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, carry_files
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.platform.console import get_logger
@@ -27,6 +26,7 @@ from megatron_prism.rl.policy import BatchShape, Policy
 from megatron_prism.rl.prompts import check_lengths, count_by_domain, load_prompts, rates_by_domain
 from megatron_prism.rl.record import ANSWERS, RLLog, barren_steps, evaluations, read_metrics, write_answers
 from megatron_prism.rl.rollout import Rollouts, check_kinds
+from megatron_prism.rl.sampler import TrainingSampler, training_sampler
 from megatron_prism.training.checkpoint import (
     TrainingState,
     latest_checkpoint,
@@ -65,7 +65,11 @@ def run(stage: Reinforce, inputs: Mapping[str, Artifact], out: Path, tokenizer: 
     policy = _policy(stage, tokenizer)
     state, start = _start(stage, policy, inputs["model"].path, out)
     with ExitStack() as stack:
-        rollouts = _rollouts(stage, policy, tokenizer, stack)
+        hf_files = start / HF_FILES if (start / HF_FILES).is_dir() else None
+        sampler = stack.enter_context(
+            training_sampler(stage, policy, tokenizer, inputs["tokenizer"].path, hf_files, out)
+        )
+        rollouts = _rollouts(stage, sampler, stack)
         loop = Loop(
             policy,
             rollouts,
@@ -119,7 +123,7 @@ def _start(stage: Reinforce, policy: Policy, start: Path, out: Path) -> tuple[Tr
     return TrainingState(), start
 
 
-def _rollouts(stage: Reinforce, policy: Policy, tokenizer: Tokenizer, stack: ExitStack) -> Rollouts:
+def _rollouts(stage: Reinforce, sampler: TrainingSampler, stack: ExitStack) -> Rollouts:
     from megatron.core import parallel_state
 
     pool = None
@@ -139,9 +143,7 @@ def _rollouts(stage: Reinforce, policy: Policy, tokenizer: Tokenizer, stack: Exi
         parallel_state.get_data_parallel_rank(with_context_parallel=True),
         parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     )
-    chunks = [unwrap(model) for model in policy.trainer.models]
-    engine = MegatronEngine(chunks, tokenizer, stage.slots, stage.context_length)
-    return Rollouts(engine, pool, sampling, stage.rewards, share, stage.sandbox)
+    return Rollouts(sampler.engine, pool, sampling, stage.rewards, share, stage.sandbox, sampler.push_weights)
 
 
 def _asked(stage: Reinforce, inputs: Mapping[str, Artifact]) -> list[Asked]:

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from contextlib import contextmanager
-from types import ModuleType
 
 import pytest
 
@@ -12,6 +10,7 @@ from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation.run import evaluate
 from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
 from megatron_prism.generation.engine import Completion, SamplingParams
+from megatron_prism.generation.engines import OPENERS
 from megatron_prism.pipeline.artifact import Receipt, seal
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
 from megatron_prism.verification.code import sandbox_problem
@@ -119,16 +118,12 @@ def engine(monkeypatch):
     scripted = ScriptedEngine(ANSWERS)
     loaded = []
 
-    class MegatronEngine:
-        @classmethod
-        @contextmanager
-        def load(cls, checkpoint, tokenizer_folder, batch_size):
-            loaded.append((checkpoint, tokenizer_folder, batch_size))
-            yield scripted
+    @contextmanager
+    def load(train_artifact_folder, tokenizer_folder, batch_size):
+        loaded.append((train_artifact_folder, tokenizer_folder, batch_size))
+        yield scripted
 
-    module = ModuleType("megatron_prism.generation.megatron")
-    module.MegatronEngine = MegatronEngine
-    monkeypatch.setitem(sys.modules, "megatron_prism.generation.megatron", module)
+    monkeypatch.setitem(OPENERS, "megatron", load)
     scripted.loaded = loaded
     return scripted
 

@@ -1,0 +1,66 @@
+"""The engine of a training run: it reads the weights under training, or is given them after each step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_prism.conversion.checkpoint_io import unwrap
+from megatron_prism.conversion.export_hf import export_running
+from megatron_prism.conversion.gather import gather_hf
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.generation.engine import Engine
+from megatron_prism.generation.engines import open_engine
+from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.sampler import EXPORTED
+from megatron_prism.rl.policy import Policy
+
+if TYPE_CHECKING:
+    from megatron_prism.rl.stage import Reinforce
+
+
+@dataclass(frozen=True)
+class TrainingSampler:
+    """An engine, and what brings it the newest weights; None where it reads the model itself."""
+
+    engine: Engine
+    push_weights: Callable[[], None] | None = None
+
+
+@contextmanager
+def training_sampler(
+    stage: Reinforce,
+    policy: Policy,
+    tokenizer: Tokenizer,
+    tokenizer_folder: Path,
+    hf_files: Path | None,
+    out: Path,
+) -> Iterator[TrainingSampler]:
+    """The sampler of `stage`, at the policy's weights.
+
+    Args:
+        hf_files: the config and files that came with the model, if any did.
+        out: folder of the run; for 'vllm' the weights it starts with lie there while it runs.
+    """
+    chunks = [unwrap(model) for model in policy.trainer.models]
+    if stage.sampler.engine == "megatron":
+        yield TrainingSampler(MegatronEngine(chunks, tokenizer, stage.slots, stage.context_length))
+        return
+    folder = out / EXPORTED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    export_running(chunks, stage.architecture, folder, tokenizer_folder, hf_files)
+    options = {"max_length": stage.context_length} | stage.sampler.options
+    with open_engine(stage.sampler.engine, folder=folder, **options) as engine:
+
+        def push_weights() -> None:
+            gathered = gather_hf(chunks, stage.architecture)
+            assert gathered is not None, "there is one process, so it is the first"
+            engine.update_weights(gathered[1])  # type: ignore[attr-defined]
+
+        yield TrainingSampler(engine, push_weights)
+    shutil.rmtree(folder)

@@ -1,0 +1,133 @@
+"""Stages on another engine than their own: a server that samples, that dies and comes back; what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as parquet
+import pytest
+from tiny_rl import artifact, make_inputs
+
+from megatron_prism.errors import ConfigError, ServerError
+from megatron_prism.evaluation.stage import Evaluate, read_samples
+from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.openai import OpenAIEngine
+from megatron_prism.generation.sampler import STORE, Sampler
+from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
+from megatron_prism.rl import difficulty
+from megatron_prism.rl.difficulty import Difficulty
+from megatron_prism.rl.rewards import RewardSettings
+
+PROMPTS = ["ABC", "hello", "x"]
+SAMPLED = SamplingParams(max_new_tokens=6, temperature=0.9, seed=4)
+
+
+@pytest.fixture
+def inputs(served_folder, tmp_path):
+    """Everything but a model: the server has it."""
+    lines = "".join(
+        json.dumps(
+            {"id": f"q{i}", "domain": "math", "prompt": prompt, "kind": "short", "answer": "A", "tests": []}
+        )
+        + "\n"
+        for i, prompt in enumerate(PROMPTS)
+    )
+    for folder in ("prompts", "corpus"):
+        inner = tmp_path / folder / ("prompts" if folder == "prompts" else "problems")
+        inner.mkdir(parents=True)
+        (inner / "math.jsonl").write_text(lines)
+    return {
+        "tokenizer": artifact(served_folder),
+        "prompts": artifact(tmp_path / "prompts"),
+        "corpus": artifact(tmp_path / "corpus"),
+    }
+
+
+def sampler(server, **options):
+    options = {"extra": {"return_token_ids": True}, "first_wait": 0.01, "retries": 0, **options}
+    return Sampler("openai", {"base_url": server.url, "model": "tiny", **options})
+
+
+def count(server, **changes):
+    settings = {"samples": 4, "chunk": 2, "grading_workers": 1, "sandbox": "weak", "sampling": SAMPLED}
+    rewards = RewardSettings(format_gate=False, unfinished=None)
+    return Difficulty(sampler=sampler(server), rewards=rewards, **settings | changes)
+
+
+def test_difficulty_of_a_model_behind_a_server(server, inputs, tmp_path):
+    server.start()
+    out = tmp_path / "out"
+    out.mkdir()
+    assert count(server).run(inputs, out)["engine"] == "openai"
+    assert len(server.asked) == len(set(server.asked)) == len(PROMPTS) * 4
+    rows = parquet.read_table(out / difficulty.STORE).to_pylist()
+    assert [(row["id"], row["samples"]) for row in rows] == [("q0", 4), ("q1", 4), ("q2", 4)]
+    assert all(0 < row["mean_tokens"] <= 6 for row in rows)
+    assert [file.name for file in out.iterdir()] == [difficulty.STORE], "what was kept meanwhile is gone"
+
+
+def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole.mkdir()
+    out.mkdir()
+    server.start()
+    stage = count(server)
+    stage.run(inputs, whole)
+    asked = len(server.asked)
+    server.kill()
+    server.start(die_at=6)
+    stage.sampler.options["concurrency"] = 1
+    with pytest.raises(ServerError, match=r"5 of 8 completions are kept in .*run again"):
+        stage.run(inputs, out)
+    server.kill()
+    server.start()
+    assert stage.run(inputs, out)["samples"] == 4
+    assert len(server.asked) == asked + 6 + (len(PROMPTS) * 4 - 5), "five were answered before the end"
+    assert parquet.read_table(out / difficulty.STORE).equals(parquet.read_table(whole / difficulty.STORE))
+
+
+def test_scores_of_a_model_behind_a_server(server, inputs, tmp_path):
+    server.start()
+    stage = Evaluate(suites=["math"], sampling=SAMPLED, sampler=sampler(server), sandbox="weak")
+    assert stage.run(inputs, tmp_path)["engine"] == "openai"
+    texts = [sample["completion"] for sample in read_samples(tmp_path)]
+    engine = OpenAIEngine(server.url, "tiny", extra={"return_token_ids": True})
+    by_id = sorted(zip([s["id"] for s in read_samples(tmp_path)], texts, strict=True))
+    assert [text for _, text in by_id] == [row[0].text for row in engine.generate(PROMPTS, SAMPLED)]
+    assert not (tmp_path / STORE).exists()
+
+
+def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
+    for engine in ("megatron", "vllm"):
+        with pytest.raises(ConfigError, match=f"engine '{engine}' samples from a 'model' input"):
+            Difficulty(sampler=Sampler(engine), sandbox="weak").run(inputs, tmp_path)
+
+
+def test_vllm_that_is_not_installed(tmp_path):
+    given = make_inputs(tmp_path, "dense")
+    with pytest.raises(ConfigError, match=r"vLLM is not installed"):
+        Difficulty(sampler=Sampler("vllm"), sandbox="weak").run(given, tmp_path)
+
+
+def test_a_config_names_the_engine_and_its_options():
+    options = {"base_url": "http://localhost:1/v1", "model": "tiny", "extra": {"return_token_ids": True}}
+    stage = apply_overrides(Difficulty(), {"sampler.engine": "openai", "sampler.options": options})
+    assert stage.sampler == Sampler("openai", options)
+    assert from_mapping(Difficulty, plain(stage)) == stage
+    assert stage.fingerprint({}) != Difficulty().fingerprint({})
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "message"),
+    [
+        ("opanai", {}, "engine='opanai' is not possible; did you mean 'openai'"),
+        ("openai", {"model": "tiny"}, "option 'base_url' is missing"),
+        ("openai", {"base_url": "x", "model": "tiny", "modle": 1}, "unknown option 'modle'"),
+        ("openai", {"base_url": "x", "model": "tiny", "store": "x"}, "options.store: the stage gives"),
+        ("megatron", {"batch_size": 3}, "options.batch_size: the stage gives"),
+        ("vllm", {"gpu_memory": 0.5}, "unknown option 'gpu_memory'; did you mean 'gpu_memory_share'"),
+    ],
+)
+def test_engines_and_options_that_cannot_be(engine, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Sampler(engine, options)
