@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_prism.errors import DataError
+from megatron_prism.pipeline.config import one_of
 from megatron_prism.rl.micro_batches import TrainingText
 from megatron_prism.rl.objective import Objective, advantages, token_weights
 from megatron_prism.rl.policy import Policy, Update
@@ -27,7 +28,9 @@ class LoopSettings:
         prompts_per_step: groups of a step.
         samples_per_prompt: answers of a group.
         minibatches: optimizer steps per batch; with 1 the update is on-policy.
-        dynamic_sampling: draw more prompts until `prompts_per_step` groups have rewards that differ (DAPO).
+        keep_by: which groups an update takes: those whose answers differ in "reward", or those of which some are right
+            and some wrong, "accuracy"; the two part where length or repetition cost something.
+        dynamic_sampling: draw more prompts until there are `prompts_per_step` such groups (DAPO).
         most_rounds: of drawing, before the step goes on with what it has.
         reference_alpha: share of the policy in each soft update of the reference.
         reference_interval: steps between soft updates; 0 keeps the reference as it was at the start.
@@ -36,10 +39,14 @@ class LoopSettings:
     prompts_per_step: int = 64
     samples_per_prompt: int = 16
     minibatches: int = 1
+    keep_by: str = "reward"
     dynamic_sampling: bool = False
     most_rounds: int = 10
     reference_alpha: float = 0.6
     reference_interval: int = 0
+
+    def __post_init__(self) -> None:
+        one_of(self.keep_by, ("reward", "accuracy"), "keep_by")
 
 
 @dataclass
@@ -113,7 +120,8 @@ class Loop:
         """Step number `step` (from 1); `consumed_prompts` is how many the steps before it have reached."""
         clock = _Clock()
         groups, consumed = self._collect(step, consumed_prompts)
-        kept = [group for group in groups if group.informative][: self.settings.prompts_per_step]
+        kept = [group for group in groups if group.teaches(self.settings.keep_by)]
+        kept = kept[: self.settings.prompts_per_step]
         clock.lap("rollout")
         updates: list[Update] = []
         if kept:
@@ -149,7 +157,7 @@ class Loop:
             groups += self.rollouts.groups(
                 chosen, settings.samples_per_prompt, f"step {step} round {attempt}"
             )
-            if sum(group.informative for group in groups) >= wanted:
+            if sum(group.teaches(settings.keep_by) for group in groups) >= wanted:
                 break
         return groups, consumed
 

@@ -45,10 +45,14 @@ class Group:
     def values(self) -> list[float]:
         return [answer.reward.value for answer in self.answers]
 
-    @property
-    def informative(self) -> bool:
-        """Whether the rewards differ: a group of equal rewards has no advantages, and so no gradient."""
-        return len(set(self.values)) > 1
+    def teaches(self, by: str) -> bool:
+        """Whether its answers differ: in their rewards (else there are no advantages), or in being right, too.
+
+        Args:
+            by: "reward" or "accuracy".
+        """
+        differ = len(set(self.values)) > 1
+        return differ and (by == "reward" or 0 < self.correct < len(self.answers))
 
 
 class Rollouts:

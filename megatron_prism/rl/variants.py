@@ -22,7 +22,7 @@ class Variant:
     Attributes:
         objective: what is optimized.
         minibatches: optimizer steps per batch.
-        dynamic_sampling: whether groups of equal rewards are drawn again.
+        dynamic_sampling, keep_by: whether groups that teach nothing are drawn again, and which these are.
         wrong: the reward of a wrong answer.
         overlong_share: the last share of the answer's most tokens over which a long answer loses up to 1; 0: none, and
             an answer that ran out of tokens gets the reward of `RewardSettings.unfinished`.
@@ -31,12 +31,18 @@ class Variant:
     objective: Objective = field(default_factory=Objective)
     minibatches: int = 1
     dynamic_sampling: bool = False
+    keep_by: str = "reward"
     wrong: float = 0.0
     overlong_share: float = 0.0
 
     def loop(self, settings: LoopSettings) -> LoopSettings:
         """`settings` with what the method changes in them."""
-        return replace(settings, minibatches=self.minibatches, dynamic_sampling=self.dynamic_sampling)
+        return replace(
+            settings,
+            minibatches=self.minibatches,
+            dynamic_sampling=self.dynamic_sampling,
+            keep_by=self.keep_by,
+        )
 
     def rewards(self, max_new_tokens: int) -> RewardSettings:
         """The method's rewards for answers of up to `max_new_tokens` tokens."""
@@ -60,13 +66,14 @@ VARIANTS = {
         Objective(tis_cap=None, kl_coefficient=0.04, normalization="sequence"),
     ),
     # arXiv 2503.14476: equation 8 (no KL), section 3.1 and 4.1 (0.2 and 0.28; 512 answers of a batch of 512 prompts x
-    # 16 answers per update, 16 updates), 3.2 (dynamic sampling), 3.3 (all tokens alike: the equation divides by a
-    # group's, its code, the DAPO recipe of verl, by the mini-batch's), equation 7 (1 and -1), equation 13 with 4,096
-    # of 20,480 tokens (overlong punishment; no other for being cut off).
+    # 16 answers per update, 16 updates), equation 11 (dynamic sampling by accuracy), 3.3 (all tokens alike: the
+    # equation divides by a group's, its code, the DAPO recipe of verl, by the mini-batch's), equation 7 (1 and -1),
+    # equation 13 with 4,096 of 20,480 tokens (overlong punishment; no other for being cut off).
     "dapo": Variant(
         Objective(epsilon_high=0.28, tis_cap=None, kl_coefficient=0.0, normalization="batch_tokens"),
         minibatches=16,
         dynamic_sampling=True,
+        keep_by="accuracy",
         wrong=-1.0,
         overlong_share=4096 / 20480,
     ),

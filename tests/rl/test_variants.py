@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.generation.engine import Completion
 from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.objective import (
     Objective,
@@ -29,7 +30,10 @@ from megatron_prism.rl.objective import (
     token_weights,
 )
 from megatron_prism.rl.rewards import RewardSettings, reward
+from megatron_prism.rl.rollout import Answer, Group
 from megatron_prism.rl.variants import VARIANTS, variant
+from megatron_prism.verification.grade import Grade
+from megatron_prism.verification.problems import Problem
 
 LENGTHS = torch.tensor([[2, 1], [1, 4]])
 REWARDS = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
@@ -100,10 +104,33 @@ def test_dapo_rewards_its_sampling_and_its_updates():
     assert value(False, 20480) == -2
     assert dapo.rewards(100).overlong_buffer == 20
     loop = dapo.loop(LoopSettings(prompts_per_step=512, samples_per_prompt=16, reference_interval=7))
-    assert loop.dynamic_sampling
+    assert (loop.dynamic_sampling, loop.keep_by) == (True, "accuracy")
     # 512 x 16 answers in updates of 512.
     assert loop.prompts_per_step * loop.samples_per_prompt / loop.minibatches == 512
     assert loop.reference_interval == 7
+
+
+def group(*answers):
+    """A group of answers, each (right, tokens), rewarded by DAPO's rules for at most 100 tokens."""
+    settings = variant("dapo").rewards(100)
+    made = []
+    for right, length in answers:
+        completion = Completion(THOUGHT, list(range(length)), [0.0] * length, "stop")
+        given = reward(right, completion.text, completion.token_ids, "stop", settings)
+        made.append(Answer(completion, Grade(right, "correct" if right else "wrong"), given))
+    return Group(Problem("p", "math", "P", "math", "4"), made)
+
+
+def test_dapo_keeps_groups_by_accuracy():
+    mixed, long = group((True, 10), (False, 10)), group((False, 10), (False, 95))
+    assert len(set(long.values)) == 2, "one lost something for its length"
+    assert [each.teaches("accuracy") for each in (mixed, long)] == [True, False]
+    assert [each.teaches("reward") for each in (mixed, long)] == [True, True]
+    alike = group((True, 10), (True, 10))
+    assert not alike.teaches("accuracy")
+    assert not alike.teaches("reward")
+    with pytest.raises(ConfigError, match="keep_by='accurcy' is not possible; did you mean 'accuracy'"):
+        LoopSettings(keep_by="accurcy")
 
 
 def test_dr_grpo():
