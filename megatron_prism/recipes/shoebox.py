@@ -78,7 +78,8 @@ HYBRID = Architecture(
     mamba_num_groups=2,
     initializer_range=INITIALIZER_RANGE,
 )
-LEARNING_RATE, RL_RATE = 4e-3, 5e-4
+LEARNING_RATES = {"dense": 4e-3, "hybrid": 2.5e-3}
+RL_RATE = 5e-4
 # A base model does not know the format: none of its answers earns anything, and no number of steps changes that.
 GIVE_UP_AFTER = 20
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
@@ -144,7 +145,7 @@ def recipe(
     one_of(preset, PRESETS, "preset")
     if seed < 0:
         raise ConfigError(f"seed={seed}: must be 0 or more")
-    size, architecture = PRESETS[preset], MODELS[model]
+    size, architecture, rate = PRESETS[preset], MODELS[model], LEARNING_RATES[model]
     graph = Graph("shoebox")
     corpus = graph.add("corpus", ShoeboxCorpus(prompts=size.prompts))
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
@@ -168,7 +169,7 @@ def recipe(
         )
 
     def cosine(steps: int) -> Schedule:
-        return Schedule(lr=LEARNING_RATE, warmup_steps=max(1, steps // 20), final_factor=0.05)
+        return Schedule(lr=rate, warmup_steps=max(1, steps // 20), final_factor=0.05)
 
     base = graph.add(
         "base",
@@ -199,7 +200,7 @@ def recipe(
         # The paper's phase (Table 17): exponential decay to nothing; its warm-up is a tenth.
         schedule = Schedule(
             warmup_steps=max(1, size.extension_steps // 10),
-            lr=LEARNING_RATE / 2,
+            lr=rate / 2,
             style="exponential",
             final_factor=0.0,
         )
