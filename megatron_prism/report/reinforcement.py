@@ -19,13 +19,17 @@ Points = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """Of one run: the pass rate of each step's answers, and held-out pass rates by domain, in 0..1."""
+    """Of one run: the pass rate of each step's answers, and held-out pass rates by domain, in 0..1.
+
+    `given_up`: it ended early, for it had nothing to learn from.
+    """
 
     name: str
     start: str
     steps: Points
     held_out: dict[str, Points]
     seconds: float
+    given_up: bool
 
 
 def rl_curves(artifacts: Mapping[str, Artifact]) -> list[Curves]:
@@ -49,7 +53,8 @@ def rl_curves(artifacts: Mapping[str, Artifact]) -> list[Curves]:
         except (KeyError, TypeError, ValueError) as problem:
             raise ArtifactError(f"{artifact.path}: metrics.jsonl is no record of rl ({problem!r})") from None
         start = makers.get(artifact.receipt.inputs.get("model", ""), DASH)
-        found.append(Curves(name, start, steps, held_out, artifact.receipt.wall_seconds))
+        given_up = bool(artifact.metrics.get("given_up"))
+        found.append(Curves(name, start, steps, held_out, artifact.receipt.wall_seconds, given_up))
     return found
 
 
@@ -67,7 +72,8 @@ def rl_table(artifacts: Mapping[str, Artifact]) -> Table:
                 continue
             before, after = 100 * points[0][1], 100 * points[-1][1]
             cells.append(f"{before:.1f} → {after:.1f} ({signed((after - before) / 100)})")
-        rows.append([each.name, each.start, str(len(each.steps)), *cells, duration(each.seconds)])
+        steps = f"{len(each.steps)}, gave up" if each.given_up else str(len(each.steps))
+        rows.append([each.name, each.start, steps, *cells, duration(each.seconds)])
     return Table(
         ["run", "started from", "steps", *domains, "time"],
         rows,

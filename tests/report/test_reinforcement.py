@@ -15,7 +15,7 @@ from megatron_prism.report.reinforcement import frontier_figure, rl_curves, rl_f
 from megatron_prism.rl.frontier import frontier
 
 
-def rl_artifact(folder, name, start, rates, held_out):
+def rl_artifact(folder, name, start, rates, held_out, given_up=False):
     """`rates` of the steps; `held_out` maps a step to math's rate."""
     (folder / name).mkdir()
     lines = [
@@ -27,7 +27,9 @@ def rl_artifact(folder, name, start, rates, held_out):
         for s, r in held_out.items()
     ]
     (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    receipt = Receipt("rl", f"{name}-1", name, {}, {"model": start}, wall_seconds=75.0)
+    receipt = Receipt(
+        "rl", f"{name}-1", name, {}, {"model": start}, metrics={"given_up": given_up}, wall_seconds=75.0
+    )
     return Artifact(folder / name, receipt)
 
 
@@ -41,7 +43,7 @@ def artifacts(tmp_path):
     return {
         "base": base,
         "rl_mid": rl_artifact(tmp_path, "rl_mid", "gone", [0.3, 0.4], {0: 0.25, 2: 0.5}),
-        "rl_base": rl_artifact(tmp_path, "rl_base", "base-1", [0.0, 0.0], {0: 0.0, 2: 0.0}),
+        "rl_base": rl_artifact(tmp_path, "rl_base", "base-1", [0.0, 0.0], {0: 0.0, 2: 0.0}, given_up=True),
         "frontier": Artifact(
             tmp_path, Receipt("frontier", "f-1", "frontier", {}, {}, metrics={"curves": curves})
         ),
@@ -52,7 +54,7 @@ def test_the_table_has_what_was_before_and_after(artifacts):
     table = rl_table(artifacts)
     assert table.columns == ["run", "started from", "steps", "math", "all", "time"]
     assert table.rows[0][:5] == ["rl_mid", "–", "2", "25.0 → 50.0 (+25.0)", "12.5 → 25.0 (+12.5)"]
-    assert table.rows[1][:4] == ["rl_base", "base", "2", "0.0 → 0.0 (0.0)"]
+    assert table.rows[1][:4] == ["rl_base", "base", "2, gave up", "0.0 → 0.0 (0.0)"]
 
 
 def test_the_figures_name_every_curve(artifacts):
