@@ -1,10 +1,11 @@
-"""One small shoebox, made once: corpus, tokenizer and tokens as artifacts."""
+"""One small shoebox, made once: corpus, tokenizer and tokens as artifacts; a machine without bubblewrap."""
 
 import pytest
 from data_artifacts import make_artifact, small_corpus
 
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
+from megatron_prism.verification.code import sandbox_problem
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,12 @@ def tokenizer_artifact(corpus):
 def tokens(corpus, tokenizer_artifact):
     folder = corpus.path.parent / "tokens"
     return make_artifact(TokenizeCorpus(), folder, corpus=corpus, tokenizer=tokenizer_artifact)
+
+
+@pytest.fixture
+def no_bubblewrap(monkeypatch, tmp_path_factory):
+    """For one test no program is on the PATH. Whether isolation works is found out once: forgotten before and after."""
+    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
+    sandbox_problem.cache_clear()
+    yield
+    sandbox_problem.cache_clear()

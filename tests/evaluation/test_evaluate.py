@@ -13,7 +13,6 @@ from megatron_prism.generation.engine import Completion, SamplingParams
 from megatron_prism.generation.engines import OPENERS
 from megatron_prism.pipeline.artifact import Receipt, seal
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
-from megatron_prism.verification.code import sandbox_problem
 from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.workers import GradingPool
 
@@ -179,19 +178,14 @@ def test_programs_run_isolated_unless_told_otherwise(tmp_path, inputs, engine):
 
 
 def test_programs_are_refused_before_the_model_is_loaded_where_they_cannot_be_isolated(
-    tmp_path, inputs, engine, monkeypatch
+    tmp_path, inputs, engine, no_bubblewrap
 ):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    sandbox_problem.cache_clear()
-    try:
-        with pytest.raises(ConfigError, match=r"sandbox=strong.*bwrap is not on PATH.*sandbox=weak"):
-            Evaluate(suites=["science", "code"]).run(inputs, tmp_path)
-        assert engine.loaded == []
-        # A suite without programs needs no sandbox.
-        metrics = Evaluate(suites=["science"]).run(inputs, tmp_path)
-        assert "sandbox" not in metrics["grader"]
-    finally:
-        sandbox_problem.cache_clear()
+    with pytest.raises(ConfigError, match=r"sandbox=strong.*bwrap is not on PATH.*sandbox=weak"):
+        Evaluate(suites=["science", "code"]).run(inputs, tmp_path)
+    assert engine.loaded == []
+    # A suite without programs needs no sandbox.
+    metrics = Evaluate(suites=["science"]).run(inputs, tmp_path)
+    assert "sandbox" not in metrics["grader"]
 
 
 def test_config_round_trip_and_overrides():

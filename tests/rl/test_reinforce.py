@@ -312,9 +312,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(inputs, tmp_path):
     assert all(row["prompt"] != "A" * 12 for row in answers(tmp_path / "out" / "answers", 1))
 
 
-def test_code_without_isolation_is_refused_before_any_model_is_loaded(inputs, tmp_path, monkeypatch):
-    from megatron_prism.verification import code
-
+def test_code_without_isolation_is_refused_before_any_model_is_loaded(inputs, tmp_path, no_bubblewrap):
     folder = tmp_path / "code"
     (folder / "prompts").mkdir(parents=True)
     problem = {
@@ -327,8 +325,6 @@ def test_code_without_isolation_is_refused_before_any_model_is_loaded(inputs, tm
     }
     (folder / "prompts" / "code.jsonl").write_text(json.dumps(problem) + "\n")
     given = inputs["dense"] | {"prompts": artifact(folder)}
-    monkeypatch.setenv("PATH", "")
-    code.sandbox_problem.cache_clear() if hasattr(code.sandbox_problem, "cache_clear") else None
     began = time.perf_counter()
     with pytest.raises(ConfigError, match="sandbox=weak"):
         run(tiny_run(sandbox="strong"), given, tmp_path / "out")

@@ -219,21 +219,16 @@ def test_programs_in_the_pool_keep_order_and_limits(sandbox, request, new_childr
     assert not new_children()
 
 
-def test_strong_is_the_default_and_refuses_before_any_work_where_it_cannot_be(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    code.sandbox_problem.cache_clear()
+def test_strong_is_the_default_and_refuses_before_any_work_where_it_cannot_be(no_bubblewrap):
     item = GradeItem("code", fenced(GOOD), tests=TESTS)
-    try:
-        with GradingPool() as pool:
-            with pytest.raises(ConfigError, match=r"bwrap is not on PATH.*install bubblewrap.*sandbox=weak"):
-                grade_all([item], pool)
-            assert pool.pids() == []
-            # Nothing is asked for that is not needed.
-            assert grade_all([GradeItem("choice", r"\boxed{C}", "C")], pool)[0].correct
-        with pytest.raises(ConfigError, match="sandbox=strong"):
-            grade("code", fenced(GOOD), tests=TESTS)
-    finally:
-        code.sandbox_problem.cache_clear()
+    with GradingPool() as pool:
+        with pytest.raises(ConfigError, match=r"bwrap is not on PATH.*install bubblewrap.*sandbox=weak"):
+            grade_all([item], pool)
+        assert pool.pids() == []
+        # Nothing is asked for that is not needed.
+        assert grade_all([GradeItem("choice", r"\boxed{C}", "C")], pool)[0].correct
+    with pytest.raises(ConfigError, match="sandbox=strong"):
+        grade("code", fenced(GOOD), tests=TESTS)
 
 
 def test_the_weak_mode_says_aloud_what_it_is(caplog):
