@@ -12,13 +12,23 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Engine
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import one_of, plain
 
 # What a stage gives the engine itself, and nobody else may.
 GIVEN = {
     "megatron": ("train_artifact_folder", "tokenizer_folder", "batch_size"),
     "vllm": ("folder",),
     "openai": ("tokenizer", "store"),
+}
+# How an engine is reached and how fast it is; what it answers does not depend on these.
+TUNING = {
+    "base_url",
+    "api_key_variable",
+    "timeout",
+    "retries",
+    "first_wait",
+    "concurrency",
+    "gpu_memory_share",
 }
 STORE, EXPORTED = "completions", "exported"
 
@@ -46,6 +56,11 @@ class Sampler:
         if taken:
             raise ConfigError(f"options.{taken[0]}: the stage gives engine '{self.engine}' this itself")
         check_options(self.engine, [*self.options, *GIVEN[self.engine]])
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers: a server that moved, or is asked more patiently, is the same engine."""
+        options = {key: value for key, value in plain(self)["options"].items() if key not in TUNING}
+        return {"engine": self.engine, "options": options}
 
     @contextmanager
     def open(self, inputs: Mapping[str, Artifact], slots: int, work: Path) -> Iterator[Engine]:

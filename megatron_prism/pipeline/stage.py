@@ -49,9 +49,14 @@ class Stage(ABC):
         """Write the outputs under `out` and return the metrics for the receipt (JSON-ready, rank 0's are kept)."""
 
     def identity(self) -> dict[str, Any]:
-        """The part of the config that decides the output: every field not declared with `tuning`."""
+        """The part of the config that decides the output: every field not declared with `tuning`.
+
+        A field's value that has an `identity` of its own counts by that.
+        """
         skip = {f.name for f in dataclasses.fields(self) if not f.metadata.get("fingerprint", True)}
-        return {key: value for key, value in plain(self).items() if key not in skip}
+        found = {key: value for key, value in plain(self).items() if key not in skip}
+        parts = {key: getattr(self, key) for key in found}
+        return found | {key: part.identity() for key, part in parts.items() if hasattr(part, "identity")}
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """sha256 over kind, version, deciding config and the inputs' fingerprints."""

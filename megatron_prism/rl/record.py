@@ -94,7 +94,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def barren_steps(folder: Path, step: int) -> int:
-    """How many steps in a row, up to `step`, had no group whose rewards differ.
+    """How many steps in a row, up to `step`, had no group with anything to teach.
 
     Lines of later steps, which a run that was killed may have left, are not looked at: the last may be cut short.
     """

@@ -64,8 +64,8 @@ def run(stage: Reinforce, inputs: Mapping[str, Artifact], out: Path, tokenizer: 
     problems, too_long = check_lengths(everything, [len(each) for each in ids], stage.context_length)
     policy = _policy(stage, tokenizer)
     state, start = _start(stage, policy, inputs["model"].path, out)
+    hf_files = start / HF_FILES if (start / HF_FILES).is_dir() else None
     with ExitStack() as stack:
-        hf_files = start / HF_FILES if (start / HF_FILES).is_dir() else None
         sampler = stack.enter_context(
             training_sampler(stage, policy, tokenizer, inputs["tokenizer"].path, hf_files, out)
         )
@@ -82,8 +82,8 @@ def run(stage: Reinforce, inputs: Mapping[str, Artifact], out: Path, tokenizer: 
         metrics = _train(stage, loop, state, _asked(stage, inputs), out)
     if dist.get_rank() == 0:
         stage.architecture.save(out / ARCHITECTURE)
-        if (start / HF_FILES).is_dir():
-            carry_files(start / HF_FILES, out / HF_FILES)
+        if hf_files:
+            carry_files(hf_files, out / HF_FILES)
     dist.barrier()
     return metrics | {
         "prompts": count_by_domain(problems),
@@ -202,7 +202,7 @@ def _train(
             save(out / CHECKPOINTS / f"step_{state.step:07d}")
     if given_up:
         log.warning(
-            "step %d: no group had rewards that differ for %d steps, so there is nothing to learn from: the run ends "
+            "step %d: no group had anything to teach for %d steps: there is nothing to learn from, and the run ends "
             "(give_up_after)",
             *(state.step, barren),
         )

@@ -17,6 +17,7 @@ from megatron_prism.generation.engine import Engine
 from megatron_prism.generation.engines import open_engine
 from megatron_prism.generation.megatron import MegatronEngine
 from megatron_prism.generation.sampler import EXPORTED
+from megatron_prism.generation.vllm import VLLMEngine
 from megatron_prism.rl.policy import Policy
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ def training_sampler(
     export_running(chunks, stage.architecture, folder, tokenizer_folder, hf_files)
     options = {"max_length": stage.context_length} | stage.sampler.options
     with open_engine(stage.sampler.engine, folder=folder, **options) as engine:
+        assert isinstance(engine, VLLMEngine)
 
         def push_weights() -> None:
             gathered = gather_hf(chunks, stage.architecture)
             assert gathered is not None, "there is one process, so it is the first"
-            engine.update_weights(gathered[1])  # type: ignore[attr-defined]
+            engine.update_weights(gathered[1])
 
         yield TrainingSampler(engine, push_weights)
     shutil.rmtree(folder)

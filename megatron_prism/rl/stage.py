@@ -36,7 +36,7 @@ class Reinforce(Stage):
     Attributes:
         architecture: of the model.
         steps: of `loop.prompts_per_step` prompts each.
-        give_up_after: steps in a row without a group whose rewards differ, after which the run ends; 0: never.
+        give_up_after: steps in a row without a group that teaches (`loop.keep_by`), after which the run ends; 0: never.
         context_length: most tokens of prompt and answer; what is left of it by the prompt bounds the answer.
         max_new_tokens: most tokens of an answer.
         stop: strings that end an answer; they are no part of its text.

@@ -117,6 +117,18 @@ def test_a_config_names_the_engine_and_its_options():
     assert stage.fingerprint({}) != Difficulty().fingerprint({})
 
 
+def test_a_server_that_moved_is_the_same_engine_and_another_model_is_not():
+    def known_by(**options):
+        sampler = Sampler("openai", {"base_url": "http://a/v1", "model": "tiny", **options})
+        found = {stage(sampler=sampler).fingerprint({}) for stage in (Difficulty, Evaluate)}
+        assert len(found) == 2
+        return found
+
+    assert known_by() == known_by(base_url="http://b/v1", retries=9, timeout=5.0, concurrency=2)
+    assert known_by() != known_by(model="other")
+    assert known_by() != known_by(extra={"top_k": 5})
+
+
 @pytest.mark.parametrize(
     ("engine", "options", "message"),
     [
