@@ -1,11 +1,23 @@
 """One small shoebox, made once: corpus, tokenizer and tokens as artifacts; a machine without bubblewrap."""
 
+import gc
+
 import pytest
 from data_artifacts import make_artifact, small_corpus
 
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.verification.code import sandbox_problem
+
+
+def pytest_collection_finish():
+    """Megatron collects garbage at every checkpoint: half a second each time, if it looks through all that is imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

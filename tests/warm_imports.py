@@ -1,0 +1,29 @@
+"""What the fork server of `warm.py` imports, once: everything that takes seconds to import."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import warnings
+
+# One thread: what forks while another thread holds a lock may wait for that lock for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import megatron.core.datasets.gpt_dataset
+    import megatron.core.dist_checkpointing
+    import pytest
+    import transformers.models.auto.modeling_auto
+    import transformers.tokenization_utils_fast
+
+    import megatron_prism.conversion.stage
+    import megatron_prism.rl.run
+    import megatron_prism.training.loop  # noqa: F401
+
+# Garbage collections skip what is imported, and its memory stays shared with the children.
+gc.collect()
+gc.freeze()
+# Nothing to tidy up at the server's end; torch's libraries would report what is frozen as leaks.
+atexit.register(os._exit, 0)
