@@ -99,7 +99,10 @@ class Child:
 
 
 def python(
-    *arguments: object, cwd: Path | None = None, environment: Mapping[str, str] | None = None, timeout: float = 300
+    *arguments: object,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """What `python ARGUMENTS` does (`-m MODULE ...` or `FILE ...`), without its imports."""
     child = Child(run_program, *map(str, arguments), cwd=cwd, environment=environment)
