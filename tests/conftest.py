@@ -11,7 +11,7 @@ from megatron_prism.verification.code import sandbox_problem
 
 
 def pytest_collection_finish():
-    """Megatron collects garbage at every checkpoint: half a second each time, if it looks through all that is imported."""
+    """Megatron collects garbage at every checkpoint: half a second, if it looks through all that is imported."""
     gc.collect()
     gc.freeze()
 

@@ -132,7 +132,13 @@ def ranks(target: Callable[..., Any], *arguments: Any, world: int, timeout: floa
                 Path(folder) / "port",
                 target,
                 arguments,
-                environment={"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
+                environment={
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(world),
+                    # Ranks connect when they first speak: most of Megatron's two dozen groups never do.
+                    "TORCH_GLOO_LAZY_INIT": "1",
+                },
             )
             for rank in range(world)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import os
 import warnings
 
@@ -12,15 +13,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import megatron.core.datasets.gpt_dataset
-    import megatron.core.dist_checkpointing
-    import pytest
-    import transformers.models.auto.modeling_auto
-    import transformers.tokenization_utils_fast
-
-    import megatron_prism.conversion.stage
-    import megatron_prism.rl.run
-    import megatron_prism.training.loop  # noqa: F401
+    for name in (
+        "megatron.core.datasets.gpt_dataset",
+        "megatron.core.dist_checkpointing",
+        "megatron_prism.conversion.stage",
+        "megatron_prism.rl.run",
+        "megatron_prism.training.loop",
+        "pytest",
+        "transformers.models.auto.modeling_auto",
+    ):
+        importlib.import_module(name)
 
 # Garbage collections skip what is imported, and its memory stays shared with the children.
 gc.collect()
