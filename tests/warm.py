@@ -30,7 +30,7 @@ from typing import Any
 TESTS = Path(__file__).parent
 PR_SET_PDEATHSIG = 1
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["warm_imports"])
+_context.set_forkserver_preload(["warm_imports", "warm_end"])
 
 
 class Child:
@@ -89,12 +89,11 @@ class Child:
             raise AssertionError(f"{timeout} s after its end, processes that it started still run")
 
     def kill(self) -> None:
-        """End it and what it started, at once."""
-        if self.process.exitcode is None:
-            # It may not have a process group of its own yet.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.kill()
+        """End it, if it still runs, and what it started."""
+        # It may not have a process group of its own yet.
+        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
 
 
@@ -106,7 +105,10 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """What `python ARGUMENTS` does (`-m MODULE ...` or `FILE ...`), without its imports."""
     child = Child(run_program, *map(str, arguments), cwd=cwd, environment=environment)
-    code = child.wait(timeout)
+    try:
+        code = child.wait(timeout)
+    finally:
+        child.kill()
     return subprocess.CompletedProcess(arguments, code, child.stdout, child.stderr)
 
 

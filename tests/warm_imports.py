@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import os
@@ -27,5 +26,3 @@ with warnings.catch_warnings():
 # Garbage collections skip what is imported, and its memory stays shared with the children.
 gc.collect()
 gc.freeze()
-# Nothing to tidy up at the server's end; torch's libraries would report what is frozen as leaks.
-atexit.register(os._exit, 0)
