@@ -16,7 +16,8 @@ import warm
 
 def test_a_program_has_exit_code_output_and_folder(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
-        "import os, sys\nprint(os.getcwd(), sys.argv[1], os.environ['WORD'])\nprint('said', file=sys.stderr)\nsys.exit(3)\n"
+        "import os, sys\nprint(os.getcwd(), sys.argv[1], os.environ['WORD'])\n"
+        "print('said', file=sys.stderr)\nsys.exit(3)\n"
     )
     done = warm.python("program.py", "one", cwd=tmp_path, environment={"WORD": "word"})
     assert (done.returncode, done.stdout, done.stderr) == (3, f"{tmp_path} one word\n", "said\n")

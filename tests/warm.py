@@ -116,9 +116,11 @@ def run_program(*arguments: str) -> None:
     """Run a module or file as a program, in this process."""
     if arguments[0] == "-m":
         sys.argv = list(arguments[1:])
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(arguments)
+        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
         runpy.run_path(arguments[0], run_name="__main__")
 
 
