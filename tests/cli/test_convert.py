@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 from test_cli import one_line_error, prism
 from tiny_models import make_checkpoint
@@ -103,8 +102,7 @@ def test_mistakes_are_one_line(
 
 def test_the_tool_for_those_who_look_there(hf: Path, tmp_path: Path) -> None:
     tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
-    command = [sys.executable, str(tool), "import", str(hf), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm.python(tool, "import", hf, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "imported 25,216 parameters" in done.stdout
     assert not done.stderr.strip()
