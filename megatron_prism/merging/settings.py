@@ -159,6 +159,14 @@ class MergeSettings:
             raise ConfigError(f"{len(self.weights)} weights for {models} models; each needs one")
         return [Blend("", self._weights(), self.component_weights, pair)]
 
+    def shares(self, weights: Sequence[float]) -> tuple[float, ...]:
+        """How much of each model is in a result of these weights, the base first where the method has one."""
+        numbers = tuple(map(float, weights))
+        if self.method == "interpolate":
+            a, b = numbers
+            return (1.0 - a, a - b, b)
+        return (1.0 - math.fsum(numbers), *numbers) if self.kind.base else numbers
+
     def _weights(self) -> tuple[float, ...]:
         weights, total = tuple(map(float, self.weights)), math.fsum(self.weights)
         if self.normalize:

@@ -434,7 +434,7 @@ def test_other_mistakes(trio, tmp_path, monkeypatch):
     bare = as_megatron(variant(folders["base"], tmp_path / "bare", 1))
     shutil.rmtree(bare / "hf")
     with pytest.raises(ConfigError, match="has no hf/"):
-        plan_merge(MergeSettings(weights=(1, 0)), [bare, folders["mt"]], format="hf")
+        plan_merge(MergeSettings(weights=(1, 0)), [bare, bare], format="hf")
     plan = plan_merge(MergeSettings(weights=(1, 0)), pair)
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DataError, match="are needed, the disk has"):
