@@ -91,6 +91,7 @@ def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
         (("--model", "{a}=1", "--model", "{b}=1", "--method", "ties"), "density"),
         (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=inf"), "not a finite number"),
         (("--model", "{a}", "--model", "{b}", "--alpha", "0,nan"), "not a finite number"),
+        (("--model", "{a}=1e308", "--model", "{b}=1e308"), "weight number 1 is 1e+308: at most"),
         (("--model", "{a}=1", "--base", "{b}", "--method", "dare", "--density", "nan"), "density=nan"),
         (("--model", "{a}=1", "--model", "{b}=1", "--seed", "-1"), "--seed -1"),
         (("--model", "{a}=1", "--model", "{b}=1", "--dtype", "fp8"), "--dtype='fp8'"),
