@@ -152,7 +152,8 @@ class Train(Stage):
         import torch
         import torch.distributed as dist
 
-        from megatron_prism.conversion.model_folder import HF_FILES, carry_files
+        from megatron_prism.conversion.model_folder import HF_FILES
+        from megatron_prism.conversion.side_files import carry_files
         from megatron_prism.data.training_data import training_dataset
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (
@@ -245,7 +246,8 @@ class Train(Stage):
             log.close()
             architecture.save(out / "architecture.json")
             if start is not None and (files := _files_of(start)) is not None:
-                carry_files(files, out / HF_FILES)
+                for remark in carry_files(files, out / HF_FILES):
+                    logger.warning(remark)
             shutil.rmtree(checkpoints, ignore_errors=True)
             shutil.rmtree(cache, ignore_errors=True)
         dist.barrier()
