@@ -51,6 +51,7 @@ class Reinforce(Stage):
     """
 
     kind: ClassVar[str] = "rl"
+    version: ClassVar[int] = 2  # 1 decayed norms and biases too, where weight decay was set
     resumable: ClassVar[bool] = True
 
     architecture: Architecture

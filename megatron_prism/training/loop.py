@@ -14,7 +14,7 @@ from megatron_prism.models.build import build_model
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 from megatron_prism.training.batch import BatchConfig
-from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_learning_rate
+from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.trainable import check_trainable, freeze
 
 
@@ -77,6 +77,7 @@ class Trainer:
             self.models.append(DistributedDataParallel(model.config, ddp, model, disable_bucketing=stage > 0))
         self.config = self.models[0].config
         self.optimizer = build_optimizer(self.models, optimizer, parallel, dtype)
+        self.weight_decay = optimizer.weight_decay
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
             model.config.grad_scale_func = self.optimizer.scale_loss
@@ -149,7 +150,7 @@ class Trainer:
 
     def prepare_step(self, lr: float) -> None:
         """Clear the gradients for a step at this learning rate."""
-        set_learning_rate(self.optimizer, lr)
+        set_group_values(self.optimizer, lr, self.weight_decay)
         for model in self.models:
             model.train()
             model.zero_grad_buffer()

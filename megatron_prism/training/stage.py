@@ -48,6 +48,7 @@ class Train(Stage):
     """
 
     kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 2  # 1 decayed norms and biases too
     resumable: ClassVar[bool] = True
 
     architecture: Architecture
