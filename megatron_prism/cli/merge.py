@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from megatron_prism.cli.output import JsonOption, bytes_bar, check_json_target, show_line, write_result
+from megatron_prism.cli.places import check_places
 from megatron_prism.errors import ConfigError
 
 
@@ -61,8 +62,6 @@ def merge(
 ) -> None:
     """Merge checkpoints of one architecture, streamed: linear, task arithmetic, SLERP, TIES, DARE, interpolation."""
     check_json_target(json_file)
-    from megatron_prism.merging.merge import merge as merge_models
-    from megatron_prism.merging.merge import plan_merge
     from megatron_prism.merging.settings import MergeSettings, parse_number, parse_weights
     from megatron_prism.pipeline.output import whole_folder
 
@@ -77,6 +76,10 @@ def merge(
         density=density,
         seed=seed,
     )
+    check_places(*(Path(path) for path, _ in pairs), *([base] if base else []), out=out)
+    from megatron_prism.merging.merge import merge as merge_models
+    from megatron_prism.merging.merge import plan_merge
+
     plan = plan_merge(settings, [Path(path) for path, _ in pairs], base, format)
     for remark in plan.remarks:
         typer.echo(f"note: {remark}", err=True)
