@@ -20,8 +20,8 @@ from megatron_prism.models.build import build_model
 from megatron_prism.pipeline.artifact import Artifact, Receipt
 from megatron_prism.platform.process_groups import literals, session
 from megatron_prism.rl.gate import GateSettings
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.training.schedule import Schedule
 

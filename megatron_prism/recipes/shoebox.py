@@ -25,11 +25,11 @@ from megatron_prism.recipes.reinforcement import Branch, add_reinforcement
 from megatron_prism.report.stage import Report
 from megatron_prism.rl.check_prompts import CheckPrompts
 from megatron_prism.rl.difficulty import Difficulty
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.mix import PromptMix
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train

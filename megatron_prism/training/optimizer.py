@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prism.pipeline.config import positive
-from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
@@ -40,6 +39,8 @@ def build_optimizer(
     """
     import torch
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    from megatron_prism.platform import cpu_seam
 
     config = OptimizerConfig(
         optimizer="adam",

@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.architecture import BACKENDS, Architecture
-from megatron_prism.models.build import check_recompute
+from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, describe, extended
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable

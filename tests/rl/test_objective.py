@@ -15,18 +15,8 @@ import pytest
 import torch
 import warm
 
-from megatron_prism.rl.objective import (
-    ADVANTAGES,
-    ESTIMATORS,
-    METRICS,
-    NORMALIZATIONS,
-    RATIOS,
-    Objective,
-    advantages,
-    policy_loss,
-    sequence_log_ratio,
-    token_weights,
-)
+from megatron_prism.rl.objective import METRICS, advantages, policy_loss, sequence_log_ratio, token_weights
+from megatron_prism.rl.settings import ADVANTAGES, ESTIMATORS, NORMALIZATIONS, RATIOS, Objective
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 MOST_TOKENS = 9

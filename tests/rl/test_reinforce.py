@@ -18,9 +18,9 @@ from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.models.build import build_model
 from megatron_prism.platform.process_groups import session
 from megatron_prism.rl.gate import GateSettings, GateStop
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings
 
 
 @pytest.fixture(scope="module")
