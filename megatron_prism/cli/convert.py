@@ -235,22 +235,24 @@ def _compare_logits(a: Any, b: Any, text: Path | None, dtype: str, tolerance: fl
 def _tokens(a: Any, b: Any, text: Path | None) -> Any:
     """The text as token ids `[1, seq]`, by the tokenizer that came with either model."""
     import torch
-    from transformers import AutoTokenizer
+
+    from megatron_prism.data.tokenizer import Tokenizer
+    from megatron_prism.data.tokenizer_files import vocabulary_file
 
     try:
         content = SAMPLE_TEXT if text is None else text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"--text {text}: not readable ({problem})") from None
     for each in (a.files, b.files):
-        if each is not None and (each / "tokenizer.json").is_file():
-            ids = AutoTokenizer.from_pretrained(str(each))(content)["input_ids"]
+        if each is not None and vocabulary_file(each) is not None:
+            ids = Tokenizer.load(each).encode(content)
             limit = min(a.architecture.max_position_embeddings, b.architecture.max_position_embeddings)
             if not ids or max(ids) >= a.architecture.vocab_size:
                 raise ConfigError(
                     f"{each}: its tokenizer does not fit vocab_size={a.architecture.vocab_size}"
                 )
             return torch.tensor([ids[:limit]])
-    raise ConfigError(f"{a.path}, {b.path}: neither holds a tokenizer.json, which --logits needs")
+    raise ConfigError(f"{a.path}, {b.path}: neither holds a tokenizer, which --logits needs")
 
 
 def _dtype(name: str) -> Any:

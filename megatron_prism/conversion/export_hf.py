@@ -17,6 +17,7 @@ from megatron_prism.conversion.model_folder import (
     write_config,
 )
 from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, FolderWriter
+from megatron_prism.data.tokenizer_files import vocabulary_file
 from megatron_prism.errors import ArtifactError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
@@ -25,7 +26,6 @@ from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-NEEDED = TOKENIZER_FILES[:2]
 Progress = Callable[[int], None]
 
 
@@ -101,9 +101,10 @@ def write_side_files(
     if files is not None:
         carry_files(files, out)
     if tokenizer is not None:
-        for name in NEEDED:
-            if not (tokenizer / name).is_file():
-                raise ArtifactError(f"{tokenizer / name}: missing; a tokenizer folder needs it")
+        if vocabulary_file(tokenizer) is None:
+            raise ArtifactError(
+                f"{tokenizer}: no tokenizer.json and no tokenizer.model, so it holds no tokenizer"
+            )
         for name in TOKENIZER_FILES:
             (out / name).unlink(missing_ok=True)
             if (tokenizer / name).is_file():
