@@ -30,7 +30,7 @@ def byte_level(special: tuple[str, ...] = (BOS, EOS)) -> Tokenizer:
 
 
 def metaspace() -> Tokenizer:
-    """A conversion of a SentencePiece model as LLaMA 2 and Mistral 7B have it, with merges that reach no special token."""
+    """What a SentencePiece model is converted to, as LLaMA 2 and Mistral 7B have it."""
     known = {"<unk>": 0, BOS: 1, EOS: 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     for character in "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ<>/":
         known[character] = len(known)
@@ -70,8 +70,8 @@ def with_begin(folder: Path) -> Path:
 def family(name: str, folder: Path) -> Path:
     """The tokenizer of a published model, as far as its shape goes.
 
-    LLaMA 3.1: byte-level and a template in one sequence. Mistral 7B: Metaspace. Mistral Small: byte-level with a template.
-    Nemotron-H: a template. The Granite models: byte-level, and add_bos_token=false.
+    LLaMA 3.1: byte-level and a template in one sequence. Mistral 7B: spaces as "▁", and a template. Mistral Small and
+    Nemotron-H: byte-level and a template. The Granite models: byte-level alone, and add_bos_token=false.
     """
     if name == "llama-3.1-8b":
         begin, end = "<|begin_of_text|>", "<|end_of_text|>"
