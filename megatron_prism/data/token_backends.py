@@ -143,7 +143,7 @@ class SentencePieceBackend:
         }
         self.special |= {name: number for number, (name, special) in added.items() if special}
         named = {name: self.vocabulary[name] for name in folder.special_names() if name in self.vocabulary}
-        self.unknown_id = self._model.unk_id()
+        self.unknown_id: int | None = self._model.unk_id()
         self.special |= {name: number for name, number in named.items() if number != self.unknown_id}
         self._ordinary = {name: n for n, (name, special) in added.items() if not special}
         self._names = {number: name for name, number in (self.special | self._ordinary).items()}
