@@ -1,4 +1,4 @@
-"""The start token of a model in engines and conversions, against transformers on the ids of an independent tokenizer."""
+"""The start token in engines and conversions, against transformers on the ids of an independent tokenizer."""
 
 from __future__ import annotations
 
