@@ -254,15 +254,16 @@ def _tokens_of(text: Path, a: Any, b: Any) -> Any:
     """A text as token ids `[1, seq]`, by the tokenizer that came with either model."""
     import torch
 
-    from megatron_prism.conversion.tokenizer_facts import has_tokenizer, load_tokenizer
+    from megatron_prism.data.tokenizer import Tokenizer
+    from megatron_prism.data.tokenizer_files import vocabulary_file
 
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"--text {text}: not readable ({problem})") from None
     for each in (a.files, b.files):
-        if each is not None and has_tokenizer(each):
-            ids = load_tokenizer(each)(content)["input_ids"]
+        if each is not None and vocabulary_file(each) is not None:
+            ids = Tokenizer.load(each).encode(content)
             limit = min(model.architecture.max_position_embeddings for model in (a, b))
             rows = min(model.architecture.vocab_size for model in (a, b))
             if not ids:

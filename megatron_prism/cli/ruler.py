@@ -25,7 +25,7 @@ def _quietly() -> None:
 def make(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")],
     tokenizer: Annotated[
-        Path, typer.Option("--tokenizer", metavar="DIR", help="Folder with the model's tokenizer.json.")
+        Path, typer.Option("--tokenizer", metavar="DIR", help="Folder with the model's tokenizer.")
     ],
     tasks: Annotated[str, typer.Option("--tasks", help="Names with commas; 'all' are RULER's 13.")] = "all",
     lengths: Annotated[
@@ -146,7 +146,6 @@ def score(
 
 
 def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens: int) -> list[Any]:
-    from megatron_prism.data.ruler.generate import tokenizer_hash
     from megatron_prism.data.ruler.samples import read_manifest, read_samples
     from megatron_prism.data.tokenizer import Tokenizer
     from megatron_prism.evaluation.ruler.run import check_positions, predict_all
@@ -164,8 +163,7 @@ def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens
     folder = tokenizer or checkpoint / "hf"
     if tokenizer is None and not folder.is_dir():
         raise ConfigError(f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR")
-    Tokenizer.load(folder)
-    if tokenizer_hash(folder) != manifest["tokenizer"]:
+    if Tokenizer.load(folder).identity != manifest["tokenizer"]:
         raise ConfigError(
             f"{samples}: made for another tokenizer than {folder}; lengths would be wrong: make them anew with it"
         )

@@ -137,6 +137,8 @@ class Reinforce(Stage):
         from megatron_prism.platform.process_groups import session
         from megatron_prism.rl.run import run
 
-        tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
+        vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
+        tokenizer = Tokenizer.load_for(folder, vocab_size, self.sampler.text)
+        text = self.sampler.describe(inputs)
         with session(self.parallel, self.seed):
-            return run(self, inputs, out, tokenizer)
+            return run(self, inputs, out, tokenizer) | {"text": text}

@@ -116,16 +116,21 @@ class Train(Stage):
         return super().identity() | {"mixture": Mixture.load(self.mixture).weights, "init_files": files}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.data.text_record import check_model, check_tokens
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.platform.process_groups import session
 
         tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
+        text = check_tokens(inputs["tokens"].path, tokenizer, inputs["tokenizer"].path)
+        if "init" in inputs:
+            check_model(inputs["init"], tokenizer)
         if self.extension is not None and self._start(inputs) is None:
             raise ConfigError(
                 "extension: there is no model to extend; give the stage an 'init', or init_from=DIR"
             )
         with session(self.parallel, self.seed):
-            return self._train(inputs, out, tokenizer)
+            metrics = self._train(inputs, out, tokenizer)
+        return metrics if text is None else metrics | {"text": text}
 
     def _start(self, inputs: Mapping[str, Artifact]) -> Path | None:
         """The folder whose weights to start from: the `init` artifact, or `init_from`."""

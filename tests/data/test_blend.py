@@ -117,7 +117,7 @@ def test_no_process_group_is_left_behind(blend):
 
 
 def test_one_token_for_end_and_padding(tokens, tokenizer, tmp_path):
-    shared = Tokenizer(tokenizer._backend, tokenizer.eos_id, tokenizer.eos_id)
+    shared = Tokenizer(tokenizer._backend, tokenizer.eos_id, tokenizer.eos_id, tokenizer.policy)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         dataset = blended_dataset(

@@ -6,7 +6,6 @@ be added without changing the others.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,7 +35,7 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import write_json
 
-# Engines may put a start token before the prompt.
+# Room for what begins a prompt, also where the tokenizer adds nothing: a server may add a start token of its own.
 START_TOKENS = 1
 # A sample within half a percent of its length is near enough; a percent is promised.
 SLACK = 200
@@ -145,13 +144,14 @@ def make_folder(
     """
     if workers < 1:
         raise ConfigError(f"workers={workers}: must be 1 or more")
-    check_plan(plan, Tokenizer.load(tokenizer_folder), sources)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    check_plan(plan, tokenizer, sources)
     # The longest first, so that no worker is left alone with one at the end.
     jobs = [(task, length) for length in sorted(plan.lengths, reverse=True) for task in plan.tasks]
     files: dict[tuple[int, str], dict[str, Any]] = {}
     workers = min(workers, len(jobs))
     if workers == 1:
-        counter = TokenCounter(Tokenizer.load(tokenizer_folder))
+        counter = TokenCounter(tokenizer)
         for task, length in jobs:
             files[length, task.name] = _write(plan, task, length, counter, sources, out)
             progress(plan.samples)
@@ -173,7 +173,8 @@ def make_folder(
         "lengths": sorted(plan.lengths),
         "samples": plan.samples,
         "seed": plan.seed,
-        "tokenizer": tokenizer_hash(tokenizer_folder),
+        "tokenizer": tokenizer.identity,
+        "text": tokenizer.record(),
         "files": {
             str(length): {task.name: files[length, task.name] for task in plan.tasks}
             for length in sorted(plan.lengths)
@@ -181,11 +182,6 @@ def make_folder(
     }
     write_json(out / MANIFEST, manifest)
     return manifest
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """sha256 of a folder's tokenizer.json: samples are of one length for one tokenizer only."""
-    return hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()
 
 
 _worker: dict[str, Any] = {}
@@ -224,7 +220,9 @@ def _write(
 def _sample(
     task: Task, builder: Builder, counter: TokenCounter, length: int, seed: int, index: int
 ) -> Sample:
-    budget = length - task.max_new_tokens - START_TOKENS
+    # `count` counts what begins the prompt.
+    reserved = max(0, START_TOKENS - len(counter.tokenizer.policy.begin))
+    budget = length - task.max_new_tokens - reserved
     best: tuple[Draft, int] | None = None
     for attempt in range(REDRAWS if builder.redraws else 1):
 

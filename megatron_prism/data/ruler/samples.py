@@ -22,7 +22,7 @@ class Sample:
     Attributes:
         task, length, index: who it is; `length` is the target in tokens.
         seed: of the run; with who it is, it decides the sample.
-        tokens: of the prompt, as the tokenizer encodes it; tokens + max_new_tokens is below `length`.
+        tokens: of the prompt, as `Tokenizer.encode` gives it; tokens + max_new_tokens is at most `length`.
         max_new_tokens: room left for the answer.
         prompt: up to the first word of the answer.
         answers: strings that should be in the completion.
