@@ -77,7 +77,9 @@ class ExactSum:
         dtype: of the result: one of these.
     """
 
-    def __init__(self, weights: Sequence[Fraction], inputs: Sequence[torch.dtype], dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: Sequence[Fraction], inputs: Sequence[torch.dtype], dtype: torch.dtype
+    ) -> None:
         self._denominator = math.lcm(*(weight.denominator for weight in weights))
         self._numerators = [int(weight * self._denominator) for weight in weights]
         self._shares = [float(weight) for weight in weights]
@@ -141,7 +143,13 @@ class ExactSum:
         return 1.01 * (len(terms) + 2) * 2.0**-53 * total + UNDERFLOW if total else 0.0
 
     def _settle(
-        self, terms: Sequence[Tensor], values: Tensor, out: Tensor, places: int, least: float, space: Workspace
+        self,
+        terms: Sequence[Tensor],
+        values: Tensor,
+        out: Tensor,
+        places: int,
+        least: float,
+        space: Workspace,
     ) -> None:
         """Find the elements whose rounding the first pass leaves open, and decide them in `out`.
 
@@ -151,7 +159,11 @@ class ExactSum:
             least: ... where it is not smaller than this. Smaller ones are decided again.
         """
         integer, half = INTEGERS[values.dtype]
-        bits, low, flags = values.view(integer).numpy(), space.low(len(values), half), space.flags(len(values))
+        bits, low, flags = (
+            values.view(integer).numpy(),
+            space.low(len(values), half),
+            space.flags(len(values)),
+        )
         # A midpoint of the result's dtype has a one and then zeros in the digits that will be dropped.
         dropped = DIGITS[values.dtype] - DIGITS[self._dtype]
         middle = 1 << (dropped - 1)

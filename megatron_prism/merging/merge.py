@@ -127,7 +127,8 @@ def merge(
         "bytes": plan.bytes,
         "weights": {
             blend.name or "result": {
-                component: list(map(float, blend.in_component(component))) for component in sorted(set(named.values()))
+                component: list(map(float, blend.in_component(component)))
+                for component in sorted(set(named.values()))
             }
             for blend in plan.blends
         },

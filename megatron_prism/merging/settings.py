@@ -162,7 +162,10 @@ class MergeSettings:
                 )
             return [
                 Blend(
-                    f"alpha-{short(alpha)}", (1 - alpha, alpha) if pair else (alpha,), self.exact_components, pair
+                    f"alpha-{short(alpha)}",
+                    (1 - alpha, alpha) if pair else (alpha,),
+                    self.exact_components,
+                    pair,
                 )
                 for alpha in self.exact_alphas
             ]
