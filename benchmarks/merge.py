@@ -2,18 +2,18 @@
 
     python benchmarks/merge.py --mergekit VENV/bin/mergekit-yaml --before CHECKOUT --gigabytes 2 --rounds 5
 
-mergekit lives in an environment of its own, whose Python stands beside `mergekit-yaml`. CHECKOUT is a tree of this project
-whose code is timed as one more side. Sides take turns, each in a process of its own. `seconds` runs from the start of the
-merge, after the imports; `whole` from the start of the process; processor time, over all cores, is what a busy machine
-changes least. Copying is of one checkpoint (the bytes that a merge writes) and of all (the bytes that it reads). Outside
-the clock, before each: old outputs are removed, the disk's writes are flushed, and as much memory as a side will fill is
-touched and freed (see convert.py). Peak memory is the process's resident maximum, imports included; mergekit maps its
-inputs, whose pages count as resident although the kernel could take them back.
+mergekit lives in an environment of its own, whose Python stands beside `mergekit-yaml`. CHECKOUT is a tree of this
+project whose code is timed as one more side. Sides take turns, each in a process of its own. `seconds` runs from the
+start of the merge, after the imports; `whole` from the start of the process; processor time, over all cores, is what a
+busy machine changes least. Copying is of one checkpoint (the bytes that a merge writes) and of all (the bytes that it
+reads). Outside the clock, before each: old outputs are removed, the disk's writes are flushed, and as much memory as a
+side will fill is touched and freed (see convert.py). Peak memory is the process's resident maximum, imports included;
+mergekit maps its inputs, whose pages count as resident although the kernel could take them back.
 
 At the end every element of the results is held against the definition of a correctly rounded sum: the weights are the
-decimals below and the elements what the files hold, as rational numbers, and the result must be the nearest bf16 number,
-the even one of two that are equally near. The check runs in fp64 where every step of it is exact, which it verifies, and
-in `fractions.Fraction` elsewhere; a sample of elements is computed in fractions throughout.
+decimals below and the elements what the files hold, as rational numbers, and the result must be the nearest bf16
+number, the even one of two that are equally near. The check runs in fp64 where every step of it is exact, which it
+verifies, and in `fractions.Fraction` elsewhere; a sample of elements is computed in fractions throughout.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def compare(method: str, folder: Path, result: Path) -> dict[str, float]:
 def check(terms: list[Any], weights: list[Fraction], found: Any) -> tuple[Any, Any, Any]:
     """Whether each bf16 number is the correctly rounded sum, where that is certain, and the sum itself.
 
-    With weights `p_i / q`, products `p_i x_i` and q times a midpoint are exact in fp64. A sum is if TwoSum (Knuth) says so.
+    With weights `p_i / q`, products `p_i x_i` and q times a midpoint are exact in fp64. A sum is if TwoSum (Knuth)
+    says so.
     """
     import torch
 

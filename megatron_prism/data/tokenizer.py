@@ -6,7 +6,6 @@ token's name inside a text is ordinary text: documents cannot end themselves ear
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.models.hf_config import TOKENIZER_FILES
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.json_text import read_json, read_text
 from megatron_prism.pipeline.stage import Stage
 
 END_OF_TEXT = "<|endoftext|>"
@@ -63,12 +63,12 @@ class Tokenizer:
                     f"{needed}: missing; a tokenizer folder needs tokenizer.json and tokenizer_config.json"
                 )
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            backend = Backend.from_str(file.read_text(encoding="utf-8"))
-        except ValueError as problem:
-            raise DataError(f"{config_file}: not JSON ({problem})") from None
+            backend = Backend.from_str(read_text(file))
+        except DataError:
+            raise
         except Exception as problem:  # tokenizers raises bare Exception for whatever it cannot parse
             raise DataError(f"{file}: not a tokenizer ({str(problem).splitlines()[0]})") from None
+        config = read_json(config_file)
         eos_id = _special_id(backend, config, "eos_token", config_file)
         if eos_id is None:
             raise DataError(f"{config_file}: no eos_token, so documents cannot be ended; add one")

@@ -125,8 +125,8 @@ class Buffer:
 
 
 class Scratch:
-    """One thread's memory: for each model a block as it is stored and one in fp32, a block for a result, and `space` for
-    what the exact sum needs beside them.
+    """One thread's memory: for each model a block as it is stored and one in fp32, a block for a result, and `space`
+    for what the exact sum needs beside them.
     """
 
     def __init__(self, models: int) -> None:

@@ -1,7 +1,7 @@
 """Weights as they were typed: `0.15` is 15/100 and not the binary fraction next to it, from the option to the sum.
 
-A number that reached us as a float (a recipe in Python, a YAML file) stands for the shortest decimal that is read as this
-float: what was typed, up to 15 digits. Text is taken digit by digit, and may be a fraction such as `1/3`.
+A number that reached us as a float (a recipe in Python, a YAML file) stands for the shortest decimal that is read as
+this float: what was typed, up to 15 digits. Text is taken digit by digit, and may be a fraction such as `1/3`.
 """
 
 from __future__ import annotations

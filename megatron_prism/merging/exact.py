@@ -1,9 +1,10 @@
-"""The correctly rounded weighted sum: `sum_i w_i x_i` in exact rational arithmetic, rounded once, at the speed of floats.
+"""The correctly rounded weighted sum: `sum_i w_i x_i` in exact rational arithmetic, rounded once, at the speed of
+floats.
 
-Weights are fractions `p_i / q` over one denominator. A first pass in floats comes with a bound on its error. That bound
-settles the rounding of almost every element: only near a midpoint between two numbers of the result's dtype can the error
-matter. Elements near a midpoint are decided again, in fp64 with a check that no operation rounded (products of integers
-and stored elements usually fit), and where one did, in Python's integers.
+Weights are fractions `p_i / q` over one denominator. A first pass in floats comes with a bound on its error. That
+bound settles the rounding of almost every element: only near a midpoint between two numbers of the result's dtype can
+the error matter. Elements near a midpoint are decided again, in fp64 with a check that no operation rounded (products
+of integers and stored elements usually fit), and where one did, in Python's integers.
 
 Error of the first pass, with u = 2^-24 in fp32 and 2^-53 in fp64:
 
@@ -12,8 +13,8 @@ Error of the first pass, with u = 2^-24 in fp32 and 2^-53 in fp64:
 - Any other sum: below 1.01 (n + 2) u S with S = sum_i |w_i x_i|. Of a block the largest S is used; elements too small
   beside it are decided again, too.
 
-When an fp64 value becomes fp32 on its way to a 16-bit dtype, it moves by at most half a unit, so it can only lose its side
-of a midpoint by landing on the midpoint itself.
+When an fp64 value becomes fp32 on its way to a 16-bit dtype, it moves by at most half a unit, so it can only lose its
+side of a midpoint by landing on the midpoint itself.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ DIGITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64
 # the second condition is that S is at most about 2^13 times the element).
 THREE = 3
 MANY = 1 << 16
-# Up to this q, the quotient of an exact fp64 number N and q, rounded to fp64, is a number m of at most 25 digits only if
-# it is exactly m: N - q m is a multiple of N's last place, and one such place is already more than the rounding hides.
+# Up to this q, the quotient of an exact fp64 number N and q, rounded to fp64, is a number m of at most 25 digits only
+# if it is exactly m: N - q m is a multiple of N's last place, and one such place is already more than the rounding
+# hides.
 LARGEST_DENOMINATOR = 1 << 26
 # Every finite fp32 number is an integer times 2^-149.
 FINEST = 149
@@ -123,7 +125,8 @@ class ExactSum:
                 doubles.add_(spare.copy_(term), alpha=share)
         out.copy_(doubles)
         if self._dtype is torch.float32:
-            # A unit in the last place of y is more than 2^-53 |y|, and 2^53 error <= MANY |y| for those that are larger.
+            # A unit in the last place of y is more than 2^-53 |y|, and 2^53 error <= MANY |y| for those that are
+            # larger.
             self._settle(terms, doubles, out, THREE if self._two else MANY, error * 2.0**53 / MANY, space)
         else:
             # Half a unit in the last place of y in fp32 is more than 2^-25 |y|.

@@ -2,8 +2,8 @@
 
 What a method must know of a whole tensor (an angle, a threshold, a mask) is an argument, computed by `moments`,
 `MagnitudeCounts` and `dare_mask`, so that no method ever needs a whole tensor in memory. Methods that are linear with
-weights known beforehand come down to those weights, as fractions, for `merging/exact.py` to add up. The others compute in
-fp32, in the order of the models; rounding to the dtype of the result is the caller's, once.
+weights known beforehand come down to those weights, as fractions, for `merging/exact.py` to add up. The others compute
+in fp32, in the order of the models; rounding to the dtype of the result is the caller's, once.
 """
 
 from __future__ import annotations

@@ -181,7 +181,8 @@ class MergeSettings:
             return tuple(weight / total for weight in weights)
         if self.method == "slerp" and abs(total - 1) > SUM_TOLERANCE:
             raise ConfigError(
-                f"method=slerp: weights {listed(weights)} sum to {float(total):g}; they are 1 - t and t, or use normalize"
+                f"method=slerp: weights {listed(weights)} sum to {float(total):g}; they are 1 - t and t, "
+                "or use normalize"
             )
         return weights
 

@@ -173,7 +173,7 @@ def test_models_of_several_dtypes(dtypes, dtype):
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 def test_the_last_finite_number_and_the_first_that_is_not(dtype):
     """Half a unit beyond the largest number is a tie between it and the next power of two, which is infinite."""
-    digits, _, largest = FORMATS[dtype]
+    largest = FORMATS[dtype][2]
     unit = largest - float(torch.tensor(largest, dtype=dtype).nextafter(torch.tensor(0.0, dtype=dtype)))
     top = torch.tensor([largest] * 5 + [-largest] * 2, dtype=dtype)
     more = torch.tensor([unit * part for part in (0.0, 0.25, 0.5, 0.75, 1.0, -0.25, -0.5)], dtype=dtype)
