@@ -82,17 +82,18 @@ def merge(
     """Merge checkpoints of one architecture, streamed: linear, task arithmetic, SLERP, TIES, DARE, interpolation."""
     check_json_target(json_file)
     from megatron_prism.conversion.stage import DTYPES, torch_dtype
-    from megatron_prism.merging.settings import MergeSettings, parse_number, parse_weights
+    from megatron_prism.merging.decimals import exact_number, parse_weights
+    from megatron_prism.merging.settings import MergeSettings
     from megatron_prism.pipeline.config import one_of
     from megatron_prism.pipeline.output import whole_folder
 
     one_of(dtype, DTYPES, "--dtype")
     whole_number(seed, "--seed", least=0)
-    alphas = [parse_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
+    alphas = [exact_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
     pairs = [(each, "") if alphas else _split(each) for each in model]
     settings = MergeSettings(
         method=method,
-        weights=[] if alphas else [parse_number(weight, f"--model {path}") for path, weight in pairs],
+        weights=[] if alphas else [exact_number(weight, f"--model {path}") for path, weight in pairs],
         component_weights={} if weights is None else parse_weights(weights, "--weights"),
         alphas=alphas,
         normalize=normalize,

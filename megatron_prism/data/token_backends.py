@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from megatron_prism.data.tokenizer_files import TOKENIZER_MODEL, TokenizerFolder
 from megatron_prism.errors import DataError
+from megatron_prism.pipeline.json_text import read_text
 
 # Any text will do that is not empty: only what is put around it counts.
 PROBE = "Hello, world"
@@ -62,8 +63,9 @@ class TokenizersBackend:
     def __init__(self, folder: TokenizerFolder) -> None:
         from tokenizers import AddedToken, Tokenizer
 
+        text = read_text(folder.vocabulary)
         try:
-            self._tokenizer = Tokenizer.from_str(folder.vocabulary.read_text(encoding="utf-8"))
+            self._tokenizer = Tokenizer.from_str(text)
         except Exception as problem:  # tokenizers raises bare Exception for whatever it cannot parse
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise DataError(f"{folder.vocabulary}: not a tokenizer ({reason})") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import DataError
+from megatron_prism.pipeline.json_text import read_json
 
 TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -123,10 +124,7 @@ class TokenizerFolder:
         path = self.path / name
         if not path.is_file():
             return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as problem:
-            raise DataError(f"{path}: not JSON ({problem})") from None
+        content = read_json(path)
         if not isinstance(content, dict):
             raise DataError(f"{path}: expected an object with keys, found a {type(content).__name__}")
         return content

@@ -101,7 +101,7 @@ class JsonEndpoint:
             raise _TryAgain(f"no answer ({_line(reason)})") from None
         try:
             return json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             shown = _line(answer.decode(errors="replace"))[:60]
             raise ServerError(
                 f"{self.url}: the answer is not JSON ({shown!r}); is the address right?"
@@ -116,7 +116,7 @@ def _message(refusal: urllib.error.HTTPError) -> str:
         return "no message"
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = text
     for key in ("error", "detail", "message"):
         if isinstance(found, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from data_artifacts import make_artifact
@@ -13,6 +14,7 @@ from megatron_prism.conversion.model_folder import MegatronWeights
 from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.errors import ConfigError
 from megatron_prism.merging.stage import Merge
+from megatron_prism.pipeline.config import apply_overrides
 from megatron_prism.pipeline.graph import Graph
 
 
@@ -39,6 +41,16 @@ def test_the_order_of_the_models_is_part_of_the_fingerprint():
     assert one.fingerprint({}) == Merge(weights={"a": 0.5, "b": 0.5}).fingerprint({})
 
 
+def test_weights_are_the_decimals_that_were_typed():
+    """In Python and YAML as floats, with text for fractions: 0.1 is a tenth, and 1 - 0.15 - 0.85 is nothing."""
+    stage = Merge(weights={"a": 0.1, "b": "1/3", "c": 1})
+    settings = stage._settings()
+    assert settings.exact_weights == (Fraction(1, 10), Fraction(1, 3), Fraction(1))
+    assert sum(Merge(weights={"a": 0.15, "b": 0.85})._settings().exact_weights) == 1
+    overridden = apply_overrides(stage, {"weights.a": 0.3, "weights.b": "2/7"})
+    assert overridden._settings().exact_weights == (Fraction(3, 10), Fraction(2, 7), Fraction(1))
+
+
 def test_the_papers_interpolation_is_a_method(tmp_path):
     hf = make_checkpoint("llama", tmp_path / "a")
     inputs = {"base": make_artifact(ImportHF(source=str(hf)), tmp_path / "base")}
@@ -57,6 +69,8 @@ def test_the_papers_interpolation_is_a_method(tmp_path):
     ("fields", "named"),
     [
         ({"weights": {"a": 1.0}}, "two or more"),
+        ({"weights": {"a": 1.0, "b": "half"}}, "weight number 2: 'half' is not a number"),
+        ({"weights": {"a": 1.0, "b": [0.5]}}, "weight number 2"),
         ({"weights": {"a": 1.0, "b": 0.5}, "method": "slerp"}, "1 - t and t"),
         ({"weights": {"base": 1.0}, "method": "task-arithmetic"}, "leave its weight out"),
         ({"weights": {"a": 1.0}, "method": "ties"}, "density"),
