@@ -180,8 +180,13 @@ def test_files_may_lie_in_a_folder_inside_and_be_links(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "named"),
-    [((0, 32), "shape [0, 32], not [61, 32]"), ((), "shape [], not"), ((62, 32), "shape [62, 32], not"), ((61, 32), "")],
-)  # fmt: skip
+    [
+        ((0, 32), "(shape [0, 32], not [61, 32])"),
+        ((), "(shape [], not"),
+        ((62, 32), "(shape [62, 32], not"),
+        ((61, 32), ""),
+    ],
+)
 def test_a_tied_head_of_another_shape_or_value_is_refused_before_it_is_read(shape, named, folder):
     hf = folder("single")
     edit(hf / SINGLE, lambda state: state | {HEAD: torch.ones(shape)})
