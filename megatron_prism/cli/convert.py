@@ -125,6 +125,7 @@ def verify(
 
     above_zero(tolerance, "--tolerance")
     a, b = open_weights(first), open_weights(second)
+    show_remarks(a.remarks + b.remarks)
     total = parameter_count(a.architecture) * next(iter(a.dtypes.values())).itemsize
     with bytes_bar("compare", total) as advance:
         differences = compare_tensors(a, b, advance)

@@ -38,8 +38,7 @@ def plan_checkpoint(
     tensors: dict[str, PlannedTensor] = {}
     pieces = []
     for rule, place in all_places(architecture):
-        own = _one_dtype(source, rule)
-        wanted = dtype or own
+        wanted = dtype or _one_dtype(source, rule)
         shape = place.shape(rule.megatron_shape(architecture))
         stacked = place.layer is not None
         whole = (architecture.num_layers, *shape) if stacked else shape
@@ -47,7 +46,7 @@ def plan_checkpoint(
         if tensor.dtype is not wanted:
             raise CheckpointError(
                 f"{source.path}: tensor '{rule.hf[0]}' is {wanted}, other layers have {tensor.dtype}; a Megatron "
-                "checkpoint has one for all: give a dtype when importing, to convert all to"
+                "checkpoint has one for all: name one to convert all to (--dtype fp32, bf16 or fp16)"
             )
         start = tuple(0 for _ in shape)
         pieces.append(
@@ -65,5 +64,8 @@ def _one_dtype(source: Weights, rule: Rule) -> torch.dtype:
     kinds = {source.dtypes[name] for name in rule.hf}
     if len(kinds) > 1:
         names = ", ".join(f"'{name}' {source.dtypes[name]}" for name in rule.hf)
-        raise CheckpointError(f"{source.path}: {names}: tensors that become one in Megatron need one dtype")
+        raise CheckpointError(
+            f"{source.path}: {names}: tensors that become one in Megatron need one dtype: name one to convert all to "
+            "(--dtype fp32, bf16 or fp16)"
+        )
     return kinds.pop()

@@ -5,6 +5,7 @@ The result is a `torch_dist` checkpoint that loads at any parallel layout, with 
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,8 @@ def import_checkpoint(
         progress: gets the bytes of each piece that was read.
 
     Returns:
-        Metrics: parameters, tensors, bytes of the checkpoint's weights, and remarks on the files beside them.
+        Metrics: parameters, tensors, bytes of the checkpoint's weights, and remarks on what was read and what lies
+            beside it.
     """
     source = HFWeights(hf_folder)
     architecture = source.architecture
@@ -54,7 +56,7 @@ def import_checkpoint(
     (out / CHECKPOINT).mkdir()
     with quick_collection():
         write_checkpoint(out / CHECKPOINT, tensors, progress)
-    remarks = carry_files(source.path, out / HF_FILES)
+    remarks = source.remarks + carry_files(source.path, out / HF_FILES)
     remarks += disagreements(source.path, architecture.vocab_size)
     architecture.save(out / ARCHITECTURE)
     return {
@@ -99,18 +101,25 @@ def read_rows(source: HFWeights, rule: Rule, row: int, rows: int, columns: tuple
 
     Args:
         columns: which part of each other dimension; all of them by default. Only a matrix can be cut there.
+
+    Returns:
+        The rows, in the tensors' dtype; where these differ, in the smallest that holds all of them.
     """
     shape = rule.megatron_shape(source.architecture)[1:]
     if columns:
         shape = tuple(part.stop - part.start for part in columns)
-    out = torch.empty((rows, *shape), dtype=source.stored[rule.hf[0]].dtype)
+    kinds = {name: source.stored[name].dtype for name in rule.hf}
+    # Of tensors that differ, the result holds every value of each.
+    dtype = functools.reduce(torch.promote_types, kinds.values())
+    out = torch.empty((rows, *shape), dtype=dtype)
     for run in rule.layout.runs(source.architecture):
         first, last = max(row, run.megatron_row), min(row + rows, run.megatron_row + run.rows)
         if first < last:
+            name, part = rule.hf[run.part], out[first - row : last - row]
+            target = part if kinds[name] is dtype else torch.empty_like(part, dtype=kinds[name])
             source.read(
-                rule.hf[run.part],
-                run.hf_row + first - run.megatron_row,
-                out[first - row : last - row],
-                columns[0].start if columns else 0,
+                name, run.hf_row + first - run.megatron_row, target, columns[0].start if columns else 0
             )
+            if target is not part:
+                part.copy_(target)
     return out

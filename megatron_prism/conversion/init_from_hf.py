@@ -12,6 +12,9 @@ from megatron_prism.conversion.gather import local_shards
 from megatron_prism.conversion.import_hf import read_rows
 from megatron_prism.conversion.model_folder import HFWeights
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.platform.console import get_logger, is_rank_zero
+
+logger = get_logger(__name__)
 
 
 @torch.no_grad()
@@ -25,6 +28,9 @@ def load_hf_weights(models: list[Any], architecture: Architecture, folder: Path)
     """
     source = HFWeights(folder)
     architecture.require_same(source.architecture, str(folder))
+    if is_rank_zero():
+        for remark in source.remarks:
+            logger.warning(remark)
     where = {(place.key, place.layer): (rule, place) for rule, place in all_places(architecture)}
     for index, pieces in local_shards(models).items():
         rule, place = where[index]

@@ -15,16 +15,21 @@ from torch import Tensor
 
 from megatron_prism.conversion.dist_layout import Place, places
 from megatron_prism.conversion.dist_read import CheckpointReader
+from megatron_prism.conversion.extra_tensors import HEAD, check_head, drop_frequencies, drop_head
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.safetensors_io import CONFIG, HFFolder, check_tensors, read_json
+from megatron_prism.conversion.weight_files import INDEX
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, hf_config, hf_shapes, parameter_map
 from megatron_prism.models.mappings import VOCABULARY, Rule, Shape
+from megatron_prism.models.rope import RopeScaling
+from megatron_prism.models.rope_config import ROPE_KEYS
 from megatron_prism.pipeline.artifact import write_json
 
+# transformers 5 reads the first and falls back to the second; before 4.56 only the second was read.
+DTYPE_KEYS = ("dtype", "torch_dtype")
 ARCHITECTURE, CHECKPOINT, HF_FILES = "architecture.json", "checkpoint", "hf"
-HEAD = "lm_head.weight"
 
 
 class Weights(Protocol):
@@ -33,6 +38,8 @@ class Weights(Protocol):
     path: Path
     architecture: Architecture
     files: Path | None
+    # What a user should hear about the folder, one line each.
+    remarks: list[str]
 
     @property
     def shapes(self) -> Mapping[str, Shape]: ...
@@ -58,25 +65,26 @@ class HFWeights(HFFolder):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        config, said = self.config(), list[str]()
         try:
-            self.architecture = architecture_from_config(self.config())
+            self.architecture = architecture_from_config(config, said)
         except ConfigError as problem:
             raise ConfigError(f"{self.path}/{problem}") from None
+        self.remarks += [f"{self.path}/{each}" for each in said + dtype_remarks(config)]
         self.files: Path | None = self.path
         expected = hf_shapes(self.architecture)
-        found = self.shapes
-        if HEAD in found and HEAD not in expected:
-            self._drop_tied_head(next(iter(expected)))
-            found = self.shapes
-        check_tensors(found, expected, str(self.path), self.architecture.family)
-
-    def _drop_tied_head(self, embedding: str) -> None:
-        """Some tied checkpoints store the head all the same: fine where it is the embedding, and only there."""
-        if embedding in self.stored and not torch.equal(self.tensor(HEAD), self.tensor(embedding)):
-            raise CheckpointError(
-                f"{self.path}: config.json says tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'"
-            )
-        del self.stored[HEAD]
+        family = self.architecture.family
+        if HEAD not in expected:
+            embedding, rows = next(iter(expected.items()))
+            drop_head(self, embedding, rows)
+        self.remarks += drop_frequencies(self, self.architecture, expected)
+        check_head(self.path, expected, self.shapes)
+        try:
+            check_tensors(self.shapes, expected, str(self.path), family)
+        except CheckpointError as problem:
+            # The set that was not read may be the one that fits.
+            hint = "".join(f" ({each})" for each in self.remarks if INDEX in each)
+            raise CheckpointError(f"{problem}{hint}") from None
 
     def release(self) -> None:
         pass
@@ -87,6 +95,7 @@ class MegatronWeights:
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder)
+        self.remarks: list[str] = []
         self.architecture = Architecture.load(self.path / ARCHITECTURE)
         self.files = self.path / HF_FILES if (self.path / HF_FILES).is_dir() else None
         self.reader = CheckpointReader(self.path / CHECKPOINT)
@@ -167,22 +176,44 @@ def write_config(
     """
     path, name = folder / CONFIG, str(dtype).removeprefix("torch.")
     if not path.is_file():
-        write_json(path, {**hf_config(architecture), **extra, "dtype": name})
+        write_json(path, {**hf_config(architecture), **extra, **dict.fromkeys(DTYPE_KEYS, name)})
         return
     carried = read_json(path)
     config = updated_config(carried, architecture)
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    if config.get(key) not in (name, None):
-        config[key] = name
+    if any(config.get(key) not in (name, None) for key in DTYPE_KEYS):
+        config |= dict.fromkeys(DTYPE_KEYS, name)
     if config != carried:
         write_json(path, config)
 
 
+def dtype_remarks(config: Mapping[str, Any]) -> list[str]:
+    """A line where a config names two dtypes; the tensors keep their own, whatever it says."""
+    first, second = (config.get(key) for key in DTYPE_KEYS)
+    if first is None or second is None or first == second:
+        return []
+    return [
+        f"config.json: dtype={first!r} and torch_dtype={second!r} differ: transformers 5 takes the first, and before "
+        "4.56 the second; the tensors keep the dtype they have"
+    ]
+
+
 def updated_config(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
-    """`config` with the keys changed in which `architecture` differs from the one it describes."""
-    old, new = hf_config(architecture_from_config(config)), hf_config(architecture)
+    """`config` with the keys changed in which `architecture` differs from the one it describes.
+
+    Rotary settings change together: each spelling that stays would contradict the others, or be the only one that
+    another version of transformers reads.
+    """
+    before = architecture_from_config(config)
+    old, new = hf_config(before), hf_config(architecture)
     changed = {key: value for key, value in new.items() if old.get(key) != value}
-    if "rope_parameters" in changed:
-        # Older files spell it in two keys, which would contradict the new one.
-        config = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
-    return {**config, **changed}
+    made = {**config, **changed}
+    # A number that a spelling leaves out may follow from a key that changed.
+    wanted = _rope(architecture)
+    if _rope(before) != wanted or _rope(architecture_from_config(made)) != wanted:
+        made = {key: value for key, value in made.items() if key not in ROPE_KEYS}
+        made |= {key: new[key] for key in ROPE_KEYS if key in new}
+    return made
+
+
+def _rope(architecture: Architecture) -> tuple[float, RopeScaling | None]:
+    return architecture.rope_theta, architecture.rope_scaling

@@ -102,7 +102,7 @@ def quantize_checkpoint(
         export(model, folder, wanted, hf_dir)
         names = {module: layers[module] for module in layers if module not in kept}
         scales = input_scales(model, wanted, names) if wanted.calibrated else {}
-        remarks = restore_dtypes(source, folder, set(names.values()))
+        remarks = source.remarks + restore_dtypes(source, folder, set(names.values()))
         check = check_quantized(source, folder, wanted, names.values(), scales)
         remarks += _write_side_files(source, folder, check)
         return {

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from megatron_prism.conversion.file_ranges import FileRange, copy_ranges
+from megatron_prism.conversion.weight_files import INDEX, SINGLE, find_weight_files, merged
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
 from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 CONFIG = "config.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -47,9 +46,17 @@ class StoredTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of dimension 0; of the whole where there is no such dimension."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
 
 class HFFolder:
     """The tensors of a Hugging Face folder. Opening reads headers only and finds every damage they can show.
+
+    Attributes:
+        remarks: what a user should hear, one line each: which of several sets of weights was read.
 
     Raises:
         CheckpointError: naming the file, and the tensor where there is one, for a shard that is missing or truncated,
@@ -60,42 +67,16 @@ class HFFolder:
         self.path = Path(folder)
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such folder")
-        self.stored: dict[str, StoredTensor] = {}
-        index = self.path / INDEX
-        if index.is_file():
-            self._read_index(index)
-        elif (self.path / SINGLE).is_file():
-            self.stored = read_header(self.path / SINGLE)
-        else:
-            raise CheckpointError(
-                f"{self.path}: neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
-            )
-
-    def _read_index(self, index: Path) -> None:
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            files = {str(name): str(file) for name, file in weight_map.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(f"{index}: not a readable index ({problem!r})") from None
-        found: dict[str, dict[str, StoredTensor]] = {}
-        for name, file in sorted(files.items()):
-            if Path(file).name != file or file in ("..", ""):
-                raise CheckpointError(
-                    f"{index}: weight_map puts '{name}' in '{file}', which leaves the folder"
-                )
-            if file not in found:
-                if not (self.path / file).is_file():
-                    raise CheckpointError(f"{self.path / file}: missing; the index puts '{name}' there")
-                found[file] = read_header(self.path / file)
-            if name not in found[file]:
-                raise CheckpointError(f"{self.path / file}: has no tensor '{name}', but {INDEX} says so")
-            self.stored[name] = found[file][name]
-        for file, tensors in found.items():
-            for name in tensors:
-                if files.get(name) != file:
-                    raise CheckpointError(
-                        f"{self.path / file}: holds tensor '{name}', which {INDEX} does not put there"
-                    )
+        found = find_weight_files(self.path)
+        headers = {}
+        for file in found.files:
+            if not (self.path / file).is_file():
+                name = next(name for name, where in found.weight_map.items() if where == file)
+                raise CheckpointError(f"{self.path / file}: missing; the index puts '{name}' there")
+            headers[file] = read_header(self.path / file)
+        where, remarks = merged(self.path, found, headers)
+        self.stored: dict[str, StoredTensor] = {name: headers[file][name] for name, file in where.items()}
+        self.remarks = found.remarks + remarks
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -115,7 +96,7 @@ class HFFolder:
         An `out` narrower than the tensor gets that many columns, from `column` on; the rest of a row is not read.
         """
         stored = self.stored[name]
-        row_bytes = stored.nbytes // stored.shape[0]
+        row_bytes = stored.row_bytes
         view = _bytes_of(out)
         # Whole rows lie together: one piece. Parts of rows are one piece each.
         size = len(view)
@@ -136,19 +117,19 @@ class HFFolder:
     def range(self, name: str, row: int, rows: int) -> FileRange:
         """Where the bytes of these rows lie."""
         stored = self.stored[name]
-        row_bytes = stored.nbytes // stored.shape[0]
-        return FileRange(stored.file, stored.offset + row * row_bytes, rows * row_bytes)
+        return FileRange(stored.file, stored.offset + row * stored.row_bytes, rows * stored.row_bytes)
 
     def ranges(self, name: str) -> list[FileRange]:
         """Where the bytes of a whole tensor lie."""
-        return [self.range(name, 0, self.stored[name].shape[0])]
+        stored = self.stored[name]
+        return [FileRange(stored.file, stored.offset, stored.nbytes)]
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor."""
         if name not in self.stored:
             raise CheckpointError(f"{self.path}: no tensor '{name}'{suggest(name, self.stored)}")
         out = torch.empty(self.stored[name].shape, dtype=self.stored[name].dtype)
-        self.read(name, 0, out)
+        self.read(name, 0, out.reshape(-1) if out.dim() == 0 else out)
         return out
 
 
@@ -161,10 +142,10 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; a CheckpointError names the file that is missing or is not one."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise CheckpointError(f"{path}: not JSON ({problem})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: not a JSON object")
@@ -181,18 +162,21 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: truncated, or not a safetensors file (its header does not fit)")
         try:
             header = json.loads(handle.read(length))
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise CheckpointError(f"{path}: its header is not JSON ({problem})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is not a JSON object")
     found = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         try:
-            begin, end = entry["data_offsets"]
-            shape, code = tuple(int(n) for n in entry["shape"]), entry["dtype"]
+            (begin, end), shape, code = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
+            if any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path}: tensor '{name}' has no readable header entry") from None
-        if code not in DTYPES:
+        if not isinstance(code, str) or code not in DTYPES:
             raise CheckpointError(
                 f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted"
             )
@@ -364,8 +348,13 @@ def check_tensors(
                 f"{where}: no tensor '{name}', which {family} needs{suggest(name, _unknown(found, expected))}"
             )
         if tuple(found[name]) != tuple(shape):
+            empty = (
+                "; an empty tensor is what a model leaves that was saved while its weights were spread over ranks (as "
+                "by DeepSpeed's ZeRO-3): gather them and save again"
+            )
             raise CheckpointError(
                 f"{where}: tensor '{name}' has shape {list(found[name])}, config.json says {list(shape)}"
+                f"{empty if 0 in found[name] else ''}"
             )
     for name in sorted(_unknown(found, expected)):
         raise CheckpointError(f"{where}: tensor '{name}' has no place in family '{family}'")

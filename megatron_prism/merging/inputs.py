@@ -47,7 +47,8 @@ def open_models(folders: Sequence[Path], tokenizer_chosen: bool = False) -> tupl
     for path, architecture in zip(paths[1:], architectures[1:], strict=True):
         _require_same(path, architecture, paths[0], architectures[0])
     remarks = _compare_tokenizers([_files(path) for path in paths], tokenizer_chosen)
-    return [open_weights(path) for path in paths], remarks
+    models: list[Weights] = [open_weights(path) for path in paths]
+    return models, list(dict.fromkeys(each for model in models for each in model.remarks)) + remarks
 
 
 def dtype_remarks(models: Sequence[Weights], wanted: torch.dtype | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -16,6 +17,21 @@ MAMBA, ATTENTION, MLP = "M", "*", "-"
 BACKENDS = ("auto", "te", "torch")
 # What a layer keeps for its backward: everything, or its input.
 RECOMPUTE = ("none", "full")
+SIZES = (
+    *(
+        "vocab_size",
+        "hidden_size",
+        "num_layers",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+    ),
+    *("head_dim", "max_position_embeddings"),
+)
+NUMBERS = (
+    *("norm_epsilon", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling"),
+    "initializer_range",
+)
 
 
 @dataclass
@@ -58,10 +74,15 @@ class Architecture:
     initializer_range: float = field(default=0.02, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.activation not in ("swiglu", "squared_relu"):
             raise ConfigError(f"activation={self.activation!r}: 'swiglu' or 'squared_relu'")
         if self.position_embedding not in ("rope", "none"):
             raise ConfigError(f"position_embedding={self.position_embedding!r}: 'rope' or 'none'")
+        if self.position_embedding == "rope" and self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim={self.head_dim}: rotary positions turn pairs of channels; it must be even"
+            )
         if self.num_attention_heads % self.num_query_groups:
             raise ConfigError(
                 f"num_attention_heads={self.num_attention_heads} is no multiple of "
@@ -77,6 +98,17 @@ class Architecture:
                 raise ConfigError(
                     f"hybrid_pattern={self.hybrid_pattern!r}: needs num_layers={self.num_layers} of 'M', '*' and '-'"
                 )
+
+    def _check_types(self) -> None:
+        """JSON has strings and nulls where numbers belong; they are found here, not in the middle of a build."""
+        for name in SIZES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r}: a whole number of 1 or more is needed")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError(f"{name}={value!r}: a finite number is needed")
 
     @property
     def is_hybrid(self) -> bool:
@@ -128,8 +160,10 @@ class Architecture:
         """Read `architecture.json`; a CheckpointError names the file and the key at fault."""
         try:
             data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise CheckpointError(f"{path}: not a readable architecture ({problem})") from None
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{path}: not a JSON object")
         known = {each.name for each in fields(cls)}
         for key in data:
             if key not in known:

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.hf_config import MOST_LAYERS, ConfigReader
 from megatron_prism.models.mappings import (
     ATTENTION_OUTPUT,
     GATE_UP,
@@ -62,19 +62,21 @@ def dense_sizes(
     config.fixed("attention_bias", False)
     config.fixed("mlp_bias", False)
     config.fixed("attention_dropout", 0.0)
-    heads, hidden = config.require("num_attention_heads"), config.require("hidden_size")
+    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    own_width = max(1, hidden // heads)
     return {
-        "vocab_size": config.require("vocab_size"),
+        "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": config.require("num_hidden_layers"),
+        "num_layers": config.size("num_hidden_layers", most=MOST_LAYERS),
         "num_attention_heads": heads,
-        "num_query_groups": config.get("num_key_value_heads", default_groups or heads),
-        "head_dim": config.get("head_dim", hidden // heads),
+        # To transformers a null is as many as heads, where an absent key may be another number.
+        "num_query_groups": config.size("num_key_value_heads", default_groups or heads, null=heads),
+        "head_dim": config.size("head_dim", own_width, null=own_width),
         "activation": "swiglu",
-        "norm_epsilon": config.get("rms_norm_eps", 1e-6),
-        "max_position_embeddings": config.get("max_position_embeddings", default_positions),
-        "tie_word_embeddings": config.get("tie_word_embeddings", False),
-        "initializer_range": config.get("initializer_range", 0.02),
+        "norm_epsilon": config.number("rms_norm_eps", 1e-6, least=0),
+        "max_position_embeddings": config.size("max_position_embeddings", default_positions),
+        "tie_word_embeddings": config.flag("tie_word_embeddings", False),
+        "initializer_range": config.number("initializer_range", 0.02, least=0),
     }
 
 

@@ -135,6 +135,12 @@ def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int
     llama3's factor stretches the longest wavelengths only, and says nothing of the length: LLaMA 3.1 has a factor of 8
     on 8,192 and 131,072 positions.
     """
+    # A config may hold such numbers, and means what transformers makes of them; nobody extends a context with them.
+    if scaling.factor < 1:
+        raise ConfigError(f"extension.rope_scaling.factor={scaling.factor:g}: must be 1 or more")
+    slow, fast = scaling.beta_slow, scaling.beta_fast
+    if slow is not None and fast is not None and slow >= fast:
+        raise ConfigError(f"extension.rope_scaling.beta_slow={slow:g}: must be below beta_fast={fast:g}")
     original = scaling.original_max_position_embeddings
     if original is None:
         original = _unscaled_length(architecture)

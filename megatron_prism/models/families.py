@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
 from megatron_prism.models import granite, granite_hybrid, llama, mistral, nemotron_h
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.hf_config import ConfigReader
 from megatron_prism.models.mappings import Rule, Shape
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Family:
 
     rules: Callable[[Architecture], list[Rule]]
     to_config: Callable[[Architecture], dict[str, Any]]
-    from_config: Callable[[Mapping[str, Any]], Architecture]
+    from_config: Callable[[ConfigReader], Architecture]
     published: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     for_comparison: Mapping[str, Any] = field(default_factory=dict)
     layers_per_hf_layer: Callable[[Architecture], int] = lambda architecture: 1
@@ -89,15 +90,30 @@ def hf_config(architecture: Architecture) -> dict[str, Any]:
     return family(architecture.family).to_config(architecture)
 
 
-def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
+def architecture_from_config(config: Mapping[str, Any], remarks: list[str] | None = None) -> Architecture:
     """The architecture that a Hugging Face `config.json` describes.
 
+    Args:
+        remarks: gets what a user should hear, such as which of two spellings was read.
+
     Raises:
-        ConfigError: for a family that is not supported, a missing key, or one whose meaning is not implemented.
+        ConfigError: for a family that is not supported, a missing key, a value of the wrong type, or a key whose
+            meaning is not implemented.
     """
     if config.get("quantization_config"):
         raise ConfigError("config.json: quantization_config: only unquantized checkpoints can be read")
-    return family(str(config.get("model_type"))).from_config(config)
+    if not isinstance(config.get("model_type"), str):
+        raise ConfigError(
+            f"config.json: model_type={config.get('model_type')!r}: the name of a family is needed; supported: "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    name = str(config["model_type"])
+    read = ConfigReader(config, name)
+    architecture = family(name).from_config(read)
+    read.finish()
+    if remarks is not None:
+        remarks += read.remarks
+    return architecture
 
 
 def published_config(name: str) -> dict[str, Any]:

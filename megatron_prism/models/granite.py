@@ -6,12 +6,12 @@ transformers' modeling_granite.py applies each: the embedding's output, both bra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.dense import dense_rules, dense_sizes, require_fields, sizes_to_config
-from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.rope_config import read_rope, rope_to_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ibm-granite/granite-3.3-8b-base": {
@@ -48,8 +48,10 @@ rules = dense_rules
 def multipliers(config: ConfigReader) -> dict[str, Any]:
     """Granite's four scalars; each is 1 where the config does not name it."""
     return {
-        name: config.get(name, 1.0)
-        for name in ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+        "attention_multiplier": config.number("attention_multiplier", 1.0),
+        "embedding_multiplier": config.number("embedding_multiplier", 1.0),
+        "residual_multiplier": config.number("residual_multiplier", 1.0),
+        "logits_scaling": config.number("logits_scaling", 1.0, above=0),
     }
 
 
@@ -78,22 +80,20 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
         **sizes_to_config(a),
         "intermediate_size": a.ffn_hidden_size,
         "mlp_bias": False,
-        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+        **rope_to_config(a.rope_theta, a.rope_scaling),
         **multipliers_to_config(a),
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
+def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a Granite `config.json`; a ConfigError names a key this model does not have."""
-    read = ConfigReader(config, "granite")
-    theta, scaling = read.rope()
-    architecture = Architecture(
+    sizes = dense_sizes(read)
+    theta, scaling = read_rope(read, sizes["max_position_embeddings"])
+    return Architecture(
         family="granite",
-        ffn_hidden_size=read.require("intermediate_size"),
+        ffn_hidden_size=read.size("intermediate_size"),
         rope_theta=theta,
         rope_scaling=scaling,
-        **dense_sizes(read),
+        **sizes,
         **multipliers(read),
     )
-    read.finish()
-    return architecture

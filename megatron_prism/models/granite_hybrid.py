@@ -6,7 +6,6 @@ dense model is a Megatron GPTModel; a hybrid is a MambaModel in which each of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.errors import ConfigError
@@ -21,7 +20,7 @@ from megatron_prism.models.dense import (
     sizes_to_config,
 )
 from megatron_prism.models.granite import multipliers, multipliers_to_config
-from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+from megatron_prism.models.hf_config import ConfigReader
 from megatron_prism.models.mappings import (
     CONV_KERNEL,
     MLP_INPUT,
@@ -30,6 +29,7 @@ from megatron_prism.models.mappings import (
     Rule,
 )
 from megatron_prism.models.mappings import MAMBA as MAMBA_LAYOUTS
+from megatron_prism.models.rope_config import read_rope, rope_to_config
 
 _MICRO: dict[str, Any] = {
     "architectures": ["GraniteMoeHybridForCausalLM"],
@@ -102,7 +102,14 @@ LAYERS = {
     MLP: FUSED_MLP_ROWS,
 }
 FINAL_NORM = Rule("decoder.final_norm.weight", ("model.norm.weight",), NORM)
-MIXERS = {"mamba": MAMBA, "linear_attention": MAMBA, "attention": ATTENTION, "full_attention": ATTENTION}
+# transformers 5 has new names for layers and reads the old ones, which are all that transformers 4 reads.
+MAMBA_NAME, ATTENTION_NAME = "mamba", "attention"
+MIXERS = {
+    MAMBA_NAME: MAMBA,
+    ATTENTION_NAME: ATTENTION,
+    "linear_attention": MAMBA,
+    "full_attention": ATTENTION,
+}
 POSITIONS = {"rope": "rope", "nope": "none", None: "none"}
 
 
@@ -129,12 +136,12 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
         "num_local_experts": 0,
         "num_experts_per_tok": 0,
         "position_embedding_type": "rope" if a.position_embedding == "rope" else None,
-        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+        **rope_to_config(a.rope_theta, a.rope_scaling),
         **multipliers_to_config(a),
     }
     if not a.hybrid_pattern:
         # transformers checks the sizes of Mamba layers even where there are none: these divide everything.
-        return config | {"layer_types": ["full_attention"] * a.num_layers, "mamba_n_heads": 1}
+        return config | {"layer_types": [ATTENTION_NAME] * a.num_layers, "mamba_n_heads": 1}
     mixers, mlps = a.hybrid_pattern[::2], a.hybrid_pattern[1::2]
     if set(mlps) != {MLP} or MLP in mixers or len(mixers) != len(mlps):
         raise ConfigError(
@@ -146,7 +153,7 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
             f"mamba_num_heads x mamba_head_dim = {inner}: family=granitemoehybrid needs a multiple of "
             f"hidden_size={a.hidden_size}"
         )
-    names = {MAMBA: "linear_attention", ATTENTION: "full_attention"}
+    names = {MAMBA: MAMBA_NAME, ATTENTION: ATTENTION_NAME}
     return config | {
         "num_hidden_layers": len(mixers),
         "layer_types": [names[kind] for kind in mixers],
@@ -161,25 +168,25 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
+def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a Granite 4 `config.json`; a ConfigError for experts and keys this model does not have."""
-    read = ConfigReader(config, "granitemoehybrid")
     read.fixed("num_local_experts", 0, default=8)
     read.fixed("normalization_function", "rmsnorm")
     read.unused("num_experts_per_tok", "router_aux_loss_coef", "intermediate_size", "init_method")
-    position = read.get("position_embedding_type")
+    position = read.text("position_embedding_type")
     if position not in POSITIONS:
         raise ConfigError(f"config.json: position_embedding_type={position!r}: 'rope' or 'nope'")
-    theta, scaling = read.rope()
-    values = dense_sizes(read) | {
+    sizes = dense_sizes(read)
+    theta, scaling = read_rope(read, sizes["max_position_embeddings"])
+    values = sizes | {
         "family": "granitemoehybrid",
-        "ffn_hidden_size": read.require("shared_intermediate_size"),
+        "ffn_hidden_size": read.size("shared_intermediate_size"),
         "position_embedding": POSITIONS[position],
         "rope_theta": theta,
         "rope_scaling": scaling if POSITIONS[position] == "rope" else None,
         **multipliers(read),
     }
-    types = read.get("layer_types") or read.get("layers_block_type") or ["mamba"] * values["num_layers"]
+    types = read.names("layer_types") or read.names("layers_block_type") or ["mamba"] * values["num_layers"]
     read.unused("layers_block_type", "mamba_chunk_size")
     unknown = set(types) - MIXERS.keys()
     if unknown or len(types) != values["num_layers"]:
@@ -189,7 +196,6 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
         )
     pattern = "".join(MIXERS[kind] + MLP for kind in types)
     values |= _mamba(read, values["hidden_size"], pattern if MAMBA in pattern else None)
-    read.finish()
     return Architecture(**values)
 
 
@@ -203,12 +209,19 @@ def _mamba(read: ConfigReader, hidden_size: int, pattern: str | None) -> dict[st
     read.fixed("mamba_conv_bias", True)
     read.fixed("mamba_proj_bias", False)
     read.unlimited("time_step_limit")
-    heads, dim = read.get("mamba_n_heads", 128), read.get("mamba_d_head", "auto")
+    heads, expand = read.size("mamba_n_heads", 128), read.size("mamba_expand", 2)
+    inner = expand * hidden_size
+    dim = inner // heads if read.get("mamba_d_head", "auto") == "auto" else read.size("mamba_d_head")
+    if dim * heads != inner:
+        raise ConfigError(
+            f"config.json: mamba_n_heads={heads} times mamba_d_head={dim} is {dim * heads}, and transformers needs "
+            f"mamba_expand times hidden_size, {inner}"
+        )
     return {
         "hybrid_pattern": pattern,
         "num_layers": len(pattern),
         "mamba_num_heads": heads,
-        "mamba_head_dim": read.get("mamba_expand", 2) * hidden_size // heads if dim == "auto" else dim,
-        "mamba_state_dim": read.get("mamba_d_state", 256),
-        "mamba_num_groups": read.get("mamba_n_groups", 1),
+        "mamba_head_dim": dim,
+        "mamba_state_dim": read.size("mamba_d_state", 256),
+        "mamba_num_groups": read.size("mamba_n_groups", 1),
     }

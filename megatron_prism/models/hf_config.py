@@ -1,7 +1,7 @@
 """Reading a Hugging Face config strictly: a key that could change the maths is understood or refused, never ignored.
 
-A family's `from_config` asks for the keys it knows; whatever it did not ask for and is not on the list of keys that
-cannot change a logit is an error.
+A family's `from_config` asks for the keys it knows, each with its type; whatever it did not ask for and is not on the
+list of keys that cannot change a logit (`harmless_keys`) is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.rope import NEEDED, OPTIONAL, RopeScaling
+from megatron_prism.models.harmless_keys import HARMLESS, HARMLESS_WHEN
 
 # What a Hugging Face folder may hold of its tokenizer; the first two are needed here.
 TOKENIZER_FILES = (
@@ -26,51 +26,80 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-# Bookkeeping of transformers: what to print, cache, sample or where a file came from.
-HARMLESS = frozenset(
-    [
-        *(
-            "architectures",
-            "model_type",
-            "torch_dtype",
-            "dtype",
-            "transformers_version",
-            "_name_or_path",
-            "auto_map",
-        ),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
-        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits"),
-        *("torchscript", "chunk_size_feed_forward", "pretraining_tp", "is_decoder", "is_encoder_decoder"),
-        *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "finetuning_task"),
-        *(
-            "attn_implementation",
-            "_attn_implementation_autoset",
-            "tokenizer_class",
-            "prefix",
-            "mask_token_id",
-        ),
-        *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "num_beams"),
-        *("repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
-    ]
-)
+# The largest size of a tensor, and more layers than any model has: beyond them a typing error would fill the memory.
+LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
+SHOWN = 80
 
 
 class ConfigReader:
-    """A config's keys, each asked for by name; `finish` refuses those that nobody asked for."""
+    """A config's keys, each asked for by name and type; `finish` refuses those that nobody asked for.
+
+    Attributes:
+        family: whose config it is, for messages.
+        remarks: what a user should hear, one line each: which of several spellings was read, what was ignored.
+    """
 
     def __init__(self, config: Mapping[str, Any], family: str) -> None:
-        self._config, self._family, self._known = config, family, set(HARMLESS)
+        self.family = family
+        self.remarks: list[str] = []
+        self._config, self._known = config, set(HARMLESS)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the config names the key, with whatever value."""
+        return key in self._config
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` where it is absent or null."""
+        """The value, unchecked, or `default` where it is absent or null."""
         self._known.add(key)
         value = self._config.get(key)
         return default if value is None else value
 
-    def require(self, key: str) -> Any:
+    def size(
+        self, key: str, default: int | None = None, null: int | None = None, most: int = LARGEST_SIZE
+    ) -> int:
+        """A whole number from 1 to `most`.
+
+        Args:
+            default: where the config does not name the key; None: it must.
+            null: what a null means, to transformers; None: nothing, so it is refused.
+        """
+        value = self._stated(key, default, null)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self._wrong(key, value, f"a whole number from 1 to {most} is needed")
+        return value
+
+    def number(
+        self, key: str, default: float | None = None, least: float = -math.inf, above: float = -math.inf
+    ) -> float:
+        """A finite number, not below `least` and above `above`; `default` as in `size`."""
+        value = as_number(self._stated(key, default))
+        if value is None or not (value >= least and value > above):
+            bound = f" above {above:g}" if above > -math.inf else f" of {least:g} or more"
+            bound = bound if max(least, above) > -math.inf else ""
+            raise self._wrong(key, self._config.get(key), f"a number{bound} is needed")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._stated(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false is needed")
+        return value
+
+    def names(self, key: str) -> list[str] | None:
+        """A list of strings; None where it is absent or null."""
         value = self.get(key)
-        if value is None:
-            raise ConfigError(f"config.json: no key '{key}', which {self._family} needs")
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(each, str) for each in value)
+        ):
+            raise self._wrong(key, value, "a list of strings is needed")
+        return value
+
+    def text(self, key: str) -> str | None:
+        """A string; None where it is absent or null."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(key, value, "a string is needed")
         return value
 
     def fixed(self, key: str, allowed: Any, default: Any = None) -> None:
@@ -78,83 +107,77 @@ class ConfigReader:
         value = self.get(key, allowed if default is None else default)
         if value != allowed:
             raise ConfigError(
-                f"config.json: {key}={value!r} is not supported for {self._family}; only {allowed!r} is"
+                f"config.json: {key}={shown(value)} is not supported for {self.family}; only {allowed!r} is"
             )
 
     def unlimited(self, key: str) -> None:
         """Refuse a range other than all positive numbers; transformers writes infinity as {"__float__": "Infinity"}."""
         bounds = self.get(key, [0.0, math.inf])
-        numbers = [float(bound["__float__"] if isinstance(bound, dict) else bound) for bound in bounds]
+        try:
+            numbers = [float(bound["__float__"] if isinstance(bound, dict) else bound) for bound in bounds]
+        except (KeyError, TypeError, ValueError):
+            numbers = []
         if numbers != [0.0, math.inf]:
-            raise ConfigError(f"config.json: {key}={bounds} is not supported; only [0.0, Infinity] is")
+            raise ConfigError(f"config.json: {key}={shown(bounds)} is not supported; only [0.0, Infinity] is")
 
     def unused(self, *keys: str) -> None:
         """Keys whose value has no effect on this model."""
         self._known.update(keys)
 
+    def remark(self, line: str) -> None:
+        """Say something to the user about config.json."""
+        self.remarks.append(f"config.json: {line}")
+
     def finish(self) -> None:
+        """Raise a ConfigError that names every key with a value that nobody asked for."""
         unknown = sorted(
-            key for key, value in self._config.items() if key not in self._known and value is not None
+            str(key)
+            for key, value in self._config.items()
+            if key not in self._known
+            and value is not None
+            and not (key in HARMLESS_WHEN and value == HARMLESS_WHEN[key])
         )
         if unknown:
+            named = ", ".join(f"'{key}'={shown(self._config[key])}" for key in unknown)
+            what, remedy = (
+                (f"key {named} is", "remove it if it does not")
+                if len(unknown) == 1
+                else (f"keys {named} are", "remove those that do not")
+            )
             raise ConfigError(
-                f"config.json: key '{unknown[0]}'={self._config[unknown[0]]!r} is not known for {self._family} and "
-                "could change what the model computes; remove it if it does not"
+                f"config.json: {what} not known for {self.family} and could change what the model computes; {remedy}"
             )
 
-    def rope(self, default_theta: float = 10000.0) -> tuple[float, RopeScaling | None]:
-        """theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-        new, old = self.get("rope_parameters", {}), self.get("rope_scaling", {})
-        if new and old and new != old:
-            raise ConfigError("config.json: rope_parameters and rope_scaling say different things; keep one")
-        theta = float(new.get("rope_theta", self.get("rope_theta", default_theta)))
-        numbers = {key: value for key, value in (old or new).items() if key != "rope_theta"}
-        kinds = {numbers.pop(key) for key in ("rope_type", "type") if key in numbers}
-        if len(kinds) > 1:
-            raise ConfigError(f"config.json: rope_type and type are both named and differ: {sorted(kinds)}")
-        kind = kinds.pop() if kinds else "default"
-        if kind == "default" and not numbers.keys() - {"partial_rotary_factor"}:
-            if numbers.get("partial_rotary_factor", 1.0) != 1.0:
-                raise ConfigError("config.json: partial_rotary_factor other than 1 is not supported")
-            return theta, None
-        if kind == "default":
-            raise ConfigError(
-                f"config.json: rope_type='default' takes no numbers, but '{min(numbers)}' is given"
-            )
-        return theta, _scaling(kind, numbers)
+    def _stated(self, key: str, default: Any, null: Any = None) -> Any:
+        """The value as it stands there; a ConfigError where it is needed and absent, or null and that means nothing."""
+        self._known.add(key)
+        if key not in self._config:
+            if default is None:
+                raise ConfigError(f"config.json: no key '{key}', which {self.family} needs")
+            return default
+        value = self._config[key]
+        if value is None:
+            if null is None:
+                raise ConfigError(f"config.json: {key} is null, and {self.family} needs a value")
+            return null
+        return value
+
+    def _wrong(self, key: str, value: Any, needed: str) -> ConfigError:
+        return ConfigError(f"config.json: {key}={shown(value)}: {needed}")
 
 
-def _scaling(kind: str, numbers: Mapping[str, Any]) -> RopeScaling:
-    """The scaling of this type; every number it needs is there, and none that it does not know."""
-    if kind not in NEEDED:
-        kinds = ", ".join(repr(each) for each in ("default", *sorted(NEEDED)))
-        raise ConfigError(f"config.json: rope_type={kind!r} is not supported; only {kinds}")
-    given = {key for key, value in numbers.items() if value is not None}
-    wanted, optional = set(NEEDED[kind]), OPTIONAL[kind]
-    if not wanted <= given or not numbers.keys() <= wanted | optional.keys():
-        odd = min((wanted - given) or (numbers.keys() - wanted - optional.keys()))
-        also = f", and may have {', '.join(optional)}" if optional else ""
-        raise ConfigError(
-            f"config.json: rope_type={kind!r} needs exactly {', '.join(sorted(wanted))}{also}; see '{odd}'"
-        )
-    # To transformers a null here is false, and an absent key true.
-    if not isinstance(numbers.get("truncate", True), bool):
-        raise ConfigError(f"config.json: truncate={numbers['truncate']!r} must be true or false")
-    for key in given - {"truncate"}:
-        if isinstance(numbers[key], bool) or not isinstance(numbers[key], int | float):
-            raise ConfigError(f"config.json: {key}={numbers[key]!r} of rope_type={kind!r} is not a number")
-    exact: dict[str, Any] = {
-        key: numbers[key] if key == "truncate" else float(numbers[key])
-        for key in given - {"original_max_position_embeddings"}
-    }
-    length = numbers.get("original_max_position_embeddings")
-    return RopeScaling(
-        rope_type=kind, original_max_position_embeddings=None if length is None else int(length), **exact
-    )
+def as_number(value: Any) -> float | None:
+    """A finite number of JSON as a float; None for anything else, booleans and strings included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
-def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """The value of `rope_parameters`."""
-    if scaling is None:
-        return {"rope_type": "default", "rope_theta": theta}
-    return {"rope_type": scaling.rope_type, "rope_theta": theta, **scaling.numbers()}
+def shown(value: Any) -> str:
+    """A value as a message shows it, cut to one short line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

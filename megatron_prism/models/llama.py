@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.models.architecture import Architecture
@@ -13,7 +12,8 @@ from megatron_prism.models.dense import (
     require_fields,
     sizes_to_config,
 )
-from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.rope_config import read_rope, rope_to_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.1-8B": {
@@ -65,20 +65,18 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
         **sizes_to_config(a),
         "intermediate_size": a.ffn_hidden_size,
         "mlp_bias": False,
-        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+        **rope_to_config(a.rope_theta, a.rope_scaling),
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
+def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a LLaMA `config.json`; a ConfigError names a key this model does not have."""
-    read = ConfigReader(config, "llama")
-    theta, scaling = read.rope()
-    architecture = Architecture(
+    sizes = dense_sizes(read)
+    theta, scaling = read_rope(read, sizes["max_position_embeddings"])
+    return Architecture(
         family="llama",
-        ffn_hidden_size=read.require("intermediate_size"),
+        ffn_hidden_size=read.size("intermediate_size"),
         rope_theta=theta,
         rope_scaling=scaling,
-        **dense_sizes(read),
+        **sizes,
     )
-    read.finish()
-    return architecture

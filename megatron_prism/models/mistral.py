@@ -6,9 +6,9 @@ A window of W lets a query see itself and the W - 1 tokens before it (transforme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.dense import (
     NO_MULTIPLIERS,
@@ -17,7 +17,8 @@ from megatron_prism.models.dense import (
     require_fields,
     sizes_to_config,
 )
-from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.rope_config import read_rope, rope_to_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {
@@ -79,23 +80,28 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
         "model_type": "mistral",
         **config,
         "intermediate_size": a.ffn_hidden_size,
-        "rope_parameters": rope_to_config(a.rope_theta, a.rope_scaling),
+        **rope_to_config(a.rope_theta, a.rope_scaling),
         "sliding_window": a.sliding_window,
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
+def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a Mistral `config.json`; a ConfigError names a key this model does not have."""
-    read = ConfigReader(config, "mistral")
-    theta, scaling = read.rope()
-    window = read.get("sliding_window", None if "sliding_window" in config else DEFAULT_WINDOW)
-    architecture = Architecture(
+    sizes = dense_sizes(read, DEFAULT_GROUPS, DEFAULT_POSITIONS)
+    theta, scaling = read_rope(read, sizes["max_position_embeddings"])
+    # Null is no window, where an absent key is the default one.
+    without = "sliding_window" in read and read.get("sliding_window") is None
+    window = None if without else read.size("sliding_window", DEFAULT_WINDOW)
+    if window is not None and read.get("use_sliding_window") is False:
+        raise ConfigError(
+            f"config.json: use_sliding_window=False, but sliding_window={window} is what transformers reads; set "
+            "sliding_window to null for no window, or remove use_sliding_window"
+        )
+    return Architecture(
         family="mistral",
-        ffn_hidden_size=read.require("intermediate_size"),
+        ffn_hidden_size=read.size("intermediate_size"),
         rope_theta=theta,
         rope_scaling=scaling,
         sliding_window=window,
-        **dense_sizes(read, DEFAULT_GROUPS, DEFAULT_POSITIONS),
+        **sizes,
     )
-    read.finish()
-    return architecture

@@ -9,7 +9,6 @@ came, and comparisons set it on transformers' side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.errors import ConfigError
@@ -143,13 +142,12 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
+def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a Nemotron-H `config.json`, old spelling (pattern) or new (list of layer types).
 
     Raises:
         ConfigError: for layers, biases or keys this model does not have.
     """
-    read = ConfigReader(config, "nemotron_h")
     for key in ("use_bias", "attention_bias", "mlp_bias", "mamba_proj_bias", "residual_in_fp32"):
         read.fixed(key, False)
     for key in ("attention_dropout", "hidden_dropout", "num_nextn_predict_layers"):
@@ -159,7 +157,7 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     read.fixed("use_conv_bias", True)
     read.fixed("conv_kernel", CONV_KERNEL)
     read.unlimited("time_step_limit")
-    epsilon = read.get("layer_norm_epsilon", 1e-5)
+    epsilon = read.number("layer_norm_epsilon", 1e-5, least=0)
     # Some files name the same number twice.
     read.fixed("rms_norm_eps", epsilon)
     # Initialisation, kernels and numerics; and the experts of later models, which no layer here is.
@@ -177,41 +175,51 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     read.unused("moe_shared_expert_overlap", "routed_scaling_factor", "n_group", "topk_group")
     read.unused("norm_topk_prob", "mtp_layers_block_type", "mtp_hybrid_override_pattern")
 
-    pattern = read.get("hybrid_override_pattern")
-    types = read.get("layers_block_type", read.get("layer_types", []))
-    if pattern is None:
-        pattern = "".join(TYPES.get(name, "?") for name in types)
+    pattern = _pattern(read)
     if not pattern or set(pattern) - set(LAYERS):
         raise ConfigError(
             f"config.json: layer pattern {pattern!r} holds other layers than Mamba, attention and MLP"
         )
-    if read.get("num_hidden_layers", len(pattern)) != len(pattern):
+    layers = read.size("num_hidden_layers", len(pattern), null=len(pattern))
+    if layers != len(pattern):
         raise ConfigError(
-            f"config.json: num_hidden_layers={config['num_hidden_layers']}, but the layer pattern has {len(pattern)}"
+            f"config.json: num_hidden_layers={layers}, but the layer pattern has {len(pattern)}"
         )
-    heads, hidden = read.require("num_attention_heads"), read.require("hidden_size")
+    heads = read.size("num_attention_heads")
     # The defaults are those of transformers' NemotronHConfig.
-    old_head_dim = read.get("attention_head_dim", 128)
-    architecture = Architecture(
+    old_head_dim = read.size("attention_head_dim", 128, null=128)
+    return Architecture(
         family="nemotron_h",
-        vocab_size=read.require("vocab_size"),
-        hidden_size=hidden,
+        vocab_size=read.size("vocab_size"),
+        hidden_size=read.size("hidden_size"),
         num_layers=len(pattern),
-        ffn_hidden_size=read.require("intermediate_size"),
+        ffn_hidden_size=read.size("intermediate_size"),
         num_attention_heads=heads,
-        num_query_groups=read.get("num_key_value_heads", 8),
-        head_dim=read.get("head_dim", old_head_dim),
+        num_query_groups=read.size("num_key_value_heads", 8, null=heads),
+        head_dim=read.size("head_dim", old_head_dim, null=old_head_dim),
         activation="squared_relu",
         norm_epsilon=epsilon,
-        max_position_embeddings=read.get("max_position_embeddings", 4096),
-        tie_word_embeddings=read.get("tie_word_embeddings", False),
-        initializer_range=read.get("initializer_range", 0.02),
+        max_position_embeddings=read.size("max_position_embeddings", 4096),
+        tie_word_embeddings=read.flag("tie_word_embeddings", False),
+        initializer_range=read.number("initializer_range", 0.02, least=0),
         position_embedding="none",
         hybrid_pattern=pattern,
-        mamba_num_heads=read.require("mamba_num_heads"),
-        mamba_head_dim=read.require("mamba_head_dim"),
-        mamba_state_dim=read.require("ssm_state_size"),
-        mamba_num_groups=read.get("n_groups", 8),
+        mamba_num_heads=read.size("mamba_num_heads"),
+        mamba_head_dim=read.size("mamba_head_dim"),
+        mamba_state_dim=read.size("ssm_state_size"),
+        mamba_num_groups=read.size("n_groups", 8),
     )
-    read.finish()
-    return architecture
+
+
+def _pattern(read: ConfigReader) -> str:
+    """The layers as symbols, from the old spelling or one of the two new ones; a ConfigError where these differ."""
+    found = {}
+    if pattern := read.text("hybrid_override_pattern"):
+        found["hybrid_override_pattern"] = pattern
+    for key in ("layers_block_type", "layer_types"):
+        if types := read.names(key):
+            found[key] = "".join(TYPES.get(name, "?") for name in types)
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{key} {value!r}" for key, value in found.items())
+        raise ConfigError(f"config.json: the layers are spelled differently ({said}); keep one")
+    return next(iter(found.values()), "")

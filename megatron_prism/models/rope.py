@@ -36,6 +36,11 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "linear": {},
 }
 
+POSITIVE = (
+    *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+    *("attention_factor", "mscale", "mscale_all_dim"),
+)
+
 
 @dataclass
 class RopeScaling:
@@ -81,15 +86,14 @@ class RopeScaling:
 
     def _check_ranges(self) -> None:
         # Written so that a NaN is refused too.
-        if not 1 <= self.factor < math.inf:
-            raise ConfigError(f"rope_scaling: factor={self.factor} must be 1 or more")
-        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
-            smaller, larger = getattr(self, low), getattr(self, high)
-            if smaller is not None and not 0 < smaller < larger:
-                raise ConfigError(f"rope_scaling: {low}={smaller} must be positive and below {high}={larger}")
-        for name in ("original_max_position_embeddings", "attention_factor", "mscale", "mscale_all_dim"):
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and not 0 < low < high < math.inf:
+            raise ConfigError(
+                f"rope_scaling: low_freq_factor={low} must be positive and below high_freq_factor={high}"
+            )
+        for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"rope_scaling: {name}={value} must be greater than zero")
 
     @property
@@ -117,6 +121,8 @@ class RopeScaling:
 
 
 def _temperature(factor: float, mscale: float) -> float:
+    if factor <= 1:
+        return 1.0
     return 0.1 * mscale * math.log(factor) + 1.0
 
 

@@ -182,11 +182,15 @@ def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypa
         ("llama", {"attention_bias": True}, "attention_bias"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "dynamic"),
         ("llama", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "llama3"),
-        ("llama", {"qk_norm": True}, "'qk_norm'=True is not known for llama"),
+        ("llama", {"qk_norm": True}, "key 'qk_norm'=True is not known for llama"),
+        (
+            "llama",
+            {"qk_norm": True, "softcap": 30.0, "eta_cutoff": 0.1},
+            "keys 'qk_norm'=True, 'softcap'=30.0 are",
+        ),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         (
             "llama",
@@ -210,7 +214,6 @@ def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypa
             "differ",
         ),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "say different things"),
-        ("llama", {"rope_parameters": {**ROPE, "factor": 2.0}}, "takes no numbers, but 'factor'"),
         ("nemotron-h", {"hybrid_override_pattern": "MEM*-M", "layers_block_type": None}, "MEM"),
     ],
 )

@@ -18,8 +18,9 @@ from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import softmax_scale
 from megatron_prism.models.families import architecture_from_config, hf_config
-from megatron_prism.models.hf_config import ConfigReader, rope_to_config
+from megatron_prism.models.hf_config import ConfigReader
 from megatron_prism.models.rope import RopeScaling, inverse_frequencies
+from megatron_prism.models.rope_config import read_rope, rope_to_config
 from megatron_prism.platform.process_groups import session
 
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
@@ -49,10 +50,13 @@ def one_process():
 
 
 def read(rope: dict, spelling: str = "new") -> tuple[float, RopeScaling | None]:
-    if spelling == "new":
-        return ConfigReader({"rope_parameters": rope}, "llama").rope()
     old = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return ConfigReader({"rope_theta": rope["rope_theta"], "rope_scaling": old}, "llama").rope()
+    config = {
+        "new": {"rope_parameters": rope},
+        "old": {"rope_theta": rope["rope_theta"], "rope_scaling": old},
+        "theta in the old block": {"rope_scaling": rope},
+    }[spelling]
+    return read_rope(ConfigReader(config, "llama"), 131072)
 
 
 @pytest.mark.parametrize("head_dim", [16, 128])
@@ -71,12 +75,17 @@ def test_frequencies_are_transformers(name, head_dim):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("spelling", ["old", "new"])
+@pytest.mark.parametrize("spelling", ["old", "new", "theta in the old block"])
 @pytest.mark.parametrize("name", ROPES)
 def test_what_is_written_is_what_was_read(name, spelling):
     theta, scaling = read(ROPES[name], spelling)
-    assert rope_to_config(theta, scaling) == ROPES[name]
-    assert read(rope_to_config(theta, scaling)) == (theta, scaling)
+    written = rope_to_config(theta, scaling)
+    assert written["rope_parameters"] == ROPES[name]
+    assert written["rope_scaling"] | {"rope_theta": written["rope_theta"]} == ROPES[name]
+    for keys in (["rope_parameters"], ["rope_theta", "rope_scaling"], list(written)):
+        read_back = ConfigReader({key: written[key] for key in keys}, "llama")
+        assert read_rope(read_back, 131072) == (theta, scaling)
+        assert not read_back.remarks
 
 
 def test_a_default_that_is_named_is_no_difference():
@@ -88,19 +97,28 @@ def test_a_default_that_is_named_is_no_difference():
 @pytest.mark.parametrize(
     ("rope", "named"),
     [
-        ({**YARN, "extrapolation_factor": 1.0}, "see 'extrapolation_factor'"),
-        ({**YARN, "low_freq_factor": 1.0}, "see 'low_freq_factor'"),
-        ({**YARN, "original_max_position_embeddings": None}, "see 'original_max_position_embeddings'"),
-        ({**YARN, "factor": None}, "see 'factor'"),
+        ({**YARN, "long_factor": [1.0]}, r"'long_factor'=\[1.0\] is not known for rope_type='yarn'"),
+        ({**YARN, "full_attention": {}}, "'full_attention'={} is not known"),
+        ({**YARN, "original_max_position_embeddings": None}, "embeddings=None of rope_type='yarn' is not a number"),
+        ({**YARN, "original_max_position_embeddings": 32.5}, "embeddings=32.5 is not a whole number"),
+        ({**LINEAR, "factor": None}, "factor=None of rope_type='linear' is not a number"),
+        ({"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 32}, "'factor' is missing"),
         ({**YARN, "factor": "4"}, "factor='4' of rope_type='yarn' is not a number"),
-        ({**YARN, "factor": 0.5}, "factor=0.5 must be 1 or more"),
-        ({**YARN, "truncate": None}, "truncate=None must be true or false"),
-        ({**YARN, "beta_slow": 4.0}, "beta_slow=4.0 must be positive and below beta_fast=4.0"),
+        ({**YARN, "factor": True}, "factor=True of rope_type='yarn' is not a number"),
+        ({**YARN, "factor": 10**400}, "factor=1000.* is not a number"),
+        ({**YARN, "factor": float("nan")}, "factor=nan of rope_type='yarn' is not a number"),
+        ({**YARN, "factor": -2.0}, "factor=-2.0 must be greater than zero"),
+        ({**YARN, "truncate": None}, "truncate=None: true or false is needed"),
+        ({**YARN, "beta_slow": -4.0}, "beta_slow=-4.0 must be greater than zero"),
+        ({**YARN, "rope_theta": None}, "rope_parameters: rope_theta=None: a number greater than 1"),
+        ({**YARN, "rope_theta": "1e6"}, "rope_theta='1e6': a number greater than 1"),
+        ({**YARN, "rope_type": ["yarn"]}, r"rope_type=\['yarn'\] is not supported"),
+        ({**YARN, "rope_type": None}, "rope_type=None is not supported"),
+        ({**YARN, "type": "linear"}, "rope_type='yarn' and type='linear' are both named and differ"),
         ({**YARN, "attention_factor": 0.0}, "attention_factor=0.0 must be greater than zero"),
-        ({**YARN, "partial_rotary_factor": 0.5}, "see 'partial_rotary_factor'"),
-        ({**LINEAR, "original_max_position_embeddings": 32}, "see 'original_max_position_embeddings'"),
+        ({**YARN, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ({**LINEAR, "rope_type": "dynamic"}, "rope_type='dynamic' is not supported; only 'default', 'linear'"),
-        ({**LLAMA3, "beta_fast": 32.0}, "see 'beta_fast'"),
+        ({**LLAMA3, "high_freq_factor": 1.0}, "low_freq_factor=1.0 must be positive and below high"),
     ],
 )  # fmt: skip
 def test_a_config_is_read_strictly(rope, named):

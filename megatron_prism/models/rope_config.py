@@ -1,0 +1,226 @@
+"""Rotary settings in a Hugging Face config: all spellings that transformers reads, compared, and all of them written.
+
+transformers 5 has one block, `rope_parameters`, with everything in it, and still reads the older `rope_scaling` and
+`rope_theta`. transformers 4 reads those two and nothing else. Either block may hold `rope_theta`, name its type
+`rope_type` or `type`, and leave numbers to keys beside it. Source: transformers 5.23, modeling_rope_utils.py,
+`convert_rope_params_to_dict`, `standardize_rope_params` and the validation and computation of each type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.hf_config import ConfigReader, as_number, shown
+from megatron_prism.models.rope import NEEDED, OPTIONAL, RopeScaling
+
+DEFAULT_THETA = 10000.0
+THETA, NEW, OLD = "rope_theta", "rope_parameters", "rope_scaling"
+ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
+# Every key in which a config may speak of rotary frequencies.
+ROPE_KEYS = (THETA, OLD, NEW, ORIGINAL, PARTIAL)
+
+Rope = tuple[float, RopeScaling | None]
+
+
+def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
+    """theta and scaling, as transformers 5 takes them; what it ignores is remarked.
+
+    Args:
+        max_position_embeddings: of this model, which transformers takes for an original length that is not given.
+
+    Raises:
+        ConfigError: for two blocks that mean different things, a type that is not implemented, and a value that
+            transformers could not use.
+    """
+    beside = _Beside(
+        theta=_theta(read.get(THETA), THETA) if read.get(THETA) is not None else None,
+        theta_is_null=THETA in read and read.get(THETA) is None,
+        partial=read.get(PARTIAL),
+        original=read.get(ORIGINAL),
+        positions=max_position_embeddings,
+    )
+    blocks = {name: block for name in (OLD, NEW) if (block := _block(read, name))}
+    if not blocks:
+        return _read_block(read, "config.json", {}, beside)
+    found = {name: _read_block(read, name, block, beside) for name, block in blocks.items()}
+    if len(found) > 1 and found[OLD] != found[NEW]:
+        raise ConfigError(
+            f"config.json: {NEW} and {OLD} say different things ({_meaning(found[NEW])}; {_meaning(found[OLD])}); "
+            "keep one"
+        )
+    # As transformers 5: rope_scaling, where both are there.
+    return found[next(iter(found))]
+
+
+def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
+    """All keys that transformers 4 and 5 read rotary frequencies from; they say the same."""
+    numbers = {} if scaling is None else scaling.numbers()
+    kind = "default" if scaling is None else scaling.rope_type
+    return {
+        THETA: theta,
+        OLD: None if scaling is None else {"rope_type": kind, **numbers},
+        NEW: {"rope_type": kind, THETA: theta, **numbers},
+    }
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What stands beside the blocks."""
+
+    theta: float | None
+    theta_is_null: bool
+    partial: Any
+    original: Any
+    positions: int
+
+
+def _block(read: ConfigReader, name: str) -> dict[str, Any]:
+    value = read.get(name, {})
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"config.json: {name}={shown(value)}: an object such as {{'rope_type': 'default'}} or null is needed"
+        )
+    return value
+
+
+def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], beside: _Beside) -> Rope:
+    theta = _block_theta(read, name, block, beside)
+    _refuse_partial(name, block.get(PARTIAL, 1.0))
+    _refuse_partial("config.json", 1.0 if beside.partial is None else beside.partial)
+    kind = _kind(name, block)
+    numbers = {key: block[key] for key in block if key not in (THETA, PARTIAL, "rope_type", "type")}
+    wanted = {} if kind == "default" else dict.fromkeys(NEEDED[kind]) | OPTIONAL[kind]
+    ignored = {key: value for key, value in numbers.items() if key not in wanted}
+    for key, value in ignored.items():
+        if isinstance(value, dict | list):
+            raise ConfigError(
+                f"config.json: {name}: '{key}'={shown(value)} is not known for rope_type={kind!r}; remove it if it "
+                "changes nothing"
+            )
+    named = ", ".join(f"'{key}'={shown(value)}" for key, value in ignored.items() if value is not None)
+    if named:
+        read.remark(
+            f"{name}: {named} not read: rope_type={kind!r} has no such number, in transformers neither"
+        )
+    if kind == "default":
+        return theta, None
+    given = {key: value for key, value in numbers.items() if key in wanted}
+    if ORIGINAL in wanted:
+        given[ORIGINAL] = _original(read, name, kind, given, beside)
+    return theta, _scaling(name, kind, given, beside)
+
+
+def _block_theta(read: ConfigReader, name: str, block: Mapping[str, Any], beside: _Beside) -> float:
+    """The block's own theta before the one beside it, as in transformers 5."""
+    if THETA in block:
+        theta = _theta(block[THETA], f"{name}: {THETA}")
+        if beside.theta not in (None, theta):
+            read.remark(
+                f"{THETA}={beside.theta:g} beside {name} is not read, {THETA}={theta:g} in it is, as transformers 5 "
+                "does; transformers 4 takes the other"
+            )
+        return theta
+    if beside.theta_is_null:
+        raise ConfigError(f"config.json: {THETA} is null; give a number, or remove it for {DEFAULT_THETA:g}")
+    return DEFAULT_THETA if beside.theta is None else beside.theta
+
+
+def _theta(value: Any, name: str) -> float:
+    number = as_number(value)
+    if number is None or not number > 1:
+        raise ConfigError(f"config.json: {name}={shown(value)}: a number greater than 1 is needed")
+    return number
+
+
+def _refuse_partial(name: str, value: Any) -> None:
+    if as_number(value) != 1.0:
+        where = "" if name == "config.json" else f"{name}: "
+        raise ConfigError(
+            f"config.json: {where}{PARTIAL}={shown(value)} is not supported: only 1, rotating whole heads, is"
+        )
+
+
+def _kind(name: str, block: Mapping[str, Any]) -> str:
+    kinds = [block[key] for key in ("rope_type", "type") if key in block]
+    if len(kinds) == 2 and kinds[0] != kinds[1]:
+        raise ConfigError(
+            f"config.json: {name}: rope_type={shown(kinds[0])} and type={shown(kinds[1])} are both named and differ"
+        )
+    kind = kinds[0] if kinds else "default"
+    if not isinstance(kind, str) or kind not in ("default", *NEEDED):
+        supported = ", ".join(repr(each) for each in ("default", *sorted(NEEDED)))
+        raise ConfigError(f"config.json: {name}: rope_type={shown(kind)} is not supported; only {supported}")
+    return kind
+
+
+def _original(read: ConfigReader, name: str, kind: str, given: Mapping[str, Any], beside: _Beside) -> Any:
+    """The length a model had before its scaling: in the block, beside it, or the model's own."""
+    inner, outer = given.get(ORIGINAL), beside.original
+    if ORIGINAL not in given and outer is None:
+        read.remark(
+            f"{name}: rope_type={kind!r} without {ORIGINAL}: {beside.positions} is taken, "
+            "max_position_embeddings, as transformers does"
+        )
+        return beside.positions
+    if ORIGINAL in given and outer is not None and inner != outer:
+        raise ConfigError(
+            f"config.json: {ORIGINAL} is {shown(inner)} in {name} and {shown(outer)} beside it; keep one"
+        )
+    return outer if ORIGINAL not in given else inner
+
+
+def _scaling(name: str, kind: str, given: Mapping[str, Any], beside: _Beside) -> RopeScaling:
+    """The scaling of this type; every number it needs is there."""
+    numbers = dict(given)
+    for key in NEEDED[kind]:
+        if key not in numbers:
+            raise ConfigError(
+                f"config.json: {name}: rope_type={kind!r} needs {', '.join(NEEDED[kind])}; '{key}' is missing"
+            )
+    if kind == "yarn":
+        _as_transformers_reads_yarn(numbers, beside.positions)
+    # To transformers a null here is false, and an absent key true.
+    if not isinstance(numbers.get("truncate", True), bool):
+        raise ConfigError(
+            f"config.json: {name}: truncate={shown(numbers['truncate'])}: true or false is needed"
+        )
+    for key, value in numbers.items():
+        if key == "truncate" or (value is None and key in OPTIONAL[kind]):
+            continue
+        number = as_number(value)
+        if number is None:
+            raise ConfigError(
+                f"config.json: {name}: {key}={shown(value)} of rope_type={kind!r} is not a number"
+            )
+        numbers[key] = number
+    if ORIGINAL in numbers:
+        if numbers[ORIGINAL] != int(numbers[ORIGINAL]):
+            raise ConfigError(f"config.json: {name}: {ORIGINAL}={numbers[ORIGINAL]} is not a whole number")
+        numbers[ORIGINAL] = int(numbers[ORIGINAL])
+    try:
+        return RopeScaling(rope_type=kind, **numbers)
+    except ConfigError as problem:
+        raise ConfigError(f"config.json: {problem}") from None
+
+
+def _as_transformers_reads_yarn(numbers: dict[str, Any], positions: int) -> None:
+    """Zeros that mean the default, and a factor of null that means the ratio of the lengths."""
+    for key in ("beta_fast", "beta_slow"):
+        if not isinstance(numbers.get(key), bool) and numbers.get(key) == 0:
+            numbers[key] = None
+    if as_number(numbers.get("mscale")) == 0 or as_number(numbers.get("mscale_all_dim")) == 0:
+        # One of the two alone counts for nothing.
+        numbers["mscale"] = numbers["mscale_all_dim"] = None
+    original = as_number(numbers[ORIGINAL])
+    if numbers["factor"] is None and original:
+        numbers["factor"] = positions / original
+
+
+def _meaning(rope: Rope) -> str:
+    theta, scaling = rope
+    numbers = {} if scaling is None else scaling.numbers()
+    kind = "default" if scaling is None else scaling.rope_type
+    return ", ".join([kind, f"{THETA}={theta:g}", *(f"{key}={value}" for key, value in numbers.items())])
