@@ -137,20 +137,25 @@ def recipe(
     variants: bool = False,
     sandbox: str = STRONG,
     method: str = "paper",
+    processes: int = PROCESSES,
 ) -> Graph:
     """Corpus, tokenizer, base, mid-training, merge, extension, filter, RL from both ends, export, evaluation, report.
 
     Args:
         sandbox: how programs that a model wrote are isolated; "weak" where bubblewrap does not work.
         method: of reinforcement learning, see rl/variants.py.
+        processes: of this machine, for base and mid-training together, and for later stages side by side; 1 where all
+            have to share one GPU.
         variants: also the other rows of the paper's Table 7: extension of the unmerged model, and of attention only.
     """
     one_of(model, MODELS, "model")
     one_of(preset, PRESETS, "preset")
     if seed < 0:
         raise ConfigError(f"seed={seed}: must be 0 or more")
+    if processes not in (1, 2, 4):
+        raise ConfigError(f"processes={processes}: must be 1, 2 or 4, which divide a batch of 4 sequences")
     size, architecture, rate = PRESETS[preset], MODELS[model], LEARNING_RATES[model]
-    graph = Graph("shoebox", jobs=PROCESSES)
+    graph = Graph("shoebox", jobs=processes)
     corpus = graph.add("corpus", ShoeboxCorpus(prompts=size.prompts))
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
@@ -161,7 +166,7 @@ def recipe(
         length: int,
         sequences: int,
         schedule: Schedule,
-        processes: int = 1,
+        ranks: int = 1,
         **more: Any,
     ) -> Train:
         return Train(
@@ -169,8 +174,8 @@ def recipe(
             mixture=mixture,
             steps=steps,
             seed=seed,
-            batch=BatchConfig(length, sequences // processes, sequences),
-            parallel=ParallelConfig(data_parallel_size=processes),
+            batch=BatchConfig(length, sequences // ranks, sequences),
+            parallel=ParallelConfig(data_parallel_size=ranks),
             schedule=schedule,
             optimizer=OptimizerSettings(beta2=0.98, eps=1e-8),
             validate_every=max(1, steps // 4),
@@ -184,13 +189,13 @@ def recipe(
 
     base = graph.add(
         "base",
-        train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps), PROCESSES),
+        train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps), processes),
         tokens=tokens,
         tokenizer=tokenizer,
     )
     midtrain = graph.add(
         "midtrain",
-        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, cosine(size.midtrain_steps), PROCESSES),
+        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, cosine(size.midtrain_steps), processes),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,
