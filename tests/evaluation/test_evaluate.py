@@ -108,7 +108,9 @@ def inputs(tmp_path):
     return {
         "corpus": made_artifact(tmp_path / "corpus", "corpus", suites),
         "model": made_artifact(tmp_path / "model", "train", {"architecture.json": "{}"}),
-        "tokenizer": Artifact(save(byte_level(), tmp_path / "tokenizer"), Receipt("tokenizer", "", "", {}, {})),
+        "tokenizer": Artifact(
+            save(byte_level(), tmp_path / "tokenizer"), Receipt("tokenizer", "", "", {}, {})
+        ),
     }
 
 
