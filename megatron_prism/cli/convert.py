@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_prism.cli.numbers import above_zero, whole_number
 from megatron_prism.cli.output import (
     JsonOption,
     bytes_bar,
     check_json_target,
     show_line,
+    show_remarks,
     show_table,
     write_result,
 )
+from megatron_prism.cli.places import check_places
 from megatron_prism.errors import CheckpointError, ConfigError
 
 app = typer.Typer(help="Convert checkpoints between Hugging Face and Megatron-Core.")
@@ -29,14 +32,9 @@ MegatronArgument = Annotated[
 OutArgument = Annotated[
     Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")
 ]
+# An exabyte: no file is larger, and any larger number means the same.
+LARGEST_SHARD_GB = 1e9
 DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, fp32, bf16 or fp16.")]
-
-# What a model is asked when no text is named: prose, code and arithmetic.
-SAMPLE_TEXT = (
-    "The committee met on Tuesday, and after three hours it had agreed on nothing but the date of its next meeting. "
-    "def mean(values):\n    return sum(values) / len(values)\n\n"
-    "If 3x + 5 = 20, then 3x = 15 and x = 5. The area of a circle of radius 2 is 4π, about 12.57."
-)
 
 
 @app.callback()
@@ -52,6 +50,7 @@ def import_(
 ) -> None:
     """Stream a Hugging Face folder into a Megatron checkpoint that loads at any parallel layout."""
     check_json_target(json_file)
+    check_places(hf_dir, out=out, dtype=dtype)
     from megatron_prism.conversion.import_hf import import_checkpoint
     from megatron_prism.conversion.safetensors_io import HFFolder
     from megatron_prism.pipeline.output import whole_folder
@@ -79,16 +78,17 @@ def export(
 ) -> None:
     """Stream a Megatron checkpoint into a Hugging Face folder."""
     check_json_target(json_file)
+    check_places(checkpoint, *([tokenizer] if tokenizer else []), out=out, dtype=dtype)
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.model_folder import MegatronWeights
     from megatron_prism.models.families import parameter_count
     from megatron_prism.pipeline.output import whole_folder
 
-    wanted = _dtype(dtype)
+    wanted, shard = _dtype(dtype), _shard_bytes(max_shard_gb)
     source = MegatronWeights(checkpoint)
     total = parameter_count(source.architecture) * next(iter(source.dtypes.values())).itemsize
     with whole_folder(out) as folder, bytes_bar("export", total) as advance:
-        metrics = export_checkpoint(source, folder, tokenizer, wanted, int(max_shard_gb * 1e9), advance)
+        metrics = export_checkpoint(source, folder, tokenizer, wanted, shard, advance)
     _report(json_file, f"exported {_size(metrics)} to {out}", metrics, out)
 
 
@@ -101,7 +101,11 @@ def verify(
     ] = False,
     text: Annotated[
         Path | None,
-        typer.Option("--text", metavar="FILE", help="What to run them on; default: a built-in text."),
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="What to run them on, by either's tokenizer; default: random tokens.",
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="To compute the logits in: fp32, bf16.")] = "fp32",
     tolerance: Annotated[
@@ -114,10 +118,12 @@ def verify(
 ) -> None:
     """Compare two checkpoints tensor by tensor, bit for bit; with --logits also by what they compute."""
     check_json_target(json_file)
+    check_places(first, second, dtype=dtype)
     from megatron_prism.conversion.model_folder import open_weights
     from megatron_prism.conversion.verify import compare_tensors
     from megatron_prism.models.families import parameter_count
 
+    above_zero(tolerance, "--tolerance")
     a, b = open_weights(first), open_weights(second)
     total = parameter_count(a.architecture) * next(iter(a.dtypes.values())).itemsize
     with bytes_bar("compare", total) as advance:
@@ -136,11 +142,11 @@ def verify(
     show_line(json_file, f"{result['identical']} of {result['tensors']} tensors are identical, bit for bit")
     problem = None if not differences else f"{len(differences)} tensors differ, first '{differences[0].name}'"
     if logits:
-        compared, allowed = _compare_logits(a, b, text, dtype, tolerance)
-        result["logits"] = asdict(compared) | {"allowed": allowed}
+        compared, allowed, what = _compare_logits(a, b, text, dtype, tolerance)
+        result["logits"] = asdict(compared) | {"allowed": allowed, "input": what}
         show_table(
             json_file,
-            f"logits in {dtype}",
+            f"logits in {dtype} of {what}",
             [
                 "max abs difference",
                 "allowed",
@@ -187,11 +193,15 @@ def quantize(
 ) -> None:
     """Quantize an exported Hugging Face folder with NVIDIA ModelOpt (extra: modelopt)."""
     check_json_target(json_file)
+    check_places(hf_dir, out=out)
     from megatron_prism.conversion.quantize import quantize_checkpoint
     from megatron_prism.data.readers import read_texts
 
+    whole_number(samples, "--samples", least=1)
+    whole_number(length, "--length", least=2)
     texts = None if calibration is None else read_texts(calibration)
     metrics = quantize_checkpoint(hf_dir, out, scheme, texts, samples, length)
+    show_remarks(metrics["remarks"])
     show_table(
         json_file,
         f"{scheme} in {out}",
@@ -219,40 +229,53 @@ def quantize(
     write_result(json_file, {**metrics, "out": str(out)})
 
 
-def _compare_logits(a: Any, b: Any, text: Path | None, dtype: str, tolerance: float) -> tuple[Any, float]:
-    from megatron_prism.conversion.logits import compare, folder_outputs
+def _compare_logits(
+    a: Any, b: Any, text: Path | None, dtype: str, tolerance: float
+) -> tuple[Any, float, str]:
+    """The comparison, the difference that is allowed, and what both models were run on."""
+    from megatron_prism.conversion.logits import compare, folder_outputs, random_tokens
+    from megatron_prism.conversion.stage import CHECK_SEED
 
     wanted = _dtype(dtype)
-    if wanted is None or tolerance <= 0:
-        raise ConfigError(f"--dtype {dtype} --tolerance {tolerance}: fp32, bf16 or fp16, and more than 0")
-    tokens = _tokens(a, b, text)
+    if wanted is None:
+        raise ConfigError(f"--dtype {dtype}: fp32, bf16 or fp16 is needed to compute in")
+    if text is not None:
+        tokens, what = _tokens_of(text, a, b), f"the tokens of {text}"
+    else:
+        tokens = random_tokens(a.architecture, b.architecture, seed=CHECK_SEED)
+        what = f"{tokens.numel()} random tokens, seed {CHECK_SEED}"
     compared = compare(
         folder_outputs(a.path, tokens, wanted), folder_outputs(b.path, tokens, wanted), tolerance
     )
-    return compared, compared.allowed(tolerance)
+    return compared, compared.allowed(tolerance), what
 
 
-def _tokens(a: Any, b: Any, text: Path | None) -> Any:
-    """The text as token ids `[1, seq]`, by the tokenizer that came with either model."""
+def _tokens_of(text: Path, a: Any, b: Any) -> Any:
+    """A text as token ids `[1, seq]`, by the tokenizer that came with either model."""
     import torch
 
     from megatron_prism.data.tokenizer import Tokenizer
     from megatron_prism.data.tokenizer_files import vocabulary_file
 
     try:
-        content = SAMPLE_TEXT if text is None else text.read_text(encoding="utf-8")
+        content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"--text {text}: not readable ({problem})") from None
     for each in (a.files, b.files):
         if each is not None and vocabulary_file(each) is not None:
             ids = Tokenizer.load(each).encode(content)
-            limit = min(a.architecture.max_position_embeddings, b.architecture.max_position_embeddings)
-            if not ids or max(ids) >= a.architecture.vocab_size:
+            limit = min(model.architecture.max_position_embeddings for model in (a, b))
+            rows = min(model.architecture.vocab_size for model in (a, b))
+            if not ids:
+                raise ConfigError(f"--text {text}: {each} makes no tokens of it")
+            if max(ids) >= rows:
                 raise ConfigError(
-                    f"{each}: its tokenizer does not fit vocab_size={a.architecture.vocab_size}"
+                    f"{each}: its tokenizer gives id {max(ids)}, the models have vocab_size={rows}"
                 )
             return torch.tensor([ids[:limit]])
-    raise ConfigError(f"{a.path}, {b.path}: neither holds a tokenizer, which --logits needs")
+    raise ConfigError(
+        f"--text {text}: neither {a.path} nor {b.path} holds a tokenizer; leave --text out for random tokens"
+    )
 
 
 def _dtype(name: str) -> Any:
@@ -263,7 +286,14 @@ def _dtype(name: str) -> Any:
     return torch_dtype(name)
 
 
+def _shard_bytes(gigabytes: float) -> int:
+    """Bytes of a weight file; of the largest numbers only that they are larger than any file."""
+    above_zero(gigabytes, "--max-shard-gb")
+    return max(1, int(min(gigabytes, LARGEST_SHARD_GB) * 1e9))
+
+
 def _report(json_file: str | None, line: str, metrics: dict[str, Any], out: Path) -> None:
+    show_remarks(metrics["remarks"])
     show_line(json_file, line)
     write_result(json_file, {**metrics, "out": str(out)})
 

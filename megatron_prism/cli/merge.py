@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from megatron_prism.cli.output import JsonOption, bytes_bar, check_json_target, show_line, write_result
+from megatron_prism.cli.numbers import whole_number
+from megatron_prism.cli.output import (
+    JsonOption,
+    bytes_bar,
+    check_json_target,
+    show_line,
+    show_remarks,
+    write_result,
+)
+from megatron_prism.cli.places import check_places
 from megatron_prism.errors import ConfigError
 
 
@@ -57,15 +66,28 @@ def merge(
     format: Annotated[
         str | None, typer.Option("--format", help="hf or megatron; default: that of the first model.")
     ] = None,
+    tokenizer_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer-from",
+            metavar="MODEL",
+            help="Whose tokenizer, generation config and token ids to keep; default: the heaviest model's.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="keep (the first model's), fp32, bf16 or fp16.")
+    ] = "keep",
     json_file: JsonOption = None,
 ) -> None:
     """Merge checkpoints of one architecture, streamed: linear, task arithmetic, SLERP, TIES, DARE, interpolation."""
     check_json_target(json_file)
-    from megatron_prism.merging.merge import merge as merge_models
-    from megatron_prism.merging.merge import plan_merge
+    from megatron_prism.conversion.stage import DTYPES, torch_dtype
     from megatron_prism.merging.settings import MergeSettings, parse_number, parse_weights
+    from megatron_prism.pipeline.config import one_of
     from megatron_prism.pipeline.output import whole_folder
 
+    one_of(dtype, DTYPES, "--dtype")
+    whole_number(seed, "--seed", least=0)
     alphas = [parse_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
     pairs = [(each, "") if alphas else _split(each) for each in model]
     settings = MergeSettings(
@@ -77,18 +99,23 @@ def merge(
         density=density,
         seed=seed,
     )
-    plan = plan_merge(settings, [Path(path) for path, _ in pairs], base, format)
-    for remark in plan.remarks:
-        typer.echo(f"note: {remark}", err=True)
+    models = [Path(path) for path, _ in pairs]
+    check_places(*models, *([base] if base else []), out=out)
+    from megatron_prism.merging.merge import merge as merge_models
+    from megatron_prism.merging.merge import plan_merge
+
+    plan = plan_merge(settings, models, base, format, tokenizer_from, torch_dtype(dtype))
+    show_remarks(plan.remarks)
     with whole_folder(out) as folder, bytes_bar("merge", plan.bytes) as advance:
         metrics = merge_models(plan, folder, advance)
+    show_remarks(metrics["remarks"][len(plan.remarks) :])
     what = f"{len(plan.blends)} merges" if len(plan.blends) > 1 else "a merge"
     show_line(
         json_file,
         f"wrote {what} of {len(plan.models)} models, {metrics['parameters']:,} parameters, "
         f"{metrics['bytes'] / 1e9:.2f} GB, to {out}",
     )
-    write_result(json_file, {**metrics, "format": plan.format, "remarks": plan.remarks, "out": str(out)})
+    write_result(json_file, {**metrics, "format": plan.format, "out": str(out)})
 
 
 def _split(model: str) -> tuple[str, str]:

@@ -58,6 +58,12 @@ def show_line(target: str | None, line: str) -> None:
     (console if target == STDOUT else results).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def show_remarks(remarks: Sequence[str]) -> None:
+    """Print what a user should hear, one line each, on stderr."""
+    for remark in remarks:
+        typer.echo(f"note: {remark}", err=True)
+
+
 @contextmanager
 def bytes_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar in bytes on stderr, on a terminal only; it leaves nothing behind."""

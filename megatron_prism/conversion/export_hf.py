@@ -11,21 +11,17 @@ import torch
 
 from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.gather import gather_hf
-from megatron_prism.conversion.model_folder import (
-    Weights,
-    carry_files,
-    write_config,
-)
+from megatron_prism.conversion.model_folder import Weights, write_config
 from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, FolderWriter
-from megatron_prism.data.tokenizer_files import vocabulary_file
+from megatron_prism.conversion.side_files import GENERATION, carry_files, replace_tokenizer
+from megatron_prism.conversion.token_ids import TOKEN_IDS, check_fits, disagreements, follow_tokenizer
+from megatron_prism.conversion.tokenizer_facts import stored_vocabulary, tokenizer_facts
 from megatron_prism.errors import ArtifactError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
-from megatron_prism.models.hf_config import TOKENIZER_FILES
 from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
 
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Progress = Callable[[int], None]
 
 
@@ -45,13 +41,13 @@ def export_checkpoint(
         dtype: of the tensors; None keeps the checkpoint's.
 
     Returns:
-        Metrics: parameters and bytes of the weights.
+        Metrics: parameters, bytes of the weights, and remarks on the files beside them (`write_side_files`).
 
     Raises:
-        ArtifactError: when there is no tokenizer.
+        ArtifactError: when there is no tokenizer, or one that does not fit the model.
     """
     tensors = {name: (dtype or source.dtypes[name], shape) for name, shape in source.shapes.items()}
-    write_side_files(out, source.architecture, source.files, tokenizer, _main_dtype(tensors))
+    remarks = write_side_files(out, source.architecture, source.files, tokenizer, _main_dtype(tensors))
     with FolderWriter(out, tensors, max_shard_bytes) as writer, quick_collection():
         for rule in parameter_map(source.architecture):
             for name in rule.hf:
@@ -66,6 +62,7 @@ def export_checkpoint(
     return {
         "parameters": parameter_count(source.architecture),
         "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
+        "remarks": remarks,
     }
 
 
@@ -96,35 +93,34 @@ def export_running(
 
 def write_side_files(
     out: Path, architecture: Architecture, files: Path | None, tokenizer: Path | None, dtype: torch.dtype
-) -> None:
-    """Everything but the weights: tokenizer, config and generation config."""
-    if files is not None:
-        carry_files(files, out)
-    if tokenizer is not None:
-        if vocabulary_file(tokenizer) is None:
-            raise ArtifactError(
-                f"{tokenizer}: no tokenizer.json and no tokenizer.model, so it holds no tokenizer"
-            )
-        for name in TOKENIZER_FILES:
-            (out / name).unlink(missing_ok=True)
-            if (tokenizer / name).is_file():
-                (out / name).write_bytes((tokenizer / name).read_bytes())
-    elif files is None:
+) -> list[str]:
+    """Everything but the weights: tokenizer, config and generation config, which agree on the tokens' ids.
+
+    Without `tokenizer` all files stay as they came. With one, its ids win over those that came with the model.
+
+    Returns:
+        Remarks: which ids changed, what was left behind, and files that came in disagreement.
+
+    Raises:
+        ArtifactError: when there is no tokenizer, or one that has more tokens than the model has rows.
+    """
+    remarks = carry_files(files, out) if files is not None else []
+    if tokenizer is None and files is None:
         raise ArtifactError(f"{out}: no tokenizer came with this model; name the folder of one")
+    if tokenizer is None:
+        write_config(out, architecture, dtype, {})
+        return remarks + disagreements(out, architecture.vocab_size)
+    before = stored_vocabulary(out)
+    facts = tokenizer_facts(tokenizer)
+    check_fits(facts, architecture.vocab_size, tokenizer)
+    remarks += replace_tokenizer(tokenizer, out)
     if files is not None:
         write_config(out, architecture, dtype, {})
-        return
-    tokens = _token_ids(out)
+        return remarks + follow_tokenizer(out, facts, before)
+    tokens = {key: facts.ids[key] for key in TOKEN_IDS}
     write_config(out, architecture, dtype, tokens)
-    known = {key: value for key, value in tokens.items() if value is not None}
-    write_json(out / "generation_config.json", known)
-
-
-def _token_ids(folder: Path) -> dict[str, int | None]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    return {key: getattr(tokenizer, key) for key in TOKEN_IDS}
+    write_json(out / GENERATION, {key: value for key, value in tokens.items() if value is not None})
+    return remarks
 
 
 def _main_dtype(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> torch.dtype:

@@ -18,7 +18,9 @@ from megatron_prism.conversion.dist_plan import plan_checkpoint
 from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.dist_write import Piece, write_checkpoint
 from megatron_prism.conversion.file_ranges import FileRange
-from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, HFWeights, carry_files
+from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, HFWeights
+from megatron_prism.conversion.side_files import carry_files
+from megatron_prism.conversion.token_ids import disagreements
 from megatron_prism.models.families import parameter_count
 from megatron_prism.models.mappings import Rule
 
@@ -37,7 +39,7 @@ def import_checkpoint(
         progress: gets the bytes of each piece that was read.
 
     Returns:
-        Metrics: parameters, tensors, and bytes of the checkpoint's weights.
+        Metrics: parameters, tensors, bytes of the checkpoint's weights, and remarks on the files beside them.
     """
     source = HFWeights(hf_folder)
     architecture = source.architecture
@@ -52,12 +54,14 @@ def import_checkpoint(
     (out / CHECKPOINT).mkdir()
     with quick_collection():
         write_checkpoint(out / CHECKPOINT, tensors, progress)
-    carry_files(source.path, out / HF_FILES)
+    remarks = carry_files(source.path, out / HF_FILES)
+    remarks += disagreements(source.path, architecture.vocab_size)
     architecture.save(out / ARCHITECTURE)
     return {
         "parameters": parameter_count(architecture),
         "tensors": len(source.stored),
         "bytes": sum(stored.nbytes for stored in source.stored.values()),
+        "remarks": remarks,
     }
 
 

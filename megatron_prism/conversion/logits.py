@@ -20,6 +20,9 @@ from megatron_prism.models.families import family
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import session
 
+# What a model is run on where no text is named.
+RANDOM_BATCH, RANDOM_LENGTH = 2, 64
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -80,6 +83,14 @@ def _departs(first: list[Tensor], second: list[Tensor], tolerance: float) -> str
         if not float((mine - theirs).abs().max()) <= tolerance * scale:
             return "the embedding" if index == 0 else f"layer {index - 1}"
     return None
+
+
+def random_tokens(*models: Architecture, seed: int) -> Tensor:
+    """`[batch, seq]` token ids that each of these models has, the same for a seed wherever they are drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    length = min(RANDOM_LENGTH, *(model.max_position_embeddings for model in models))
+    rows = min(model.vocab_size for model in models)
+    return torch.randint(rows, (RANDOM_BATCH, length), generator=generator)
 
 
 def folder_outputs(folder: Path, token_ids: Tensor, dtype: torch.dtype) -> Outputs:

@@ -6,7 +6,6 @@ A Megatron folder (what training and `prism convert import` leave) holds `archit
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +20,10 @@ from megatron_prism.conversion.safetensors_io import CONFIG, HFFolder, check_ten
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, hf_config, hf_shapes, parameter_map
-from megatron_prism.models.hf_config import TOKENIZER_FILES
 from megatron_prism.models.mappings import VOCABULARY, Rule, Shape
 from megatron_prism.pipeline.artifact import write_json
 
 ARCHITECTURE, CHECKPOINT, HF_FILES = "architecture.json", "checkpoint", "hf"
-CARRIED = (CONFIG, "generation_config.json", *TOKENIZER_FILES)
 HEAD = "lm_head.weight"
 
 
@@ -158,14 +155,6 @@ def open_weights(folder: Path) -> HFWeights | MegatronWeights:
     raise CheckpointError(
         f"{folder}: neither a Megatron folder ({ARCHITECTURE}) nor a Hugging Face one ({CONFIG})"
     )
-
-
-def carry_files(source: Path, target: Path) -> None:
-    """Copy config, generation config and tokenizer, byte for byte, where they exist."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in CARRIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def write_config(

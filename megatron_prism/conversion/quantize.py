@@ -5,9 +5,10 @@ their scales, `quantization_config` in config.json. vLLM and TensorRT-LLM read i
 which model is theirs to say. transformers does not read it, so what the numbers do to the logits is measured before
 the export, with ModelOpt's simulated rounding, and what was written is read back and compared (`quantized_check`).
 
-Two things are not left to ModelOpt 0.47. The list of unquantized layers is made from what was written: for Nemotron-H
-ModelOpt writes names there that no layer has, and a reader would take those layers for quantized. And config,
-generation config and tokenizer are the source's own files.
+Three things are not left to ModelOpt 0.47. The list of unquantized layers is made from what was written: for Nemotron-H
+ModelOpt writes names there that no layer has, and a reader would take those layers for quantized. Config, generation
+config and tokenizer are the source's own files. And tensors that the source keeps in another dtype than its config's,
+as Mamba's fp32 parameters often are, stay in it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from megatron_prism.conversion.calibration import windows
-from megatron_prism.conversion.model_folder import HEAD, HFWeights, carry_files
+from megatron_prism.conversion.model_folder import HEAD, HFWeights
 from megatron_prism.conversion.modelopt_calls import (
     DISTRIBUTION,
     check_installed,
@@ -32,7 +33,9 @@ from megatron_prism.conversion.modelopt_calls import (
 )
 from megatron_prism.conversion.quantization_schemes import Scheme, scheme_named
 from megatron_prism.conversion.quantized_check import WEIGHT, WeightCheck, check_quantized
+from megatron_prism.conversion.restored_dtypes import restore_dtypes
 from megatron_prism.conversion.safetensors_io import CONFIG, read_json
+from megatron_prism.conversion.side_files import GENERATION, carry_files
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.output import whole_folder
@@ -40,11 +43,7 @@ from megatron_prism.platform.hardware import device, package_version
 
 # Windows kept back from calibration, for the logits.
 HELD_OUT = 8
-QUANTIZATION, MODELOPT_CONFIG, GENERATION = (
-    "quantization_config",
-    "hf_quant_config.json",
-    "generation_config.json",
-)
+QUANTIZATION, MODELOPT_CONFIG = "quantization_config", "hf_quant_config.json"
 
 
 def quantize_checkpoint(
@@ -68,10 +67,10 @@ def quantize_checkpoint(
 
     Returns:
         Metrics: `scheme`, `quantized_layers` (how many), `kept_layers` (linear layers the format cannot hold, with the
-        reason), `bytes_before` and `bytes_after` of the weight files, `weight_error` and `worst_weight_error` (of
-        `worst_layer`) relative in the 2-norm, `calibration_tokens`, and on `held_out_tokens`: `logit_max_change`,
-        `logit_mean_change` (absolute), `logit_largest` (of the original), `top1_agreement` 0..1, `loss_before` and
-        `loss_after` in nats per token.
+        reason), `bytes_before` and `bytes_after` of the weight files that were read and written, `weight_error` and
+        `worst_weight_error` (of `worst_layer`) relative in the 2-norm, `calibration_tokens`, `remarks` (lines a user
+        should read), and on `held_out_tokens`: `logit_max_change`, `logit_mean_change` (absolute), `logit_largest` (of
+        the original), `top1_agreement` 0..1, `loss_before` and `loss_after` in nats per token.
 
     Raises:
         ConfigError: for a scheme that is unknown or needs another machine, absent ModelOpt, a model that is quantized
@@ -103,20 +102,22 @@ def quantize_checkpoint(
         export(model, folder, wanted, hf_dir)
         names = {module: layers[module] for module in layers if module not in kept}
         scales = input_scales(model, wanted, names) if wanted.calibrated else {}
+        remarks = restore_dtypes(source, folder, set(names.values()))
         check = check_quantized(source, folder, wanted, names.values(), scales)
-        _write_side_files(source, folder, check)
+        remarks += _write_side_files(source, folder, check)
         return {
             "scheme": scheme,
             "modelopt": package_version(DISTRIBUTION),
             "quantized_layers": len(names),
             "kept_layers": {layers[module]: reason for module, reason in kept.items()},
-            "bytes_before": _weight_bytes(hf_dir),
-            "bytes_after": _weight_bytes(folder),
+            "bytes_before": _bytes({stored.file for stored in source.stored.values()}),
+            "bytes_after": _bytes(folder.glob("*.safetensors")),
             "weight_error": check.relative_error,
             "worst_weight_error": check.worst_relative_error,
             "worst_layer": check.worst_layer,
             "calibration_tokens": samples * length,
             "held_out_tokens": HELD_OUT * length,
+            "remarks": remarks,
             **change,
         }
 
@@ -177,17 +178,18 @@ def _first(reasons: dict[str, str]) -> str:
     return next((f"'{name}': {reason}" for name, reason in reasons.items()), "the model has none")
 
 
-def _write_side_files(source: HFWeights, folder: Path, check: WeightCheck) -> None:
+def _write_side_files(source: HFWeights, folder: Path, check: WeightCheck) -> list[str]:
     """The source's own files, and in its config ModelOpt's `quantization_config` with the layers that stayed."""
     kept = sorted({*check.unquantized, HEAD.removesuffix(WEIGHT)})
     quantization = read_json(folder / CONFIG)[QUANTIZATION] | {"ignore": kept}
     details = read_json(folder / MODELOPT_CONFIG)
     details["quantization"]["exclude_modules"] = kept
     (folder / GENERATION).unlink(missing_ok=True)
-    carry_files(source.path, folder)
-    write_json(folder / CONFIG, source.config() | {QUANTIZATION: quantization})
+    remarks = carry_files(source.path, folder)
+    write_json(folder / CONFIG, read_json(folder / CONFIG) | {QUANTIZATION: quantization})
     write_json(folder / MODELOPT_CONFIG, details)
+    return remarks
 
 
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from megatron_prism.conversion.model_folder import HFWeights
 from megatron_prism.conversion.quantization_schemes import Scheme
-from megatron_prism.conversion.safetensors_io import DTYPES
 from megatron_prism.errors import CheckpointError
 
 WEIGHT = ".weight"
@@ -165,8 +164,8 @@ def _check_input_scale(folder: QuantizedFolder, layer: str, measured: float, whe
 
 
 def _check_same(stored: Tensor, original: Tensor, name: str, where: Path) -> None:
-    """The same values: in the same dtype, or rounded to the model's where this tensor was kept in a finer one."""
-    if stored.dtype not in DTYPES.values() or not torch.equal(stored, original.to(stored.dtype)):
+    """The same values in the same dtype."""
+    if stored.dtype is not original.dtype or not torch.equal(stored, original):
         raise CheckpointError(
             f"{where}: tensor '{name}' ({stored.dtype}) is not quantized, but is not the source's ({original.dtype})"
         )

@@ -11,8 +11,11 @@ from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger
 
-CHECK_BATCH, CHECK_LENGTH, CHECK_SEED = 2, 64, 1234
+logger = get_logger(__name__)
+
+CHECK_SEED = 1234
 DTYPES = ("keep", "fp32", "bf16", "fp16")
 
 
@@ -26,6 +29,7 @@ class ImportHF(Stage):
     """
 
     kind: ClassVar[str] = "import"
+    version: ClassVar[int] = 2
 
     source: str = ""
     dtype: str = "keep"
@@ -47,7 +51,10 @@ class ImportHF(Stage):
                 "source: name a Hugging Face folder, or give a 'checkpoint' input, and not both"
             )
         source = Path(self.source) if self.source else inputs["checkpoint"].file("model")
-        return import_checkpoint(source, out, torch_dtype(self.dtype))
+        metrics = import_checkpoint(source, out, torch_dtype(self.dtype))
+        for remark in metrics["remarks"]:
+            logger.warning(remark)
+        return metrics
 
 
 @dataclass
@@ -62,6 +69,7 @@ class ExportHF(Stage):
     """
 
     kind: ClassVar[str] = "export"
+    version: ClassVar[int] = 2
 
     dtype: str = "keep"
     check: str = "logits"
@@ -85,6 +93,8 @@ class ExportHF(Stage):
         source = MegatronWeights(inputs["model"].path)
         tokenizer = inputs["tokenizer"].path if "tokenizer" in inputs else None
         metrics = export_checkpoint(source, folder, tokenizer, torch_dtype(self.dtype))
+        for remark in metrics["remarks"]:
+            logger.warning(remark)
         if self.check == "logits":
             return metrics | self._check_logits(source, folder)
         if self.check == "tensors":
@@ -94,12 +104,14 @@ class ExportHF(Stage):
     def _check_logits(self, source: Any, folder: Path) -> dict[str, float]:
         import torch
 
-        from megatron_prism.conversion.logits import checkpoint_outputs, compare, folder_outputs
+        from megatron_prism.conversion.logits import (
+            checkpoint_outputs,
+            compare,
+            folder_outputs,
+            random_tokens,
+        )
 
-        generator = torch.Generator().manual_seed(CHECK_SEED)
-        length = min(CHECK_LENGTH, source.architecture.max_position_embeddings)
-        shape = (CHECK_BATCH, length)
-        tokens = torch.randint(source.architecture.vocab_size, shape, generator=generator)
+        tokens = random_tokens(source.architecture, seed=CHECK_SEED)
         ours = checkpoint_outputs(source, tokens, torch.float32, torch_dtype(self.dtype))
         compared = compare(ours, folder_outputs(folder, tokens, torch.float32), self.tolerance)
         allowed = compared.allowed(self.tolerance)

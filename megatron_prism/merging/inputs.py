@@ -7,20 +7,18 @@ own config): a mismatch costs no reading.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from megatron_prism.conversion.model_folder import ARCHITECTURE, HF_FILES, Weights, open_weights
 from megatron_prism.conversion.safetensors_io import CONFIG, read_json
+from megatron_prism.conversion.tokenizer_facts import compare_tokenizers, has_tokenizer
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config
 
-TOKENIZER = "tokenizer.json"
-# How texts are cut to a length and filled up says nothing of the vocabulary, and programs leave it in the file.
-PASSING = ("truncation", "padding")
 # What is compared first, with what can be done; then every other field of the architecture.
 REMEDIES = {
     "family": "only models of one family can be merged",
@@ -31,8 +29,12 @@ REMEDIES = {
 FREE = ("max_position_embeddings",)
 
 
-def open_models(folders: Sequence[Path]) -> tuple[list[Weights], list[str]]:
+def open_models(folders: Sequence[Path], tokenizer_chosen: bool = False) -> tuple[list[Weights], list[str]]:
     """Open the folders, of either kind, in their order; no tensor is read.
+
+    Args:
+        tokenizer_chosen: whether the user said whose tokenizer to keep: then tokenizers may cut text differently, or
+            one may have more tokens, as long as no id means two tokens.
 
     Returns:
         The models, and remarks on differences that are allowed, one line each.
@@ -42,33 +44,47 @@ def open_models(folders: Sequence[Path]) -> tuple[list[Weights], list[str]]:
     """
     paths = [Path(folder) for folder in folders]
     architectures = [_architecture(path) for path in paths]
-    remarks = []
     for path, architecture in zip(paths[1:], architectures[1:], strict=True):
         _require_same(path, architecture, paths[0], architectures[0])
-        for name in FREE:
-            mine, first = getattr(architecture, name), getattr(architectures[0], name)
-            if mine != first:
-                remarks.append(f"{path} has {name}={mine}; the result keeps {first} of {paths[0]}")
-    tokenizers = [path / file for path in paths if (path / (file := _tokenizer(path))).is_file()]
-    for tokenizer in tokenizers[1:]:
-        _require_same_tokenizer(tokenizer, tokenizers[0])
-    models: list[Weights] = [open_weights(path) for path in paths]
-    for model in models[1:]:
-        for name, dtype in models[0].dtypes.items():
-            if model.dtypes[name] is not dtype:
-                remarks.append(
-                    f"{model.path}: '{name}' is {model.dtypes[name]}; the result keeps {dtype} of {paths[0]}"
-                )
+    remarks = _compare_tokenizers([_files(path) for path in paths], tokenizer_chosen)
+    return [open_weights(path) for path in paths], remarks
+
+
+def dtype_remarks(models: Sequence[Weights], wanted: torch.dtype | None) -> list[str]:
+    """One line for each model whose tensors have another dtype than the result's."""
+    said = []
+    for model in models:
+        for name, first in models[0].dtypes.items():
+            if model.dtypes[name] is not (wanted or first):
+                result = f"is {wanted}, as asked for" if wanted else f"keeps {first} of {models[0].path}"
+                said.append(f"{model.path}: '{name}' is {model.dtypes[name]}; the result {result}")
                 break
-    return models, remarks
+    return said
+
+
+def _compare_tokenizers(folders: Sequence[Path], chosen: bool) -> list[str]:
+    """Remarks on tokenizers that are the same in other words; a CheckpointError for those that are not the same."""
+    having = [folder for folder in folders if has_tokenizer(folder)]
+    said = []
+    for folder in having[1:]:
+        found = compare_tokenizers(having[0], folder)
+        if found.conflict:
+            raise CheckpointError(f"{found.conflict}; models of one vocabulary are needed")
+        if found.choice and not chosen:
+            raise CheckpointError(
+                f"{found.choice}; models of one tokenizer are needed, or the choice of one (--tokenizer-from MODEL)"
+            )
+        said += [each for each in (found.choice, found.remark) if each]
+    return said
 
 
 def is_megatron(folder: Path) -> bool:
     return (folder / ARCHITECTURE).is_file()
 
 
-def _tokenizer(folder: Path) -> str:
-    return f"{HF_FILES}/{TOKENIZER}" if is_megatron(folder) else TOKENIZER
+def _files(folder: Path) -> Path:
+    """Where the config and tokenizer of a model lie."""
+    return folder / HF_FILES if is_megatron(folder) else folder
 
 
 def _architecture(folder: Path) -> Architecture:
@@ -91,34 +107,3 @@ def _require_same(path: Path, architecture: Architecture, first_path: Path, firs
         if mine != theirs:
             remedy = REMEDIES.get(name, "only models of one architecture can be merged")
             raise CheckpointError(f"{path}: {name}={mine}, but {first_path} has {name}={theirs}; {remedy}")
-
-
-def _require_same_tokenizer(path: Path, first: Path) -> None:
-    if path.read_bytes() == first.read_bytes():
-        return
-    mine, theirs = _tokenizer_parts(path), _tokenizer_parts(first)
-    tokens, their_tokens = _token_ids(mine), _token_ids(theirs)
-    for token in (*their_tokens, *tokens):
-        if tokens.get(token) != their_tokens.get(token):
-            raise CheckpointError(
-                f"{path}: token {token!r} is number {tokens.get(token)}, in {first} it is number "
-                f"{their_tokens.get(token)}; models of one tokenizer are needed"
-            )
-    for part in (*theirs, *mine):
-        if mine.get(part) != theirs.get(part):
-            raise CheckpointError(
-                f"{path}: its '{part}' is not that of {first}; models of one tokenizer are needed"
-            )
-
-
-def _tokenizer_parts(path: Path) -> dict[str, Any]:
-    return {key: value for key, value in read_json(path).items() if key not in PASSING}
-
-
-def _token_ids(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Token -> id of the vocabulary and of the added tokens (a Unigram vocabulary is a list of [token, score])."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    if isinstance(vocabulary, list):
-        vocabulary = {json.dumps(entry[0]): place for place, entry in enumerate(vocabulary)}
-    added = {each["content"]: each["id"] for each in tokenizer.get("added_tokens") or []}
-    return {**vocabulary, **added}

@@ -23,9 +23,10 @@ from megatron_prism.conversion.model_folder import MegatronWeights, Weights
 from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.merging.blocks import Block, OpenFiles, Scratch, TensorBytes, Workers, blocks
 from megatron_prism.merging.combine import Combiner, combiner
-from megatron_prism.merging.inputs import open_models
-from megatron_prism.merging.outputs import Filling, lay_out, output_format, total_bytes
+from megatron_prism.merging.inputs import dtype_remarks, open_models
+from megatron_prism.merging.outputs import Filling, check_config, lay_out, output_format, total_bytes
 from megatron_prism.merging.settings import Blend, MergeSettings
+from megatron_prism.merging.side_files import SideFiles, choose_side_files
 from megatron_prism.models.components import components
 from megatron_prism.models.families import parameter_count
 
@@ -37,7 +38,9 @@ class MergePlan:
     """A merge that has been found possible; no tensor has been read.
 
     Attributes:
-        models: the base first where the method has one; the first gives dtypes, config, tokenizer and format.
+        models: the base first where the method has one; the first gives dtypes and format where none are asked for.
+        sources: for each blend, where the files beside the weights come from.
+        dtype: of the results' tensors; None keeps the first model's.
         format: 'hf' or 'megatron'.
         bytes: of the tensors of all results.
         remarks: what a user should hear before it starts.
@@ -46,13 +49,20 @@ class MergePlan:
     settings: MergeSettings
     models: list[Weights]
     blends: list[Blend]
+    sources: list[SideFiles]
+    dtype: torch.dtype | None
     format: str
     bytes: int
     remarks: list[str]
 
 
 def plan_merge(
-    settings: MergeSettings, models: Sequence[Path], base: Path | None = None, format: str | None = None
+    settings: MergeSettings,
+    models: Sequence[Path],
+    base: Path | None = None,
+    format: str | None = None,
+    tokenizer_from: Path | None = None,
+    dtype: torch.dtype | None = None,
 ) -> MergePlan:
     """Check that these folders can be merged so.
 
@@ -60,6 +70,8 @@ def plan_merge(
         models: folders of either kind, in the order of the weights.
         base: what a method of changes starts from.
         format: 'hf' or 'megatron'; by default that of the first model.
+        tokenizer_from: folder of the model whose tokenizer the result keeps; by default the heaviest model's.
+        dtype: of the result's tensors; by default those of the first model.
 
     Raises:
         ConfigError: for settings that do not fit the models.
@@ -71,7 +83,7 @@ def plan_merge(
         raise ConfigError(f"base: method={settings.method} has none; give it as a model with a weight")
     blends = settings.blends(len(models))
     folders = ([base] if base is not None else []) + list(models)
-    opened, remarks = open_models(folders)
+    opened, remarks = open_models(folders, tokenizer_from is not None)
     found = set(components(opened[0].architecture).values())
     for component in settings.component_weights:
         if component not in found:
@@ -79,8 +91,13 @@ def plan_merge(
                 f"component weight {component}: {opened[0].path} has none; it has {', '.join(sorted(found))}"
             )
     kind = output_format(format, opened[0])
-    size = total_bytes(opened[0]) * len(blends)
-    return MergePlan(settings, opened, blends, kind, size, settings.remarks() + remarks)
+    sources = [choose_side_files(opened, settings.shares(blend.weights), tokenizer_from) for blend in blends]
+    check_config(kind, sources, opened[0])
+    remarks += dtype_remarks(opened, dtype)
+    for blend, source in zip(blends, sources, strict=True):
+        remarks += [f"{blend.name}: {remark}" if blend.name else remark for remark in source.remarks]
+    size = total_bytes(opened[0], dtype) * len(blends)
+    return MergePlan(settings, opened, blends, sources, dtype, kind, size, settings.remarks() + remarks)
 
 
 def merge(
@@ -93,7 +110,7 @@ def merge(
         progress: gets the bytes that were written, now and then.
 
     Returns:
-        Metrics: method, parameters, bytes, and the weights of each result by component.
+        Metrics: method, parameters, bytes, all remarks (the plan's first), and the weights of each result by component.
 
     Raises:
         CheckpointError: naming model, file and tensor, for a NaN or an infinite number.
@@ -106,7 +123,7 @@ def merge(
     for folder in folders:
         folder.mkdir(exist_ok=True)
     first = plan.models[0]
-    fillings = lay_out(plan.format, first, folders)
+    fillings, remarks = lay_out(plan.format, first, folders, plan.sources, plan.dtype)
     with (
         OpenFiles(os.O_RDONLY) as sources,
         OpenFiles(os.O_WRONLY) as targets,
@@ -125,6 +142,7 @@ def merge(
         "method": plan.settings.method,
         "parameters": parameter_count(first.architecture),
         "bytes": plan.bytes,
+        "remarks": [*plan.remarks, *remarks],
         "weights": {
             blend.name or "result": {
                 component: list(blend.in_component(component)) for component in sorted(set(named.values()))

@@ -14,7 +14,6 @@ import torch
 
 from megatron_prism.conversion.dist_plan import plan_checkpoint
 from megatron_prism.conversion.dist_write import Piece, reserve_checkpoint
-from megatron_prism.conversion.export_hf import write_side_files
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.model_folder import (
     ARCHITECTURE,
@@ -22,11 +21,11 @@ from megatron_prism.conversion.model_folder import (
     HF_FILES,
     HFWeights,
     Weights,
-    carry_files,
 )
 from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, reserve_folder
 from megatron_prism.errors import ConfigError
 from megatron_prism.merging.blocks import Block, blocks
+from megatron_prism.merging.side_files import SideFiles, write_side_files
 from megatron_prism.models.families import hf_shapes, parameter_map
 from megatron_prism.models.mappings import Rule
 from megatron_prism.pipeline.config import one_of
@@ -60,66 +59,80 @@ class Filling:
 
 
 def output_format(wanted: str | None, first: Weights) -> str:
-    """'hf' or 'megatron': the one asked for, or that of the first model.
-
-    Raises:
-        ConfigError: for another word, or a Hugging Face folder of a model that came without its config and tokenizer.
-    """
+    """'hf' or 'megatron': the one asked for, or that of the first model; a ConfigError for another word."""
     kind = wanted or ("hf" if isinstance(first, HFWeights) else "megatron")
     one_of(kind, FORMATS, "format")
-    if kind == "hf" and first.files is None:
-        raise ConfigError(
-            f"format=hf: {first.path} has no {HF_FILES}/ with a config and tokenizer; merge to 'megatron' and export "
-            "the result with a tokenizer"
-        )
     return kind
 
 
-def lay_out(kind: str, first: Weights, folders: Sequence[Path]) -> list[Filling]:
-    """Write everything of the results but the bytes of their tensors; return what is to be filled in, in order.
+def check_config(kind: str, sources: Sequence[SideFiles], first: Weights) -> None:
+    """Raise a ConfigError where a Hugging Face folder is asked for and no model came with a config."""
+    if kind == "hf" and any(each.config is None for each in sources):
+        raise ConfigError(
+            f"format=hf: {first.path} has no {HF_FILES}/ with a config and tokenizer, and no other model has; merge to "
+            "'megatron' and export the result with a tokenizer"
+        )
+
+
+def lay_out(
+    kind: str,
+    first: Weights,
+    folders: Sequence[Path],
+    sources: Sequence[SideFiles],
+    dtype: torch.dtype | None = None,
+) -> tuple[list[Filling], list[str]]:
+    """Write everything of the results but the bytes of their tensors.
 
     Args:
-        first: the model whose dtypes, config and tokenizer the results keep.
-        folders: existing and empty, one for each result.
+        first: the model whose dtypes the results keep.
+        folders, sources: existing and empty, one for each result; where its other files come from.
+        dtype: of all tensors; None keeps those of `first`.
+
+    Returns:
+        What is to be filled in, in order; and remarks on the files beside the weights, each once.
     """
-    return _lay_out_hf(first, folders) if kind == "hf" else _lay_out_megatron(first, folders)
+    lay = _lay_out_hf if kind == "hf" else _lay_out_megatron
+    return lay(first, folders, sources, dtype)
 
 
-def _lay_out_hf(first: Weights, folders: Sequence[Path]) -> list[Filling]:
+def _lay_out_hf(
+    first: Weights, folders: Sequence[Path], sources: Sequence[SideFiles], dtype: torch.dtype | None
+) -> tuple[list[Filling], list[str]]:
     shapes = hf_shapes(first.architecture)
-    tensors = {name: (first.dtypes[name], shape) for name, shape in shapes.items()}
-    holes = []
-    for folder in folders:
-        if isinstance(first, HFWeights):
-            carry_files(first.path, folder)
-        else:
-            main = next(iter(tensors.values()))[0]
-            write_side_files(folder, first.architecture, first.files, None, main)
+    tensors = {name: (dtype or first.dtypes[name], shape) for name, shape in shapes.items()}
+    main = next(iter(tensors.values()))[0]
+    holes, said = [], []
+    for folder, source in zip(folders, sources, strict=True):
+        said += write_side_files(source, folder, main)
         holes.append(reserve_folder(folder, tensors, MAX_SHARD_BYTES))
-    return [
-        Filling((Rows(name, 0, shape[0], math.prod(shape[1:])),), dtype, tuple(each[name] for each in holes))
-        for name, (dtype, shape) in tensors.items()
+    fillings = [
+        Filling((Rows(name, 0, shape[0], math.prod(shape[1:])),), kept, tuple(each[name] for each in holes))
+        for name, (kept, shape) in tensors.items()
     ]
+    return fillings, list(dict.fromkeys(said))
 
 
-def _lay_out_megatron(first: Weights, folders: Sequence[Path]) -> list[Filling]:
-    planned, pieces = plan_checkpoint(first)
+def _lay_out_megatron(
+    first: Weights, folders: Sequence[Path], sources: Sequence[SideFiles], dtype: torch.dtype | None
+) -> tuple[list[Filling], list[str]]:
+    planned, pieces = plan_checkpoint(first, dtype)
     contents = {}
     for each in pieces:
         planned[each.place.key].pieces[each.offset] = Piece(each.size, [])
         contents[each.place.key, each.offset] = _rows(first, each.rule, each.place.row, each.place.rows)
-    holes = []
-    for folder in folders:
+    main = dtype or next(iter(first.dtypes.values()))
+    holes, said = [], []
+    for folder, source in zip(folders, sources, strict=True):
         (folder / CHECKPOINT).mkdir()
         holes.append(reserve_checkpoint(folder / CHECKPOINT, planned))
-        if first.files is not None:
-            carry_files(first.files, folder / HF_FILES)
-        first.architecture.save(folder / ARCHITECTURE)
-    return [
+        said += write_side_files(source, folder / HF_FILES, main)
+        source.architecture.save(folder / ARCHITECTURE)
+    fillings = [
         Filling(contents[key, offset], tensor.dtype, tuple(each[key, offset] for each in holes))
         for key, tensor in planned.items()
         for offset in tensor.pieces
     ]
+    return fillings, list(dict.fromkeys(said))
 
 
 def _rows(first: Weights, rule: Rule, row: int, rows: int) -> tuple[Rows, ...]:
@@ -133,10 +146,10 @@ def _rows(first: Weights, rule: Rule, row: int, rows: int) -> tuple[Rows, ...]:
     return tuple(found)
 
 
-def total_bytes(first: Weights) -> int:
+def total_bytes(first: Weights, dtype: torch.dtype | None = None) -> int:
     """Bytes of the tensors of one result."""
     return sum(
-        math.prod(first.shapes[name]) * first.dtypes[name].itemsize
+        math.prod(first.shapes[name]) * (dtype or first.dtypes[name]).itemsize
         for rule in parameter_map(first.architecture)
         for name in rule.hf
     )

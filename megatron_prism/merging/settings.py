@@ -38,6 +38,7 @@ METHODS = {
 CHANGES = ("task-arithmetic", "ties", "dare")
 # How far a sum of weights typed in decimal may be from 1.
 SUM_TOLERANCE = 1e-6
+LARGEST_WEIGHT = 1e38
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class MergeSettings:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise ConfigError(f"{name} is {value}: a finite number is needed")
+            if abs(value) > LARGEST_WEIGHT:
+                raise ConfigError(
+                    f"{name} is {value}: at most {LARGEST_WEIGHT:g}, as fp32 holds no larger number"
+                )
         if bool(self.weights) == bool(self.alphas):
             raise ConfigError("give a weight for each model, or a list of alphas for two, and not both")
         if len(set(self.alphas)) < len(self.alphas):
@@ -158,6 +163,14 @@ class MergeSettings:
         if len(self.weights) != models:
             raise ConfigError(f"{len(self.weights)} weights for {models} models; each needs one")
         return [Blend("", self._weights(), self.component_weights, pair)]
+
+    def shares(self, weights: Sequence[float]) -> tuple[float, ...]:
+        """How much of each model is in a result of these weights, the base first where the method has one."""
+        numbers = tuple(map(float, weights))
+        if self.method == "interpolate":
+            a, b = numbers
+            return (1.0 - a, a - b, b)
+        return (1.0 - math.fsum(numbers), *numbers) if self.kind.base else numbers
 
     def _weights(self) -> tuple[float, ...]:
         weights, total = tuple(map(float, self.weights)), math.fsum(self.weights)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_prism.conversion.stage import DTYPES, torch_dtype
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.merging.settings import MergeSettings
 from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 
@@ -29,9 +31,13 @@ class Merge(Stage):
         normalize: divide the weights by their sum.
         density: TIES and DARE: the share of each change that is kept.
         seed: DARE's.
+        tokenizer_from: the input whose tokenizer, generation config and token ids the result keeps; by default those
+            of the heaviest model.
+        dtype: of the result; 'keep' leaves it that of the first model.
     """
 
     kind: ClassVar[str] = "merge"
+    version: ClassVar[int] = 2
 
     weights: dict[str, float]
     method: str = "linear"
@@ -39,12 +45,21 @@ class Merge(Stage):
     normalize: bool = False
     density: float | None = None
     seed: int = 1
+    tokenizer_from: str = ""
+    dtype: str = "keep"
 
     def __post_init__(self) -> None:
+        one_of(self.dtype, DTYPES, "dtype")
         settings = self._settings()
         if settings.kind.base and BASE in self.weights:
             raise ConfigError(f"weights: method={self.method} takes '{BASE}' as it is; leave its weight out")
         settings.blends(len(self.weights))
+        if self.tokenizer_from:
+            one_of(self.tokenizer_from, self._names(settings), "tokenizer_from")
+
+    def _names(self, settings: MergeSettings) -> list[str]:
+        """The inputs of this stage."""
+        return [*self.weights, *([BASE] if settings.kind.base else [])]
 
     def _settings(self) -> MergeSettings:
         return MergeSettings(
@@ -64,7 +79,7 @@ class Merge(Stage):
         from megatron_prism.merging.merge import merge, plan_merge
 
         settings = self._settings()
-        wanted = [*self.weights, *([BASE] if settings.kind.base else [])]
+        wanted = self._names(settings)
         for name in wanted:
             if name not in inputs:
                 raise ConfigError(f"weights: this stage has no input '{name}'{suggest(name, inputs)}")
@@ -74,7 +89,12 @@ class Merge(Stage):
                     f"weights: input '{name}' has no weight; give it one (0 leaves it out of the sum)"
                 )
         base = inputs[BASE].path if settings.kind.base else None
-        plan = plan_merge(settings, [inputs[name].path for name in self.weights], base, "megatron")
+        tokenizer = inputs[self.tokenizer_from].path if self.tokenizer_from else None
+        models = [inputs[name].path for name in self.weights]
+        plan = plan_merge(settings, models, base, "megatron", tokenizer, torch_dtype(self.dtype))
         for remark in plan.remarks:
             logger.warning(remark)
-        return merge(plan, out) | {"models": list(self.weights)}
+        metrics = merge(plan, out)
+        for remark in metrics["remarks"][len(plan.remarks) :]:
+            logger.warning(remark)
+        return metrics | {"models": list(self.weights)}

@@ -6,6 +6,7 @@ An unknown key is refused with the nearest known one; a value of the wrong type 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,11 +139,12 @@ def one_of(value: str, allowed: Iterable[str], key: str) -> None:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Validation helper for `__post_init__`: the named fields must be greater than zero."""
+    """Validation helper for `__post_init__`: the named fields must be greater than zero, and finite."""
     for name in names:
         value = getattr(config, name)
-        if value is None or value <= 0:
-            raise ConfigError(f"{name}={value}: must be greater than zero")
+        # Written so that a NaN fails, too.
+        if value is None or not 0 < value < math.inf:
+            raise ConfigError(f"{name}={value}: must be greater than zero, and finite")
 
 
 def field_names(cls: type) -> list[str]:

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.conversion.checkpoint_io import load_weights
-from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, carry_files
+from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
+from megatron_prism.conversion.side_files import carry_files
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.models.architecture import Architecture
@@ -83,7 +84,8 @@ def run(stage: Reinforce, inputs: Mapping[str, Artifact], out: Path, tokenizer: 
     if dist.get_rank() == 0:
         stage.architecture.save(out / ARCHITECTURE)
         if hf_files:
-            carry_files(hf_files, out / HF_FILES)
+            for remark in carry_files(hf_files, out / HF_FILES):
+                log.warning(remark)
     dist.barrier()
     return metrics | {
         "prompts": count_by_domain(problems),

@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.architecture import BACKENDS, Architecture
-from megatron_prism.models.build import check_recompute
+from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, describe, extended
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable
@@ -49,6 +48,7 @@ class Train(Stage):
     """
 
     kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 2  # 1 decayed norms and biases too
     resumable: ClassVar[bool] = True
 
     architecture: Architecture
@@ -156,7 +156,8 @@ class Train(Stage):
         import torch
         import torch.distributed as dist
 
-        from megatron_prism.conversion.model_folder import HF_FILES, carry_files
+        from megatron_prism.conversion.model_folder import HF_FILES
+        from megatron_prism.conversion.side_files import carry_files
         from megatron_prism.data.training_data import training_dataset
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (
@@ -249,7 +250,8 @@ class Train(Stage):
             log.close()
             architecture.save(out / "architecture.json")
             if start is not None and (files := _files_of(start)) is not None:
-                carry_files(files, out / HF_FILES)
+                for remark in carry_files(files, out / HF_FILES):
+                    logger.warning(remark)
             shutil.rmtree(checkpoints, ignore_errors=True)
             shutil.rmtree(cache, ignore_errors=True)
         dist.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,26 @@ def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
     assert (tmp_path / "b/alpha-1.25/architecture.json").is_file()
 
 
+def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, chat = pair[0], tmp_path / "chat"
+    shutil.copytree(pair[1], chat)
+    (chat / "chat_template.jinja").write_text("{{ messages }}")
+    (chat / "README.md").write_text("a chat model")
+    models = ("--model", f"{first}=0.15", "--model", f"{chat}=0.85", "--dtype", "fp16")
+    assert prism("merge", str(tmp_path / "out"), *models, "--json", "-") == 0
+    said = capsys.readouterr()
+    remarks = json.loads(said.out)["remarks"]
+    assert [f"note: {remark}" for remark in remarks] == [
+        line for line in said.err.splitlines() if line.startswith("note: ")
+    ]
+    assert any(f"the files of {chat} are kept (it weighs most)" in remark for remark in remarks)
+    assert any("not carried: README.md" in remark for remark in remarks)
+    assert (tmp_path / "out/chat_template.jinja").is_file()
+    assert load_file(tmp_path / "out/model.safetensors")["model.norm.weight"].dtype is torch.float16
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -68,6 +89,13 @@ def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
         (("--model", "{a}", "--model", "{b}", "--alpha", "0,b"), "--alpha: 'b'"),
         (("--model", "{a}=1", "--model", "{tmp}/none=1"), "no such folder"),
         (("--model", "{a}=1", "--model", "{b}=1", "--method", "ties"), "density"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=inf"), "not a finite number"),
+        (("--model", "{a}", "--model", "{b}", "--alpha", "0,nan"), "not a finite number"),
+        (("--model", "{a}=1e308", "--model", "{b}=1e308"), "weight number 1 is 1e+308: at most"),
+        (("--model", "{a}=1", "--base", "{b}", "--method", "dare", "--density", "nan"), "density=nan"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--seed", "-1"), "--seed -1"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--dtype", "fp8"), "--dtype='fp8'"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--tokenizer-from", "{tmp}"), "none of the models"),
         ((), "--model"),
     ],
 )

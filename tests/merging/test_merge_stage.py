@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from data_artifacts import make_artifact
 from test_merging import assert_same_bits, linear_reference, tensors, variant
@@ -43,9 +45,12 @@ def test_the_papers_interpolation_is_a_method(tmp_path):
     for seed, name in enumerate(("midtrain", "rl")):
         variant(hf, tmp_path / f"{name}-hf", seed)
         inputs[name] = make_artifact(ImportHF(source=str(tmp_path / f"{name}-hf")), tmp_path / name)
-    stage = Merge(weights={"midtrain": 1.0, "rl": 1.0}, method="interpolate")
+    (inputs["midtrain"].path / "hf/chat_template.jinja").write_text("{{ messages }}")
+    stage = Merge(weights={"midtrain": 1.0, "rl": 1.0}, method="interpolate", tokenizer_from="midtrain")
     made = make_artifact(stage, tmp_path / "merged", **inputs)
     assert_same_bits(tensors(made.path), tensors(inputs["rl"].path))
+    assert (made.path / "hf/chat_template.jinja").is_file()
+    assert any("as tokenizer_from asks" in remark for remark in made.metrics["remarks"])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,10 @@ def test_the_papers_interpolation_is_a_method(tmp_path):
         ({"weights": {"base": 1.0}, "method": "task-arithmetic"}, "leave its weight out"),
         ({"weights": {"a": 1.0}, "method": "ties"}, "density"),
         ({"weights": {"a": 1.0, "b": 1.0}, "component_weights": {"atention": 1.0}}, "attention"),
+        ({"weights": {"a": 1.0, "b": 1.0}, "tokenizer_from": "c"}, "tokenizer_from='c'"),
+        ({"weights": {"a": 1.0, "b": 1.0}, "dtype": "fp8"}, "dtype='fp8'"),
+        ({"weights": {"a": math.nan, "b": 1.0}}, "finite"),
+        ({"weights": {"a": 1.0, "b": math.inf}}, "finite"),
     ],
 )
 def test_a_config_is_checked_when_it_is_made(fields, named):

@@ -41,6 +41,8 @@ START_TOKENS = 1
 SLACK = 200
 PROMISE = 100
 REDRAWS = 16
+# Ten times what any model is tried at; a haystack of so many tokens takes about half a gigabyte.
+LONGEST = 100_000_000
 # One sample in so many is encoded as a whole to prove its count.
 CHECK_EVERY = 50
 
@@ -134,7 +136,7 @@ def make_folder(
     """Write LENGTH/TASK.jsonl.zst for every task and length, and ruler.json; returns what the latter holds.
 
     Args:
-        workers: processes; with one, the work is done here.
+        workers: processes, at most one for each file; with one, the work is done here.
         progress: called with the number of samples of each file that is complete.
 
     Raises:
@@ -147,6 +149,7 @@ def make_folder(
     # The longest first, so that no worker is left alone with one at the end.
     jobs = [(task, length) for length in sorted(plan.lengths, reverse=True) for task in plan.tasks]
     files: dict[tuple[int, str], dict[str, Any]] = {}
+    workers = min(workers, len(jobs))
     if workers == 1:
         counter = TokenCounter(tokenizer)
         for task, length in jobs:
@@ -274,6 +277,8 @@ def _builder(task: Task, sources: Sources, length: int, seed: int, keys: Sequenc
 def _check(length: int, samples: int) -> None:
     if length < 1 or samples < 1:
         raise ConfigError(f"length={length}, samples={samples}: both must be 1 or more")
+    if length > LONGEST:
+        raise ConfigError(f"length={length}: at most {LONGEST} tokens; a sample is made in memory")
 
 
 def stated_sources(manifest: Mapping[str, Any]) -> dict[str, str]:
