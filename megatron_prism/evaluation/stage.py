@@ -99,8 +99,8 @@ class Evaluate(Stage):
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool, advance)
         versions = grader_versions(kinds, self.sandbox)
-        scores = write_scores(out, results, self.confidence, engine=self.sampler.engine, grader=versions)
-        return scores | {"text": text}
+        about = {"engine": self.sampler.engine, "grader": versions, "text": text}
+        return write_scores(out, results, self.confidence, about)
 
     def _score(
         self,
@@ -131,16 +131,18 @@ def write_scores(
     out: Path,
     results: Mapping[str, SuiteResult],
     confidence: float,
-    engine: str,
-    grader: Mapping[str, str | None],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt."""
+    """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
+
+    Args:
+        about: what else the metrics say: the engine, how its prompts were made, the grader's versions.
+    """
     import zstandard
 
     metrics = {
         "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
-        "engine": engine,
-        "grader": dict(grader),
+        **about,
     }
     write_json(out / SCORES, metrics)
     with zstandard.open(out / SAMPLES, "wb") as handle:

@@ -338,8 +338,8 @@ def test_damaged_sources_are_refused(sources, tmp_path):
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=f"'{LAYER}.weight' holds NaN or infinity"):
         run(source, tmp_path / "out")
-    (source / "tokenizer_config.json").unlink()
-    with pytest.raises(ConfigError, match=r"no tokenizer_config\.json"):
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json: missing, and so is tokenizer\.model"):
         run(source, tmp_path / "out")
     assert nothing_left(tmp_path / "out")
 

@@ -5,13 +5,14 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
+from tokenizer_folders import byte_level, save
 
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation.run import evaluate
 from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
 from megatron_prism.generation.engine import Completion, SamplingParams
 from megatron_prism.generation.engines import OPENERS
-from megatron_prism.pipeline.artifact import Receipt, seal
+from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
 from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.workers import GradingPool
@@ -107,7 +108,9 @@ def inputs(tmp_path):
     return {
         "corpus": made_artifact(tmp_path / "corpus", "corpus", suites),
         "model": made_artifact(tmp_path / "model", "train", {"architecture.json": "{}"}),
-        "tokenizer": made_artifact(tmp_path / "tokenizer", "tokenizer", {"tokenizer.json": "{}"}),
+        "tokenizer": Artifact(
+            save(byte_level(), tmp_path / "tokenizer"), Receipt("tokenizer", "", "", {}, {})
+        ),
     }
 
 
@@ -118,7 +121,7 @@ def engine(monkeypatch):
     loaded = []
 
     @contextmanager
-    def load(train_artifact_folder, tokenizer_folder, batch_size):
+    def load(train_artifact_folder, tokenizer_folder, batch_size, text):
         loaded.append((train_artifact_folder, tokenizer_folder, batch_size))
         yield scripted
 

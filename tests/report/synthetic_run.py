@@ -102,7 +102,10 @@ def write_outputs(name: str, kind: str, out: Path) -> dict:
         return write_training(name, out)
     if kind == "evaluation":
         return write_scores(
-            out, {s: suite_result(name, s, n) for s, n in PASSED[name].items()}, 0.95, "megatron", {}
+            out,
+            {s: suite_result(name, s, n) for s, n in PASSED[name].items()},
+            0.95,
+            {"engine": "megatron", "grader": {}},
         )
     (out / "data.bin").write_bytes(b"x" * 3000)
     return {"max_abs_logit_difference": 3.1e-6} if kind == "export" else {}
