@@ -12,6 +12,12 @@ FIND_LINKS := $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends bubblewrap >/dev/null
 UV := VIRTUAL_ENV=.venv $(BIN)/uv pip install -q $(FIND_LINKS)
 
+# Bytecode for what a run may load; the rest is compiled when first imported. Compiling writes it whatever the
+# environment says, and nothing that make starts is kept from writing it.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 \
+  -x '/(tests?|testing|ray|scipy|pandas|modelopt|openai|pip|mypy|transformers/models)/'
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help bubblewrap quickstart quickstart-short test lint format clean
 .DEFAULT_GOAL := help
 
@@ -23,6 +29,7 @@ help:  ## list the targets
 	$(BIN)/pip install -q uv
 	$(UV) $(PRISM_TORCH_ARGS) torch==2.13.0
 	$(UV) -c constraints.txt -e '.[dev]'
+	@$(COMPILE) .venv/lib/python*/site-packages megatron_prism || :
 	@touch $@
 
 bubblewrap:  ## what isolates programs that a model wrote: installed if missing, as root on Debian
