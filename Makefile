@@ -37,7 +37,7 @@ quickstart-short: .venv/.stamp bubblewrap  ## the same stages with a handful of 
 	@$(BIN)/prism run shoebox preset=short --run-dir runs/short
 
 test: .venv/.stamp bubblewrap  ## the test suite, on two processes
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.stamp  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -1,15 +1,19 @@
-"""A linear merge of two checkpoints, beside mergekit and beside `cp`, on the same machine and disk in one run.
+"""A merge of two checkpoints (or of changes of a base), beside mergekit and beside `cp`, on one machine in one run.
 
-    python benchmarks/merge.py --mergekit VENV/bin/mergekit-yaml --gigabytes 2 --rounds 5 --out results.json
+    python benchmarks/merge.py --mergekit VENV/bin/mergekit-yaml --before CHECKOUT --gigabytes 2 --rounds 5
 
-mergekit lives in an environment of its own, whose Python stands beside `mergekit-yaml`. Sides take turns, each in a
-process of its own. `seconds` runs from the start of the merge, after the imports; `whole` from the start of the
-process; processor time, over all cores, is what a busy machine changes least. Copying is of one checkpoint (the bytes
-that a merge writes) and of both (the bytes that it reads). Outside the clock, before each: old outputs are removed, the
-disk's writes are flushed, and as much memory as a side will fill is touched and freed (see convert.py). Peak memory is
-the process's resident maximum, imports included; mergekit maps its inputs, whose pages count as resident although the
-kernel could take them back. At the end every element of both results is compared with an fp32 reference that is rounded
-once.
+mergekit lives in an environment of its own, whose Python stands beside `mergekit-yaml`. CHECKOUT is a tree of this
+project whose code is timed as one more side. Sides take turns, each in a process of its own. `seconds` runs from the
+start of the merge, after the imports; `whole` from the start of the process; processor time, over all cores, is what a
+busy machine changes least. Copying is of one checkpoint (the bytes that a merge writes) and of all (the bytes that it
+reads). Outside the clock, before each: old outputs are removed, the disk's writes are flushed, and as much memory as a
+side will fill is touched and freed (see convert.py). Peak memory is the process's resident maximum, imports included;
+mergekit maps its inputs, whose pages count as resident although the kernel could take them back.
+
+At the end every element of the results is held against the definition of a correctly rounded sum: the weights are the
+decimals below and the elements what the files hold, as rational numbers, and the result must be the nearest bf16
+number, the even one of two that are equally near. The check runs in fp64 where every step of it is exact, which it
+verifies, and in `fractions.Fraction` elsewhere; a sample of elements is computed in fractions throughout.
 """
 
 from __future__ import annotations
@@ -18,20 +22,23 @@ import argparse
 import json
 import math
 import os
+import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from convert import GIGABYTE, TOUCH, make_checkpoint
 from measure import header, write
 
-WEIGHTS = (0.15, 0.85)
-SIDES = ("cp", "cp-both", "prism", "mergekit")
+# Method -> weights as typed; task arithmetic's are of the models beside the base.
+WEIGHTS = {"linear": ("0.15", "0.85"), "task-arithmetic": ("0.4", "0.7")}
+SAMPLE = 20_000
 PEER = """
 import json, subprocess, sys, time
 import yaml
@@ -53,19 +60,32 @@ print(json.dumps({"seconds": seconds, "touching": clock - began,
 """
 
 
-def merge_once(side: str, folder: Path, target: Path, touched: int) -> dict[str, float]:
+def inputs(method: str, folder: Path) -> list[Path]:
+    """The checkpoints; task arithmetic's base is the first."""
+    return [folder / name for name in ("a", "b", "c")[: 2 if method == "linear" else 3]]
+
+
+def linear_weights(method: str) -> list[Fraction]:
+    """What the method comes to, as weights of all checkpoints."""
+    weights = list(map(Fraction, WEIGHTS[method]))
+    return weights if method == "linear" else [1 - sum(weights), *weights]
+
+
+def merge_once(side: str, method: str, folder: Path, target: Path, touched: int) -> dict[str, float]:
     """One merge (or copy) in this process, which was started for it."""
     from megatron_prism.merging.merge import MergeSettings, merge, plan_merge
 
-    inputs = [folder / "a", folder / "b"]
+    sources = inputs(method, folder)
+    base, models = (None, sources) if method == "linear" else (sources[0], sources[1:])
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", TOUCH, str(touched)], check=True)
     clock, cpu = time.perf_counter(), _cpu_seconds()
-    if side == "prism":
+    if side in ("prism", "before"):
         target.mkdir()
-        merge(plan_merge(MergeSettings(weights=WEIGHTS), inputs), target)
+        weights = [float(weight) for weight in WEIGHTS[method]]
+        merge(plan_merge(MergeSettings(method=method, weights=weights), models, base), target)
     else:
-        for source in inputs[: 1 if side == "cp" else 2]:
+        for source in sources[: 1 if side == "cp" else None]:
             (target / source.name).mkdir(parents=True)
             files = [str(file) for file in source.glob("*.safetensors")]
             subprocess.run(["cp", *files, str(target / source.name)], check=True)
@@ -89,16 +109,20 @@ def _cpu_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def run_side(side: str, folder: Path, python: Path, touched: int) -> dict[str, float]:
+def run_side(
+    side: str, method: str, folder: Path, python: Path, before: Path | None, touched: int
+) -> dict[str, float]:
     """One side of one round."""
     target = folder / side
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
-    command = [sys.executable, __file__, "--once", side, str(folder), str(target), str(touched)]
+    command = [sys.executable, __file__, "--once", side, method, str(folder), str(target), str(touched)]
     if side == "mergekit":
         command = [str(python), "-c", PEER, str(folder / "plan.yaml"), str(target), TOUCH, str(touched)]
+    tree = before if side == "before" and before else Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     whole = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
@@ -106,62 +130,113 @@ def run_side(side: str, folder: Path, python: Path, touched: int) -> dict[str, f
     return {**result, "whole": whole - result["touching"]}
 
 
-def compare(folder: Path, result: Path) -> dict[str, float]:
-    """Every element of a result against the fp32 reference, before and after its one rounding."""
+def compare(method: str, folder: Path, result: Path) -> dict[str, float]:
+    """Elements of a result that are not the correctly rounded sum, and its error against the exact sum."""
     import torch
 
     from megatron_prism.conversion.safetensors_io import HFFolder
 
-    a, b, merged = HFFolder(folder / "a"), HFFolder(folder / "b"), HFFolder(result)
-    different, elements, largest, squares, error_squares = 0, 0, 0.0, 0.0, 0.0
-    for name, shape in a.shapes.items():
+    sources, merged = [HFFolder(path) for path in inputs(method, folder)], HFFolder(result)
+    draw, wrong, elements, by_fractions, squares, error_squares = random.Random(0), 0, 0, 0, 0.0, 0.0
+    for name, shape in merged.shapes.items():
         for row in range(0, shape[0], 2048):
             rows = (min(2048, shape[0] - row), *shape[1:])
-            x, y, found = (torch.empty(rows, dtype=torch.bfloat16) for _ in range(3))
-            for source, out in ((a, x), (b, y), (merged, found)):
+            *terms, found = (torch.empty(rows, dtype=torch.bfloat16) for _ in range(len(sources) + 1))
+            for source, out in zip((*sources, merged), (*terms, found), strict=True):
                 source.read(name, row, out)
-            exact = WEIGHTS[0] * x.float() + WEIGHTS[1] * y.float()
-            different += int((exact.bfloat16().view(torch.int16) != found.view(torch.int16)).sum())
-            error = found.double() - exact.double()
-            elements += x.numel()
-            largest = max(largest, float(error.abs().max()))
-            squares += float(exact.double().square().sum())
-            error_squares += float(error.square().sum())
+            terms, found = [term.flatten() for term in terms], found.flatten()
+            right, certain, exact = check(terms, linear_weights(method), found)
+            sample = draw.sample(range(found.numel()), min(found.numel(), SAMPLE // 1000))
+            places = {*(~certain).nonzero().flatten().tolist(), *sample}
+            for place in places:
+                truth = nearest([term[place] for term in terms], linear_weights(method))
+                assert not certain[place] or bool(right[place]) == (float(found[place]) == truth)
+                right[place] = float(found[place]) == truth
+            wrong += int((~right).sum())
+            elements += found.numel()
+            by_fractions += len(places)
+            squares += float(exact.square().sum())
+            error_squares += float((found.double() - exact).square().sum())
     return {
         "elements": elements,
-        "different_elements": different,
-        "max_abs_error": largest,
+        "wrong_elements": wrong,
+        "by_fractions": by_fractions,
         "relative_error": math.sqrt(error_squares / squares),
     }
 
 
-def benchmark(gigabytes: float, rounds: int, mergekit: Path | None, folder: Path) -> dict[str, Any]:
+def check(terms: list[Any], weights: list[Fraction], found: Any) -> tuple[Any, Any, Any]:
+    """Whether each bf16 number is the correctly rounded sum, where that is certain, and the sum itself.
+
+    With weights `p_i / q`, products `p_i x_i` and q times a midpoint are exact in fp64. A sum is if TwoSum (Knuth)
+    says so.
+    """
+    import torch
+
+    q = math.lcm(*(weight.denominator for weight in weights))
+    total = torch.zeros_like(found, dtype=torch.float64)
+    certain = torch.ones_like(found, dtype=torch.bool)
+    for term, weight in zip(terms, weights, strict=True):
+        product = term.double() * int(weight * q)
+        following = total + product
+        part = following - total
+        certain &= (total - (following - part)) + (product - part) == 0
+        total = following
+    infinity = torch.tensor(math.inf, dtype=torch.bfloat16)
+    low, high = (
+        q * (found.double() + torch.nextafter(found, end).double()) / 2 for end in (-infinity, infinity)
+    )
+    even = found.view(torch.int16) & 1 == 0
+    right = ((total > low) | ((total == low) & even)) & ((total < high) | ((total == high) & even))
+    return right, certain, total / q
+
+
+def nearest(elements: list[Any], weights: list[Fraction]) -> float:
+    """The exact sum of one element and its rounding, from the definition (for normal bf16 numbers and zero)."""
+    exact = sum(weight * Fraction(float(each)) for weight, each in zip(weights, elements, strict=True))
+    if not exact:
+        return 0.0
+    exponent = math.floor(math.log2(abs(exact)))
+    if Fraction(2) ** exponent > abs(exact):
+        exponent -= 1
+    elif Fraction(2) ** (exponent + 1) <= abs(exact):
+        exponent += 1
+    unit = Fraction(2) ** (exponent - 7)
+    return float(round(exact / unit) * unit)
+
+
+def benchmark(
+    method: str, gigabytes: float, rounds: int, mergekit: Path | None, before: Path | None, folder: Path
+) -> dict[str, Any]:
     """All rounds, then the proof."""
     import torch
 
-    for seed, name in enumerate(("a", "b")):
+    sources = inputs(method, folder)
+    for seed, source in enumerate(sources):
         torch.manual_seed(seed)
-        make_checkpoint("dense", gigabytes, folder / name)
+        make_checkpoint("dense", gigabytes, source)
     models = [
-        {"model": str(folder / name), "parameters": {"weight": weight}}
-        for name, weight in zip(("a", "b"), WEIGHTS, strict=True)
+        {"model": str(source), "parameters": {"weight": float(weight)}}
+        for source, weight in zip(sources[-len(WEIGHTS[method]) :], WEIGHTS[method], strict=True)
     ]
     plan = {
-        "merge_method": "linear",
+        "merge_method": method.replace("-", "_"),
         "dtype": "bfloat16",
         "parameters": {"normalize": False},
         "models": models,
+        **({} if method == "linear" else {"base_model": str(sources[0])}),
     }
     # JSON is YAML.
     (folder / "plan.yaml").write_text(json.dumps(plan))
     size = sum(file.stat().st_size for file in (folder / "a").glob("*.safetensors"))
-    sides = SIDES if mergekit else SIDES[:-1]
+    merging = ["prism", *(["before"] if before else []), *(["mergekit"] if mergekit else [])]
+    sides = ["cp", "cp-all", *merging]
     python = mergekit.with_name("python") if mergekit else Path()
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     # One round that does not count: the first pass reads cold files.
     for number in range(rounds + 1):
         for side in sides:
-            measured = run_side(side, folder, python, int(1.5 * size))
+            measured = run_side(side, method, folder, python, before, int(1.5 * size))
             print(f"round {number} {side:9} {measured['seconds']:7.2f} s", file=sys.stderr)
             if number:
                 found[side].append(measured)
@@ -175,14 +250,15 @@ def benchmark(gigabytes: float, rounds: int, mergekit: Path | None, folder: Path
         "bytes": size,
         "runs": found,
         "medians": medians,
-        "peak_bytes": {side: max(run["peak_bytes"] for run in found[side]) for side in sides[2:]},
-        "against_fp32": {side: compare(folder, folder / side) for side in sides[2:]},
+        "method": method,
+        "peak_bytes": {side: max(run["peak_bytes"] for run in found[side]) for side in merging},
+        "against_the_exact_sum": {side: compare(method, folder, folder / side) for side in merging},
     }
 
 
 def show(result: dict[str, Any]) -> None:
     medians = result["medians"]
-    print(f"linear merge of two checkpoints of {result['bytes'] / GIGABYTE:.2f} GB, medians:")
+    print(f"{result['method']} merge of checkpoints of {result['bytes'] / GIGABYTE:.2f} GB, medians:")
     for side, median in medians.items():
         peak = result["peak_bytes"].get(side)
         times = "   ".join(
@@ -190,7 +266,7 @@ def show(result: dict[str, Any]) -> None:
         )
         print(f"  {side:9} {times}" + (f"   peak {peak / 2**20:,.0f} MiB" if peak else ""))
     ours = medians["prism"]
-    for side in ("cp", "cp-both"):
+    for side in ("cp", "cp-all"):
         print(f"  prism takes {ours['seconds'] / medians[side]['seconds']:.2f}x the time of {side}")
     if "mergekit" in medians:
         peer = medians["mergekit"]
@@ -198,31 +274,52 @@ def show(result: dict[str, Any]) -> None:
             f"  prism is {peer['seconds'] / ours['seconds']:.1f}x as fast as mergekit after the imports, "
             f"{peer['whole'] / ours['whole']:.1f}x as a whole process"
         )
-    for side, error in result["against_fp32"].items():
+    if "before" in medians:
+        ratios = {
+            key: statistics.median(
+                new[key] / old[key]
+                for new, old in zip(result["runs"]["prism"], result["runs"]["before"], strict=True)
+            )
+            for key in ("seconds", "cpu_seconds")
+        }
         print(
-            f"  {side:9} {error['different_elements']:,} of {error['elements']:,} elements are not the rounded fp32 "
-            f"reference; error against the unrounded one: relative {error['relative_error']:.2e}, "
-            f"largest {error['max_abs_error']:.2e}"
+            f"  prism takes {ratios['seconds']:.2f}x the time of the code before it, "
+            f"{ratios['cpu_seconds']:.2f}x the processor time (medians of the rounds' ratios)"
+        )
+    for side, error in result["against_the_exact_sum"].items():
+        print(
+            f"  {side:9} {error['wrong_elements']:,} of {error['elements']:,} elements are not the correctly rounded "
+            f"sum ({error['by_fractions']:,} of them looked at in fractions); relative error "
+            f"{error['relative_error']:.3e}"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--mergekit", type=Path, help="path of mergekit-yaml; without it only ours and cp")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, timed beside this one")
+    parser.add_argument("--method", choices=WEIGHTS, default="linear")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--once", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--once", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
-        side, folder, target, touched = arguments.once
-        print(json.dumps(merge_once(side, Path(folder), Path(target), int(touched))))
+        side, method, folder, target, touched = arguments.once
+        print(json.dumps(merge_once(side, method, Path(folder), Path(target), int(touched))))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
-        result = benchmark(arguments.gigabytes, arguments.rounds, arguments.mergekit, Path(root))
+        result = benchmark(
+            arguments.method,
+            arguments.gigabytes,
+            arguments.rounds,
+            arguments.mergekit,
+            arguments.before,
+            Path(root),
+        )
     show(result)
-    settings = header(gigabytes=arguments.gigabytes, rounds=arguments.rounds)
+    settings = header(method=arguments.method, gigabytes=arguments.gigabytes, rounds=arguments.rounds)
     write(arguments.out, {**settings, "results": result})
 
 

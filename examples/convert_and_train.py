@@ -22,7 +22,7 @@ from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import ModelTokenizer
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 

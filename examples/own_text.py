@@ -17,7 +17,7 @@ from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.recipes.shoebox import MODELS
 from megatron_prism.report.stage import Report
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 

@@ -1,11 +1,39 @@
 """One small shoebox, made once: corpus, tokenizer and tokens as artifacts; a machine without bubblewrap."""
 
+import gc
+from pathlib import Path
+
 import pytest
 from data_artifacts import make_artifact, small_corpus
 
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.verification.code import sandbox_problem
+
+# Two test workers take one file after the other. Those that take longest come first, so that none is left for the end.
+LONGEST = (
+    "recipes/test_models.py", "training/test_train_stage.py", "conversion/test_quantize.py",
+    "parallel/test_rl_layouts.py", "rl/test_reinforce.py", "parallel/test_hf_layouts.py",
+    "generation/test_hf_parity.py", "training/test_extension_training.py", "rl/test_vllm_sampling.py",
+    "parallel/test_parity.py", "verification/test_sandbox.py", "parallel/test_long_context.py",
+    "generation/test_transformers_serve.py", "generation/test_sampler.py", "examples/test_examples.py",
+    "pipeline/test_launch.py", "data/test_shoebox_corpus.py", "conversion/test_import_export.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / file: index for index, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish():
+    """Megatron collects garbage at every checkpoint: half a second, if it looks through all that is imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,10 @@ class SamplingParams:
 
 
 class LLM:
-    """`deaf` ignores new weights, as a sampler would whose update goes wrong."""
+    """`deaf` ignores new weights, as a sampler would whose update goes wrong; `begin` goes before every prompt."""
 
     deaf = False
+    begin: tuple[int, ...] = ()
     made: list[LLM] = []  # noqa: RUF012
 
     def __init__(self, model, max_model_len, gpu_memory_utilization, logprobs_mode):
@@ -51,9 +52,10 @@ class LLM:
             parameter.data = parameter.data.clone()
 
     def generate(self, prompts, params, use_tqdm):
+        read = [[*self.begin, *prompt["prompt_token_ids"]] for prompt in prompts]
         return [
-            SimpleNamespace(outputs=[self._complete(prompt["prompt_token_ids"], each)])
-            for prompt, each in zip(prompts, params, strict=True)
+            SimpleNamespace(prompt_token_ids=ids, outputs=[self._complete(ids, each)])
+            for ids, each in zip(read, params, strict=True)
         ]
 
     @torch.no_grad()

@@ -10,19 +10,18 @@ import json
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
 from tokenizers import Tokenizer as Tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_prism.conversion.checkpoint_io import model_state
+from megatron_prism.conversion.checkpoint_io import model_state, write_checkpoint
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.pipeline.artifact import Artifact, Receipt
 from megatron_prism.platform.process_groups import literals, session
 from megatron_prism.rl.gate import GateSettings
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.training.schedule import Schedule
 
@@ -74,7 +73,7 @@ def make_model(folder: Path, architecture: Architecture) -> None:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-        dist_checkpointing.save(model_state([model]), str(folder / "checkpoint"))
+        write_checkpoint(model_state([model]), folder / "checkpoint")
 
 
 def artifact(folder: Path) -> Artifact:

@@ -18,6 +18,7 @@ from megatron_prism.cli.output import (
     show_table,
     write_result,
 )
+from megatron_prism.cli.places import check_places
 from megatron_prism.errors import CheckpointError, ConfigError
 
 app = typer.Typer(help="Convert checkpoints between Hugging Face and Megatron-Core.")
@@ -49,6 +50,7 @@ def import_(
 ) -> None:
     """Stream a Hugging Face folder into a Megatron checkpoint that loads at any parallel layout."""
     check_json_target(json_file)
+    check_places(hf_dir, out=out, dtype=dtype)
     from megatron_prism.conversion.import_hf import import_checkpoint
     from megatron_prism.conversion.safetensors_io import HFFolder
     from megatron_prism.pipeline.output import whole_folder
@@ -76,6 +78,7 @@ def export(
 ) -> None:
     """Stream a Megatron checkpoint into a Hugging Face folder."""
     check_json_target(json_file)
+    check_places(checkpoint, *([tokenizer] if tokenizer else []), out=out, dtype=dtype)
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.model_folder import MegatronWeights
     from megatron_prism.models.families import parameter_count
@@ -115,6 +118,7 @@ def verify(
 ) -> None:
     """Compare two checkpoints tensor by tensor, bit for bit; with --logits also by what they compute."""
     check_json_target(json_file)
+    check_places(first, second, dtype=dtype)
     from megatron_prism.conversion.model_folder import open_weights
     from megatron_prism.conversion.verify import compare_tensors
     from megatron_prism.models.families import parameter_count
@@ -190,6 +194,7 @@ def quantize(
 ) -> None:
     """Quantize an exported Hugging Face folder with NVIDIA ModelOpt (extra: modelopt)."""
     check_json_target(json_file)
+    check_places(hf_dir, out=out)
     from megatron_prism.conversion.quantize import quantize_checkpoint
     from megatron_prism.data.readers import read_texts
 
@@ -250,15 +255,16 @@ def _tokens_of(text: Path, a: Any, b: Any) -> Any:
     """A text as token ids `[1, seq]`, by the tokenizer that came with either model."""
     import torch
 
-    from megatron_prism.conversion.tokenizer_facts import has_tokenizer, load_tokenizer
+    from megatron_prism.data.tokenizer import Tokenizer
+    from megatron_prism.data.tokenizer_files import vocabulary_file
 
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"--text {text}: not readable ({problem})") from None
     for each in (a.files, b.files):
-        if each is not None and has_tokenizer(each):
-            ids = load_tokenizer(each)(content)["input_ids"]
+        if each is not None and vocabulary_file(each) is not None:
+            ids = Tokenizer.load(each).encode(content)
             limit = min(model.architecture.max_position_embeddings for model in (a, b))
             rows = min(model.architecture.vocab_size for model in (a, b))
             if not ids:

@@ -16,6 +16,7 @@ from megatron_prism.cli.output import (
     show_remarks,
     write_result,
 )
+from megatron_prism.cli.places import check_places
 from megatron_prism.errors import ConfigError
 
 
@@ -81,19 +82,18 @@ def merge(
     """Merge checkpoints of one architecture, streamed: linear, task arithmetic, SLERP, TIES, DARE, interpolation."""
     check_json_target(json_file)
     from megatron_prism.conversion.stage import DTYPES, torch_dtype
-    from megatron_prism.merging.merge import merge as merge_models
-    from megatron_prism.merging.merge import plan_merge
-    from megatron_prism.merging.settings import MergeSettings, parse_number, parse_weights
+    from megatron_prism.merging.decimals import exact_number, parse_weights
+    from megatron_prism.merging.settings import MergeSettings
     from megatron_prism.pipeline.config import one_of
     from megatron_prism.pipeline.output import whole_folder
 
     one_of(dtype, DTYPES, "--dtype")
     whole_number(seed, "--seed", least=0)
-    alphas = [parse_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
+    alphas = [exact_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
     pairs = [(each, "") if alphas else _split(each) for each in model]
     settings = MergeSettings(
         method=method,
-        weights=[] if alphas else [parse_number(weight, f"--model {path}") for path, weight in pairs],
+        weights=[] if alphas else [exact_number(weight, f"--model {path}") for path, weight in pairs],
         component_weights={} if weights is None else parse_weights(weights, "--weights"),
         alphas=alphas,
         normalize=normalize,
@@ -101,6 +101,10 @@ def merge(
         seed=seed,
     )
     models = [Path(path) for path, _ in pairs]
+    check_places(*models, *([base] if base else []), out=out)
+    from megatron_prism.merging.merge import merge as merge_models
+    from megatron_prism.merging.merge import plan_merge
+
     plan = plan_merge(settings, models, base, format, tokenizer_from, torch_dtype(dtype))
     show_remarks(plan.remarks)
     with whole_folder(out) as folder, bytes_bar("merge", plan.bytes) as advance:

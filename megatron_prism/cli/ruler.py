@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_prism.cli.numbers import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
 
@@ -24,7 +25,7 @@ def _quietly() -> None:
 def make(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")],
     tokenizer: Annotated[
-        Path, typer.Option("--tokenizer", metavar="DIR", help="Folder with the model's tokenizer.json.")
+        Path, typer.Option("--tokenizer", metavar="DIR", help="Folder with the model's tokenizer.")
     ],
     tasks: Annotated[str, typer.Option("--tasks", help="Names with commas; 'all' are RULER's 13.")] = "all",
     lengths: Annotated[
@@ -56,6 +57,9 @@ def make(
 ) -> None:
     """Make samples of every task at every length; text that no option names comes from this machine, and says so."""
     check_json_target(json_file)
+    whole_number(samples, "--samples", least=1)
+    whole_number(seed, "--seed", least=0)
+    whole_number(workers, "--workers", least=1)
     from megatron_prism.data.ruler.generate import Plan, make_folder, stated_sources
     from megatron_prism.data.ruler.sources import load_sources
     from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
@@ -119,10 +123,9 @@ def score(
     check_json_target(json_file)
     if (checkpoint is None) == (predictions is None):
         raise ConfigError("prism ruler score: give either --checkpoint DIR or --predictions FILE")
-    if not 0 < confidence < 1 or batch_tokens < 1:
-        raise ConfigError(
-            f"--confidence {confidence} --batch-tokens {batch_tokens}: between 0 and 1; 1 or more"
-        )
+    whole_number(batch_tokens, "--batch-tokens", least=1)
+    if not 0 < confidence < 1:
+        raise ConfigError(f"--confidence {confidence}: must lie between 0 and 1, for example 0.95")
     from megatron_prism.evaluation.ruler.run import score_file
     from megatron_prism.evaluation.ruler.scoring import summary
 
@@ -143,7 +146,6 @@ def score(
 
 
 def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens: int) -> list[Any]:
-    from megatron_prism.data.ruler.generate import tokenizer_hash
     from megatron_prism.data.ruler.samples import read_manifest, read_samples
     from megatron_prism.data.tokenizer import Tokenizer
     from megatron_prism.evaluation.ruler.run import check_positions, predict_all
@@ -161,8 +163,7 @@ def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens
     folder = tokenizer or checkpoint / "hf"
     if tokenizer is None and not folder.is_dir():
         raise ConfigError(f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR")
-    Tokenizer.load(folder)
-    if tokenizer_hash(folder) != manifest["tokenizer"]:
+    if Tokenizer.load(folder).identity != manifest["tokenizer"]:
         raise ConfigError(
             f"{samples}: made for another tokenizer than {folder}; lengths would be wrong: make them anew with it"
         )
@@ -189,8 +190,9 @@ def _split(text: str) -> list[str]:
 def _lengths(text: str) -> tuple[int, ...]:
     parts = _split(text)
     for part in parts:
-        if not part.isdecimal():
-            raise ConfigError(f"--lengths: '{part}' is no number of tokens; for example 8192,16384")
+        # Python refuses to read a number of thousands of digits.
+        if not part.isdecimal() or len(part) > len(str(LARGEST_INTEGER)):
+            raise ConfigError(f"--lengths: '{part[:40]}' is no number of tokens; for example 8192,16384")
     return tuple(map(int, parts))
 
 

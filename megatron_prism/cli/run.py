@@ -6,7 +6,7 @@ stage; with `RECIPE:STAGE`, any other bare key belongs to STAGE.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,8 @@ from megatron_prism.errors import ArtifactError, ConfigError, suggest
 
 if TYPE_CHECKING:
     from megatron_prism.pipeline.artifact import Artifact
-    from megatron_prism.pipeline.graph import Event, Graph, Node
+    from megatron_prism.pipeline.graph import Graph
+    from megatron_prism.pipeline.node import Located
     from megatron_prism.recipes.registry import Recipe
 
 REPORT_KIND = "report"
@@ -38,11 +39,20 @@ def run(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="The recipe's small form, where it has one; short for tiny=true.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", metavar="N", help="Processes to run stages in, side by side; default the recipe's."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages and run nothing.")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Run a recipe's stages in order (up to STAGE, if one is named), skipping what is done."""
     check_json_target(json_file)
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: must be 1 or more")
+    from megatron_prism.pipeline.node import locate
     from megatron_prism.platform.console import setup_logging
     from megatron_prism.recipes.registry import load_recipe
 
@@ -54,23 +64,28 @@ def run(
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name
     if dry_run:
-        again = _again(graph, target, from_stage, force)
-        rows = [_planned(node, folder, node.name in again) for node in graph.needed(target)]
+        again = graph.again(target, from_stage, force)
+        located = locate(graph.needed(target), folder)
+        rows = [_planned(each, name in again) for name, each in located.items()]
         show_table(
             json_file, f"{loaded.name} in {folder}", list(rows[0]), [list(row.values()) for row in rows]
         )
         write_result(json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": rows})
         return
-    events: dict[str, str] = {}
-    artifacts = graph.run(
-        folder,
-        target,
-        start_from=from_stage,
-        force=force,
-        observe=_observer(len(graph.needed(target)), events),
+    from megatron_prism.cli.run_progress import Estimate, RunProgress
+
+    nodes, processes = graph.needed(target), jobs or graph.jobs
+    progress = RunProgress(
+        nodes,
+        Estimate(nodes, processes, graph.expected_seconds),
+        lambda artifacts: _show_scores(json_file, artifacts, "scores so far"),
     )
+    with progress.shown(live=processes > 1):
+        artifacts = graph.run(
+            folder, target, start_from=from_stage, force=force, jobs=processes, observer=progress
+        )
     report = _finish(json_file, folder, artifacts)
-    stages = [_result(stage, artifact, events[stage]) for stage, artifact in artifacts.items()]
+    stages = [_result(stage, artifact, progress.events[stage]) for stage, artifact in artifacts.items()]
     write_result(
         json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": stages, "report": report}
     )
@@ -108,69 +123,46 @@ def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Gra
     return graph
 
 
-def _again(graph: Graph, target: str | None, from_stage: str | None, force: bool) -> set[str]:
-    again = graph.downstream(from_stage) if from_stage is not None else set()
-    if force:
-        again |= {target} if target is not None else set(graph.nodes)
-    return again
-
-
-def _planned(node: Node, run_dir: Path, again: bool) -> dict[str, str]:
-    folder = node.folder(run_dir)
+def _planned(each: Located, again: bool) -> dict[str, str]:
     return {
-        "stage": node.name,
-        "kind": node.stage.kind,
-        "folder": folder.name,
-        "state": _state(node, folder, again),
+        "stage": each.node.name,
+        "kind": each.node.stage.kind,
+        "folder": each.folder.name,
+        "state": _state(each, again),
     }
 
 
-def _state(node: Node, folder: Path, again: bool) -> str:
+def _state(each: Located, again: bool) -> str:
     from megatron_prism.pipeline.artifact import Artifact, partial_path
 
-    if again and folder.exists():
+    if again and each.folder.exists():
         return "again"
-    if folder.exists():
+    if each.folder.exists():
         try:
-            Artifact.open(folder, kind=node.stage.kind)
+            Artifact.open(each.folder, kind=each.node.stage.kind)
         except ArtifactError:
             return "damaged"
         return "done"
-    return "to resume" if partial_path(folder).exists() and node.stage.resumable else "to do"
-
-
-def _observer(total: int, events: dict[str, str]) -> Callable[[Event, Node, Artifact | None], None]:
-    """Prints a line as each stage starts, ends or is skipped; keeps the last event of each in `events`."""
-    from megatron_prism.platform.console import console
-
-    def observe(event: Event, node: Node, artifact: Artifact | None) -> None:
-        events[node.name] = event
-        place = f"[{len(events)}/{total}] {node.name}"
-        seconds = artifact.receipt.wall_seconds if artifact is not None else 0.0
-        says = {
-            "start": f"start ({node.stage.kind}, {node.stage.world_size} process"
-            f"{'es' if node.stage.world_size > 1 else ''})",
-            "done": f"done in {seconds:.1f} s",
-            "skipped": f"skipped, done before (it took {seconds:.1f} s)",
-        }
-        console.print(f"{place}: {says[event]}", markup=False, highlight=False, soft_wrap=True)
-
-    return observe
+    return "to resume" if partial_path(each.folder).exists() and each.node.stage.resumable else "to do"
 
 
 def _finish(json_file: str | None, run_dir: Path, artifacts: Mapping[str, Artifact]) -> str | None:
     """Show the scores, if anything was evaluated, and where the report is; return its path."""
-    from megatron_prism.report.tables import evaluations, score_table
-
-    if evaluations(artifacts):
-        scores = score_table(artifacts)
-        show_table(json_file, "scores", scores.columns, scores.rows)
+    _show_scores(json_file, artifacts, "scores")
     for name, artifact in artifacts.items():
         if artifact.kind == REPORT_KIND:
             page = run_dir / name / REPORT_FILE
             show_line(json_file, f"report: {page}")
             return str(page)
     return None
+
+
+def _show_scores(json_file: str | None, artifacts: Mapping[str, Artifact], title: str) -> None:
+    from megatron_prism.report.tables import evaluations, score_table
+
+    if evaluations(artifacts):
+        scores = score_table(artifacts)
+        show_table(json_file, title, scores.columns, scores.rows)
 
 
 def _result(name: str, artifact: Artifact, event: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError
 
 
@@ -18,25 +18,23 @@ def windows(
 ) -> list[list[int]]:
     """`count` windows of `length` token ids each, from the beginning of `texts`, end to end and without padding.
 
-    Where the tokenizer begins a text with a token of its own, so does every window: models put their largest
+    Where a text begins with a token of its own (`Tokenizer.policy`), so does every window: models put their largest
     activations there, and a range measured without them would clip them.
 
     Args:
         texts: documents; only as many are taken as are needed.
 
     Raises:
-        ConfigError: when the texts are too short, or the tokenizer is missing or has ids beyond `vocab_size`.
+        ConfigError: when the texts are too short, or the tokenizer has ids beyond `vocab_size`.
+        DataError: when the folder has no tokenizer.
     """
-    tokenizer = _tokenizer(tokenizer_folder)
-    begin = _begin(tokenizer)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    begin = list(tokenizer.policy.begin)
     step = length - len(begin)
     stream: list[int] = []
     found: list[list[int]] = []
     for text in texts:
-        # Not cut here, so the tokenizer's warning about its longest input means nothing.
-        stream += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if tokenizer.eos_token_id is not None:
-            stream.append(tokenizer.eos_token_id)
+        stream += [*tokenizer.encode_fragment(text), *tokenizer.policy.end]
         complete = min(len(stream) // step, count - len(found))
         found += [begin + stream[i * step : (i + 1) * step] for i in range(complete)]
         stream = stream[complete * step :]
@@ -54,23 +52,3 @@ def windows(
             f"{tokenizer_folder}: its tokenizer gives id {largest}, the model has vocab_size={vocab_size}"
         )
     return found
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ConfigError(
-            f"{folder}: no tokenizer_config.json; the folder needs its tokenizer to read calibration text"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"{folder}: its tokenizer cannot be loaded ({problem})") from None
-
-
-def _begin(tokenizer: Any) -> list[int]:
-    """The ids the tokenizer puts before a text."""
-    if tokenizer.bos_token_id is None:
-        return []
-    return [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] else []

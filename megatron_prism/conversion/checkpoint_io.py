@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def model_state(models: list[Any]) -> dict[str, Any]:
         sharded = unwrap(model).sharded_state_dict(metadata=checkpoint_metadata())
         state[name] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
     return state
+
+
+def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
+    """dist_checkpointing.save without the process that upstream starts to carry the results of the writing.
+
+    Its queue (filesystem_async.py:51) lives in a process that imports torch and the main program anew, because a save
+    may go on in the background. Ours does not: what puts the results into the queue is what takes them out.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
+    dist_checkpointing.save(state, str(folder))
 
 
 def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def restore_dtypes(source: HFWeights, folder: Path, quantized: Set[str]) -> list
     if kept:
         _correct_total(folder)
     return [
-        f"{len(names)} tensors stay {dtype}, as the source has them (such as '{names[0]}'); the logits were compared "
-        "with them in the model's dtype"
+        f"tensors kept in {dtype}, as the source has them: {len(names)}, such as '{names[0]}'; the logits were "
+        "compared with these rounded to the model's dtype"
         for dtype, names in kept.items()
     ]
 

@@ -142,7 +142,7 @@ def compare_tokenizers(first: Path, second: Path) -> Comparison:
     ids, other_ids = (each.encode(PROBE, add_special_tokens=False).ids for each in (backend, other_backend))
     # A vocabulary is the same by now: a model that still differs has other merges or scores.
     if ids != other_ids or "model" in differing:
-        return Comparison(choice=f"{theirs}: cuts text otherwise than {mine} ({names} differ)")
+        return Comparison(choice=f"{theirs}: cuts text otherwise than {mine} (different: {names})")
     encoding = any(key in differing for key in ENCODING)
     how = "the ids of a probe text are the same" if encoding else "no id of a text depends on it"
     return Comparison(remark=f"{theirs}: {names} written otherwise than in {mine}; {how}")

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.data.readers import CORPUS_SUFFIX, SPLITS, read_texts, source_files
+from megatron_prism.data.readers import CORPUS_SUFFIX, SPLITS, Blank, read_texts, source_files
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger
 
 COMPRESSION_LEVEL = 3
 TRAIN, VALID = SPLITS
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -35,6 +37,8 @@ class FileCorpus(Stage):
     """
 
     kind: ClassVar[str] = "corpus"
+    # 2: blank texts are no documents, and a byte order mark before plain text is none of its characters.
+    version: ClassVar[int] = 2
 
     sources: dict[str, str] = field(default_factory=dict)
     text_key: str = "text"
@@ -61,10 +65,12 @@ class FileCorpus(Stage):
         if not self.sources:
             raise ConfigError("sources: empty; name at least one, for example sources.web=texts.jsonl")
         written: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
+        blanks: dict[str, int] = {}
         for name, path in self.sources.items():
+            blank = Blank()
             with ExitStack() as stack:
                 writers = {split: stack.enter_context(source_writer(out, split, name)) for split in SPLITS}
-                for text in read_texts(Path(path), self.text_key):
+                for text in read_texts(Path(path), self.text_key, blank):
                     writers[split_of(text, self.valid_percent)].write(text)
             for split, writer in writers.items():
                 if not writer.documents:
@@ -74,7 +80,12 @@ class FileCorpus(Stage):
                         "or another percentage"
                     )
                 written[split][name] = writer.counts()
-        return {"sources": written}
+            if blank.documents:
+                blanks[name] = blank.documents
+                logger.warning(
+                    "%s: %d blank texts are no documents and were passed over", path, blank.documents
+                )
+        return {"sources": written, "blank_documents": blanks}
 
 
 class SourceWriter:

@@ -8,6 +8,7 @@ of Megatron's "sequences" a chunk, so other tools read it, too.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from megatron_prism.data.mixture import check_sources
 from megatron_prism.data.packed_dataset import PACKING
 from megatron_prism.data.readers import SPLITS
+from megatron_prism.data.text_record import RECORD
 from megatron_prism.data.token_files import TokenFile, token_sources
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
@@ -92,6 +94,8 @@ class PackDocuments(Stage):
                 for source in self.sources or list(prefixes)
             }
         write_json(out / PACKING, plain(self) | {"ledger": ledger})
+        if (tokens / RECORD).is_file():
+            shutil.copyfile(tokens / RECORD, out / RECORD)
         return {
             "ledger": ledger,
             "tokens": {

@@ -7,30 +7,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
+from megatron_prism.data.text_policy import SPELL_OUT, TextSettings
+from megatron_prism.data.text_record import write_record
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger
 
 DOCUMENTS_PER_BATCH = 256
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """What a `.bin` holds: documents, and tokens with each document's end-of-text token."""
+    """What a `.bin` holds.
+
+    Attributes:
+        documents: how many.
+        tokens: with what begins and ends each document.
+        with_special_names: documents in which the name of a special token is written.
+    """
 
     documents: int
     tokens: int
+    with_special_names: int = 0
 
 
 def write_tokens(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path) -> TokenCount:
-    """Write `PREFIX.bin` and `PREFIX.idx`, one document per text, each ended by `tokenizer.eos_id`.
+    """Write `PREFIX.bin` and `PREFIX.idx`, one document per text, begun and ended as `tokenizer.policy` says.
 
     Token ids are 2 bytes wide where the vocabulary allows it, else 4.
 
@@ -47,11 +59,11 @@ def write_tokens(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path) -> To
     partial = {kind: path.with_name(f"{path.name}.partial") for kind, path in final.items()}
     dtype = DType.optimal_dtype(tokenizer.vocab_size)
     builder = IndexedDatasetBuilder(str(partial["bin"]), dtype=dtype)
-    documents = tokens = 0
+    documents = tokens = odd = 0
     try:
         for batch in _batches(texts):
-            for ids in tokenizer.encode_batch(batch):
-                ids.append(tokenizer.eos_id)
+            odd += sum(bool(tokenizer.special_names(text)) for text in batch)
+            for ids in tokenizer.encode_documents(batch):
                 builder.add_document(numpy.array(ids, dtype=dtype), [len(ids)])
                 documents += 1
                 tokens += len(ids)
@@ -64,7 +76,7 @@ def write_tokens(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path) -> To
         builder.data_file.close()
         for path in partial.values():
             path.unlink(missing_ok=True)
-    return TokenCount(documents, tokens)
+    return TokenCount(documents, tokens, odd)
 
 
 def tokenize_files(paths: Sequence[Path], tokenizer: Tokenizer, prefix: Path, text_key: str = "text") -> int:
@@ -75,12 +87,19 @@ def tokenize_files(paths: Sequence[Path], tokenizer: Tokenizer, prefix: Path, te
 
 @dataclass
 class TokenizeCorpus(Stage):
-    """Inputs: `corpus`, `tokenizer`. Output: `train/` and `valid/` with a `.bin/.idx` per source, `sources.json`."""
+    """Inputs: `corpus`, `tokenizer`. Output: `train/` and `valid/` with a `.bin/.idx` per source, `sources.json` with
+    their tokens, and `text.json` with the tokenizer and its policy.
+
+    Attributes:
+        text: how documents begin and end, and what names of special tokens in them mean.
+    """
 
     kind: ClassVar[str] = "tokens"
 
+    text: TextSettings = field(default_factory=TextSettings)
+
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+        tokenizer = Tokenizer.load(inputs["tokenizer"].path, self.text)
         counts = {
             split: {
                 source: write_tokens(read_texts(file), tokenizer, out / split / source)
@@ -92,13 +111,23 @@ class TokenizeCorpus(Stage):
             split: {name: count.tokens for name, count in made.items()} for split, made in counts.items()
         }
         write_json(out / "sources.json", tokens)
+        write_record(out, tokenizer)
         train = counts["train"]
+        odd = {name: count.with_special_names for name, count in train.items() if count.with_special_names}
+        if odd and self.text.special_tokens == SPELL_OUT:
+            log.warning(
+                "documents that hold the name of a special token, spelled out as ordinary text: %s; for rendered chat "
+                "templates set text.special_tokens=parse",
+                ", ".join(f"{count} of {name}" for name, count in odd.items()),
+            )
         return {
             "tokens": tokens,
             "train_tokens": sum(count.tokens for count in train.values()),
             "tokens_per_document": {
                 name: round(count.tokens / count.documents, 1) for name, count in train.items()
             },
+            "with_special_names": odd,
+            "text": tokenizer.record(),
         }
 
 

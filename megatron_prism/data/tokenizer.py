@@ -1,88 +1,104 @@
-"""The tokenizer: train a byte-level BPE, or load any Hugging Face folder with a `tokenizer.json`.
+"""The tokenizer of any folder: text to ids and back, by one policy (data/text_policy.py); and the stages that make one.
 
-The trained one splits numbers into single digits and spells any byte, so every text survives a round trip. A special
-token's name inside a text is ordinary text: documents cannot end themselves early.
+Three kinds of text are told apart. A document has a beginning and an end; a prompt has a beginning and goes on; a
+fragment is only a piece of a text. The policy says what begins and ends a text, and what the name of a special token in
+it means.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.data.readers import corpus_sources, read_texts
+from megatron_prism.data.text_policy import PARSE, REFUSE, TextPolicy, TextSettings, text_policy
+from megatron_prism.data.token_backends import Backend, names_pattern, open_backend
+from megatron_prism.data.tokenizer_files import ID_FILES, TOKENIZER_CONFIG, TokenizerFolder, named_id
+from megatron_prism.data.tokenizer_training import (
+    BYTES,
+    END_OF_TEXT,
+    PAD,
+    SPECIAL_TOKENS,
+    train_byte_level_bpe,
+)
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.models.hf_config import TOKENIZER_FILES
-from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger
 
-END_OF_TEXT = "<|endoftext|>"
-PAD = "<|pad|>"
-SPECIAL_TOKENS = (END_OF_TEXT, PAD)
-BYTES = 256
-# How text is cut before merging: Qwen2's pattern (its tokenizer.json), where each digit stands alone.
-PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+__all__ = ["END_OF_TEXT", "PAD", "ModelTokenizer", "Tokenizer", "TrainTokenizer", "train_tokenizer"]
+
+# Every kind of text that tokenizers are known to cut differently: two with one vocabulary that agree on this are one.
+IDENTITY_PROBE = (
+    "The quick brown fox's 1234567890 jumps, doesn't it?  Two  spaces\tand a tab.\r\n\n"
+    "    def f(x_1): return x**2 != 3.14\nnaïve Straße ÉCOLE ﬁne №5 Ａ１ Привет мир 你好，世界 こんにちは "
+    "안녕 مرحبا 👩\u200d👧 e\u0301 \u200b\u00a0end <b>&amp;</b> https://a.b/c?d=e"
 )
+EXCERPT = 60
+
+log = get_logger(__name__)
 
 
 class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
-        eos_id: ends every document.
+        policy: what begins and ends a text, and what the names of special tokens in it mean.
+        eos_id: ends a completion, and is the last token of every document unless the policy says otherwise.
         pad_id: the padding token; `eos_id` where the folder names none.
         vocab_size: one more than the largest id.
     """
 
-    def __init__(self, backend: Any, eos_id: int, pad_id: int) -> None:
+    def __init__(self, backend: Backend, eos_id: int, pad_id: int, policy: TextPolicy) -> None:
         self._backend = backend
-        self._backend.encode_special_tokens = True
-        self.eos_id, self.pad_id = eos_id, pad_id
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.eos_id, self.pad_id, self.policy = eos_id, pad_id, policy
+        self.vocab_size = max(backend.vocabulary.values()) + 1
+        # Unknown characters give the unknown token; its name is not a way to steer a model.
+        self._special = {
+            name: number
+            for name, number in backend.special.items()
+            if number != backend.unknown_id or number == eos_id
+        }
+        self._pattern = names_pattern(self._special) if self._special else None
+        self._warned = False
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json`, and the end and padding tokens from `tokenizer_config.json`.
+    def load(cls, folder: Path, text: TextSettings | None = None) -> Tokenizer:
+        """Read a folder with a `tokenizer.json` or `tokenizer.model`.
+
+        Args:
+            text: the policy, where it is not the one of the tokenizer's own files.
 
         Raises:
-            DataError: when a file is missing or damaged, or no end-of-text token is named.
+            DataError: when a file is missing or damaged, or no end token is named.
+            ConfigError: when `text` names a token that does not exist.
         """
-        from tokenizers import Tokenizer as Backend
-
-        file, config_file = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
-        for needed in (file, config_file):
-            if not needed.is_file():
-                raise DataError(
-                    f"{needed}: missing; a tokenizer folder needs tokenizer.json and tokenizer_config.json"
-                )
-        try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            backend = Backend.from_str(file.read_text(encoding="utf-8"))
-        except ValueError as problem:
-            raise DataError(f"{config_file}: not JSON ({problem})") from None
-        except Exception as problem:  # tokenizers raises bare Exception for whatever it cannot parse
-            raise DataError(f"{file}: not a tokenizer ({str(problem).splitlines()[0]})") from None
-        eos_id = _special_id(backend, config, "eos_token", config_file)
-        if eos_id is None:
-            raise DataError(f"{config_file}: no eos_token, so documents cannot be ended; add one")
-        pad_id = _special_id(backend, config, "pad_token", config_file)
-        return cls(backend, eos_id, eos_id if pad_id is None else pad_id)
+        files = TokenizerFolder(folder)
+        backend = open_backend(files)
+        eos_id = _end_id(files, backend)
+        pad_id = named_id(files, "pad_token", backend.vocabulary.get)
+        policy = text_policy(
+            text or TextSettings(), *backend.around, eos_id, backend.vocabulary.get, str(files.vocabulary)
+        )
+        return cls(backend, eos_id, eos_id if pad_id is None else pad_id, policy)
 
     @classmethod
-    def load_for(cls, folder: Path, vocab_size: int) -> Tokenizer:
+    def load_for(cls, folder: Path, vocab_size: int, text: TextSettings | None = None) -> Tokenizer:
         """`load`, for a model of that many rows.
 
         Raises:
             ConfigError: if the tokenizer has more tokens.
         """
-        tokenizer = cls.load(folder)
+        tokenizer = cls.load(folder, text)
         if tokenizer.vocab_size > vocab_size:
             raise ConfigError(
                 f"architecture.vocab_size={vocab_size}, but the tokenizer {folder} has {tokenizer.vocab_size}: use the "
@@ -91,65 +107,131 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; nothing is added before or after."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        """Token ids of a prompt: the policy's beginning, then the text."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts at once, on all cores unless TOKENIZERS_PARALLELISM=false."""
-        return [item.ids for item in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """`encode` for many prompts; a warning the first time that the name of a special token is spelled out."""
+        if not self._warned and self.policy.special_tokens not in (PARSE, REFUSE):
+            odd = next((names for text in texts if (names := self.special_names(text))), None)
+            if odd:
+                self._warned = True
+                log.warning(
+                    "a prompt holds the name of a special token, '%s', which is spelled out as ordinary text; where "
+                    "prompts are rendered chat templates, set text.special_tokens=parse",
+                    odd[0],
+                )
+        return [self.policy.prompt(ids) for ids in self.encode_fragments(texts)]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole documents: the policy's beginning, the text, the policy's end."""
+        return [self.policy.document(ids) for ids in self.encode_fragments(texts)]
+
+    def encode_fragment(self, text: str) -> list[int]:
+        """Token ids of `text`; nothing is added before or after."""
+        return self.encode_fragments([text])[0]
+
+    def encode_fragments(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_fragment` for many texts.
+
+        Raises:
+            DataError: for a text with the name of a special token, where the policy refuses those.
+        """
+        parse = self.policy.special_tokens == PARSE
+        if self.policy.special_tokens == REFUSE:
+            for text in texts:
+                self._refuse(text)
+        rows = self._backend.encode(texts, parse)
+        if parse or self._pattern is None:
+            return rows
+        return [
+            self._spelled_out(ids, names) if (names := self.special_names(text)) else ids
+            for text, ids in zip(texts, rows, strict=True)
+        ]
+
+    def special_names(self, text: str) -> list[str]:
+        """Names of special tokens in a text, each once."""
+        return list(dict.fromkeys(self._pattern.findall(text))) if self._pattern else []
+
+    def without_special_names(self, text: str) -> str:
+        """The text without the names of special tokens."""
+        return self._pattern.sub("", text) if self._pattern else text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens show as their names."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
-        return text
+        return self._backend.decode([ids])[0]
 
     def decode_each(self, ids: Iterable[int]) -> list[str]:
         """The text of each token by itself; a part of a character is the replacement character."""
-        texts: list[str] = self._backend.decode_batch([[each] for each in ids], skip_special_tokens=False)
-        return texts
+        return self._backend.decode([[each] for each in ids])
+
+    @cached_property
+    def identity(self) -> str:
+        """The same for two folders whose tokenizers give the same ids, however their files are written."""
+        vocabulary = sorted((number, name) for name, number in self._backend.vocabulary.items())
+        [probe] = self._backend.encode([IDENTITY_PROBE], False)
+        content = json.dumps([vocabulary, probe, self.eos_id])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """The tokenizer and its policy, for receipts and beside token files."""
+        return {
+            "tokenizer": self.identity,
+            "begin": [self.decode([number]) for number in self.policy.begin],
+            "end": [self.decode([number]) for number in self.policy.end],
+            "special_tokens": self.policy.special_tokens,
+        }
+
+    def _refuse(self, text: str) -> None:
+        if names := self.special_names(text):
+            place = text.index(names[0])
+            shown = text[max(0, place - EXCERPT // 2) : place + EXCERPT // 2]
+            raise DataError(
+                f"text {shown!r} holds the name of the special token '{names[0]}', and text.special_tokens=refuse; "
+                "clean the text, or set spell_out or parse"
+            )
+
+    def _spelled_out(self, ids: list[int], names: Sequence[str]) -> list[int]:
+        """`ids` without the special tokens of these names: some vocabularies reach them by merging characters."""
+        bad = {self._special[name]: name for name in names}
+        if bad.keys().isdisjoint(ids):
+            return ids
+        spelled = {number: self._characters(name) for number, name in bad.items()}
+        return [each for number in ids for each in spelled.get(number, (number,))]
+
+    def _characters(self, name: str) -> list[int]:
+        """A name's characters as tokens of their own."""
+        vocabulary, found = self._backend.vocabulary, list[int]()
+        for character in name:
+            own = vocabulary.get(character)
+            found += self._backend.encode([character], False)[0] if own is None else [own]
+        return found
+
+
+def _end_id(files: TokenizerFolder, backend: Backend) -> int:
+    """What ends a document and a completion."""
+    eos_id = named_id(files, "eos_token", backend.vocabulary.get)
+    if eos_id is None:
+        eos_id = backend.ends
+    if eos_id is None and (stated := files.token_id("eos_token_id")) is not None:
+        eos_id, file = stated
+        if eos_id not in backend.vocabulary.values():
+            raise DataError(f"{file}: eos_token_id={eos_id} is not in {files.vocabulary.name}")
+    if eos_id is None:
+        raise DataError(
+            f"{files.path / TOKENIZER_CONFIG}: no eos_token, and no eos_token_id in a generation_config.json or "
+            "config.json beside it, so documents cannot be ended; add one"
+        )
+    return eos_id
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    """Train a byte-level BPE of exactly `vocab_size` tokens and write the two files transformers' AutoTokenizer reads.
+    """Train a byte-level BPE of exactly `vocab_size` tokens into a folder that transformers reads, too.
 
     Raises:
         DataError: when the texts are too few for that many tokens.
     """
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
-
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    if backend.get_vocab_size() != vocab_size:
-        raise DataError(
-            f"the corpus yields only {backend.get_vocab_size()} tokens, vocab_size={vocab_size} was asked for: "
-            "lower it or give more text"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END_OF_TEXT,
-            "pad_token": PAD,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    train_byte_level_bpe(texts, vocab_size, folder)
     return Tokenizer.load(folder)
 
 
@@ -193,7 +275,7 @@ class TrainTokenizer(Stage):
             _first_bytes(files[source], source, limit, used) for source, limit in limits.items() if limit
         )
         tokenizer = train_tokenizer(texts, self.vocab_size, out)
-        return {"vocab_size": tokenizer.vocab_size, "bytes": used}
+        return {"vocab_size": tokenizer.vocab_size, "bytes": used, "text": tokenizer.record()}
 
 
 @dataclass
@@ -204,10 +286,13 @@ class ModelTokenizer(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         files = inputs["model"].file("hf")
-        for name in TOKENIZER_FILES:
+        # The end token may be named nowhere else; without a tokenizer_config.json transformers asks config.json.
+        beside = [name for name in ID_FILES if not (files / TOKENIZER_CONFIG).is_file()]
+        for name in (*TOKENIZER_FILES, *beside):
             if (files / name).is_file():
                 shutil.copyfile(files / name, out / name)
-        return {"vocab_size": Tokenizer.load(out).vocab_size}
+        tokenizer = Tokenizer.load(out)
+        return {"vocab_size": tokenizer.vocab_size, "text": tokenizer.record()}
 
 
 def _first_bytes(file: Path, source: str, limit: int, used: dict[str, int]) -> Iterator[str]:
@@ -218,14 +303,3 @@ def _first_bytes(file: Path, source: str, limit: int, used: dict[str, int]) -> I
         yield text
         if used[source] >= limit:
             return
-
-
-def _special_id(backend: Any, config: Any, key: str, file: Path) -> int | None:
-    token = config.get(key) if isinstance(config, dict) else None
-    content = token.get("content") if isinstance(token, dict) else token
-    if not content:
-        return None
-    found: int | None = backend.token_to_id(content)
-    if found is None:
-        raise DataError(f"{file}: {key} '{content}' is not in tokenizer.json")
-    return found

@@ -84,6 +84,7 @@ class Evaluate(Stage):
         if "code" in kinds:
             # Before the model is loaded, not after an hour of sampling.
             require_sandbox(self.sandbox)
+        text = self.sampler.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}
         with (
@@ -98,7 +99,8 @@ class Evaluate(Stage):
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool, advance)
         versions = grader_versions(kinds, self.sandbox)
-        return write_scores(out, results, self.confidence, engine=self.sampler.engine, grader=versions)
+        scores = write_scores(out, results, self.confidence, engine=self.sampler.engine, grader=versions)
+        return scores | {"text": text}
 
     def _score(
         self,

@@ -50,7 +50,7 @@ class CompletionStore:
             for number, line in enumerate(lines, 1):
                 try:
                     kept = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 try:
                     if kept["key"] in wanted:

@@ -36,9 +36,14 @@ ASK_FOR_IDS = "ask the server for token ids (vLLM: extra={'return_token_ids': Tr
 
 
 def request_body(
-    model: str, prompt: str, seed: int, params: SamplingParams, logprobs: bool, extra: Mapping[str, Any]
+    model: str,
+    prompt: str | list[int],
+    seed: int,
+    params: SamplingParams,
+    logprobs: bool,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The fields of one request for one completion; `seed` is that completion's own."""
+    """The fields of one request for one completion; `prompt` is a text or token ids, `seed` that completion's own."""
     body = {
         **extra,
         "model": model,
@@ -54,6 +59,45 @@ def request_body(
         # 0 would do for OpenAI and vLLM, but other servers take it for "none".
         body["logprobs"] = 1
     return body
+
+
+def check_prompt(answer: Any, sent: Sequence[int], as_ids: bool) -> None:
+    """Compare the prompt that the server read with the one it should have read, as far as it reports it.
+
+    Servers report the number of tokens (`usage.prompt_tokens`), some of them the ids (`prompt_token_ids`).
+
+    Args:
+        sent: the prompt's token ids by our tokenizer.
+        as_ids: whether the request held these ids, or the text.
+
+    Raises:
+        ServerError: where the two differ: the answer would be to another question than the other engines are asked.
+    """
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    ids = choice.get("prompt_token_ids")
+    if not isinstance(ids, list):
+        ids = answer.get("prompt_token_ids") if isinstance(answer, dict) else None
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    if isinstance(ids, list):
+        if ids == list(sent):
+            return
+        count = len(ids)
+    # Some servers say 0 where they do not count.
+    elif not isinstance(count, int) or isinstance(count, bool) or count < 1 or count == len(sent):
+        return
+    said = f"the server read a prompt of {count} tokens"
+    if as_ids:
+        raise ServerError(
+            f"{said}, and was sent {len(sent)} ids: it adds tokens of its own to a prompt; tell it not to add a start "
+            "token"
+        )
+    raise ServerError(
+        f"{said} from a text that has {len(sent)} here: it begins a prompt otherwise, reads the names of special "
+        "tokens otherwise, or has another tokenizer; set begin and special_tokens (sampler.text of a stage) to what "
+        "it does, give the tokenizer of the model it serves, or use a server that takes token ids"
+    )
 
 
 def read_answer(
@@ -82,6 +126,8 @@ def read_answer(
     ids = _reported_ids(choice)
     if ids is None:
         ids = _encoded_ids(choice, text, finish, logprobs, tokenizer)
+    elif tokenizer is not None:
+        _check_spelling(ids, text, tokenizer)
     if logprobs and len(ids) != len(values):
         raise ServerError(f"{len(values)} log-probabilities but {len(ids)} token ids; {ASK_FOR_IDS}")
     shown = cut_at_stop(text, params.stop)
@@ -105,6 +151,22 @@ def _reported_ids(choice: Mapping[str, Any]) -> list[int] | None:
     return ids if isinstance(ids, list) and all(type(item) is int for item in ids) else None
 
 
+def _check_spelling(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> None:
+    """Refuse ids that are not the text's: the model behind the server has another tokenizer than ours."""
+    # A model may have more rows than its tokenizer has tokens, and a server may sample them.
+    if any(number >= tokenizer.vocab_size for number in ids):
+        return
+    # What a server may leave out: special tokens, spaces beside them, a stop string, half a character.
+    spelled, shown = (
+        "".join(tokenizer.without_special_names(each).split()) for each in (tokenizer.decode(ids), text)
+    )
+    if not spelled.startswith(shown) and "\N{REPLACEMENT CHARACTER}" not in spelled + shown:
+        raise ServerError(
+            f"its token ids spell {spelled[:40]!r} with the tokenizer given, and its text is {shown[:40]!r}: give the "
+            "tokenizer of the model that the server has"
+        )
+
+
 def _encoded_ids(
     choice: Mapping[str, Any], text: str, finish: FinishReason, logprobs: bool, tokenizer: Tokenizer | None
 ) -> list[int]:
@@ -115,7 +177,7 @@ def _encoded_ids(
         return []
     tokens = choice["logprobs"].get("tokens") if logprobs else None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        return tokenizer.encode(text)
+        return tokenizer.encode_fragment(text)
     return _ids_of_tokens(tokens, text, finish, tokenizer)
 
 
@@ -124,11 +186,11 @@ def _ids_of_tokens(tokens: Sequence[str], text: str, finish: FinishReason, token
     end: list[int] = []
     if finish == "stop" and tokens and tokens[-1] == tokenizer.decode([tokenizer.eos_id]):
         tokens, end = tokens[:-1], [tokenizer.eos_id]
-    pieces = tokenizer.encode_batch(tokens)
+    pieces = tokenizer.encode_fragments(tokens)
     ids = [piece[0] for piece in pieces if len(piece) == 1]
     # A tokenizer may put a space before a word that stands alone: then the parts are not the whole.
     if len(ids) < len(tokens) or tokenizer.decode(ids) != "".join(tokens):
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode_fragment(text)
     return ids + end
 
 

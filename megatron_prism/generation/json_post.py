@@ -23,6 +23,10 @@ TOO_MANY_REQUESTS, SERVER_FAILED = 429, 500
 MESSAGE_LENGTH = 300
 
 
+class RequestRefused(ServerError):
+    """The server is there and does not take this request: asking again cannot mend it, another request may."""
+
+
 class _TryAgain(Exception):
     """A failure that may pass; `wait` is how many seconds the server asked for."""
 
@@ -61,7 +65,8 @@ class JsonEndpoint:
         """The answer's JSON. When `given_up` is set, no further try is made.
 
         Raises:
-            ServerError: on a final refusal, after the last retry, or if the answer is not JSON.
+            RequestRefused: on a final refusal.
+            ServerError: after the last retry, or if the answer is not JSON.
         """
         data = json.dumps(body).encode()
         waited, tries = 0.0, 0
@@ -90,13 +95,13 @@ class JsonEndpoint:
             reason = f"{refusal.code} {refusal.reason}: {_message(refusal)}"
             if refusal.code == TOO_MANY_REQUESTS or refusal.code >= SERVER_FAILED:
                 raise _TryAgain(reason, _retry_after(refusal)) from None
-            raise ServerError(f"{self.url}: {reason}") from None
+            raise RequestRefused(f"{self.url}: {reason}") from None
         except (OSError, http.client.HTTPException) as problem:
             reason = str(getattr(problem, "reason", problem)) or type(problem).__name__
             raise _TryAgain(f"no answer ({_line(reason)})") from None
         try:
             return json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             shown = _line(answer.decode(errors="replace"))[:60]
             raise ServerError(
                 f"{self.url}: the answer is not JSON ({shown!r}); is the address right?"
@@ -111,7 +116,7 @@ def _message(refusal: urllib.error.HTTPError) -> str:
         return "no message"
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = text
     for key in ("error", "detail", "message"):
         if isinstance(found, dict):

@@ -35,6 +35,7 @@ from megatron_prism.generation.stages import through_stages
 from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots, set_slots
 
 if TYPE_CHECKING:
+    from megatron_prism.data.text_policy import TextSettings
     from megatron_prism.data.tokenizer import Tokenizer
 
 # A byte-level token may hold part of a character: look this many tokens further back than a stop string.
@@ -88,9 +89,17 @@ class MegatronEngine:
     @classmethod
     @contextmanager
     def load(
-        cls, train_artifact_folder: Path, tokenizer_folder: Path, batch_size: int = 64
+        cls,
+        train_artifact_folder: Path,
+        tokenizer_folder: Path,
+        batch_size: int = 64,
+        text: TextSettings | None = None,
     ) -> Iterator[MegatronEngine]:
-        """An engine on a train artifact's weights, in bf16 on a GPU and fp32 elsewhere."""
+        """An engine on a train artifact's weights, in bf16 on a GPU and fp32 elsewhere.
+
+        Args:
+            text: how prompts begin, where that is not as the tokenizer's files say.
+        """
         from megatron_prism.conversion.checkpoint_io import load_weights
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.models.architecture import Architecture
@@ -99,7 +108,7 @@ class MegatronEngine:
         from megatron_prism.platform.process_groups import session
 
         architecture = Architecture.load(Path(train_artifact_folder) / "architecture.json")
-        tokenizer = Tokenizer.load(Path(tokenizer_folder))
+        tokenizer = Tokenizer.load(Path(tokenizer_folder), text)
         if tokenizer.vocab_size > architecture.vocab_size:
             raise DataError(
                 f"{tokenizer_folder}: {tokenizer.vocab_size} tokens, but {train_artifact_folder} "

@@ -7,17 +7,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Engine
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of, plain
 
+if TYPE_CHECKING:
+    from megatron_prism.data.tokenizer import Tokenizer
+
 # What a stage gives the engine itself, and nobody else may.
 GIVEN = {
-    "megatron": ("train_artifact_folder", "tokenizer_folder", "batch_size"),
-    "vllm": ("folder",),
+    "megatron": ("train_artifact_folder", "tokenizer_folder", "batch_size", "text"),
+    "vllm": ("folder", "text"),
     "openai": ("tokenizer", "store"),
 }
 # How an engine is reached and how fast it is; what it answers does not depend on these.
@@ -40,10 +44,12 @@ class Sampler:
     Attributes:
         engine: 'megatron', 'vllm' or 'openai'.
         options: of the engine, but for those that the stage knows itself; docs/engines.md has them.
+        text: how prompts begin, and what names of special tokens in them mean.
     """
 
     engine: str = "megatron"
     options: dict[str, Any] = field(default_factory=dict)
+    text: TextSettings = field(default_factory=TextSettings)
 
     def __post_init__(self) -> None:
         one_of(self.engine, GIVEN, "engine")
@@ -59,8 +65,23 @@ class Sampler:
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers: a server that moved, or is asked more patiently, is the same engine."""
-        options = {key: value for key, value in plain(self)["options"].items() if key not in TUNING}
-        return {"engine": self.engine, "options": options}
+        config = plain(self)
+        return config | {"options": {k: v for k, v in config["options"].items() if k not in TUNING}}
+
+    def tokenizer(self, folder: Path) -> Tokenizer:
+        """The tokenizer that encodes prompts."""
+        from megatron_prism.data.tokenizer import Tokenizer
+
+        return Tokenizer.load(folder, self.text)
+
+    def describe(self, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+        """How prompts are made, for the receipt; compared with the texts that the model was trained on."""
+        from megatron_prism.data.text_record import check_model
+
+        tokenizer = self.tokenizer(inputs["tokenizer"].path)
+        if "model" in inputs:
+            check_model(inputs["model"], tokenizer)
+        return tokenizer.record()
 
     @contextmanager
     def open(self, inputs: Mapping[str, Artifact], slots: int, work: Path) -> Iterator[Engine]:
@@ -76,13 +97,13 @@ class Sampler:
         """
         from megatron_prism.generation.engines import open_engine
 
-        tokenizer = inputs["tokenizer"].path
+        folder = inputs["tokenizer"].path
         if self.engine != "openai" and "model" not in inputs:
             raise ConfigError(
                 f"engine '{self.engine}' samples from a 'model' input, and this stage has none; give one, or use "
                 "engine 'openai' for a server"
             )
-        given = dict(zip(GIVEN[self.engine], self._given(inputs, tokenizer, slots, work), strict=True))
+        given = dict(zip(GIVEN[self.engine], self._given(inputs, folder, slots, work), strict=True))
         with open_engine(self.engine, **given, **self.options) as engine:
             yield engine
         for left in (STORE, EXPORTED):
@@ -91,12 +112,10 @@ class Sampler:
     def _given(
         self, inputs: Mapping[str, Artifact], tokenizer: Path, slots: int, work: Path
     ) -> tuple[Any, ...]:
-        from megatron_prism.data.tokenizer import Tokenizer
-
         if self.engine == "megatron":
-            return inputs["model"].path, tokenizer, slots
+            return inputs["model"].path, tokenizer, slots, self.text
         if self.engine == "openai":
-            return Tokenizer.load(tokenizer), work / STORE
+            return self.tokenizer(tokenizer), work / STORE
         from megatron_prism.conversion.export_hf import export_checkpoint
         from megatron_prism.conversion.model_folder import open_weights
 
@@ -104,4 +123,4 @@ class Sampler:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         export_checkpoint(open_weights(inputs["model"].path), folder, tokenizer)
-        return (folder,)
+        return folder, self.text

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import Tokenizer
-from megatron_prism.errors import ConfigError
+from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.generation.engine import (
     Completion,
     SamplingParams,
@@ -52,13 +53,20 @@ class VLLMEngine:
         folder: a Hugging Face folder with its tokenizer.
         max_length: most tokens of prompt and completion; None takes the model's.
         gpu_memory_share: share of the GPU's memory that vLLM takes; lower it where a trainer is on the same GPU.
+        text: how prompts begin, where that is not as the tokenizer's files say.
 
     Raises:
         ConfigError: where vLLM is not installed.
         DataError: for a folder without a tokenizer.
     """
 
-    def __init__(self, folder: Path, max_length: int | None = None, gpu_memory_share: float = 0.9) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_length: int | None = None,
+        gpu_memory_share: float = 0.9,
+        text: TextSettings | None = None,
+    ) -> None:
         try:
             import vllm
         except ModuleNotFoundError as problem:
@@ -68,7 +76,7 @@ class VLLMEngine:
                 "engine 'vllm': vLLM is not installed; pip install 'megatron-prism[vllm]' on a machine with a GPU, "
                 "or use engine 'megatron', which works here"
             ) from None
-        self.tokenizer = Tokenizer.load(Path(folder))
+        self.tokenizer = Tokenizer.load(Path(folder), text)
         # In this process: only then can `update_weights` hand over tensors without pickling them.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._sampling_params = vllm.SamplingParams
@@ -91,8 +99,9 @@ class VLLMEngine:
 
         Raises:
             DataError: for a prompt that is empty, or leaves no room for a single token.
+            ServerError: if vLLM read other prompt tokens than it was given.
         """
-        # As ids, so that vLLM puts no start token before them.
+        # As ids: what begins a prompt is this tokenizer's policy, and not vLLM's.
         encoded = self.tokenizer.encode_batch(list(prompts))
         check_prompts(prompts, encoded, self._llm.model_config.max_model_len)
         asked = [
@@ -105,6 +114,13 @@ class VLLMEngine:
             [self._sampling_params(**arguments) for arguments in asked],
             use_tqdm=False,
         )
+        sent = (token_ids for token_ids in encoded for _ in range(samples))
+        for token_ids, answer in zip(sent, answers, strict=True):
+            if list(answer.prompt_token_ids) != token_ids:
+                raise ServerError(
+                    f"engine 'vllm': {len(token_ids)} prompt tokens were given, and it read "
+                    f"{len(answer.prompt_token_ids)} others: this version of vLLM changes prompts; use another"
+                )
         progress(len(answers))
         in_order = iter([_completion(answer.outputs[0]) for answer in answers])
         return [[next(in_order) for _ in range(samples)] for _ in prompts]

@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.model_folder import Weights
 from megatron_prism.errors import CheckpointError
+from megatron_prism.merging.exact import Workspace
 
 T = TypeVar("T")
 
@@ -124,12 +125,15 @@ class Buffer:
 
 
 class Scratch:
-    """One thread's memory: for each model a block as it is stored and one in fp32, and a block for a result."""
+    """One thread's memory: for each model a block as it is stored and one in fp32, a block for a result, and `space`
+    for what the exact sum needs beside them.
+    """
 
     def __init__(self, models: int) -> None:
         self._stored = [Buffer() for _ in range(models)]
         self._fp32 = [Buffer() for _ in range(models)]
         self._result, self._rounded = Buffer(), Buffer()
+        self.space = Workspace(BLOCK)
 
     def read(self, sources: Sequence[TensorBytes], block: Block) -> list[Tensor]:
         """The block of every model in fp32, valid until the next call."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from megatron_prism.merging.blocks import Block
+from megatron_prism.merging.blocks import Block, Scratch
+from megatron_prism.merging.exact import ExactSum
 from megatron_prism.merging.methods import (
     HALF,
     MagnitudeCounts,
@@ -33,6 +36,21 @@ class Scan(Protocol):
     def __call__(self, work: Callable[[Sequence[Tensor]], T]) -> Iterator[T]: ...
 
 
+@dataclass(frozen=True)
+class Terms:
+    """A block of every model, the base first where the method has one, and what is to become of them.
+
+    Attributes:
+        tensors: in fp32, flat.
+        stored: the dtypes the models store them in.
+        result: the dtype of the result.
+    """
+
+    tensors: Sequence[Tensor]
+    stored: tuple[torch.dtype, ...]
+    result: torch.dtype
+
+
 class Combiner(Protocol):
     """How blocks become a block of the result."""
 
@@ -40,31 +58,31 @@ class Combiner(Protocol):
         """What the method needs to know of the whole tensor `name`; it may scan it."""
         ...
 
-    def __call__(
-        self, block: Block, tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor
-    ) -> Tensor:
-        """The result in fp32, in `out` or elsewhere.
+    def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
+        """The result in fp32, to be rounded to `terms.result`; its memory may be the scratch's.
 
         Args:
-            tensors: a block of each model, the base first where the method has one.
             weights: of the models, without the base.
         """
         ...
 
 
 class Sum:
-    """Linear combinations whose weights do not depend on the tensor."""
+    """Linear combinations whose weights do not depend on the tensor: the correctly rounded sum."""
 
-    def __init__(self, to_linear: Callable[[Sequence[float]], Sequence[float]]) -> None:
+    def __init__(self, to_linear: Callable[[Sequence[Fraction]], Sequence[Fraction]]) -> None:
         self._to_linear = to_linear
+        self._made: dict[tuple[object, ...], ExactSum] = {}
 
     def learn(self, name: str, elements: int, scan: Scan) -> None:
         pass
 
-    def __call__(
-        self, block: Block, tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor
-    ) -> Tensor:
-        return linear(tensors, self._to_linear(weights), out)
+    def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
+        key = (*weights, *terms.stored, terms.result)
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = ExactSum(self._to_linear(weights), terms.stored, terms.result)
+        return made(terms.tensors, scratch.result(block.count), scratch.space)
 
 
 class Slerp:
@@ -79,10 +97,9 @@ class Slerp:
             dot, square_a, square_b = (math.fsum(part) for part in zip(*found, strict=True))
             self._moments[name] = (dot, square_a, square_b)
 
-    def __call__(
-        self, block: Block, tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor
-    ) -> Tensor:
-        return linear(tensors, slerp_weights(weights[-1], *self._moments[block.name]), out)
+    def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
+        shares = slerp_weights(float(weights[-1]), *self._moments[block.name])
+        return linear(terms.tensors, shares, scratch.result(block.count))
 
 
 class Ties:
@@ -108,10 +125,9 @@ class Ties:
             found = [counter.finish(each) for counter, each in zip(counters, totals, strict=True)]
         self._thresholds[name] = [value for value in found if value is not None]
 
-    def __call__(
-        self, block: Block, tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor
-    ) -> Tensor:
-        return ties(tensors[0], tensors[1:], weights, self._thresholds[block.name])
+    def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
+        base, *others = terms.tensors
+        return ties(base, others, list(map(float, weights)), self._thresholds[block.name])
 
 
 class Dare:
@@ -123,14 +139,13 @@ class Dare:
     def learn(self, name: str, elements: int, scan: Scan) -> None:
         pass
 
-    def __call__(
-        self, block: Block, tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor
-    ) -> Tensor:
+    def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
+        base, *others = terms.tensors
         masks = [
             dare_mask(self._seed, block.name, model, block.first, block.count, self._density)
             for model in range(len(weights))
         ]
-        return dare(tensors[0], tensors[1:], weights, masks, self._density)
+        return dare(base, others, list(map(float, weights)), masks, self._density)
 
 
 def combiner(settings: MergeSettings, models: int) -> Combiner:

@@ -1,4 +1,4 @@
-"""Several models become one (or one for each alpha), streamed: read, combined in fp32, checked, rounded once, written.
+"""Several models become one (or one for each alpha), streamed: read, combined, rounded once, checked, written.
 
 At no time is more than a block of each model in memory for each thread; only where a Megatron checkpoint was cut along
 columns is one whole tensor held.
@@ -22,7 +22,7 @@ from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.model_folder import MegatronWeights, Weights
 from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.merging.blocks import Block, OpenFiles, Scratch, TensorBytes, Workers, blocks
-from megatron_prism.merging.combine import Combiner, combiner
+from megatron_prism.merging.combine import Combiner, Terms, combiner
 from megatron_prism.merging.inputs import dtype_remarks, open_models
 from megatron_prism.merging.outputs import Filling, check_config, lay_out, output_format, total_bytes
 from megatron_prism.merging.settings import Blend, MergeSettings
@@ -145,7 +145,8 @@ def merge(
         "remarks": [*plan.remarks, *remarks],
         "weights": {
             blend.name or "result": {
-                component: list(blend.in_component(component)) for component in sorted(set(named.values()))
+                component: list(map(float, blend.in_component(component)))
+                for component in sorted(set(named.values()))
             }
             for blend in plan.blends
         },
@@ -177,10 +178,11 @@ class _Stream:
 
         def work(scratch: Scratch, block: Block) -> int:
             tensors = scratch.read(opened[block.name], block)
+            terms = Terms(tensors, tuple(each.dtype for each in opened[block.name]), filling.dtype)
             written = 0
             for (handle, hole), shares in zip(holes, weights[block.name], strict=True):
-                result = self._combine(block, tensors, shares, scratch.result(block.count))
-                if not _all_finite(result, filling.dtype):
+                result = self._combine(block, terms, shares, scratch)
+                if not _fits(result, filling.dtype):
                     self._blame(block, tensors, result, filling.dtype)
                 values = scratch.round(result, filling.dtype)
                 written += len(values)
@@ -204,7 +206,7 @@ class _Stream:
             def checked(scratch: Scratch, block: Block) -> T:
                 tensors = scratch.read(opened, block)
                 for tensor in tensors:
-                    if not _all_finite(tensor, torch.float32):
+                    if not _fits(tensor, torch.float32):
                         self._blame(block, tensors, tensor, torch.float32)
                 return work(tensors)
 
@@ -224,19 +226,16 @@ class _Stream:
                     f"{model.path}: tensor '{block.name}' holds {float(tensor[place])} in row {row}; a merge would "
                     "spread it, so mend or leave out this model"
                 )
-        largest = torch.finfo(dtype).max
-        if not bool((result.abs() <= largest).all()):
-            raise CheckpointError(
-                f"tensor '{block.name}': these weights give {float(result.abs().max()):.4g}, more than {dtype} "
-                f"holds ({largest:.4g}); use smaller weights"
-            )
+        raise CheckpointError(
+            f"tensor '{block.name}': these weights give {float(result.abs().max()):.4g}, more than {dtype} holds "
+            f"({torch.finfo(dtype).max:.4g}); use smaller weights"
+        )
 
 
-def _all_finite(values: Tensor, dtype: torch.dtype) -> bool:
-    """One cheap reduction: False for any number that is not finite in `dtype`, and at times for very large ones."""
-    if dtype is torch.float16:
-        return bool(values.abs().max() <= torch.finfo(dtype).max)
-    return math.isfinite(float(values.sum()))
+def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all fp32 values are numbers, and finite when they are rounded to `dtype`."""
+    largest = max(abs(float(end)) for end in torch.aminmax(values))
+    return math.isfinite(float(torch.tensor(largest).to(dtype)))
 
 
 def _write(handle: int, view: memoryview, offset: int) -> None:

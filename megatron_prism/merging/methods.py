@@ -1,8 +1,9 @@
 """The methods of merging, each a pure function of fp32 tensors of one shape (whole tensors, or blocks of them).
 
 What a method must know of a whole tensor (an angle, a threshold, a mask) is an argument, computed by `moments`,
-`MagnitudeCounts` and `dare_mask`, so that no method ever needs a whole tensor in memory. Sums run in the order of the
-models, in fp32; rounding to the dtype of the result is the caller's, once.
+`MagnitudeCounts` and `dare_mask`, so that no method ever needs a whole tensor in memory. Methods that are linear with
+weights known beforehand come down to those weights, as fractions, for `merging/exact.py` to add up. The others compute
+in fp32, in the order of the models; rounding to the dtype of the result is the caller's, once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ HALF = 1 << 16
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
-    """`w_0 x_0 + w_1 x_1 + ...`, weights exactly as given; product and sum rounded to fp32 one by one.
+    """`w_0 x_0 + w_1 x_1 + ...`, weights, products and sums each rounded to fp32 (SLERP's weights are no fractions).
 
     Args:
         out: the result's memory, none of `tensors`.
@@ -33,14 +35,14 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor | No
     return total
 
 
-def task_arithmetic_weights(weights: Sequence[float]) -> list[float]:
+def task_arithmetic_weights(weights: Sequence[Fraction]) -> list[Fraction]:
     """`base + sum_i w_i (x_i - base)` (arXiv 2212.04089) as linear weights of [base, x_1, x_2, ...]."""
-    return [1.0 - math.fsum(weights), *weights]
+    return [1 - sum(weights, start=Fraction(0)), *weights]
 
 
-def interpolation_weights(a: float, b: float) -> list[float]:
+def interpolation_weights(a: Fraction, b: Fraction) -> list[Fraction]:
     """`W(a, b) = base + a (MT - base) + b (RL - MT)` (arXiv 2603.17074, section 7) as weights of [base, MT, RL]."""
-    return [1.0 - a, a - b, b]
+    return [1 - a, a - b, b]
 
 
 def slerp_weights(t: float, dot: float, square_a: float, square_b: float) -> list[float]:

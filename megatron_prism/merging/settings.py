@@ -6,11 +6,13 @@ of the models in every component.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TypeAlias
 
-from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.errors import ConfigError
+from megatron_prism.merging.decimals import exact_number, listed, short
 from megatron_prism.models.components import COMPONENTS
 from megatron_prism.pipeline.config import one_of
 
@@ -36,8 +38,12 @@ METHODS = {
 }
 # Methods whose weights scale changes of a base: any number is an ordinary one.
 CHANGES = ("task-arithmetic", "ties", "dare")
-# How far a sum of weights typed in decimal may be from 1.
-SUM_TOLERANCE = 1e-6
+# How far a sum of weights may be from 1 for a user who typed 0.333333 three times.
+SUM_TOLERANCE = Fraction(1, 10**6)
+# fp32 holds no number that is much larger.
+LARGEST_WEIGHT = 1e38
+# What a weight may be given as; see `decimals.exact_number`. Settings hold fractions.
+Number: TypeAlias = Fraction | float | str
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,16 @@ class Blend:
     """
 
     name: str
-    weights: tuple[float, ...]
-    component_weights: Mapping[str, float]
+    weights: tuple[Fraction, ...]
+    component_weights: Mapping[str, Fraction]
     pair: bool
 
-    def in_component(self, component: str) -> tuple[float, ...]:
+    def in_component(self, component: str) -> tuple[Fraction, ...]:
         """The weights of the models, without the base, in one component."""
         alpha = self.component_weights.get(component)
         if alpha is None:
             return self.weights
-        return (1.0 - alpha, alpha) if self.pair else (*self.weights[:-1], alpha)
+        return (1 - alpha, alpha) if self.pair else (*self.weights[:-1], alpha)
 
 
 @dataclass(frozen=True)
@@ -75,22 +81,26 @@ class MergeSettings:
         normalize: divide the weights by their sum.
         density: TIES and DARE: the share of each change that is kept.
         seed: DARE's.
+        exact_weights, exact_components, exact_alphas: the numbers above as fractions (see `merging/decimals.py`).
 
     Raises:
         ConfigError: for a method that is not known, weights that are no numbers, or options a method does not have.
     """
 
     method: str = "linear"
-    weights: Sequence[float] = ()
-    component_weights: Mapping[str, float] = field(default_factory=dict)
-    alphas: Sequence[float] = ()
+    weights: Sequence[Number] = ()
+    component_weights: Mapping[str, Number] = field(default_factory=dict)
+    alphas: Sequence[Number] = ()
     normalize: bool = False
     density: float | None = None
     seed: int = 1
+    exact_weights: tuple[Fraction, ...] = field(init=False)
+    exact_components: dict[str, Fraction] = field(init=False)
+    exact_alphas: tuple[Fraction, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         one_of(self.method, METHODS, "method")
-        self._check_numbers()
+        self._take_numbers()
         if self.kind.density and (self.density is None or not 0 < self.density <= 1):
             raise ConfigError(
                 f"density={self.density}: method={self.method} needs the share of each change to keep, in (0, 1], "
@@ -110,19 +120,31 @@ class MergeSettings:
     def kind(self) -> Kind:
         return METHODS[self.method]
 
-    def _check_numbers(self) -> None:
-        numbers = {
-            **{f"weight number {place + 1}": weight for place, weight in enumerate(self.weights)},
-            **{f"component weight {name}": weight for name, weight in self.component_weights.items()},
-            **{f"alpha number {place + 1}": alpha for place, alpha in enumerate(self.alphas)},
+    def _take_numbers(self) -> None:
+        exact = {
+            "exact_weights": tuple(
+                exact_number(weight, f"weight number {place}") for place, weight in enumerate(self.weights, 1)
+            ),
+            "exact_components": {
+                name: exact_number(weight, f"component weight {name}")
+                for name, weight in self.component_weights.items()
+            },
+            "exact_alphas": tuple(
+                exact_number(alpha, f"alpha number {place}") for place, alpha in enumerate(self.alphas, 1)
+            ),
         }
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                raise ConfigError(f"{name} is {value}: a finite number is needed")
+        for name, exact_values in exact.items():
+            object.__setattr__(self, name, exact_values)
+        numbers: list[Fraction] = [*self.exact_weights, *self.exact_components.values(), *self.exact_alphas]
+        for value in numbers:
+            if abs(value) > LARGEST_WEIGHT:
+                raise ConfigError(
+                    f"weight {float(value):g}: at most {LARGEST_WEIGHT:g}, as fp32 holds no larger number"
+                )
         if bool(self.weights) == bool(self.alphas):
             raise ConfigError("give a weight for each model, or a list of alphas for two, and not both")
-        if len(set(self.alphas)) < len(self.alphas):
-            raise ConfigError(f"alphas {_listed(self.alphas)}: one is given twice")
+        if len(set(map(short, self.exact_alphas))) < len(self.alphas):
+            raise ConfigError(f"alphas {listed(self.exact_alphas)}: one is given twice")
 
     def blends(self, models: int) -> list[Blend]:
         """The results to make of that many models beside the base.
@@ -144,86 +166,57 @@ class MergeSettings:
         if self.alphas:
             if not pair and not (kind.base and models == 1):
                 raise ConfigError(
-                    f"alphas {_listed(self.alphas)}: need two models, or one beside a base; {models} are given"
+                    f"alphas {listed(self.exact_alphas)}: need two models, or one beside a base; {models} are given"
                 )
             return [
                 Blend(
-                    f"alpha-{alpha:.12g}",
-                    (1.0 - alpha, alpha) if pair else (alpha,),
-                    self.component_weights,
+                    f"alpha-{short(alpha)}",
+                    (1 - alpha, alpha) if pair else (alpha,),
+                    self.exact_components,
                     pair,
                 )
-                for alpha in self.alphas
+                for alpha in self.exact_alphas
             ]
         if len(self.weights) != models:
             raise ConfigError(f"{len(self.weights)} weights for {models} models; each needs one")
-        return [Blend("", self._weights(), self.component_weights, pair)]
+        return [Blend("", self._normalized(), self.exact_components, pair)]
 
-    def shares(self, weights: Sequence[float]) -> tuple[float, ...]:
+    def shares(self, weights: Sequence[Fraction]) -> tuple[float, ...]:
         """How much of each model is in a result of these weights, the base first where the method has one."""
-        numbers = tuple(map(float, weights))
         if self.method == "interpolate":
-            a, b = numbers
-            return (1.0 - a, a - b, b)
-        return (1.0 - math.fsum(numbers), *numbers) if self.kind.base else numbers
+            a, b = weights
+            return (float(1 - a), float(a - b), float(b))
+        shares = (1 - sum(weights), *weights) if self.kind.base else weights
+        return tuple(map(float, shares))
 
-    def _weights(self) -> tuple[float, ...]:
-        weights, total = tuple(map(float, self.weights)), math.fsum(self.weights)
+    def _normalized(self) -> tuple[Fraction, ...]:
+        weights, total = self.exact_weights, sum(self.exact_weights, start=Fraction(0))
         if self.normalize:
             if abs(total) < SUM_TOLERANCE:
-                raise ConfigError(f"normalize: weights {_listed(weights)} sum to {total:g}")
+                raise ConfigError(f"normalize: weights {listed(weights)} sum to {float(total):g}")
             return tuple(weight / total for weight in weights)
         if self.method == "slerp" and abs(total - 1) > SUM_TOLERANCE:
             raise ConfigError(
-                f"method=slerp: weights {_listed(weights)} sum to {total:g}; they are 1 - t and t, or use normalize"
+                f"method=slerp: weights {listed(weights)} sum to {float(total):g}; they are 1 - t and t, "
+                "or use normalize"
             )
         return weights
 
     def remarks(self) -> list[str]:
         """What a user should hear before work starts, one line each."""
-        said, total = [], math.fsum(self.weights)
+        said, weights = [], self.exact_weights
+        total = sum(weights, start=Fraction(0))
         if self.normalize:
             said.append(
-                f"weights {_listed(self.weights)} are divided by their sum {total:g}, as normalize asks"
+                f"weights {listed(weights)} are divided by their sum {float(total):g}, as normalize asks"
             )
-        elif self.method == "linear" and self.weights and abs(total - 1) > SUM_TOLERANCE:
+        elif self.method == "linear" and weights and abs(total - 1) > SUM_TOLERANCE:
             said.append(
-                f"weights {_listed(self.weights)} sum to {total:g}, not 1; they are used exactly as given"
+                f"weights {listed(weights)} sum to {float(total):g}, not 1; they are used exactly as given"
             )
-        shares = () if self.method in CHANGES else tuple(self.weights)
-        alphas = (*shares, *self.alphas, *self.component_weights.values())
+        shares = () if self.method in CHANGES else weights
+        alphas = (*shares, *self.exact_alphas, *self.exact_components.values())
         outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
         if outside:
-            said.append(f"alpha {_listed(outside)} lies outside [0, 1]: this extrapolates beyond the models")
+            said.append(f"alpha {listed(outside)} lies outside [0, 1]: this extrapolates beyond the models")
         return said
-
-
-def parse_weights(text: str, option: str) -> dict[str, float]:
-    """'attention=0.3,mlp=0.1' -> {"attention": 0.3, "mlp": 0.1}; a ConfigError names what does not parse."""
-    found: dict[str, float] = {}
-    for item in text.split(","):
-        name, equals, value = item.partition("=")
-        name = name.strip()
-        if not equals:
-            raise ConfigError(f"{option} '{item}': COMPONENT=WEIGHT is needed, for example attention=0.3")
-        if name not in COMPONENTS:
-            raise ConfigError(f"{option} '{item}': no component '{name}'{suggest(name, COMPONENTS)}")
-        if name in found:
-            raise ConfigError(f"{option}: '{name}' is given twice")
-        found[name] = parse_number(value, f"{option} '{item}'")
-    return found
-
-
-def parse_number(text: str, where: str) -> float:
-    """A finite number; a ConfigError says where it was typed."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise ConfigError(f"{where}: '{text}' is not a number") from None
-    if not math.isfinite(number):
-        raise ConfigError(f"{where}: '{text}' is not a finite number")
-    return number
-
-
-def _listed(numbers: Sequence[float]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers)

@@ -24,7 +24,8 @@ class Merge(Stage):
     """Inputs: train, import or merge artifacts by name; `base` is the base of a method that has one. Output: the same.
 
     Attributes:
-        weights: input name -> weight, in the order of the models; every input but a method's base has one.
+        weights: input name -> weight, in the order of the models; every input but a method's base has one. A number, or
+            text where more digits or a fraction are meant: "1/3" (see `merging/decimals.py`).
         method: linear, task-arithmetic, slerp, ties, dare, or interpolate, W(a, b) of the paper, whose inputs are
             `base` and two with weights a and b.
         component_weights: component -> weight of the last model in it (see `MergeSettings`).
@@ -37,11 +38,12 @@ class Merge(Stage):
     """
 
     kind: ClassVar[str] = "merge"
+    # 2: the sum is correctly rounded, and the files of the heaviest model are kept.
     version: ClassVar[int] = 2
 
-    weights: dict[str, float]
+    weights: dict[str, Any]
     method: str = "linear"
-    component_weights: dict[str, float] = field(default_factory=dict)
+    component_weights: dict[str, Any] = field(default_factory=dict)
     normalize: bool = False
     density: float | None = None
     seed: int = 1

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
 from megatron_prism.models.rope import RopeScaling
+from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.process_groups import ParallelConfig
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
 # Layers on Transformer Engine and mamba_ssm, layers in plain torch, or the first that the machine can run.
 BACKENDS = ("auto", "te", "torch")
+# What a layer keeps for its backward: everything, or its input.
+RECOMPUTE = ("none", "full")
 SIZES = (
     *(
         "vocab_size",
@@ -181,3 +184,13 @@ class Architecture:
                     f"{where}: the checkpoint has {each.name}={theirs}, this model has {mine}; "
                     "use a checkpoint of the same architecture"
                 )
+
+
+def check_recompute(recompute: str, architecture: Architecture, fp8: str | None) -> None:
+    """A ConfigError for an unknown choice, or one that this model cannot do."""
+    one_of(recompute, RECOMPUTE, "recompute")
+    if recompute == "full" and architecture.is_hybrid and fp8:
+        raise ConfigError(
+            f"recompute=full: with fp8={fp8} it exists for dense models only, and {architecture.family} is a hybrid "
+            "here; use recompute=none or bf16 without fp8"
+        )

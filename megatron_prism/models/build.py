@@ -8,17 +8,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from megatron_prism.errors import ConfigError
 from megatron_prism.models import specs_te
-from megatron_prism.models.architecture import BACKENDS, Architecture
+from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.layers.multipliers import install_embedding_multiplier, install_logits_scaling
 from megatron_prism.models.rope import inverse_frequencies
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.cpu_seam import on_meta
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
-# What a layer keeps for its backward: everything, or its input.
-RECOMPUTE = ("none", "full")
 FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
@@ -168,16 +165,6 @@ def build_model(
     if shared["post_process"]:
         install_logits_scaling(model.output_layer, architecture.logits_scaling)
     return model
-
-
-def check_recompute(recompute: str, architecture: Architecture, fp8: str | None) -> None:
-    """A ConfigError for an unknown choice, or one that this model cannot do."""
-    one_of(recompute, RECOMPUTE, "recompute")
-    if recompute == "full" and architecture.is_hybrid and fp8:
-        raise ConfigError(
-            f"recompute=full: with fp8={fp8} it exists for dense models only, and {architecture.family} is a hybrid "
-            "here; use recompute=none or bf16 without fp8"
-        )
 
 
 def build_on_meta(architecture: Architecture) -> Any:

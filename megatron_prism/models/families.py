@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
 from megatron_prism.models import granite, granite_hybrid, llama, mistral, nemotron_h
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.hf_config import ConfigReader
 from megatron_prism.models.mappings import Rule, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_prism.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 ShapeOf = Callable[[Architecture], Shape]
@@ -129,6 +129,8 @@ class Rule:
 
     def to_megatron(self, tensors: Sequence[Tensor], architecture: Architecture) -> Tensor:
         """Whole Hugging Face tensors to the whole Megatron tensor."""
+        import torch
+
         runs = self.layout.runs(architecture)
         if len(runs) == 1:
             return tensors[0]
@@ -136,6 +138,8 @@ class Rule:
 
     def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
         """The whole Megatron tensor (vocabulary padding is left behind) to its Hugging Face tensors."""
+        import torch
+
         pieces: list[list[Tensor]] = [[] for _ in self.hf]
         for run in self.layout.runs(architecture):
             pieces[run.part].append(tensor[run.megatron_row : run.megatron_row + run.rows])

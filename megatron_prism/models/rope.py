@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import one_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The numbers of each type that a config must name.
 NEEDED = {
@@ -132,6 +132,8 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
     Source of the scaled forms: transformers' modeling_rope_utils.py, `_compute_llama3_parameters`,
     `_compute_yarn_parameters`, `_compute_linear_scaling_rope_parameters`.
     """
+    import torch
+
     periods = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     frequencies = 1.0 / periods
     if scaling is None:
@@ -156,6 +158,8 @@ def _values(scaling: RopeScaling, *names: str) -> list[float]:
 
 def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
     """How far each frequency is stretched, from 0 (kept) to 1 (by the whole factor); `[head_dim / 2]`."""
+    import torch
+
     original, fast, slow = _values(scaling, "original_max_position_embeddings", "beta_fast", "beta_slow")
 
     def index(turns: float) -> float:

@@ -31,7 +31,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"override '{text}': expected key=value, for example seed=7")
     try:
         parsed = OmegaConf.from_dotlist([f"value={value}"])
-    except (yaml.YAMLError, OmegaConfBaseException):
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError):
         raise ConfigError(f"override '{text}': the value is not valid YAML") from None
     return key.strip(), OmegaConf.to_container(parsed)["value"]  # type: ignore[index, call-overload]
 
@@ -105,11 +105,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping; a ConfigError names the file if it is missing, not YAML, or not a mapping."""
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise ConfigError(f"{path}: not readable YAML ({str(problem).splitlines()[0]})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deep for a config") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
     return data

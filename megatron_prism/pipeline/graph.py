@@ -7,49 +7,30 @@ and a changed config never meets an old result. `RUN_DIR/NAME` links to the fold
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megatron_prism.errors import ArtifactError, ConfigError, DataError, PrismError, suggest
-from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal, write_json
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import apply_overrides, field_names, plain
-from megatron_prism.pipeline.launch import run_stage
-from megatron_prism.pipeline.output import is_full_disk
+from megatron_prism.pipeline.execution import Observer, in_turn, side_by_side
+from megatron_prism.pipeline.node import Located, Node, locate
 from megatron_prism.pipeline.stage import Stage
-from megatron_prism.platform.hardware import machine_facts, versions
-
-Event = Literal["start", "done", "skipped"]
-
-
-@dataclass(eq=False)
-class Node:
-    """One stage in a graph, with the nodes whose artifacts it takes, by input name."""
-
-    name: str
-    stage: Stage
-    inputs: dict[str, Node] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.stage.fingerprint({name: node.fingerprint for name, node in self.inputs.items()})
-
-    def folder(self, run_dir: Path) -> Path:
-        return run_dir / "artifacts" / f"{self.stage.kind}-{self.fingerprint[:12]}"
 
 
 class Graph:
-    """Stages in the order they were added, which is an order they can run in: inputs must exist before users."""
+    """Stages in the order they were added, which is an order they can run in: inputs must exist before users.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        name: of the recipe.
+        jobs: how many processes of this machine the recipe is made to use at once.
+        expected_seconds: about how long each stage takes, by name, for an estimate of the time left.
+    """
+
+    def __init__(self, name: str, jobs: int = 1, expected_seconds: Mapping[str, float] | None = None) -> None:
+        self.name, self.jobs = name, jobs
+        self.expected_seconds = dict(expected_seconds or {})
         self.nodes: dict[str, Node] = {}
 
     def add(self, name: str, stage: Stage, **inputs: Node) -> Node:
@@ -105,126 +86,66 @@ class Graph:
                 affected.add(node.name)
         return affected
 
+    def again(self, target: str | None, start_from: str | None, force: bool) -> set[str]:
+        """Names of the stages to make even if they are done; see `run` for the arguments."""
+        again = self.downstream(start_from) if start_from is not None else set()
+        if force:
+            again |= {target} if target is not None else set(self.nodes)
+        return again
+
     def run(
         self,
         run_dir: Path,
         target: str | None = None,
         start_from: str | None = None,
         force: bool = False,
-        observe: Callable[[Event, Node, Artifact | None], None] = lambda event, node, artifact: None,
+        jobs: int | None = None,
+        observer: Observer | None = None,
     ) -> dict[str, Artifact]:
-        """Make every artifact that is needed and missing; return them by stage name.
+        """Make every artifact that is needed and missing; return them by stage name, in the graph's order.
 
         Args:
             run_dir: where artifacts lie; created if absent.
             target: stop at this stage (and run only what it needs).
             start_from: run this stage and all after it again, even if done.
             force: run the target (or, without one, everything) again, even if done.
-            observe: called before and after each stage.
+            jobs: processes to run stages in, side by side where the graph allows it; 1 runs them in this process, one
+                after the other. None: the recipe's own number.
+            observer: is told of each stage before and after.
 
         Raises:
             PrismError: from a stage, or for a damaged artifact in the way; whatever was finished stays.
         """
         run_dir = Path(run_dir)
-        nodes = self.needed(target)
-        again: set[str] = set()
-        if start_from is not None:
-            again |= self.downstream(start_from)
-        if force:
-            again |= {target} if target is not None else {node.name for node in nodes}
+        located = locate(self.needed(target), run_dir)
+        again = self.again(target, start_from, force)
         try:
             (run_dir / "artifacts").mkdir(parents=True, exist_ok=True)
-            self._record(run_dir, nodes)
+            self._record(run_dir, located)
         except OSError as problem:
             raise ConfigError(f"{run_dir}: cannot be made a run folder ({problem.strerror})") from None
-        artifacts: dict[str, Artifact] = {}
-        for node in nodes:
-            folder = node.folder(run_dir)
-            if folder.exists() and node.name not in again:
-                artifact = Artifact.open(folder, kind=node.stage.kind)
-                observe("skipped", node, artifact)
-            else:
-                observe("start", node, None)
-                with _locked(folder):
-                    artifact = _make(node, folder, {key: artifacts[n.name] for key, n in node.inputs.items()})
-                observe("done", node, artifact)
-            artifacts[node.name] = artifact
-            _link(run_dir / node.name, folder)
-        return artifacts
+        processes = self.jobs if jobs is None else jobs
+        observer = observer or Observer()
+        if processes == 1:
+            artifacts = in_turn(located, run_dir, again, observer)
+        else:
+            artifacts = side_by_side(located, run_dir, again, observer, processes)
+        return {name: artifacts[name] for name in located}
 
-    def _record(self, run_dir: Path, nodes: Iterable[Node]) -> None:
+    def _record(self, run_dir: Path, located: Mapping[str, Located]) -> None:
         write_json(
             run_dir / "graph.json",
             {
                 "recipe": self.name,
                 "stages": [
                     {
-                        "name": node.name,
-                        "kind": node.stage.kind,
-                        "folder": str(node.folder(run_dir).relative_to(run_dir)),
-                        "inputs": {key: parent.name for key, parent in node.inputs.items()},
-                        "config": plain(node.stage),
+                        "name": name,
+                        "kind": each.node.stage.kind,
+                        "folder": str(each.folder.relative_to(run_dir)),
+                        "inputs": {key: parent.name for key, parent in each.node.inputs.items()},
+                        "config": plain(each.node.stage),
                     }
-                    for node in nodes
+                    for name, each in located.items()
                 ],
             },
         )
-
-
-def _make(node: Node, folder: Path, inputs: dict[str, Artifact]) -> Artifact:
-    """Run one stage into its partial folder and seal it."""
-    partial = partial_path(folder)
-    if partial.exists() and not node.stage.resumable:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    started = datetime.now(UTC)
-    clock = time.perf_counter()
-    try:
-        metrics = run_stage(node.stage, inputs, partial)
-        receipt = Receipt(
-            kind=node.stage.kind,
-            fingerprint=node.fingerprint,
-            stage=node.name,
-            config=plain(node.stage),
-            inputs={name: artifact.fingerprint for name, artifact in inputs.items()},
-            metrics=metrics,
-            versions=versions(),
-            machine=machine_facts(),
-            world_size=node.stage.world_size,
-            started=started.isoformat(timespec="seconds"),
-            wall_seconds=round(time.perf_counter() - clock, 3),
-        )
-        return seal(partial, folder, receipt)
-    except Exception as problem:
-        if not isinstance(problem, PrismError) and is_full_disk(problem, partial):
-            raise DataError(
-                f"stage '{node.name}': the disk that holds {partial} is full; nothing finished was lost: "
-                "free some space (or choose another --run-dir) and run again"
-            ) from problem
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the right to make `folder`; a second process is told so instead of writing into the same place."""
-    lock = folder.with_name(f".{folder.name}.lock")
-    with open(lock, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArtifactError(
-                f"{folder}: another process is making this artifact; wait for it or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _link(link: Path, folder: Path) -> None:
-    """Point RUN_DIR/NAME at the artifact; a real file or folder in the way is left alone."""
-    if link.is_symlink() or not link.exists():
-        temporary = link.with_name(f".{link.name}.link")
-        temporary.unlink(missing_ok=True)
-        os.symlink(folder.relative_to(link.parent), temporary)
-        os.replace(temporary, link)

@@ -23,8 +23,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         DataError: when `out` exists and is not an empty folder, or the disk is full.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; choose another name or remove it")
+    check_free(out)
     partial = partial_path(out)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -44,6 +43,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
                 f"{out}: the disk that holds it is full; free some space and try again"
             ) from problem
         raise
+
+
+def check_free(out: Path) -> None:
+    """A DataError if `out` exists and is not an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not an empty folder; choose another name or remove it")
 
 
 def is_full_disk(problem: BaseException | None, folder: Path) -> bool:

@@ -39,12 +39,17 @@ def get_logger(name: str) -> logging.Logger:
     return logger
 
 
-def setup_logging(level: int = logging.INFO) -> None:
-    """Send this package's log lines through Rich. Called by the command line and by workers, never at import."""
+def setup_logging(level: int = logging.INFO, handler: logging.Handler | None = None) -> None:
+    """Send this package's log lines through Rich. Called by the command line and by workers, never at import.
+
+    Args:
+        handler: takes the lines in place of Rich, for a process that does not own the terminal.
+    """
     root = logging.getLogger("megatron_prism")
     if not root.handlers:
         root.addHandler(
-            RichHandler(
+            handler
+            or RichHandler(
                 console=console,
                 show_path=False,
                 show_level=False,

@@ -25,7 +25,7 @@ from megatron_prism.recipes.long_context import MIXTURE as LONG_MIXTURE
 from megatron_prism.recipes.long_context import LongContext, add_long_context
 from megatron_prism.recipes.reinforcement import add_reinforcement, paper_branch, tiny_branch
 from megatron_prism.report.stage import Report
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train

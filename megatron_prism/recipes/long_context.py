@@ -17,7 +17,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.extension import ContextExtension
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train

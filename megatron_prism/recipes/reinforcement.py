@@ -15,8 +15,8 @@ from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.check_prompts import CheckPrompts
 from megatron_prism.rl.difficulty import Difficulty
 from megatron_prism.rl.frontier import Frontier
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.mix import MC, MCS, PromptMix
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
 from megatron_prism.training.schedule import Schedule

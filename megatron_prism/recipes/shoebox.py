@@ -19,21 +19,24 @@ from megatron_prism.merging.stage import Merge
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph, Node
+from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.recipes.long_context import MERGE
 from megatron_prism.recipes.reinforcement import Branch, add_reinforcement
 from megatron_prism.report.stage import Report
 from megatron_prism.rl.check_prompts import CheckPrompts
 from megatron_prism.rl.difficulty import Difficulty
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.mix import PromptMix
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 from megatron_prism.verification.code import STRONG
 
+# Two cores: what everything waits for is trained on both, with one thread each; later stages run side by side.
+PROCESSES = 2
 VOCABULARY = 2048
 SEQUENCE_LENGTH = 128
 LONG_MIXTURE = "shoebox-long"
@@ -97,7 +100,8 @@ NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
 # Of 16 answers. Below lies what is right by chance at this size (a digit modulo 7, once in seven), above what is known.
 SOLVABLE = [3, 14]
 DOMAINS = ["math"]
-ANSWER_TOKENS, RL_CONTEXT = 96, 2 * SEQUENCE_LENGTH
+# An answer with its prompt takes at most half of that; short texts packed into long rows cost fewer small kernels.
+ANSWER_TOKENS, RL_CONTEXT = 96, 4 * SEQUENCE_LENGTH
 STOP = ["User:"]
 
 
@@ -146,20 +150,27 @@ def recipe(
     if seed < 0:
         raise ConfigError(f"seed={seed}: must be 0 or more")
     size, architecture, rate = PRESETS[preset], MODELS[model], LEARNING_RATES[model]
-    graph = Graph("shoebox")
+    graph = Graph("shoebox", jobs=PROCESSES)
     corpus = graph.add("corpus", ShoeboxCorpus(prompts=size.prompts))
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
 
     def train(
-        mixture: str, steps: int, length: int, sequences: int, schedule: Schedule, **more: Any
+        mixture: str,
+        steps: int,
+        length: int,
+        sequences: int,
+        schedule: Schedule,
+        processes: int = 1,
+        **more: Any,
     ) -> Train:
         return Train(
             architecture=architecture,
             mixture=mixture,
             steps=steps,
             seed=seed,
-            batch=BatchConfig(length, micro_batch_size=sequences, global_batch_size=sequences),
+            batch=BatchConfig(length, sequences // processes, sequences),
+            parallel=ParallelConfig(data_parallel_size=processes),
             schedule=schedule,
             optimizer=OptimizerSettings(beta2=0.98, eps=1e-8),
             validate_every=max(1, steps // 4),
@@ -173,13 +184,13 @@ def recipe(
 
     base = graph.add(
         "base",
-        train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps)),
+        train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps), PROCESSES),
         tokens=tokens,
         tokenizer=tokenizer,
     )
     midtrain = graph.add(
         "midtrain",
-        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, cosine(size.midtrain_steps)),
+        train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, cosine(size.midtrain_steps), PROCESSES),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,

@@ -11,12 +11,13 @@ from megatron_prism.data.readers import source_files
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, hash_file
 from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.prompts import PROMPTS, count_by_domain, write_prompts
 from megatron_prism.verification.code import STRONG, check_mode
 from megatron_prism.verification.grade import GradeItem, grade_all, grader_versions
-from megatron_prism.verification.problems import Problem, problem_of, read_records
+from megatron_prism.verification.problems import Problem, problem_of
 from megatron_prism.verification.workers import GradingPool
 
 NO_ANSWER, FAILED_SOLUTION, REPEATED = "no answer", "reference solution fails", "id met before"

@@ -76,6 +76,7 @@ class Difficulty(Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         problems = load_prompts(inputs["prompts"].path, self.limit)
         kinds = check_kinds(problems, self.sandbox)
+        text = self.sampler.describe(inputs)
         parts = out / PARTS
         parts.mkdir(exist_ok=True)
         files = [parts / f"{start:07d}.parquet" for start in range(0, len(problems), self.chunk)]
@@ -95,6 +96,7 @@ class Difficulty(Stage):
         return {
             "samples": self.samples,
             "engine": self.sampler.engine,
+            "text": text,
             "domains": counts,
             "grader": grader_versions(kinds, self.sandbox),
         }

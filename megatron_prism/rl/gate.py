@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megatron_prism.errors import ConfigError, PrismError
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.console import get_logger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACTIONS = ("warn", "mask", "stop")
 
@@ -93,6 +94,8 @@ def observe(
     trainer: Tensor, sampler: Tensor, mask: Tensor, texts: Tensor, settings: GateSettings
 ) -> Observation:
     """Compare log-probabilities `[batch, seq]` where `mask` is 1; `texts` numbers the texts."""
+    import torch
+
     counted = mask > 0
     gap = torch.where(counted, (trainer - sampler).abs().double(), 0.0)
     # A NaN on either side is no agreement.

@@ -11,42 +11,13 @@ from typing import Any
 import torch
 
 from megatron_prism.errors import DataError
-from megatron_prism.pipeline.config import one_of
 from megatron_prism.rl.micro_batches import TrainingText
-from megatron_prism.rl.objective import Objective, advantages, token_weights
+from megatron_prism.rl.objective import advantages, token_weights
 from megatron_prism.rl.policy import Policy, Update
 from megatron_prism.rl.prompts import PromptOrder, rates_by_domain
 from megatron_prism.rl.rollout import Group, Rollouts
+from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.verification.problems import Problem
-
-
-@dataclass
-class LoopSettings:
-    """What a step takes in and does.
-
-    Attributes:
-        prompts_per_step: groups of a step.
-        samples_per_prompt: answers of a group.
-        minibatches: optimizer steps per batch; with 1 the update is on-policy.
-        keep_by: which groups an update takes: those whose answers differ in "reward", or those of which some are right
-            and some wrong, "accuracy"; the two part where length or repetition cost something.
-        dynamic_sampling: draw more prompts until there are `prompts_per_step` such groups (DAPO).
-        most_rounds: of drawing, before the step goes on with what it has.
-        reference_alpha: share of the policy in each soft update of the reference.
-        reference_interval: steps between soft updates; 0 keeps the reference as it was at the start.
-    """
-
-    prompts_per_step: int = 64
-    samples_per_prompt: int = 16
-    minibatches: int = 1
-    keep_by: str = "reward"
-    dynamic_sampling: bool = False
-    most_rounds: int = 10
-    reference_alpha: float = 0.6
-    reference_interval: int = 0
-
-    def __post_init__(self) -> None:
-        one_of(self.keep_by, ("reward", "accuracy"), "keep_by")
 
 
 @dataclass

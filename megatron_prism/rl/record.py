@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ArtifactError
 from megatron_prism.platform.console import get_logger
-from megatron_prism.rl.loop import StepReport
 from megatron_prism.rl.rollout import Group
 from megatron_prism.training.metrics import RunLog
+
+if TYPE_CHECKING:
+    from megatron_prism.rl.loop import StepReport
 
 ANSWERS, METRICS = "answers", "metrics.jsonl"
 

@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from megatron_prism.generation.engine import Completion, Engine, SamplingParams
 from megatron_prism.rl.rewards import Reward, RewardSettings, reward
 from megatron_prism.verification.code import STRONG, require_sandbox
@@ -121,6 +119,8 @@ def check_kinds(problems: Sequence[Problem], sandbox: str) -> set[str]:
 
 def _gathered(mine: list[Group] | None, count: int) -> list[Group]:
     """The groups of all data-parallel ranks, in the order the problems were dealt out."""
+    import torch.distributed as dist
+
     shares: list[list[Group] | None] = [mine]
     if dist.is_initialized() and dist.get_world_size() > 1:
         shares = [None] * dist.get_world_size()

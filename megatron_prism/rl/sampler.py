@@ -56,7 +56,7 @@ def training_sampler(
     folder.mkdir()
     export_running(chunks, stage.architecture, folder, tokenizer_folder, hf_files)
     options = {"max_length": stage.context_length} | stage.sampler.options
-    with open_engine(stage.sampler.engine, folder=folder, **options) as engine:
+    with open_engine(stage.sampler.engine, folder=folder, text=stage.sampler.text, **options) as engine:
         assert isinstance(engine, VLLMEngine)
 
         def push_weights() -> None:

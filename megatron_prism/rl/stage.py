@@ -9,16 +9,14 @@ from typing import Any, ClassVar
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.sampler import Sampler
-from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.build import check_recompute
+from megatron_prism.models.architecture import Architecture, check_recompute
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings
-from megatron_prism.rl.loop import LoopSettings
-from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.verification.code import STRONG, check_mode
@@ -53,6 +51,7 @@ class Reinforce(Stage):
     """
 
     kind: ClassVar[str] = "rl"
+    version: ClassVar[int] = 2  # 1 decayed norms and biases too, where weight decay was set
     resumable: ClassVar[bool] = True
 
     architecture: Architecture
@@ -138,6 +137,8 @@ class Reinforce(Stage):
         from megatron_prism.platform.process_groups import session
         from megatron_prism.rl.run import run
 
-        tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
+        vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
+        tokenizer = Tokenizer.load_for(folder, vocab_size, self.sampler.text)
+        text = self.sampler.describe(inputs)
         with session(self.parallel, self.seed):
-            return run(self, inputs, out, tokenizer)
+            return run(self, inputs, out, tokenizer) | {"text": text}

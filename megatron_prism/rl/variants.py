@@ -10,9 +10,8 @@ import copy
 from dataclasses import dataclass, field, replace
 
 from megatron_prism.errors import ConfigError, suggest
-from megatron_prism.rl.loop import LoopSettings
-from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings, Objective
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from megatron_prism.conversion.checkpoint_io import (
     install_weights,
     model_state,
     read_checkpoint,
+    write_checkpoint,
 )
 from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.process_groups import literals
@@ -49,7 +50,6 @@ def save_checkpoint(
     """
     import torch
     import torch.distributed as dist
-    from megatron.core import dist_checkpointing
 
     rank = dist.get_rank()
     partial = folder.with_name(folder.name + ".partial")
@@ -63,12 +63,12 @@ def save_checkpoint(
         share_step_count(optimizer)
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded, metadata=checkpoint_metadata())
-        dist_checkpointing.save(sharded, str(partial))
+        write_checkpoint(sharded, partial)
         for name, chunks in (beside or {}).items():
             if rank == 0:
                 (partial / name).mkdir()
             dist.barrier()
-            dist_checkpointing.save(model_state(chunks), str(partial / name))
+            write_checkpoint(model_state(chunks), partial / name)
     torch.save(random_state(), partial / f"random_{rank}_of_{dist.get_world_size()}.pt")
     dist.barrier()
     if rank == 0:

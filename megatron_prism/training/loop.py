@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, literals
-from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_learning_rate
+from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.trainable import check_trainable, freeze
-
-
-@dataclass
-class BatchConfig:
-    """How many samples make a step. `global_batch_size` counts sequences over all data-parallel ranks."""
-
-    sequence_length: int = 256
-    micro_batch_size: int = 8
-    global_batch_size: int = 8
-
-    def micro_batches(self, parallel: ParallelConfig) -> int:
-        """Micro-batches per step and data-parallel rank; a ParallelError says what does not divide."""
-        data_parallel_size = parallel.data_parallel_size
-        per_round = self.micro_batch_size * data_parallel_size
-        if self.global_batch_size % per_round:
-            raise ParallelError(
-                f"global_batch_size={self.global_batch_size} is no multiple of micro_batch_size="
-                f"{self.micro_batch_size} x data_parallel_size={data_parallel_size}"
-            )
-        count = self.global_batch_size // per_round
-        stages = parallel.pipeline_model_parallel_size
-        if parallel.virtual_pipeline_model_parallel_size and count % stages:
-            raise ParallelError(
-                f"{count} micro-batches per step are no multiple of pipeline_model_parallel_size={stages}, which an "
-                "interleaved pipeline needs: change global_batch_size or micro_batch_size"
-            )
-        return count
 
 
 class Trainer:
@@ -105,6 +77,7 @@ class Trainer:
             self.models.append(DistributedDataParallel(model.config, ddp, model, disable_bucketing=stage > 0))
         self.config = self.models[0].config
         self.optimizer = build_optimizer(self.models, optimizer, parallel, dtype)
+        self.weight_decay = optimizer.weight_decay
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
             model.config.grad_scale_func = self.optimizer.scale_loss
@@ -177,7 +150,7 @@ class Trainer:
 
     def prepare_step(self, lr: float) -> None:
         """Clear the gradients for a step at this learning rate."""
-        set_learning_rate(self.optimizer, lr)
+        set_group_values(self.optimizer, lr, self.weight_decay)
         for model in self.models:
             model.train()
             model.zero_grad_buffer()

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prism.pipeline.config import positive
-from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, literals
 
 
 @dataclass
 class OptimizerSettings:
-    """The paper's AdamW (Table 16); the gradient clip of 1.0 is dolomite-engine's default, the paper names none."""
+    """The paper's AdamW (Table 16); the gradient clip of 1.0 is dolomite-engine's default, the paper names none.
+
+    Attributes:
+        weight_decay: of every matrix, convolution and embedding, the output layer included, as in Megatron-LM.
+            One-dimensional parameters (norms, biases, Mamba's A_log, D and dt_bias) are never decayed.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -28,9 +32,15 @@ class OptimizerSettings:
 def build_optimizer(
     models: list[Any], settings: OptimizerSettings, parallel: ParallelConfig, dtype: Any
 ) -> Any:
-    """Megatron's optimizer for this rank's (DDP-wrapped) model chunks. One-dimensional weights are not decayed."""
+    """Megatron's optimizer for this rank's (DDP-wrapped) model chunks.
+
+    Upstream sorts the parameters into groups (`wd_mult` 0 for one-dimensional ones) and leaves it to the caller to
+    act on it: `set_group_values` before every step does.
+    """
     import torch
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    from megatron_prism.platform import cpu_seam
 
     config = OptimizerConfig(
         optimizer="adam",
@@ -51,10 +61,15 @@ def build_optimizer(
     return optimizer
 
 
-def set_learning_rate(optimizer: Any, lr: float) -> None:
-    """Give every parameter group this rate."""
+def set_group_values(optimizer: Any, lr: float, weight_decay: float) -> None:
+    """Give every parameter group this learning rate, and its share of this weight decay, for the coming step.
+
+    Upstream's optimizers ignore a group's `wd_mult`; only its OptimizerParamScheduler multiplies by it, at every step
+    (optimizer_param_scheduler.py:294). Doing so before each step also corrects groups that a checkpoint restored.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
+        group["weight_decay"] = weight_decay * group["wd_mult"]
 
 
 def share_step_count(optimizer: Any) -> None:

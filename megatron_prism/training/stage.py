@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.architecture import BACKENDS, Architecture
-from megatron_prism.models.build import check_recompute
+from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, describe, extended
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable
@@ -49,6 +48,7 @@ class Train(Stage):
     """
 
     kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 2  # 1 decayed norms and biases too
     resumable: ClassVar[bool] = True
 
     architecture: Architecture
@@ -116,16 +116,21 @@ class Train(Stage):
         return super().identity() | {"mixture": Mixture.load(self.mixture).weights, "init_files": files}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        from megatron_prism.data.text_record import check_model, check_tokens
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.platform.process_groups import session
 
         tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
+        text = check_tokens(inputs["tokens"].path, tokenizer, inputs["tokenizer"].path)
+        if "init" in inputs:
+            check_model(inputs["init"], tokenizer)
         if self.extension is not None and self._start(inputs) is None:
             raise ConfigError(
                 "extension: there is no model to extend; give the stage an 'init', or init_from=DIR"
             )
         with session(self.parallel, self.seed):
-            return self._train(inputs, out, tokenizer)
+            metrics = self._train(inputs, out, tokenizer)
+        return metrics if text is None else metrics | {"text": text}
 
     def _start(self, inputs: Mapping[str, Artifact]) -> Path | None:
         """The folder whose weights to start from: the `init` artifact, or `init_from`."""

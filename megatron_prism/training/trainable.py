@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ConfigError, ParallelError
 from megatron_prism.models.architecture import ATTENTION, Architecture
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.process_groups import ParallelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRAINABLE = ("all", "attention")
 # Query, key, value and output projections, by their names under either backend; not the norm before them, which
@@ -56,5 +57,7 @@ def freeze(model: Any, trainable: str) -> None:
         model.embedding.register_forward_hook(_require_gradient)
 
 
-def _require_gradient(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+def _require_gradient(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    import torch
+
     return output.requires_grad_() if torch.is_grad_enabled() else output

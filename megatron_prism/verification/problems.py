@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import DataError, suggest
+from megatron_prism.pipeline.json_text import is_blank, read_records
 from megatron_prism.verification.code_tests import CodeTest, parse_tests
 from megatron_prism.verification.grade import KINDS
 
@@ -72,31 +72,6 @@ def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Probl
     return subset(problems, limit)
 
 
-def read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The JSON objects of a file of JSON lines, each with the FILE:LINE an error names.
-
-    Raises:
-        DataError: for a file that is no UTF-8 text, or a line that is no JSON object.
-    """
-    try:
-        with open(path, encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
-                if line.strip():
-                    yield _record(line, f"{path}:{number}"), f"{path}:{number}"
-    except (OSError, UnicodeDecodeError) as reason:
-        raise DataError(f"{path}: not readable as UTF-8 text ({reason})") from None
-
-
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as reason:
-        raise DataError(f"{where}: not valid JSON ({reason})") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-    return record
-
-
 def problem_of(record: dict[str, Any], where: str) -> Problem:
     """A JSON object as a `Problem`; `where` is the FILE:LINE an error names.
 
@@ -107,12 +82,12 @@ def problem_of(record: dict[str, Any], where: str) -> Problem:
     problem = Problem(**record)
     if problem.kind not in KINDS:
         raise DataError(f"{where}: kind '{problem.kind}' cannot be graded{suggest(problem.kind, KINDS)}")
-    if not problem.prompt:
-        raise DataError(f"{where}: 'prompt' is empty")
+    if is_blank(problem.prompt):
+        raise DataError(f"{where}: 'prompt' is blank")
     if problem.kind == "code":
         parse_tests(problem.tests, f"{where}: 'tests'")
-    if problem.kind != "code" and not problem.answer.strip():
-        raise DataError(f"{where}: 'answer' is empty; a '{problem.kind}' problem needs one")
+    if problem.kind != "code" and is_blank(problem.answer):
+        raise DataError(f"{where}: 'answer' is blank; a '{problem.kind}' problem needs one")
     return problem
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+import warm
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "train_step.py"
 
@@ -26,9 +26,7 @@ def test_both_sides_are_timed(tmp_path: Path) -> None:
         "--dtype",
         "fp32",
     )
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *sizes, "--json", str(out)], capture_output=True, text=True
-    )
+    done = warm.python(SCRIPT, *sizes, "--json", out)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert {"date", "machine", "versions", "settings"} <= set(result)

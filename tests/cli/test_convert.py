@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 from test_cli import one_line_error, prism
-from tiny_models import make_checkpoint
+from tiny_models import make_checkpoint, make_tokenizer
 
+ODD = ("nan", "inf", "-inf", "-1", "0")
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -42,6 +43,49 @@ def test_there_and_back_and_verified(
     assert compared["logits"]["max_abs_difference"] <= compared["logits"]["allowed"] <= 1e-4
     assert compared["logits"]["top1_agreement"] == 1.0
     assert compared["logits"]["departs"] is None
+
+
+def test_logits_are_compared_on_random_tokens_where_no_tokenizer_lies(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(hf, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    arguments = ("convert", "verify", str(bare), str(bare), "--logits", "--json", "-")
+    assert prism(*arguments) == 0
+    first = capsys.readouterr().out
+    assert json.loads(first)["logits"]["input"] == "128 random tokens, seed 1234"
+    assert prism(*arguments) == 0
+    assert capsys.readouterr().out == first
+    text = tmp_path / "text"
+    text.write_text("ABC")
+    assert prism(*arguments, "--text", str(text)) == 2
+    assert "leave --text out for random tokens" in capsys.readouterr().err.splitlines()[-1]
+    assert prism("convert", "verify", str(hf), str(bare), "--logits", "--text", str(text), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["logits"]["input"] == f"the tokens of {text}"
+
+
+def test_the_largest_shard_there_may_be(megatron: Path, tmp_path: Path) -> None:
+    for number, size in enumerate(("1e300", "1e-300")):
+        out = tmp_path / str(number)
+        assert prism("convert", "export", str(megatron), str(out), "--max-shard-gb", size) == 0
+        assert len(list(out.glob("*.safetensors"))) == (1, 29)[number]
+
+
+def test_a_note_on_stderr_stands_in_the_json_too(
+    megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tokenizer(tmp_path / "new")
+    path = tmp_path / "new/tokenizer_config.json"
+    path.write_text(path.read_text().replace("<|endoftext|>", "A"))
+    capsys.readouterr()
+    new = str(tmp_path / "new")
+    assert (
+        prism("convert", "export", str(megatron), str(tmp_path / "out"), "--tokenizer", new, "--json", "-")
+        == 0
+    )
+    said = capsys.readouterr()
+    assert "note: config.json: eos_token_id 0 becomes 34, as the tokenizer says" in said.err
+    assert all(f"note: {remark}" in said.err for remark in json.loads(said.out)["remarks"])
 
 
 def test_a_difference_is_named_and_fails(
@@ -87,6 +131,11 @@ def test_another_architecture_is_named(hf: Path, tmp_path: Path, capsys: pytest.
         (("verify", "{hf}", "{tmp}"), "neither"),
         (("verify", "{hf}", "{hf}", "--logits", "--text", "{tmp}/none"), "--text"),
         (("verify", "{hf}", "{hf}", "--logits", "--dtype", "keep"), "--dtype keep"),
+        *((("verify", "{hf}", "{hf}", "--logits", "--tolerance", odd), "--tolerance") for odd in ODD),
+        *((("export", "{hf}", "{tmp}/out", "--max-shard-gb", odd), "--max-shard-gb") for odd in ODD),
+        (("quantize", "{hf}", "{tmp}/out", "--samples", "0"), "--samples 0"),
+        (("quantize", "{hf}", "{tmp}/out", "--samples", "9" * 30), "--samples 9"),
+        (("quantize", "{hf}", "{tmp}/out", "--length", "-1"), "--length -1"),
         (("quantize", "{hf}", "{tmp}/out", "--length", "32"), "calibration"),
         ((), "Missing command"),
     ],
@@ -103,8 +152,7 @@ def test_mistakes_are_one_line(
 
 def test_the_tool_for_those_who_look_there(hf: Path, tmp_path: Path) -> None:
     tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
-    command = [sys.executable, str(tool), "import", str(hf), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm.python(tool, "import", hf, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "imported 25,216 parameters" in done.stdout
     assert not done.stderr.strip()

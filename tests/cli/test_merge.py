@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,17 @@ import torch
 from safetensors.torch import load_file
 from test_cli import one_line_error, prism
 from tiny_models import make_checkpoint
+
+
+def exact_sum(a: torch.Tensor, b: torch.Tensor, *weights: str) -> torch.Tensor:
+    """The sum of bf16 tensors in fractions, each element rounded once: to 8 digits, ties to even."""
+    x, y = map(Fraction, weights)
+    found = []
+    for one, other in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True):
+        exact = x * Fraction(one) + y * Fraction(other)
+        unit = Fraction(2) ** (math.frexp(float(exact))[1] - 8)
+        found.append(float(round(exact / unit) * unit))
+    return torch.tensor(found).view(a.shape).bfloat16()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +54,20 @@ def test_a_merge_in_one_line(
     assert result["weights"]["result"]["mlp"] == [0.15, 0.85]
     name = "model.embed_tokens.weight"
     a, b, merged = (load_file(folder / "model.safetensors")[name] for folder in (first, second, out))
-    assert torch.equal(merged, (0.15 * a.float() + 0.85 * b.float()).bfloat16())
+    assert torch.equal(merged, exact_sum(a, b, "0.15", "0.85"))
+
+
+def test_weights_are_taken_as_they_were_typed(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = pair
+    name = "model.embed_tokens.weight"
+    a, b = (load_file(folder / "model.safetensors")[name] for folder in pair)
+    typed = [("0.7", "0.3"), ("1/3", "2/3"), ("0.1234567890123456789012345", "0.8765432109876543210987655")]
+    for number, (x, y) in enumerate(typed):
+        out = tmp_path / str(number)
+        assert prism("merge", str(out), "--model", f"{first}={x}", "--model", f"{second}={y}") == 0
+        assert torch.equal(load_file(out / "model.safetensors")[name], exact_sum(a, b, x, y))
+    # Weights in fp32 break ties: the comparison must see it.
+    assert not torch.equal(exact_sum(a, b, "0.7", "0.3"), (0.7 * a.float() + 0.3 * b.float()).bfloat16())
 
 
 def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
@@ -56,11 +83,32 @@ def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
     assert (tmp_path / "b/alpha-1.25/architecture.json").is_file()
 
 
+def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, chat = pair[0], tmp_path / "chat"
+    shutil.copytree(pair[1], chat)
+    (chat / "chat_template.jinja").write_text("{{ messages }}")
+    (chat / "README.md").write_text("a chat model")
+    models = ("--model", f"{first}=0.15", "--model", f"{chat}=0.85", "--dtype", "fp16")
+    assert prism("merge", str(tmp_path / "out"), *models, "--json", "-") == 0
+    said = capsys.readouterr()
+    remarks = json.loads(said.out)["remarks"]
+    assert [f"note: {remark}" for remark in remarks] == [
+        line for line in said.err.splitlines() if line.startswith("note: ")
+    ]
+    assert any(f"the files of {chat} are kept (it weighs most)" in remark for remark in remarks)
+    assert any("not carried: README.md" in remark for remark in remarks)
+    assert (tmp_path / "out/chat_template.jinja").is_file()
+    assert load_file(tmp_path / "out/model.safetensors")["model.norm.weight"].dtype is torch.float16
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("--model", "{a}", "--model", "{b}=1"), "PATH=WEIGHT is needed"),
         (("--model", "{a}=x", "--model", "{b}=1"), "'x' is not a number"),
+        (("--model", "{a}=1/0", "--model", "{b}=1"), "'1/0' is not a number"),
         (("--model", "{a}=nan", "--model", "{b}=1"), "'nan' is not a finite number"),
         (("--model", "{a}=1", "--model", "{b}=1", "--weights", "attention"), "COMPONENT=WEIGHT"),
         (("--model", "{a}=1", "--model", "{b}=1", "--weights", "atention=1"), "did you mean 'attention'"),
@@ -68,6 +116,13 @@ def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
         (("--model", "{a}", "--model", "{b}", "--alpha", "0,b"), "--alpha: 'b'"),
         (("--model", "{a}=1", "--model", "{tmp}/none=1"), "no such folder"),
         (("--model", "{a}=1", "--model", "{b}=1", "--method", "ties"), "density"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=inf"), "not a finite number"),
+        (("--model", "{a}", "--model", "{b}", "--alpha", "0,nan"), "not a finite number"),
+        (("--model", "{a}=1e308", "--model", "{b}=1e308"), "weight number 1 is 1e+308: at most"),
+        (("--model", "{a}=1", "--base", "{b}", "--method", "dare", "--density", "nan"), "density=nan"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--seed", "-1"), "--seed -1"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--dtype", "fp8"), "--dtype='fp8'"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--tokenizer-from", "{tmp}"), "none of the models"),
         ((), "--model"),
     ],
 )

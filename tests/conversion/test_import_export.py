@@ -263,5 +263,8 @@ def test_the_stages_refuse_what_cannot_be(tmp_path):
         ImportHF(source="x", dtype="bf17")
     with pytest.raises(ConfigError, match="check=tensors compares bits"):
         ExportHF(check="tensors", dtype="bf16")
+    for odd in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match="tolerance="):
+            ExportHF(tolerance=odd)
     with pytest.raises(ConfigError, match="not both"):
         ImportHF().run({}, tmp_path)

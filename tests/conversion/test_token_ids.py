@@ -115,7 +115,7 @@ def test_a_model_without_files_takes_all_from_the_tokenizer(tmp_path):
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(came, tmp_path):
     files = came_with(tmp_path / "hf") if came else None
     given = tokenizer(tmp_path / "new", vocabulary=VOCABULARY + 1)
-    with pytest.raises(ArtifactError, match=r"new: token '\[' is number 61, but the model has vocab_size=61"):
+    with pytest.raises(ArtifactError, match=r"new: token .+ is number 61, but the model has vocab_size=61"):
         export(tmp_path, files, given)
 
 

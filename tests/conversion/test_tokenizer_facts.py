@@ -110,9 +110,9 @@ def one_more(content):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (other_normalizer, "cuts text otherwise.*'normalizer'"),
-        (other_pre_tokenizer, "cuts text otherwise.*'pre_tokenizer'"),
-        (other_merges, "cuts text otherwise.*'model'"),
+        (other_normalizer, "cuts text otherwise.*different: 'normalizer'"),
+        (other_pre_tokenizer, "cuts text otherwise.*different: 'pre_tokenizer'"),
+        (other_merges, "cuts text otherwise.*different: 'model'"),
         (one_more, r"has token '<\|user\|>', which the other tokenizer lacks"),
     ],
 )

@@ -1,12 +1,10 @@
-import os
 import shutil
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
+import warm
 
 from megatron_prism.data.blend import blended_dataset, source_counts, token_sources
 from megatron_prism.data.mixture import Mixture
@@ -119,7 +117,7 @@ def test_no_process_group_is_left_behind(blend):
 
 
 def test_one_token_for_end_and_padding(tokens, tokenizer, tmp_path):
-    shared = Tokenizer(tokenizer._backend, tokenizer.eos_id, tokenizer.eos_id)
+    shared = Tokenizer(tokenizer._backend, tokenizer.eos_id, tokenizer.eos_id, tokenizer.policy)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         dataset = blended_dataset(
@@ -154,30 +152,16 @@ def test_refusals(blend, tokens, tmp_path, tokenizer):
         token_sources(tmp_path / "t", "train")
 
 
-WORKER = """
-import sys, torch, torch.distributed as dist
-from pathlib import Path
-from megatron_prism.data.blend import blended_dataset
-from megatron_prism.data.tokenizer import Tokenizer
-rank, tokens, tokenizer, work = int(sys.argv[1]), *map(Path, sys.argv[2:])
-dist.init_process_group("gloo", init_method=f"file://{work}/store", rank=rank, world_size=2)
-args = ("train", {"math": 0.6, "web": 0.4}, 64, 100, 3, work / "cache", Tokenizer.load(tokenizer))
-dataset = blended_dataset(tokens, *args)
-torch.save(torch.stack([dataset[i]["tokens"] for i in range(100)]), work / f"{rank}.pt")
-dist.destroy_process_group()
-"""
+def _rows_of_a_rank(tokens, tokenizer, work):
+    shares = {"math": 0.6, "web": 0.4}
+    dataset = blended_dataset(
+        tokens, "train", shares, LENGTH, 100, 3, work / "cache", Tokenizer.load(tokenizer)
+    )
+    torch.save(rows(dataset, 100), work / f"{dist.get_rank()}.pt")
 
 
 def test_two_ranks_see_the_same_samples(tokens, tokenizer_artifact, blend, tmp_path):
-    arguments = [str(tokens.path), str(tokenizer_artifact.path), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, str(rank), *arguments], env=environment
-        )
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    warm.ranks(_rows_of_a_rank, tokens.path, tokenizer_artifact.path, tmp_path, world=2)
     alone = rows(blend(weights={"math": 0.6, "web": 0.4}, samples=100, seed=3), 100)
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone)

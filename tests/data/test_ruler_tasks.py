@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from ruler_sources import all_sources, byte_level_tokenizer, crossing_tokenizer, metaspace_tokenizer
+from tokenizer_folders import sentencepiece_folder, with_begin
 
 from megatron_prism.data.ruler.counting import TokenCounter
 from megatron_prism.data.ruler.drafts import listing, random_order
@@ -22,6 +23,8 @@ from megatron_prism.data.ruler.tasks import (
     named_tasks,
 )
 from megatron_prism.data.ruler.words import ADJECTIVES, NOUNS, pairs
+from megatron_prism.data.text_policy import TextSettings
+from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 
 LENGTH = 4096
@@ -226,6 +229,20 @@ def tokenizer_of(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+def test_a_start_token_of_the_tokenizer_is_counted(tmp_path, sources):
+    """It takes the place that other tokenizers leave to a server's, so the prompts are the same."""
+    folder, task = with_begin(tmp_path), RULER_TASKS["niah_single_1"]
+    begun, bare = Tokenizer.load(folder), Tokenizer.load(folder, TextSettings(begin="none"))
+    with_token, without = (make_samples(task, each, 4096, 2, 1, sources) for each in (begun, bare))
+    for one, other in zip(with_token, without, strict=True):
+        assert one.prompt == other.prompt
+        assert one.tokens == other.tokens + 1 == len(begun.encode(one.prompt))
+        assert one.tokens + one.max_new_tokens <= 4096
+    pieces = Tokenizer.load(sentencepiece_folder(tmp_path / "pieces", "bpe", add_bos_token=True))
+    for sample in make_samples(task, pieces, 4096, 2, 1, sources):
+        assert sample.tokens == len(pieces.encode(sample.prompt)) <= 4096 - sample.max_new_tokens
 
 
 def test_tokens_over_spaces_are_noticed_and_encoded_as_a_whole(tmp_path, sources):

@@ -44,8 +44,11 @@ def test_ids_get_the_width_they_need(tokenizer, tmp_path):
     class Wide:
         vocab_size, eos_id = 150_000, 149_999
 
-        def encode_batch(self, texts):
-            return [[149_998, 70_000] for _ in texts]
+        def encode_documents(self, texts):
+            return [[149_998, 70_000, 149_999] for _ in texts]
+
+        def special_names(self, text):
+            return []
 
     write_tokens(["x"], tokenizer, tmp_path / "narrow")
     write_tokens(["x"], Wide(), tmp_path / "wide")

@@ -183,7 +183,7 @@ def test_predictions_made_elsewhere_are_scored(made, tmp_path):
         (lambda records: [{**records[0], "task": "vt"}], "no sample task=vt"),
         (lambda records: [{**records[0], "prediction": None}], "must be text"),
         (lambda records: [{"task": "vt"}], "with task, length, index and prediction"),
-        (lambda records: ["text"], "not a JSON object"),
+        (lambda records: ["text"], "a JSON object is needed"),
     ],
 )
 def test_predictions_that_do_not_fit_are_named(change, message, made, tmp_path):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from tiny_models import VOCABULARY, make_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -21,7 +22,7 @@ SMALL = (
 def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True
+        command, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
 
 
@@ -47,14 +48,16 @@ def test_own_text_from_files_to_answers(notes: Path, tmp_path: Path) -> None:
     assert (run / "export" / "hf" / "model.safetensors").is_file() or list(
         (run / "export").rglob("*.safetensors")
     )
-    asked = python(EXAMPLES / "ask.py", run, "train", "User: a sheep?", "--max-new-tokens", 4, cwd=tmp_path)
+    asked = warm.python(
+        EXAMPLES / "ask.py", run, "train", "User: a sheep?", "--max-new-tokens", 4, cwd=tmp_path
+    )
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.startswith("User: a sheep?\nAssistant:")
     assert "log-probability -" in asked.stdout
 
 
 def test_own_text_without_text_says_so(tmp_path: Path) -> None:
-    refused = python("-m", "megatron_prism", "run", EXAMPLES / "own_text.py", cwd=tmp_path)
+    refused = warm.python("-m", "megatron_prism", "run", EXAMPLES / "own_text.py", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: path: give a file or folder")
 

@@ -30,6 +30,9 @@ class Options:
     retry_after: the header of that name, of every refusal.
     page: answer with a web page, as a proxy might.
     keep_stop: leave the stop string in the text, as some servers do.
+    begin: token ids put before every prompt, whatever was sent, as servers do that know the model's start token.
+    text_only: refuse prompts of token ids, as `transformers serve` does.
+    silent: report no prompt tokens.
     """
 
     port: int
@@ -41,22 +44,31 @@ class Options:
     retry_after: str = ""
     page: bool = False
     keep_stop: bool = False
+    begin: tuple[int, ...] = ()
+    text_only: bool = False
+    silent: bool = False
 
 
 class Refused(Exception):
     pass
 
 
-def complete(model: Any, tokenizer: Any, body: dict[str, Any], options: Options) -> dict[str, Any]:
-    """One choice of the OpenAI schema, sampled with the request's seed."""
-    prompt = tokenizer(body["prompt"], return_tensors="pt")
-    limit, length = model.config.max_position_embeddings, prompt.input_ids.shape[1]
+def complete(
+    model: Any, tokenizer: Any, body: dict[str, Any], options: Options
+) -> tuple[dict[str, Any], int]:
+    """One choice of the OpenAI schema, sampled with the request's seed, and the number of prompt tokens."""
+    prompt = body["prompt"]
+    if isinstance(prompt, list) and options.text_only:
+        raise Refused("prompt must be a string.")
+    prompt_ids = [*options.begin, *(prompt if isinstance(prompt, list) else tokenizer(prompt)["input_ids"])]
+    limit, length = model.config.max_position_embeddings, len(prompt_ids)
     if length + body["max_tokens"] > limit:
         raise Refused(f"This model's maximum context length is {limit} tokens")
     torch.manual_seed(body["seed"])
     sampled = body["temperature"] > 0
     made = model.generate(
-        **prompt,
+        torch.tensor([prompt_ids]),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
         max_new_tokens=body["max_tokens"],
         do_sample=sampled,
         **({"temperature": body["temperature"], "top_p": body["top_p"], "top_k": 0} if sampled else {}),
@@ -80,7 +92,7 @@ def complete(model: Any, tokenizer: Any, body: dict[str, Any], options: Options)
         }
     if body.get("return_token_ids"):
         choice["token_ids"] = ids
-    return choice
+    return choice, length
 
 
 def serve(model: Any, tokenizer: Any, options: Options) -> None:
@@ -105,11 +117,12 @@ def serve(model: Any, tokenizer: Any, options: Options) -> None:
                 return
             try:
                 with lock:
-                    choice = complete(model, tokenizer, body, options)
+                    choice, length = complete(model, tokenizer, body, options)
             except Refused as refusal:
                 self.answer(400, {"error": {"message": str(refusal), "type": "invalid_request_error"}})
             else:
-                self.answer(200, {"object": "text_completion", "model": body["model"], "choices": [choice]})
+                answer = {"object": "text_completion", "model": body["model"], "choices": [choice]}
+                self.answer(200, answer | ({} if options.silent else {"usage": {"prompt_tokens": length}}))
 
         def answer(self, status: int, content: dict[str, Any]) -> None:
             data = b"<html>Sign in</html>" if options.page else json.dumps(content).encode()

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_prism.data.tokenizer import train_tokenizer
 from megatron_prism.errors import ServerError
-from megatron_prism.generation.completions_api import read_answer
+from megatron_prism.generation.completions_api import check_prompt, read_answer
 from megatron_prism.generation.engine import Completion, SamplingParams
 
 PARAMS = SamplingParams(stop=["\n\n"])
@@ -69,10 +69,45 @@ def test_parts_of_a_character(tokenizer):
 
 
 def test_the_servers_ids_come_first(tokenizer):
-    made = read_answer(answer("ab", ["a", "b"], token_ids=[7, 8]), PARAMS, True, tokenizer)
-    assert made.token_ids == [7, 8]
+    ids = [*tokenizer.encode("t"), *tokenizer.encode("he")]
+    assert ids != tokenizer.encode("the")
+    made = read_answer(answer("the", ["t", "he"], token_ids=ids), PARAMS, True, tokenizer)
+    assert made.token_ids == ids
     with pytest.raises(ServerError, match="2 log-probabilities but 3 token ids"):
-        read_answer(answer("ab", ["a", "b"], token_ids=[7, 8, 9]), PARAMS, True, tokenizer)
+        read_answer(answer("the", ["t", "he"], token_ids=[*ids, 0]), PARAMS, True, tokenizer)
+
+
+def test_ids_of_another_tokenizer(tokenizer):
+    ids = tokenizer.encode("the cat")
+    for text in ("the cat", " the cat ", "the c", "the cat<|endoftext|>"):
+        assert read_answer(answer(text, token_ids=[*ids, 0]), PARAMS, False, tokenizer).token_ids == [*ids, 0]
+    with pytest.raises(ServerError, match=r"spell 'thecat' with the tokenizer given, and its text is 'adog'"):
+        read_answer(answer("a dog", token_ids=ids), PARAMS, False, tokenizer)
+
+
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_the_prompt_that_a_server_read(as_ids):
+    sent = [5, 6, 7]
+    unknown = [
+        {},
+        {"usage": None},
+        {"usage": {"prompt_tokens": 0}},
+        {"usage": {"prompt_tokens": "3"}},
+        [],
+        None,
+    ]
+    right = [{"usage": {"prompt_tokens": 3}}, {"choices": [{"prompt_token_ids": sent}], "usage": {}}]
+    for each in unknown + right:
+        check_prompt(each, sent, as_ids)
+    said = "adds tokens of its own" if as_ids else "begins a prompt otherwise"
+    for each, count in (
+        ({"usage": {"prompt_tokens": 4}}, 4),
+        ({"usage": {"prompt_tokens": 2}}, 2),
+        ({"choices": [{"prompt_token_ids": [5, 6, 8]}], "usage": {"prompt_tokens": 3}}, 3),
+        ({"choices": [{}], "prompt_token_ids": [2, 5, 6, 7]}, 4),
+    ):
+        with pytest.raises(ServerError, match=f"read a prompt of {count} tokens.*{said}"):
+            check_prompt(each, sent, as_ids)
 
 
 def test_texts_alone(tokenizer):

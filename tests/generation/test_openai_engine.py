@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import ServerError
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.openai import OpenAIEngine
 
@@ -110,3 +112,62 @@ def test_stop_strings_are_not_in_the_text(server, tokenizer, keep_stop):
     assert (one.text, one.finish_reason) == (cut, "stop")
     assert tokenizer.decode(one.token_ids) == cut + stop
     assert len(one.logprobs) == len(one.token_ids)
+
+
+def test_prompts_are_sent_as_the_ids_of_the_policy(server, reference, served_folder):
+    """Here the tokenizer's files add nothing; "!" stands for the start token of a model that has one."""
+    begun = Tokenizer.load(served_folder, TextSettings(begin="!"))
+    server.start()
+    made = OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(PROMPTS, GREEDY)
+    for request, prompt in zip(server.requests, PROMPTS, strict=True):
+        assert request["body"]["prompt"] in [begun.encode(each) for each in PROMPTS]
+        assert begun.encode(prompt)[0] == begun.encode_fragment("!")[0]
+    for prompt, [one] in zip(PROMPTS, made, strict=True):
+        ids = torch.tensor([begun.encode(prompt)])
+        expected = reference.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :].tolist()
+        assert one.token_ids == expected
+    # Negative control: the start token matters to this model.
+    bare = Tokenizer.load(served_folder)
+    assert OpenAIEngine(server.url, "tiny", bare, extra=IDS).generate(PROMPTS, GREEDY) != made
+
+
+def test_a_server_that_adds_its_own_start_token_is_found_out(server, served_folder):
+    begun, bare = (Tokenizer.load(served_folder, TextSettings(begin=name)) for name in ("!", "none"))
+    start = begun.encode("")
+    server.start(begin=start)
+    for tokenizer, prompts in ((begun, "auto"), (bare, "auto"), (bare, "ids")):
+        with pytest.raises(
+            ServerError, match=r"read a prompt of \d tokens, and was sent \d ids: it adds tokens"
+        ):
+            OpenAIEngine(server.url, "tiny", tokenizer, extra=IDS, prompts=prompts).generate(["A"], GREEDY)
+    with pytest.raises(
+        ServerError, match="2 tokens from a text that has 1 here: it begins a prompt otherwise"
+    ):
+        OpenAIEngine(server.url, "tiny", bare, extra=IDS, prompts="text").generate(["A"], GREEDY)
+    # As text it begins the prompt as the policy does, and all is well.
+    told = OpenAIEngine(server.url, "tiny", begun, extra=IDS, prompts="text").generate(["A"], GREEDY)
+    server.kill()
+    server.start()
+    assert OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY) == told
+
+
+def test_a_server_that_takes_text_only(server, served_folder, caplog):
+    begun, bare = (Tokenizer.load(served_folder, TextSettings(begin=name)) for name in ("!", "none"))
+    server.start(text_only=True)
+    engine = OpenAIEngine(server.url, "tiny", bare, extra=IDS)
+    made = engine.generate(PROMPTS, GREEDY)
+    assert engine.generate(["ABC"], GREEDY) == made[:1]
+    [line] = caplog.messages
+    assert (
+        "prompts are sent as text, because it refused token ids (400 Bad Request: prompt must be a string"
+        in line
+    )
+    assert [type(request["body"]["prompt"]) for request in server.requests] == [list, str, str, str, str]
+    with pytest.raises(ServerError, match="1 tokens from a text that has 2 here"):
+        OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY)
+    with pytest.raises(ServerError, match="prompt must be a string"):
+        OpenAIEngine(server.url, "tiny", bare, prompts="ids").generate(["A"], GREEDY)
+    # A server that does not count tells nothing: docs/engines.md says so.
+    server.kill()
+    server.start(text_only=True, silent=True)
+    OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY)

@@ -134,6 +134,8 @@ def test_bad_arguments(tmp_path, monkeypatch):
         ({"base_url": "localhost:8000/v1"}, r"localhost:8000/v1/completions: not an http\(s\) address"),
         ({"concurrency": 0}, "concurrency=0"),
         ({"retries": -1}, "retries=-1"),
+        ({"prompts": "id"}, "prompts='id' is not possible; did you mean 'ids'"),
+        ({"prompts": "ids"}, "prompts='ids': needs a tokenizer"),
         ({"timeout": 0}, "timeout=0"),
         ({"extra": {"seed": 1}}, "extra.seed: the engine sets this field itself"),
         ({"api_key_variable": "NO_KEY"}, "NO_KEY: this environment variable is not set"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 from data_artifacts import make_artifact
 from test_merging import assert_same_bits, linear_reference, tensors, variant
@@ -11,6 +14,7 @@ from megatron_prism.conversion.model_folder import MegatronWeights
 from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.errors import ConfigError
 from megatron_prism.merging.stage import Merge
+from megatron_prism.pipeline.config import apply_overrides
 from megatron_prism.pipeline.graph import Graph
 
 
@@ -37,25 +41,44 @@ def test_the_order_of_the_models_is_part_of_the_fingerprint():
     assert one.fingerprint({}) == Merge(weights={"a": 0.5, "b": 0.5}).fingerprint({})
 
 
+def test_weights_are_the_decimals_that_were_typed():
+    """In Python and YAML as floats, with text for fractions: 0.1 is a tenth, and 1 - 0.15 - 0.85 is nothing."""
+    stage = Merge(weights={"a": 0.1, "b": "1/3", "c": 1})
+    settings = stage._settings()
+    assert settings.exact_weights == (Fraction(1, 10), Fraction(1, 3), Fraction(1))
+    assert sum(Merge(weights={"a": 0.15, "b": 0.85})._settings().exact_weights) == 1
+    overridden = apply_overrides(stage, {"weights.a": 0.3, "weights.b": "2/7"})
+    assert overridden._settings().exact_weights == (Fraction(3, 10), Fraction(2, 7), Fraction(1))
+
+
 def test_the_papers_interpolation_is_a_method(tmp_path):
     hf = make_checkpoint("llama", tmp_path / "a")
     inputs = {"base": make_artifact(ImportHF(source=str(hf)), tmp_path / "base")}
     for seed, name in enumerate(("midtrain", "rl")):
         variant(hf, tmp_path / f"{name}-hf", seed)
         inputs[name] = make_artifact(ImportHF(source=str(tmp_path / f"{name}-hf")), tmp_path / name)
-    stage = Merge(weights={"midtrain": 1.0, "rl": 1.0}, method="interpolate")
+    (inputs["midtrain"].path / "hf/chat_template.jinja").write_text("{{ messages }}")
+    stage = Merge(weights={"midtrain": 1.0, "rl": 1.0}, method="interpolate", tokenizer_from="midtrain")
     made = make_artifact(stage, tmp_path / "merged", **inputs)
     assert_same_bits(tensors(made.path), tensors(inputs["rl"].path))
+    assert (made.path / "hf/chat_template.jinja").is_file()
+    assert any("as tokenizer_from asks" in remark for remark in made.metrics["remarks"])
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"weights": {"a": 1.0}}, "two or more"),
+        ({"weights": {"a": 1.0, "b": "half"}}, "weight number 2: 'half' is not a number"),
+        ({"weights": {"a": 1.0, "b": [0.5]}}, "weight number 2"),
         ({"weights": {"a": 1.0, "b": 0.5}, "method": "slerp"}, "1 - t and t"),
         ({"weights": {"base": 1.0}, "method": "task-arithmetic"}, "leave its weight out"),
         ({"weights": {"a": 1.0}, "method": "ties"}, "density"),
         ({"weights": {"a": 1.0, "b": 1.0}, "component_weights": {"atention": 1.0}}, "attention"),
+        ({"weights": {"a": 1.0, "b": 1.0}, "tokenizer_from": "c"}, "tokenizer_from='c'"),
+        ({"weights": {"a": 1.0, "b": 1.0}, "dtype": "fp8"}, "dtype='fp8'"),
+        ({"weights": {"a": math.nan, "b": 1.0}}, "finite"),
+        ({"weights": {"a": 1.0, "b": math.inf}}, "finite"),
     ],
 )
 def test_a_config_is_checked_when_it_is_made(fields, named):

@@ -6,8 +6,6 @@ mean loss and mean gradients are one sequence's in every layout. Rank 0 writes t
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +82,8 @@ def step(architecture: Architecture, context_parallel_size: int) -> dict[str, An
     return {"loss": loss, "gradients": gradients, "largest": made.elements}
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+def main(folder: Path) -> None:
     blockwise.ROWS = ROWS
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     results: dict[str, dict[str, Any]] = {}
     for kind, architecture in MODELS.items():
         for size in (1, 2, 4):
@@ -99,11 +94,5 @@ def main(rank: int, folder: Path) -> None:
         )
         results[f"{kind}-wrong-order"] = step(architecture, 2)
         attention.chunk_positions = honest
-    if rank == 0:
+    if dist.get_rank() == 0:
         torch.save(results, folder / "results.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    # Forked, because four imports of Megatron take longer than all the steps.
-    torch.multiprocessing.start_processes(main, (Path(sys.argv[1]),), WORLD, start_method="fork")

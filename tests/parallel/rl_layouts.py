@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from layouts import layout
 from tiny_rl import MODELS, artifact, tiny_run
@@ -35,12 +32,8 @@ def skipped(kind: str, name: str) -> bool:
     return kind == "hybrid" and "vp" in name
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     world = int(os.environ["WORLD_SIZE"])
-    # One rendezvous for all sessions: a second one on the launcher's store would meet the first one's keys.
-    dist.init_process_group("gloo", timeout=timedelta(minutes=3))
     found = {}
     for kind in MODELS:
         inputs = {name: artifact(folder / kind / name) for name in ("model", "tokenizer", "prompts")}
@@ -68,8 +61,3 @@ def main() -> None:
             found["wrong"] = f"{type(problem).__name__}: {problem}"
     if dist.get_rank() == 0:
         (folder / f"world{world}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

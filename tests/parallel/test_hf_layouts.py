@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import hf_layouts
 import pytest
 import torch
+import warm
 from hf_layouts import BATCH, EVEN, HALF, HYBRID, KINDS, LAYOUTS, ODD, SWAPPED, FixedTokens, fits, folder_name
 from hf_layouts import findings as measured
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint
-from torchrun import run_worker
 
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.logits import folder_outputs
@@ -56,9 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
     results = measured(folder, 1)
-    worker = Path(__file__).with_name("hf_layouts.py")
     for world in (2, 4):
-        results |= run_worker(worker, folder, world, f"hf-world{world}.json")
+        warm.ranks(hf_layouts.main, folder, world=world)
+        results |= json.loads((folder / f"hf-world{world}.json").read_text())
     return results
 
 

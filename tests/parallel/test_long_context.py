@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import long_context
 import pytest
 import torch
-from long_context import LENGTH, MODELS
+import warm
+from long_context import LENGTH, MODELS, WORLD
 
 TOLERANCE = 1e-5
 KINDS = pytest.mark.parametrize("kind", MODELS)
@@ -19,15 +16,7 @@ SIZES = pytest.mark.parametrize("size", [2, 4])
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("long-context")
-    worker = Path(__file__).with_name("long_context.py")
-    done = subprocess.run(
-        [sys.executable, str(worker), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.ranks(long_context.main, folder, world=WORLD)
     return torch.load(folder / "results.pt", weights_only=True)
 
 

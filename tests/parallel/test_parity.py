@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
+import layouts
 import pytest
-from torchrun import run_worker
+import warm
 
 LAYOUTS = ["tp2", "tp2sp", "pp2", "cp2", "dp2", "tp2pp2", "cp2tp2sp"]
 # Where the resumed curves begin (layouts.py saves halfway).
-HALF = 5
+HALF = layouts.STEPS // 2
 TOLERANCE = {"dense": 1e-5, "hybrid": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("parity")
-    worker = Path(__file__).with_name("layouts.py")
     found: dict[str, list[float]] = {}
-    for world in (1, 2, 4):
-        found |= run_worker(worker, folder, world, f"world{world}.json")
+    for world in layouts.LAYOUTS:
+        warm.ranks(layouts.main, folder, world=world)
+        found |= json.loads((folder / f"world{world}.json").read_text())
     return found
 
 

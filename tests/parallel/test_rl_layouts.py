@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
 import pytest
+import rl_layouts
+import warm
 from tiny_rl import MODELS, make_inputs
-from torchrun import run_worker
 
 LAYOUTS = ["padded", "recomputed", "tp2", "tp2sp", "pp2", "pp2vp2", "cp2", "dp2"]
 LAYOUTS_OF_FOUR = ["tp2pp2", "tp2sp-cp2"]
@@ -21,10 +22,10 @@ def folder(tmp_path_factory):
 
 
 def worlds(folder, *sizes):
-    worker = Path(__file__).with_name("rl_layouts.py")
     found = {}
     for world in sizes:
-        found |= run_worker(worker, folder, world, f"world{world}.json")
+        warm.ranks(rl_layouts.main, folder, world=world)
+        found |= json.loads((folder / f"world{world}.json").read_text())
     return found
 
 

@@ -10,8 +10,10 @@ import pytest
 from toy_stages import FailOnce, Fill, Resume, Write
 
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
-from megatron_prism.pipeline.artifact import partial_path
+from megatron_prism.pipeline.artifact import Artifact, partial_path
+from megatron_prism.pipeline.execution import Observer
 from megatron_prism.pipeline.graph import Graph
+from megatron_prism.pipeline.node import Node
 
 
 @pytest.fixture
@@ -29,6 +31,22 @@ def ran(log: Path) -> str:
     return said
 
 
+class Events(Observer):
+    """Keeps (event, stage) in a list."""
+
+    def __init__(self, events: list[tuple[str, str]]) -> None:
+        self.events = events
+
+    def skipped(self, node: Node, artifact: Artifact) -> None:
+        self.events.append(("skipped", node.name))
+
+    def started(self, node: Node) -> None:
+        self.events.append(("start", node.name))
+
+    def done(self, node: Node, artifact: Artifact) -> None:
+        self.events.append(("done", node.name))
+
+
 def diamond() -> Graph:
     """a -> b, a -> c, (b, c) -> d."""
     graph = Graph("diamond")
@@ -41,9 +59,7 @@ def diamond() -> Graph:
 
 def test_runs_in_order_then_skips(log: Path, tmp_path: Path) -> None:
     run_dir, events = tmp_path / "run", []
-    artifacts = diamond().run(
-        run_dir, observe=lambda event, node, artifact: events.append((event, node.name))
-    )
+    artifacts = diamond().run(run_dir, observer=Events(events))
     assert ran(log) == "abcd"
     assert artifacts["d"].file("sub/text.txt").read_text() == "abacd"
     assert artifacts["d"].metrics == {"length": 5}
@@ -54,7 +70,7 @@ def test_runs_in_order_then_skips(log: Path, tmp_path: Path) -> None:
         "right": artifacts["c"].fingerprint,
     }
     events.clear()
-    diamond().run(run_dir, observe=lambda event, node, artifact: events.append((event, node.name)))
+    diamond().run(run_dir, observer=Events(events))
     assert ran(log) == ""
     assert events == [("skipped", name) for name in "abcd"]
     shape = json.loads((run_dir / "graph.json").read_text())

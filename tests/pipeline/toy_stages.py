@@ -123,3 +123,46 @@ class AllReduce(Stage):
             (out / "total.txt").write_text(str(int(total)))
         dist.destroy_process_group()
         return {"total": int(total), "world": int(os.environ["WORLD_SIZE"])}
+
+
+@dataclass
+class Meet(Stage):
+    """Ends when the stage of the other name has begun, too; fails if that takes longer than `seconds`."""
+
+    kind: ClassVar[str] = "meet"
+    me: str = "left"
+    other: str = "right"
+    folder: str = ""
+    seconds: float = 20.0
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        import time
+
+        from megatron_prism.platform.console import get_logger
+
+        (Path(self.folder) / self.me).touch()
+        get_logger("megatron_prism.toy").info("%s is here", self.me)
+        end = time.monotonic() + self.seconds
+        while not (Path(self.folder) / self.other).exists():
+            if time.monotonic() > end:
+                raise DataError(f"{self.other} did not come")
+            time.sleep(0.01)
+        return {"process": os.getpid()}
+
+
+@dataclass
+class Break(Stage):
+    """Goes wrong in the way asked for: 'bug', 'disk' (full), or 'die' (the process is gone)."""
+
+    kind: ClassVar[str] = "break"
+    way: str = "bug"
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        import errno
+        import signal
+
+        if self.way == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.way == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError("a mistake in the code")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing
+import torch.distributed as dist
+import warm
 
 from megatron_prism.errors import ConfigError, PrismError
 from megatron_prism.platform.process_groups import ParallelConfig, session
@@ -163,9 +162,8 @@ def test_without_tokens_nothing_trips():
             assert (report.mean_abs, report.max_abs, report.tripped) == (0.0, 0.0, False)
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+def _rank(folder: str) -> None:
+    rank = dist.get_rank()
     gaps = (0.1, 0, 0, 0, 0) if rank == 0 else (0, 0, 2.5, 0, 0)
     with session(ParallelConfig(data_parallel_size=2)):
         report = conclude([seen(apart(*gaps))], GateSettings(), 1)
@@ -177,10 +175,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 def test_ranks_agree_on_the_sums_and_on_the_worst_answer(tmp_path):
     """All must stop, or the others would wait for ever; the worst is another rank's."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    warm.ranks(_rank, str(tmp_path), world=2)
     (first, said), (second, also) = (torch.load(tmp_path / str(r), weights_only=False) for r in (0, 1))
     assert first == second
     assert said == also

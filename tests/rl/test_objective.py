@@ -13,19 +13,10 @@ from itertools import product
 
 import pytest
 import torch
+import warm
 
-from megatron_prism.rl.objective import (
-    ADVANTAGES,
-    ESTIMATORS,
-    METRICS,
-    NORMALIZATIONS,
-    RATIOS,
-    Objective,
-    advantages,
-    policy_loss,
-    sequence_log_ratio,
-    token_weights,
-)
+from megatron_prism.rl.objective import METRICS, advantages, policy_loss, sequence_log_ratio, token_weights
+from megatron_prism.rl.settings import ADVANTAGES, ESTIMATORS, NORMALIZATIONS, RATIOS, Objective
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 MOST_TOKENS = 9
@@ -413,16 +404,15 @@ def test_a_group_of_equal_rewards_teaches_nothing(kind, eta, dtype):
     assert found[1].tolist() == pytest.approx(expected_advantages([1.0, 0.0, 0.0], kind, eta), rel=1e-7)
 
 
-def _ratio_of_a_part(rank: int, store: str, policy, old, mask, texts, into: str) -> None:
+def _ratio_of_a_part(policy, old, mask, texts, into: str) -> None:
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    rank = dist.get_rank()
     # Context parallelism gives rank 0 the outer quarters of a row and rank 1 the inner ones.
     cut = [
         torch.cat(list(t.chunk(4, 1)[rank : 4 - rank : 3 - 2 * rank]), 1) for t in (policy, old, mask, texts)
     ]
     torch.save(sequence_log_ratio(*cut, group=dist.group.WORLD), f"{into}{rank}")
-    dist.destroy_process_group()
 
 
 def test_the_sequence_ratio_counts_all_tokens_of_an_answer_that_ranks_share(tmp_path):
@@ -431,8 +421,8 @@ def test_the_sequence_ratio_counts_all_tokens_of_an_answer_that_ranks_share(tmp_
     # Answers cross the cuts, and the last text lies on one rank only.
     texts = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [3, 3, 3, 3, 3, 3, 4, 4]])
     mask = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1, 0, 1]]).float()
-    arguments = (str(tmp_path / "store"), policy, old, mask, texts, str(tmp_path / "part"))
-    torch.multiprocessing.spawn(_ratio_of_a_part, arguments, nprocs=2)
+    # As arrays: tensors would be handed over in shared memory.
+    warm.ranks(_ratio_of_a_part, policy, old, mask, texts, str(tmp_path / "part"), world=2)
     outer, inner = (torch.load(tmp_path / f"part{rank}") for rank in (0, 1))
     together = torch.cat([outer[:, :2], inner, outer[:, 2:]], 1)
     by_hand = torch.zeros(2, 8)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.rl.objective import NORMALIZATIONS, Objective, advantages, policy_loss, token_weights
+from megatron_prism.rl.objective import advantages, policy_loss, token_weights
+from megatron_prism.rl.settings import NORMALIZATIONS, Objective
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

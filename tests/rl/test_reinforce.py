@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import time
 
 import pytest
 import torch
+import warm
 import zstandard
 from tiny_rl import DENSE, MODELS, artifact, make_inputs, tiny_run
 
@@ -18,9 +18,9 @@ from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.models.build import build_model
 from megatron_prism.platform.process_groups import session
 from megatron_prism.rl.gate import GateSettings, GateStop
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,9 @@ def killed_in(step, stage, inputs, out):
 
 
 def kill(step, stage, inputs, out):
-    child = multiprocessing.get_context("spawn").Process(target=killed_in, args=(step, stage, inputs, out))
-    child.start()
-    child.join(120)
-    assert child.exitcode == -signal.SIGKILL
+    child = warm.Child(killed_in, step, stage, inputs, out)
+    assert child.wait(120) == -signal.SIGKILL
+    child.wait_for_descendants(10)
 
 
 def same_run(out, whole):
@@ -167,15 +166,13 @@ def test_twenty_kills_at_any_moment(kind, inputs, tmp_path):
     run(stage, given, whole)
     kills, reached = 0, 0
     while kills < 20:
-        child = multiprocessing.get_context("spawn").Process(target=run, args=(stage, given, out))
-        child.start()
+        child = warm.Child(run, stage, given, out)
         # Some way into the steps after the next checkpoint, however fast the machine is.
-        while child.is_alive() and latest_step(out) <= reached:
+        while child.exitcode is None and latest_step(out) <= reached:
             time.sleep(0.02)
-        child.join(rng.uniform(0.0, 0.8))
-        assert child.is_alive(), "done before all kills: give it more steps"
+        time.sleep(rng.uniform(0.0, 0.8))
+        assert child.exitcode is None, "done before all kills: give it more steps"
         child.kill()
-        child.join()
         kills, reached = kills + 1, latest_step(out)
     run(stage, given, out)
     print(f"{kind}: {kills} kills, the last after step {reached} of 120")

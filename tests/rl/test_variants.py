@@ -21,7 +21,6 @@ import torch
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Completion
-from megatron_prism.rl.loop import LoopSettings
 from megatron_prism.rl.objective import (
     Objective,
     advantages,
@@ -31,6 +30,7 @@ from megatron_prism.rl.objective import (
 )
 from megatron_prism.rl.rewards import RewardSettings, reward
 from megatron_prism.rl.rollout import Answer, Group
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.variants import VARIANTS, variant
 from megatron_prism.verification.grade import Grade
 from megatron_prism.verification.problems import Problem

@@ -13,7 +13,9 @@ import stand_in_vllm
 import torch
 from tiny_rl import MODELS, VOCABULARY, artifact, make_inputs, make_model, tiny_run
 
-from megatron_prism.errors import ConfigError
+from megatron_prism.data.text_policy import TextSettings
+from megatron_prism.data.tokenizer import END_OF_TEXT
+from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.generation.sampler import EXPORTED, Sampler
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings, GateStop
@@ -101,3 +103,17 @@ def test_engines_that_cannot_train(inputs):
             sampler=Sampler("vllm"),
             parallel=ParallelConfig(tensor_model_parallel_size=2),
         )
+
+
+def test_prompts_begin_alike_in_sampler_and_trainer(vllm, inputs, tmp_path, monkeypatch):
+    """Log-probabilities of both would part if only one of them began the prompt with the start token."""
+    begun = Sampler("vllm", text=TextSettings(begin=END_OF_TEXT))
+    metrics = replace(stage("dense", steps=2), sampler=begun).run(inputs["dense"], tmp_path)
+    assert metrics["text"]["begin"] == [END_OF_TEXT]
+    assert all(line["gap"]["max_abs"] < 1e-4 for line in read_metrics(tmp_path))
+    # A sampler that adds one of its own is found out before anything is learnt from it.
+    monkeypatch.setattr(vllm, "begin", (0,))
+    out = tmp_path / "other"
+    out.mkdir()
+    with pytest.raises(ServerError, match="prompt tokens were given, and it read"):
+        stage("dense").run(inputs["dense"], out)

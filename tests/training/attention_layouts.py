@@ -1,4 +1,4 @@
-"""Attention-only training of small models; as a program, the worker of test_extension_training.py with two processes.
+"""Attention-only training of small models; `main` is the worker of test_extension_training.py with two processes.
 
 Each rank writes its own results, because a pipeline stage knows its own layers only.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_prism.conversion.checkpoint_io import load_weights, unwrap
 from megatron_prism.models.architecture import Architecture
@@ -128,13 +126,5 @@ def resume(run: Trainer, saved: Path) -> list[tuple[float, float]]:
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    # One rendezvous for all sessions: a second one on the launcher's store would meet the first one's keys.
-    dist.init_process_group("gloo")
     results = {name: train(folder, name, case) for name, case in CASES.items()}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +13,7 @@ from pathlib import Path
 import attention_layouts as small
 import pytest
 import torch
+import warm
 from data_artifacts import make_artifact
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, make_checkpoint
@@ -192,15 +190,7 @@ def alone(tmp_path_factory):
 def spread(alone):
     """By case, what each of two ranks found."""
     folder, _ = alone
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(Path(small.__file__)), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.ranks(small.main, folder, world=2)
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return {name: [rank[name] for rank in ranks] for name in small.CASES}
 

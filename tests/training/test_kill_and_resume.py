@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 14
@@ -33,15 +30,10 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-def command(texts: Path, run_dir: Path, *extra: str) -> list[str]:
-    prism = [sys.executable, "-m", "megatron_prism"]
+def command(texts: Path, run_dir: Path) -> list[str]:
     recipe = str(ROOT / "examples" / "own_text.py")
-    return [*prism, "run", f"{recipe}:train", f"path={texts}", *SETTINGS, *extra, "--run-dir", str(run_dir)]
-
-
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    prism = ["-m", "megatron_prism"]
+    return [*prism, "run", f"{recipe}:train", f"path={texts}", *SETTINGS, "--run-dir", str(run_dir)]
 
 
 def records(folder: Path) -> list[dict]:
@@ -51,33 +43,26 @@ def records(folder: Path) -> list[dict]:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(texts: Path, tmp_path: Path) -> None:
-    unbroken = run(command(texts, tmp_path / "whole"))
+    unbroken = warm.python(*command(texts, tmp_path / "whole"), cwd=ROOT)
     assert unbroken.returncode == 0, unbroken.stderr
     expected = records(tmp_path / "whole" / "train")
     assert [line["step"] for line in expected if "loss" in line] == list(range(1, STEPS + 1))
 
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        command(texts, broken),
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = warm.Child(warm.run_program, *command(texts, broken), cwd=ROOT)
     try:
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             written = [path for path in broken.glob("artifacts/train-*.partial/metrics.jsonl")]
             if written and len(written[0].read_text().splitlines()) >= KILL_AFTER:
                 break
-            assert process.poll() is None, "ended before it could be killed"
+            assert process.exitcode is None, "ended before it could be killed"
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
     assert not (broken / "train").exists(), "nothing stands under the final name"
 
-    resumed = run(command(texts, broken))
+    resumed = warm.python(*command(texts, broken), cwd=ROOT)
     assert resumed.returncode == 0, resumed.stderr
     assert "step 1/" not in resumed.stderr, "it began anew"
     assert f"step {STEPS}/" in resumed.stderr

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy
 import pytest
 import torch
+import warm
 import yaml
 from data_artifacts import make_artifact
 from tiny_models import VOCABULARY, make_checkpoint
@@ -21,7 +18,7 @@ from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenizer import ModelTokenizer, Tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, Receipt
-from megatron_prism.pipeline.launch import write_task
+from megatron_prism.pipeline.launch import run_task, write_task
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.schedule import Schedule
@@ -120,23 +117,8 @@ def test_the_loss_is_that_of_the_documents_tokens(model, inputs, tmp_path):
 def run_on_two_ranks(stage, inputs, out):
     """The launcher's workers without its scheduler, which takes longer to start than they run."""
     out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
     task = write_task(stage, inputs, out)
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "megatron_prism.pipeline.worker", str(task)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    warm.ranks(run_task, task, world=2)
     return json.loads(task.with_name("metrics.json").read_text())
 
 

@@ -13,10 +13,12 @@ import yaml
 from data_artifacts import make_artifact
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint
+from tokenizer_folders import byte_level, save
 
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.launch import run_stage
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training import metrics
@@ -220,3 +222,12 @@ def test_fp8_without_transformer_engine_is_an_error(inputs, tmp_path):
         stage(fp8="hybrid", dtype="bf16", backend="torch").run(inputs, tmp_path)
     with pytest.raises(ConfigError, match="fp8=hybrid: no CUDA GPU, no Transformer Engine"):
         stage(fp8="hybrid", dtype="bf16", backend="te").run(inputs, tmp_path)
+
+
+def test_tokens_of_another_tokenizer_are_refused(trained, inputs, tmp_path):
+    """Before a model is built; the receipt says how the texts were made that the model learned from."""
+    assert trained.metrics["text"] == inputs["tokens"].metrics["text"]
+    other = save(byte_level(), tmp_path / "other")
+    given = inputs | {"tokenizer": Artifact(other, inputs["tokenizer"].receipt)}
+    with pytest.raises(ConfigError, match=r"made with another tokenizer than .*other, so its ids"):
+        stage().run(given, tmp_path)

@@ -13,8 +13,7 @@ from megatron_prism.verification.code import open_runner
 def new_children() -> Callable[[], set[int]]:
     """Child processes that were not there when the test began.
 
-    Megatron-Core keeps a queue manager alive once it has saved a checkpoint, so the whole suite's process has
-    children of its own.
+    The whole suite's process has children of its own: the server of `warm.py`, and what a test of another file left.
     """
 
     def pids() -> set[int]:

@@ -38,8 +38,8 @@ def test_problems_load_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{oops", ":2: not valid JSON"),
-        ("[1]", ":2: expected a JSON object, found list"),
+        ("{oops", ":2: not JSON"),
+        ("[1]", ":2: a JSON object is needed, found list"),
         (record(id="x", answer=...), ":2: key 'answer' is missing"),
         (record(id="x", anwser="2"), ":2: unknown key 'anwser'; did you mean 'answer'?"),
         (record(id="x", answer=2), ":2: 'answer' must be text, found int"),
@@ -47,9 +47,9 @@ def test_problems_load_in_order(tmp_path):
         (record(id="x", kind="code", tests=["assert f("]), ":2: 'tests'[0]: not Python"),
         (record(id="x", kind="code", tests=[{"input": "1"}]), ":2: 'tests'[0]: key 'output' is missing"),
         (record(id="x", kind="maths"), ":2: kind 'maths' cannot be graded; did you mean 'math'?"),
-        (record(id="x", prompt=""), ":2: 'prompt' is empty"),
+        (record(id="x", prompt=""), ":2: 'prompt' is blank"),
         (record(id="x", kind="code", answer=""), ":2: 'tests' is empty"),
-        (record(id="x", answer=" "), ":2: 'answer' is empty"),
+        (record(id="x", answer=" "), ":2: 'answer' is blank"),
         (record(), ":2: id 'm1' was used on line 1"),
     ],
 )
@@ -69,7 +69,7 @@ def test_missing_empty_and_binary_files(tmp_path):
     with pytest.raises(DataError, match="holds no problems"):
         load_suite(tmp_path, "empty")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not readable as UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8 text"):
         load_suite(tmp_path, "binary")
 
 

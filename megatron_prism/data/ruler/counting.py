@@ -16,7 +16,7 @@ MOST_WORDS = 500_000
 
 
 class TokenCounter:
-    """Counts as `tokenizer.encode` would.
+    """Counts as `tokenizer.encode` would, what begins a prompt included.
 
     Attributes:
         exact: encode whole texts instead of adding words.

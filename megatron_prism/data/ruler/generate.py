@@ -6,7 +6,6 @@ be added without changing the others.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,12 +35,14 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import write_json
 
-# Engines may put a start token before the prompt.
+# Room for what begins a prompt, also where the tokenizer adds nothing: a server may add a start token of its own.
 START_TOKENS = 1
 # A sample within half a percent of its length is near enough; a percent is promised.
 SLACK = 200
 PROMISE = 100
 REDRAWS = 16
+# Ten times what any model is tried at; a haystack of so many tokens takes about half a gigabyte.
+LONGEST = 100_000_000
 # One sample in so many is encoded as a whole to prove its count.
 CHECK_EVERY = 50
 
@@ -135,7 +136,7 @@ def make_folder(
     """Write LENGTH/TASK.jsonl.zst for every task and length, and ruler.json; returns what the latter holds.
 
     Args:
-        workers: processes; with one, the work is done here.
+        workers: processes, at most one for each file; with one, the work is done here.
         progress: called with the number of samples of each file that is complete.
 
     Raises:
@@ -143,12 +144,14 @@ def make_folder(
     """
     if workers < 1:
         raise ConfigError(f"workers={workers}: must be 1 or more")
-    check_plan(plan, Tokenizer.load(tokenizer_folder), sources)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    check_plan(plan, tokenizer, sources)
     # The longest first, so that no worker is left alone with one at the end.
     jobs = [(task, length) for length in sorted(plan.lengths, reverse=True) for task in plan.tasks]
     files: dict[tuple[int, str], dict[str, Any]] = {}
+    workers = min(workers, len(jobs))
     if workers == 1:
-        counter = TokenCounter(Tokenizer.load(tokenizer_folder))
+        counter = TokenCounter(tokenizer)
         for task, length in jobs:
             files[length, task.name] = _write(plan, task, length, counter, sources, out)
             progress(plan.samples)
@@ -170,7 +173,8 @@ def make_folder(
         "lengths": sorted(plan.lengths),
         "samples": plan.samples,
         "seed": plan.seed,
-        "tokenizer": tokenizer_hash(tokenizer_folder),
+        "tokenizer": tokenizer.identity,
+        "text": tokenizer.record(),
         "files": {
             str(length): {task.name: files[length, task.name] for task in plan.tasks}
             for length in sorted(plan.lengths)
@@ -178,11 +182,6 @@ def make_folder(
     }
     write_json(out / MANIFEST, manifest)
     return manifest
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """sha256 of a folder's tokenizer.json: samples are of one length for one tokenizer only."""
-    return hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()
 
 
 _worker: dict[str, Any] = {}
@@ -221,7 +220,9 @@ def _write(
 def _sample(
     task: Task, builder: Builder, counter: TokenCounter, length: int, seed: int, index: int
 ) -> Sample:
-    budget = length - task.max_new_tokens - START_TOKENS
+    # `count` counts what begins the prompt.
+    reserved = max(0, START_TOKENS - len(counter.tokenizer.policy.begin))
+    budget = length - task.max_new_tokens - reserved
     best: tuple[Draft, int] | None = None
     for attempt in range(REDRAWS if builder.redraws else 1):
 
@@ -276,6 +277,8 @@ def _builder(task: Task, sources: Sources, length: int, seed: int, keys: Sequenc
 def _check(length: int, samples: int) -> None:
     if length < 1 or samples < 1:
         raise ConfigError(f"length={length}, samples={samples}: both must be 1 or more")
+    if length > LONGEST:
+        raise ConfigError(f"length={length}: at most {LONGEST} tokens; a sample is made in memory")
 
 
 def stated_sources(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from megatron_prism.data.shoebox.prose import web_documents
 from megatron_prism.errors import DataError
+from megatron_prism.pipeline.json_text import read_json
 
 # What of a package's description, or of another text of this machine, goes into a document; and no addresses or rules.
 DOCUMENT_CHARACTERS = 3000
@@ -57,7 +57,7 @@ def read_squad(path: Path) -> QuestionSet:
     with _format_of(path, "SQuAD: data[].paragraphs[].{context, qas[].{question, answers[].text}}"):
         articles = [
             [(_clean(part["context"]), part["qas"]) for part in article["paragraphs"]]
-            for article in _read_json(path)["data"]
+            for article in read_json(path)["data"]
         ]
         documents = sorted({context for article in articles for context, _ in article})
         number = {document: index for index, document in enumerate(documents)}
@@ -87,7 +87,7 @@ def read_hotpot(path: Path) -> QuestionSet:
                 each["answer"],
                 [_clean(f"{title}\n{''.join(lines)}") for title, lines in each["context"]],
             )
-            for each in _read_json(path)
+            for each in read_json(path)
         ]
         documents = sorted({document for _, _, context in records for document in context})
         number = {document: index for index, document in enumerate(documents)}
@@ -204,15 +204,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"text is needed, found {type(value).__name__}")
     return " ".join(_clean(value).split())
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise DataError(f"{path}: not readable ({problem.strerror or problem})") from None
-    except (ValueError, RecursionError) as problem:
-        raise DataError(f"{path}: not JSON ({problem})") from None
 
 
 def _checked(path: Path, documents: list[str], questions: list[Question]) -> QuestionSet:

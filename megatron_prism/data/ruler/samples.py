@@ -22,7 +22,7 @@ class Sample:
     Attributes:
         task, length, index: who it is; `length` is the target in tokens.
         seed: of the run; with who it is, it decides the sample.
-        tokens: of the prompt, as the tokenizer encodes it; tokens + max_new_tokens is below `length`.
+        tokens: of the prompt, as `Tokenizer.encode` gives it; tokens + max_new_tokens is at most `length`.
         max_new_tokens: room left for the answer.
         prompt: up to the first word of the answer.
         answers: strings that should be in the completion.
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         [manifest[key] for key in ("tasks", "lengths", "samples", "seed", "tokenizer")]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; make the samples with `prism ruler make`") from None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
         raise DataError(f"{path}: not a folder of RULER samples ({problem!r}); make it anew") from None
     return dict(manifest)
 
@@ -98,5 +98,5 @@ def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
                 yield Sample(**{name: record[name] for name in names})
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; make the samples with `prism ruler make`") from None
-    except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, zstandard.ZstdError) as problem:
         raise DataError(f"{path}: not readable as RULER samples ({problem!r}); make them anew") from None

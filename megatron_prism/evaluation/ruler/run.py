@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from megatron_prism.data.ruler.samples import Sample, read_manifest, read_sample
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.evaluation.ruler.scoring import Scored, score
 from megatron_prism.generation.engine import Engine, SamplingParams
+from megatron_prism.pipeline.json_text import read_records
 
 # How much of a prompt's end goes into the record of a prediction; all of it can be made again.
 PROMPT_END = 300
@@ -100,17 +99,13 @@ def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
     """
     manifest = read_manifest(samples_folder)
     found: dict[tuple[str, int, int], str] = {}
-    for number, line in enumerate(_lines(predictions), 1):
-        where = f"{predictions}:{number}"
-        if not line.strip():
-            continue
+    for record, where in read_records(predictions, keep_half_pairs=True):
         try:
-            record = json.loads(line)
             key = (record["task"], record["length"], record["index"])
             text = record["prediction"]
-        except (ValueError, KeyError, TypeError) as problem:
+        except KeyError as problem:
             raise DataError(
-                f"{where}: not a JSON object with task, length, index and prediction ({problem!r})"
+                f"{where}: not an object with task, length, index and prediction (no {problem})"
             ) from None
         if not isinstance(text, str):
             raise DataError(f"{where}: 'prediction' must be text, found {type(text).__name__}")
@@ -131,19 +126,3 @@ def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
                         f"{predictions}: no prediction for task={task} length={length} index={sample.index}"
                     )
                 yield Scored(*key, score(sample, found[key]))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    import zstandard
-
-    try:
-        if path.name.endswith(".zst"):
-            with zstandard.open(path, "rb") as handle:
-                yield from io.TextIOWrapper(handle, encoding="utf-8", newline="\n")
-        else:
-            with open(path, encoding="utf-8", newline="\n") as handle:
-                yield from handle
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, zstandard.ZstdError) as problem:
-        raise DataError(f"{path}: not readable as JSON lines ({problem})") from None

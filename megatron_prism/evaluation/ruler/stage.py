@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.data.readers import source_files
-from megatron_prism.data.ruler.generate import Plan, check_plan, make_samples, tokenizer_hash
+from megatron_prism.data.ruler.generate import Plan, check_plan, make_samples
 from megatron_prism.data.ruler.sources import Sources, load_sources
 from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
+from megatron_prism.data.text_policy import TextSettings
+from megatron_prism.data.text_record import check_model
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.run import check_positions, predict_all
@@ -43,6 +45,7 @@ class RulerEvaluate(Stage):
         keys: words that the keys of needle tasks are drawn from (None: the task's own).
         essays, squad, hotpot, words: the user's files; None takes text of this machine, and the samples say so.
         repeat_haystack: let essays shorter than a length begin again.
+        text: how prompts begin, and what names of special tokens in them mean.
         batch_tokens: most tokens decoded together; a longer sample is decoded alone.
         confidence: coverage of the intervals.
     """
@@ -59,6 +62,7 @@ class RulerEvaluate(Stage):
     hotpot: str | None = None
     words: str | None = None
     repeat_haystack: bool = False
+    text: TextSettings = field(default_factory=TextSettings)
     batch_tokens: int = tuning(65536)
     confidence: float = 0.95
 
@@ -96,13 +100,14 @@ class RulerEvaluate(Stage):
         architecture = Architecture.load(model / "architecture.json")
         check_positions(plan.lengths, architecture.max_position_embeddings, model)
         folder = inputs["tokenizer"].path if "tokenizer" in inputs else model / "hf"
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder, self.text)
+        check_model(inputs["model"], tokenizer)
         sources = self._sources(plan)
         check_plan(plan, tokenizer, sources)
         scored = []
         total = plan.samples * len(plan.tasks) * len(plan.lengths)
         with (
-            MegatronEngine.load(model, folder, 1) as engine,
+            MegatronEngine.load(model, folder, 1, self.text) as engine,
             progress_bar("answering RULER", total) as bar,
             zstandard.open(out / PREDICTIONS, "wb") as handle,
         ):
@@ -125,7 +130,7 @@ class RulerEvaluate(Stage):
                 "%s tokens: recall %.1f%% (%.1f to %.1f) on %d samples",
                 *(length, 100 * entry["recall"], 100 * entry["low"], 100 * entry["high"], entry["samples"]),
             )
-        metrics |= {"engine": "megatron", "tokenizer": tokenizer_hash(folder)}
+        metrics |= {"engine": "megatron", "text": tokenizer.record()}
         write_json(out / SCORES, metrics)
         return metrics
 

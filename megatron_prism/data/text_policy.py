@@ -1,0 +1,109 @@
+"""How a text becomes what a model reads: which ids begin and end it, and what a special token's name in it means.
+
+There is one policy per tokenizer, and everything that encodes text follows it: training documents, prompts of every
+engine, reinforcement learning, RULER's lengths, calibration. The default is what the tokenizer's own files do to a
+text: the post-processor of `tokenizer.json`, or, beside a `tokenizer.model`, `add_bos_token` and `add_eos_token` of
+`tokenizer_config.json`. So LLaMA 3, Mistral and Nemotron-H begin a text with a token, and Granite does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.config import one_of
+
+AS_TOKENIZER, NOTHING = "tokenizer", "none"
+SPELL_OUT, PARSE, REFUSE = "spell_out", "parse", "refuse"
+SPECIAL_TOKENS = (SPELL_OUT, PARSE, REFUSE)
+
+
+@dataclass
+class TextSettings:
+    """A user's choice of policy, as part of a stage's config.
+
+    Attributes:
+        begin: what stands before a document or a prompt: "tokenizer" (as its files say), "none", or a token's name.
+        end: what stands after a document: "tokenizer" (as its files say, and always its end token), or a token's name.
+            A prompt has no end.
+        special_tokens: the name of a special token in a text is "spell_out": ordinary characters, as text that others
+            wrote needs it; "parse": that token, as rendered chat templates need it; "refuse": an error.
+    """
+
+    begin: str = AS_TOKENIZER
+    end: str = AS_TOKENIZER
+    special_tokens: str = SPELL_OUT
+
+    def __post_init__(self) -> None:
+        one_of(self.special_tokens, SPECIAL_TOKENS, "special_tokens")
+        if not self.begin:
+            raise ConfigError("begin='': write 'tokenizer', 'none' or the name of a token")
+        if self.end in ("", NOTHING):
+            raise ConfigError(
+                f"end='{self.end}': documents need an end; write 'tokenizer' or the name of a token"
+            )
+
+
+@dataclass(frozen=True)
+class TextPolicy:
+    """A tokenizer's policy.
+
+    Attributes:
+        begin: ids before a document and before a prompt; empty where there are none.
+        end: ids after a document.
+        special_tokens: "spell_out", "parse" or "refuse"; see `TextSettings`.
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    special_tokens: str = SPELL_OUT
+
+    def prompt(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a text with its beginning.
+
+        A parsed text that already begins so (a rendered chat template does) is not given a second beginning.
+        """
+        length = len(self.begin)
+        begun = self.special_tokens == PARSE and tuple(ids[:length]) == self.begin
+        return list(ids) if begun else [*self.begin, *ids]
+
+    def document(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a text with its beginning and its end; a parsed text that has its end is not given a second."""
+        length = len(self.end)
+        ended = self.special_tokens == PARSE and length > 0 and tuple(ids[-length:]) == self.end
+        return self.prompt(ids) if ended else [*self.prompt(ids), *self.end]
+
+
+def text_policy(
+    settings: TextSettings,
+    before: Sequence[int],
+    after: Sequence[int],
+    eos_id: int,
+    find: Callable[[str], int | None],
+    where: str,
+) -> TextPolicy:
+    """The policy of a tokenizer whose files put `before` and `after` around a text.
+
+    Args:
+        find: the id of a token's name, or None.
+        where: the tokenizer, for messages.
+
+    Raises:
+        ConfigError: if `begin` or `end` names a token that the tokenizer does not have.
+    """
+
+    def named(key: str, name: str) -> tuple[int, ...]:
+        found = find(name)
+        if found is None:
+            raise ConfigError(f"text.{key}='{name}': {where} has no token of this name")
+        return (found,)
+
+    begin, end = tuple(before), tuple(after)
+    if settings.begin != AS_TOKENIZER:
+        begin = () if settings.begin == NOTHING else named("begin", settings.begin)
+    if settings.end != AS_TOKENIZER:
+        end = named("end", settings.end)
+    elif eos_id not in end[-1:]:
+        end = (*end, eos_id)
+    return TextPolicy(begin, end, settings.special_tokens)

@@ -1,0 +1,152 @@
+"""What a tokenizer folder says: which file holds the vocabulary, and which tokens have a name (`eos_token` and others).
+
+Models come with `tokenizer.json`, or with nothing but SentencePiece's `tokenizer.model`. The end token is named in
+`tokenizer_config.json`, `special_tokens_map.json`, the SentencePiece model, `generation_config.json` or `config.json`:
+the first of these that names it decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import DataError
+from megatron_prism.pipeline.json_text import read_json
+
+TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
+ID_FILES = ("generation_config.json", "config.json")
+# Keys of tokenizer_config.json and special_tokens_map.json whose values are names of special tokens.
+NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+LISTED = ("additional_special_tokens", "extra_special_tokens")
+
+
+def vocabulary_file(folder: Path) -> Path | None:
+    """`tokenizer.json`, else `tokenizer.model`, else None."""
+    for name in (TOKENIZER_JSON, TOKENIZER_MODEL):
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    return None
+
+
+class TokenizerFolder:
+    """The small files of a tokenizer folder.
+
+    Attributes:
+        path: the folder.
+        config: what `tokenizer_config.json` holds; empty where there is none.
+
+    Raises:
+        DataError: when the folder has no vocabulary, or a file is not a JSON object.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder)
+        file = vocabulary_file(self.path)
+        if file is None:
+            raise DataError(
+                f"{self.path / TOKENIZER_JSON}: missing, and so is {TOKENIZER_MODEL}; a tokenizer folder needs one of "
+                "them"
+            )
+        self.vocabulary = file
+        self.config = self._read(TOKENIZER_CONFIG)
+        self._map = self._read(SPECIAL_TOKENS_MAP)
+
+    def token(self, key: str) -> tuple[str, Path] | None:
+        """The name that the token files give to `key` ("eos_token"), and the file that gives it.
+
+        Raises:
+            DataError: when the value is neither a string nor an object with "content".
+        """
+        for name, content in ((TOKENIZER_CONFIG, self.config), (SPECIAL_TOKENS_MAP, self._map)):
+            value = content.get(key)
+            if value is None or value == "":
+                continue
+            found = _content(value)
+            if found is None:
+                raise DataError(
+                    f"{self.path / name}: {key}={json.dumps(value)[:60]} is not the name of a token; write it as text, "
+                    'for example "</s>"'
+                )
+            return found, self.path / name
+        return None
+
+    def special_names(self) -> list[str]:
+        """Every name that the token files call special, once."""
+        names: dict[str, None] = {}
+        for key in NAMED:
+            if (named := self.token(key)) is not None:
+                names[named[0]] = None
+        for content in (self.config, self._map):
+            for key in LISTED:
+                values = content.get(key)
+                # transformers writes a list, or a mapping from an attribute's name to the token.
+                listed = list(values.values()) if isinstance(values, dict) else values
+                for value in listed if isinstance(listed, list) else []:
+                    if (found := _content(value)) is not None:
+                        names[found] = None
+        return list(names)
+
+    def token_id(self, key: str) -> tuple[int, Path] | None:
+        """The id that the model's own configs give to `key` ("eos_token_id"), and the file; the first of a list."""
+        for name in ID_FILES:
+            value = self._read(name).get(key)
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, int) and not isinstance(first, bool):
+                return first, self.path / name
+        return None
+
+    def added_tokens(self) -> dict[int, tuple[str, bool]]:
+        """Tokens beyond a SentencePiece model: id -> (name, special).
+
+        `added_tokens.json` maps names to ids; `added_tokens_decoder` of tokenizer_config.json, ids to objects.
+        """
+        added = {
+            number: (str(name), True)
+            for name, number in self._read("added_tokens.json").items()
+            if isinstance(number, int)
+        }
+        decoder = self.config.get("added_tokens_decoder")
+        for number, value in decoder.items() if isinstance(decoder, dict) else ():
+            name = _content(value)
+            if name is not None and str(number).isdecimal():
+                special = value.get("special", False) if isinstance(value, dict) else True
+                added[int(number)] = (name, bool(special))
+        return added
+
+    def flag(self, key: str) -> bool:
+        """A true or false of tokenizer_config.json; false where it says nothing."""
+        return self.config.get(key) is True
+
+    def _read(self, name: str) -> Mapping[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: expected an object with keys, found a {type(content).__name__}")
+        return content
+
+
+def named_id(folder: TokenizerFolder, key: str, find: Callable[[str], int | None]) -> int | None:
+    """The id of the token that the token files name for `key`; None where they name none.
+
+    Raises:
+        DataError: when the vocabulary does not have it.
+    """
+    named = folder.token(key)
+    if named is None:
+        return None
+    name, file = named
+    found = find(name)
+    if found is None:
+        raise DataError(f"{file}: {key} '{name}' is not in {folder.vocabulary.name}")
+    return found
+
+
+def _content(value: Any) -> str | None:
+    """A token's name, written as text or as an object with "content"."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) and content else None

@@ -1,0 +1,64 @@
+"""Training a byte-level BPE.
+
+It splits numbers into single digits and spells any byte, so every text survives a round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_prism.errors import DataError
+from megatron_prism.pipeline.artifact import write_json
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD)
+BYTES = 256
+# How text is cut before merging: Qwen2's pattern (its tokenizer.json), where each digit stands alone.
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a byte-level BPE of exactly `vocab_size` tokens and write the two files transformers' AutoTokenizer reads.
+
+    Raises:
+        DataError: when the texts are too few for that many tokens.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() != vocab_size:
+        raise DataError(
+            f"the corpus yields only {backend.get_vocab_size()} tokens, vocab_size={vocab_size} was asked for: "
+            "lower it or give more text"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END_OF_TEXT,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+        },
+    )

@@ -1,0 +1,234 @@
+"""JSON and text out of files that others wrote: one set of rules for every reader, whatever it reads them for.
+
+- Text is UTF-8. A byte order mark at the start of a file is dropped; before a later line it is refused, for it shows
+  files that were joined; within a text it is a character like any.
+- A line ends at a line feed (with a carriage return before it or not) and nowhere else. Blank lines are passed over.
+- A record is a JSON object, nested at most `DEEPEST` levels, with no key twice, and with whole numbers of at most 4,300
+  digits. NaN and Infinity are read, as Python writes them; no field of text takes them.
+- Half a surrogate pair is no character: a record that holds one, written `\\ud83d`, is refused. (What a model answered
+  may hold one all the same, so readers of answers keep it.)
+- A text without one visible character is blank (`is_blank`).
+
+Files of JSON that are not lines (a tokenizer's, a dataset's) follow the same rules, but a key that comes twice counts
+as their own programs count it: the last one wins.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import DataError, PrismError
+
+CHUNK_BYTES = 1 << 20
+DEEPEST = 100
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+# Python's own message for a number that is too long ends in advice to programmers.
+ADVICE = "; use sys.set_int_max_str_digits"
+
+
+def read_records(path: Path, keep_half_pairs: bool = False) -> Iterator[tuple[dict[str, Any], str]]:
+    """The JSON objects of a file of JSON lines (also .gz or .zst), each with the FILE:LINE an error names.
+
+    Args:
+        keep_half_pairs: for what a model said.
+
+    Raises:
+        DataError: for a file that cannot be read, or a line that breaks a rule above.
+    """
+    path = Path(path)
+    try:
+        for number, line in enumerate(lines(chunks(path)), 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield parse_record(line, where, keep_half_pairs), where
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as problem:
+        raise DataError(f"{path}: not readable ({problem.strerror or problem})") from None
+
+
+def parse_record(line: bytes, where: str, keep_half_pairs: bool = False) -> dict[str, Any]:
+    """One line as a JSON object.
+
+    Raises:
+        DataError: naming `where`.
+    """
+    if line.startswith(BYTE_ORDER_MARK):
+        raise DataError(
+            f"{where}: a byte order mark in the middle of the file, as files have that were joined; remove it"
+        )
+    record = _parse(
+        _decode(line, where), where, "every line must be one JSON object", DataError, _no_key_twice
+    )
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON object is needed, found {type(record).__name__}")
+    if not keep_half_pairs:
+        _check_pairs(line.decode("utf-8"), record, where, DataError)
+    return record
+
+
+def read_json(path: Path, error: type[PrismError] = DataError) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        error: naming the file that is missing, not readable or not JSON by the rules above.
+    """
+    text = read_text(path, error)
+    found = _parse(text, str(path), "", error, dict)
+    _check_pairs(text, found, str(path), error)
+    return found
+
+
+def read_text(path: Path, error: type[PrismError] = DataError) -> str:
+    """A file of text, whole and with its line ends, without a byte order mark at its start.
+
+    Raises:
+        error: naming the file that is missing, not readable or not UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except OSError as problem:
+        raise error(f"{path}: not readable ({problem.strerror or problem})") from None
+    return _decode(data.removeprefix(BYTE_ORDER_MARK), str(path), error)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character: nothing, white space, control and format characters only."""
+    return all(unicodedata.category(character) in INVISIBLE for character in text)
+
+
+def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their line feeds; the last one needs none. A byte order mark before the first is dropped."""
+    parts: list[bytes] = []
+    first = True
+    for piece in pieces:
+        head, *rest = piece.split(b"\n")
+        parts.append(head)
+        for following in rest:
+            line = b"".join(parts)
+            yield line.removeprefix(BYTE_ORDER_MARK) if first else line
+            first, parts = False, [following]
+    line = b"".join(parts)
+    yield line.removeprefix(BYTE_ORDER_MARK) if first else line
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, unpacked where its name ends with .gz or .zst.
+
+    Raises:
+        DataError: for damaged or truncated data.
+    """
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return _gzip_chunks(path)
+    return _zstd_chunks(path) if name.endswith(".zst") else _plain_chunks(path)
+
+
+def _decode(data: bytes, where: str, error: type[PrismError] = DataError) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"{where}: not UTF-8 text ({problem.reason}); convert the file to UTF-8") from None
+
+
+def _parse(
+    text: str, where: str, needed: str, error: type[PrismError], pairs: Callable[[list[tuple[str, Any]]], Any]
+) -> Any:
+    hook = None if pairs is dict else pairs
+    try:
+        found = json.loads(text, object_pairs_hook=hook)
+        too_deep = _is_deep(found) if text.count("[") + text.count("{") > DEEPEST else False
+    except RecursionError:
+        too_deep = True
+    except ValueError as problem:
+        reason = str(problem).partition(ADVICE)[0]
+        raise error(f"{where}: not JSON ({reason})" + (f"; {needed}" if needed else "")) from None
+    if too_deep:
+        raise error(f"{where}: JSON nested more than {DEEPEST} levels deep")
+    return found
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key '{twice}' comes twice in one object")
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        inside: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inside.extend(each.values())
+            elif isinstance(each, list):
+                inside.extend(each)
+        level = [each for each in inside if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _check_pairs(text: str, value: Any, where: str, error: type[PrismError]) -> None:
+    if not HALF_PAIR.search(text):
+        return
+    names = value if isinstance(value, dict) else {"": value}
+    for name, part in names.items():
+        try:
+            json.dumps({name: part}, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            shown = name.encode("ascii", "backslashreplace").decode("ascii")
+            raise error(
+                f"{where}: '{shown}' holds half a surrogate pair, which is no character; mend or drop it"
+            ) from None
+
+
+def _plain_chunks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as handle:
+        yield from iter(lambda: handle.read(CHUNK_BYTES), b"")
+
+
+def _gzip_chunks(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") as handle:
+        read: Callable[[], bytes] = lambda: handle.read(CHUNK_BYTES)  # noqa: E731
+        try:
+            yield from iter(read, b"")
+        except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+            raise DataError(
+                f"{path}: damaged gzip data ({problem}); fetch or compress the file again"
+            ) from None
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    # Not stream_reader: that takes a file cut in the middle of a frame for a shorter file.
+    frame, complete = decompressor.decompressobj(), True
+    try:
+        for chunk in _plain_chunks(path):
+            while chunk:
+                complete = False
+                yield frame.decompress(chunk)
+                chunk = b""
+                if frame.eof:
+                    chunk, complete = frame.unused_data, True
+                    frame = decompressor.decompressobj()
+    except zstandard.ZstdError as problem:
+        raise DataError(f"{path}: damaged zstd data ({problem}); fetch or compress the file again") from None
+    if not complete:
+        raise DataError(f"{path}: damaged zstd data (it ends too early); fetch or compress the file again")

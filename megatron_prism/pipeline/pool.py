@@ -1,0 +1,163 @@
+"""A few worker processes on this machine that run stages side by side, each with one thread.
+
+A worker loads the training stack once and keeps it, so the next stage starts at once. A stage of several processes gets
+as many workers as ranks. Workers die with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import ConfigError, StageFailed
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.pool_worker import Done, Failed, Said, Task, work
+from megatron_prism.pipeline.stage import Stage
+
+EXIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended: the metrics of its rank 0, or what went wrong first."""
+
+    name: str
+    metrics: dict[str, Any] | None = None
+    problem: BaseException | None = None
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    task: Task | None = None
+
+
+class WorkerPool:
+    """Workers, and what they are doing. Use `worker_pool`, which ends them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._workers: list[_Worker] = []
+        self._metrics: dict[str, dict[str, Any]] = {}
+
+    @property
+    def free(self) -> int:
+        """How many processes can take a stage now."""
+        return self.size - sum(worker.task is not None for worker in self._workers)
+
+    def start(self, name: str, stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> None:
+        """Run `stage` on as many workers as it has ranks, which must be free; `events` tells how it ended.
+
+        Raises:
+            ConfigError: for a stage whose class a worker cannot import.
+        """
+        count = stage.world_size
+        try:
+            pickle.dumps(stage)
+        except (pickle.PicklingError, AttributeError):
+            raise ConfigError(
+                f"stage '{name}': its class {type(stage).__qualname__} cannot be imported by a worker process; move it "
+                "into a module of its own, or use --jobs 1"
+            ) from None
+        port = _free_port() if count > 1 else 0
+        idle = [worker for worker in self._workers if worker.task is None]
+        idle += [self._spawn() for _ in range(count - len(idle))]
+        paths = {key: artifact.path.resolve() for key, artifact in inputs.items()}
+        for rank, worker in enumerate(idle[:count]):
+            worker.task = Task(name, stage, paths, out.resolve(), rank, count, port)
+            worker.connection.send(worker.task)
+
+    def events(self, timeout: float | None) -> Iterator[Said | Result]:
+        """What workers have to tell: log lines, and stages that ended. Waits up to `timeout` seconds for the first."""
+        busy = {worker.connection: worker for worker in self._workers if worker.task is not None}
+        for connection in wait(list(busy), timeout):
+            worker = busy[connection]  # type: ignore[index]
+            if worker.task is None:
+                # Its stage failed on another rank a moment ago, and took this worker along.
+                continue
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                worker.process.join(EXIT_SECONDS)
+                message = Failed(
+                    StageFailed(
+                        f"stage '{worker.task.name}': its process was ended from outside or crashed "
+                        f"(exit code {worker.process.exitcode}); run again to go on"
+                    )
+                )
+            if isinstance(message, Said):
+                yield message
+            else:
+                yield from self._ended(worker, message)
+
+    def _ended(self, worker: _Worker, message: Done | Failed) -> Iterator[Result]:
+        task, worker.task = worker.task, None
+        assert task is not None
+        others = [other for other in self._workers if other.task and other.task.name == task.name]
+        if isinstance(message, Failed):
+            # The other ranks would wait for this one in a collective until it times out.
+            for member in [worker, *others]:
+                member.process.kill()
+                self._workers.remove(member)
+            _end([worker, *others])
+            yield Result(task.name, problem=message.problem)
+            return
+        if task.rank == 0:
+            self._metrics[task.name] = message.metrics
+        if not others:
+            yield Result(task.name, metrics=self._metrics.pop(task.name))
+
+    def _spawn(self) -> _Worker:
+        # A fresh interpreter: a fork would copy the threads' locks of this one.
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there,), name="prism worker")
+        process.start()
+        there.close()
+        worker = _Worker(process, here)
+        self._workers.append(worker)
+        return worker
+
+    def close(self, kill: bool) -> None:
+        """End the workers: at once, or after what they are doing."""
+        if kill:
+            for worker in self._workers:
+                worker.process.kill()
+        _end(self._workers)
+        self._workers.clear()
+
+
+@contextmanager
+def worker_pool(size: int) -> Iterator[WorkerPool]:
+    """A pool of up to `size` workers, started when first needed."""
+    pool = WorkerPool(size)
+    try:
+        yield pool
+    except BaseException:
+        pool.close(kill=True)
+        raise
+    pool.close(kill=False)
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.connection.close()
+    for worker in workers:
+        worker.process.join(EXIT_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,135 @@
+"""The worker's side of a pool (see pool.py): take a stage, run it, tell how it ended, wait for the next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import PrismError
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.stage import Stage
+
+PR_SET_PDEATHSIG = 1
+LOCALHOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One rank of a stage: what torchrun would say through the environment, and the stage itself."""
+
+    name: str
+    stage: Stage
+    inputs: dict[str, Path]
+    out: Path
+    rank: int
+    world_size: int
+    port: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line of a stage's log."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A rank ended well; rank 0's metrics count."""
+
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A rank ended with an error: a user's mistake as it is, anything else as a `StageBug` with its traceback."""
+
+    problem: BaseException
+
+
+class StageBug(Exception):
+    """An error that is no PrismError, from a worker; its text is the worker's traceback."""
+
+
+class _Forward(logging.Handler):
+    """Sends log lines of the running stage to the parent, which owns the terminal."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self.connection, self.name_of_stage = connection, ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.connection.send(Said(self.name_of_stage, record.getMessage()))
+
+
+def work(connection: Connection) -> None:
+    """Serve tasks from `connection` until it is closed."""
+    # Ctrl-C reaches the whole terminal: the parent decides, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    # Two workers with two threads each would only get into each other's way on two cores; and one thread computes the
+    # same numbers on every machine.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # The parent draws on the terminal; Rich takes this one for a file.
+    os.environ["TTY_COMPATIBLE"] = "0"
+    from megatron_prism.platform.console import setup_logging
+
+    forward = _Forward(connection)
+    setup_logging(handler=forward)
+    while True:
+        try:
+            task: Task = connection.recv()
+        except (EOFError, OSError):
+            return
+        forward.name_of_stage = task.name
+        try:
+            connection.send(_run(task))
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _run(task: Task) -> Done | Failed:
+    ranks = {
+        "RANK": task.rank,
+        "LOCAL_RANK": task.rank,
+        "WORLD_SIZE": task.world_size,
+        "LOCAL_WORLD_SIZE": task.world_size,
+        "MASTER_ADDR": LOCALHOST,
+        "MASTER_PORT": task.port,
+    }
+    for key, value in ranks.items():
+        os.environ.pop(key, None)
+        if task.world_size > 1:
+            os.environ[key] = str(value)
+    try:
+        inputs = {key: Artifact.open(path) for key, path in task.inputs.items()}
+        return Done(task.stage.run(inputs, task.out))
+    except PrismError as problem:
+        return Failed(problem)
+    except BaseException as problem:
+        return Failed(_portable(problem))
+
+
+def _portable(problem: BaseException) -> BaseException:
+    """An error that reaches the parent whole: an OSError keeps its number (a full disk), others their traceback."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return OSError(problem.errno, problem.strerror)
+    return StageBug("".join(traceback.format_exception(problem)))
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that happens (Linux)."""
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() == 1:
+            os._exit(1)

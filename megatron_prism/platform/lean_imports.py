@@ -1,0 +1,131 @@
+"""Importing torch and Megatron-Core in half the time, on a machine without a GPU; elsewhere nothing here acts.
+
+`install` puts a finder first on `sys.meta_path`. It finds nothing itself: for the few modules in `RULES` it lets
+Python find the file as ever and does one thing before or after the module's code runs. A module that was imported
+before, or that another finder provides, is left as it is and only costs its usual time.
+
+F  torch and megatron.core: no garbage collection while they are imported. Each of their million objects stays, yet
+   Python walks all of them several times on the way (0.2 s each time); what was made is then frozen, so that
+   later collections pass over it.
+G  megatron.core.jit: `disable_jit_fuser()`, Megatron's own switch. jit.py:21 sets it to `torch.compile`, so a
+   decorator on some forty functions loads dynamo and inductor. The torch layers of this package call none of the
+   functions at a place where a compiler would act (`bias_*_fusion` is off), so the results are the same bit for bit.
+H  torch._compile: functions that are never compiled (`Optimizer.zero_grad`, `checkpoint`) import dynamo to tell it
+   so (torch/_compile.py:44). As long as nobody has loaded dynamo there is nobody to tell.
+I  torch.optim.optimizer: each optimizer's step imports dynamo to break its graph (optimizer.py:61, 79). As long as
+   nobody has loaded dynamo there is no graph.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# What a GPU's driver leaves: NVIDIA's, the same under Windows' Linux, AMD's. Asking torch would mean importing it.
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+DYNAMO = "torch._dynamo"
+
+Execute = Callable[[ModuleType], None]
+
+
+def may_have_gpu() -> bool:
+    """True where a GPU's driver is loaded. A process that cannot use that GPU only starts more slowly."""
+    return any(Path(file).exists() for file in DRIVER_FILES)
+
+
+def install() -> None:
+    """Apply the rules to what is imported from now on. Does nothing the second time, or where there may be a GPU."""
+    if not may_have_gpu() and not any(isinstance(finder, LeanFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, LeanFinder())
+
+
+class LeanFinder(MetaPathFinder):
+    """Finds the modules of `RULES` where Python finds them, and wraps how their code is run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        rule = RULES.get(fullname)
+        spec = None if rule is None else PathFinder.find_spec(fullname, path, target)
+        if rule is not None and spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            loader.exec_module = functools.partial(rule, loader.exec_module)
+        return spec
+
+
+def _without_collecting(execute: Execute, module: ModuleType) -> None:
+    """Rule F. Inside another such import, or where the caller has switched collection off, it changes nothing."""
+    if not gc.isenabled():
+        execute(module)
+        return
+    gc.disable()
+    try:
+        execute(module)
+    finally:
+        gc.freeze()
+        # Libraries that count what is left at exit (triton's does) would take frozen objects for leaks.
+        atexit.register(gc.unfreeze)
+        gc.enable()
+
+
+def _without_compiler(execute: Execute, module: ModuleType) -> None:
+    """Rule G."""
+    execute(module)
+    module.disable_jit_fuser()
+
+
+def _dynamo_when_loaded(execute: Execute, module: ModuleType) -> None:
+    """Rule H."""
+    execute(module)
+    upstream = module._disable_dynamo
+
+    def disable_dynamo(function: Any = None, recursive: bool = True) -> Any:
+        if function is None:
+            return functools.partial(disable_dynamo, recursive=recursive)
+        disabled = upstream(function, recursive)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (disabled if DYNAMO in sys.modules else function)(*args, **kwargs)
+
+        return call
+
+    module._disable_dynamo = functools.wraps(upstream)(disable_dynamo)  # type: ignore[attr-defined]
+
+
+def _step_without_graph(execute: Execute, module: ModuleType) -> None:
+    """Rule I: upstream's wrapper of `step` without its two calls of dynamo."""
+    execute(module)
+    upstream = module._use_grad_for_differentiable
+
+    def use_grad_for_differentiable(step: Any) -> Any:
+        may_break_graph = upstream(step)
+
+        @functools.wraps(step)
+        def call(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            if DYNAMO in sys.modules:
+                return may_break_graph(optimizer, *args, **kwargs)
+            with module.torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+                return step(optimizer, *args, **kwargs)
+
+        return call
+
+    module._use_grad_for_differentiable = use_grad_for_differentiable  # type: ignore[attr-defined]
+
+
+RULES: dict[str, Callable[[Execute, ModuleType], None]] = {
+    "torch": _without_collecting,
+    "megatron.core": _without_collecting,
+    "megatron.core.jit": _without_compiler,
+    "torch._compile": _dynamo_when_loaded,
+    "torch.optim.optimizer": _step_without_graph,
+}

@@ -1,0 +1,84 @@
+"""What must answer at once loads nothing heavy: one process asks every verb in turn and tells what is loaded then."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+HEAVY = (
+    "torch",
+    "megatron.core",
+    "transformers",
+    "matplotlib",
+    "nemo_run",
+    "pyarrow",
+    "math_verify",
+    "sympy",
+)
+ASK = f"""
+import contextlib, io, json, sys
+from megatron_prism.cli.main import main
+
+said = []
+for arguments in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+    said.append((code, [name for name in {HEAVY!r} if name in sys.modules], out.getvalue()))
+print(json.dumps(said))
+"""
+
+
+def ask(folder, *verbs: str) -> tuple[list[tuple[int, list[str], str]], str]:
+    """Exit code, heavy modules loaded so far, and stdout of each verb; and stderr of them all."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps([verb.split() for verb in verbs])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
+    (tmp_path / "empty").mkdir()
+    good = (
+        *("--help", "--version", "recipes", "run --help", "convert --help", "ruler --help"),
+        "run shoebox --dry-run",
+        "run shoebox model=hybrid preset=short --dry-run",
+        "run granite-3.3-8b --tiny --dry-run",
+        "run nemotron-h-8b --tiny --dry-run",
+    )
+    wrong = (
+        *(
+            "",
+            "frobnicate",
+            "run",
+            "run absent",
+            "run absent.py",
+            "run shoebox nokey=1",
+            "run shoebox:absent",
+        ),
+        *("run shoebox midtrain.steps=x", "run nemotron-h-8b", "report absent", "report empty"),
+        *("convert import absent out", "convert export absent out", "convert verify absent empty"),
+        *("convert quantize absent out", "convert import empty out --dtype bf61"),
+        *("merge --model absent=1 --model empty=1 out", "ruler make", "doctor --absent"),
+    )
+    said, errors = ask(tmp_path, *good, *wrong)
+    assert [loaded for _, loaded, _ in said] == [[]] * len(said)
+    assert [code for code, _, _ in said] == [0] * len(good) + [2] * len(wrong)
+    assert "midtrain" in said[6][2]
+    # Each mistake is one line.
+    assert [line.partition(":")[0] for line in errors.splitlines()] == ["error"] * len(wrong)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_the_check_sees_what_is_loaded(tmp_path):
+    (tmp_path / "heavy.py").write_text("import sympy\nfrom megatron_prism.recipes.shoebox import recipe\n")
+    ((code, loaded, _),), _ = ask(tmp_path, "run heavy.py --dry-run")
+    assert (code, loaded) == (0, ["sympy"])

@@ -1,0 +1,179 @@
+"""Whose config and tokenizer a merge keeps: read back by transformers, and said wherever the models differ."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import make_checkpoint
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from megatron_prism.conversion.import_hf import import_checkpoint
+from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.merging.merge import MergeSettings, merge, plan_merge
+
+END, A = 0, 34
+
+
+def rewrite(path, **changes):
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A base, and a chat model of the same vocabulary: another end token, template, licence and length."""
+    root = tmp_path_factory.mktemp("pair")
+    base = make_checkpoint("llama", root / "base")
+    chat = root / "chat"
+    shutil.copytree(base, chat)
+    rewrite(chat / "tokenizer_config.json", eos_token="A")
+    rewrite(chat / "config.json", eos_token_id=[END, A], max_position_embeddings=256)
+    rewrite(chat / "generation_config.json", eos_token_id=[END, A], temperature=0.6)
+    (chat / "chat_template.jinja").write_text("{{ messages }}")
+    (chat / "LICENSE").write_text("of the chat model")
+    for name in ("base", "chat"):
+        (root / f"{name}-megatron").mkdir()
+        import_checkpoint(root / name, root / f"{name}-megatron")
+    return base, chat
+
+
+def merged(out, models, weights=(0.15, 0.85), base=None, format=None, method="linear", **choices):
+    out.mkdir()
+    plan = plan_merge(MergeSettings(method=method, weights=weights), models, base, format, **choices)
+    return merge(plan, out)["remarks"]
+
+
+def story(folder):
+    """What the files say: end tokens of config, generation config and tokenizer, positions, and whether it chats."""
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    generation = GenerationConfig.from_pretrained(folder)
+    ends = (config.eos_token_id, generation.eos_token_id, tokenizer.eos_token_id)
+    return ends, config.max_position_embeddings, tokenizer.chat_template is not None
+
+
+BASE_STORY, CHAT_STORY = ((END, END, END), 128, False), (([END, A], [END, A], A), 256, True)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [((0.15, 0.85), CHAT_STORY), ((0.85, 0.15), BASE_STORY)])
+@pytest.mark.parametrize("megatron", [False, True])
+def test_the_heaviest_model_gives_every_file(megatron, weights, expected, pair, tmp_path):
+    models = [folder.with_name(f"{folder.name}-megatron") if megatron else folder for folder in pair]
+    remarks = merged(tmp_path / "out", models, weights)
+    files = tmp_path / "out/hf" if megatron else tmp_path / "out"
+    assert story(files) == expected
+    assert (files / "LICENSE").exists() == (expected is CHAT_STORY)
+    if megatron:
+        architecture = json.loads((tmp_path / "out/architecture.json").read_text())
+        assert architecture["max_position_embeddings"] == expected[1]
+    said = next(remark for remark in remarks if "are kept (it weighs most)" in remark)
+    for fact in (
+        "config.json eos_token_id",
+        "generation_config.json temperature",
+        "tokenizer_config.json eos_token",
+    ):
+        assert fact in said
+    assert ("no LICENSE" if expected is CHAT_STORY else "LICENSE (not kept)") in said
+    assert any("has max_position_embeddings=" in remark for remark in remarks)
+
+
+def test_equal_weights_keep_the_first_and_equal_files_say_nothing(pair, tmp_path):
+    base, _ = pair
+    twin = tmp_path / "twin"
+    shutil.copytree(base, twin)
+    assert merged(tmp_path / "twins", [base, twin], (0.5, 0.5)) == []
+    merged(tmp_path / "out", list(pair), (0.5, 0.5))
+    assert story(tmp_path / "out") == BASE_STORY
+
+
+def test_a_tokenizer_may_be_chosen_and_its_ids_come_along(pair, tmp_path):
+    base, chat = pair
+    remarks = merged(tmp_path / "out", [base, chat], (0.85, 0.15), tokenizer_from=chat)
+    ends, positions, chats = story(tmp_path / "out")
+    assert (ends, positions, chats) == (CHAT_STORY[0], 128, True)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").temperature == 0.6
+    assert not (tmp_path / "out/LICENSE").exists()
+    assert any("as tokenizer_from asks" in remark for remark in remarks)
+    merged(tmp_path / "back", [base, chat], (0.15, 0.85), tokenizer_from=base)
+    assert story(tmp_path / "back") == (BASE_STORY[0], 256, False)
+    with pytest.raises(ConfigError, match="is none of the models"):
+        plan_merge(MergeSettings(weights=(1, 0)), [base, chat], tokenizer_from=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "expected"),
+    [
+        ("task-arithmetic", (0.4,), BASE_STORY),
+        ("task-arithmetic", (0.6,), CHAT_STORY),
+        ("slerp", (0.3, 0.7), CHAT_STORY),
+    ],
+)
+def test_a_base_weighs_what_the_changes_leave(method, weights, expected, pair, tmp_path):
+    base, chat = pair
+    if method == "slerp":
+        merged(tmp_path / "out", [base, chat], weights, method=method)
+    else:
+        merged(tmp_path / "out", [chat], weights, base, method=method)
+    assert story(tmp_path / "out") == expected
+
+
+def test_each_alpha_has_its_own_heaviest(pair, tmp_path):
+    (tmp_path / "out").mkdir()
+    merge(plan_merge(MergeSettings(alphas=(0.2, 0.8)), list(pair)), tmp_path / "out")
+    assert story(tmp_path / "out/alpha-0.2") == BASE_STORY
+    assert story(tmp_path / "out/alpha-0.8") == CHAT_STORY
+
+
+@pytest.mark.parametrize("format", ["hf", "megatron"])
+def test_a_dtype_that_is_asked_for_is_that_of_tensors_and_config(format, pair, tmp_path):
+    remarks = merged(tmp_path / "out", list(pair), format=format, dtype=torch.bfloat16)
+    assert sum("the result is torch.bfloat16, as asked for" in remark for remark in remarks) == 2
+    kept = merged(tmp_path / "fp32", list(pair))
+    assert not any("float" in remark for remark in kept)
+    if format == "hf":
+        found, exact = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "fp32"))
+        assert all(torch.equal(found[name], exact[name].bfloat16()) for name in exact)
+    files = tmp_path / "out" / ("hf" if format == "megatron" else "")
+    assert AutoConfig.from_pretrained(files).dtype is torch.bfloat16
+
+
+def test_a_model_without_a_tokenizer_is_said(pair, tmp_path):
+    base, chat = pair
+    bare = tmp_path / "bare"
+    shutil.copytree(chat, bare)
+    (bare / "tokenizer.json").unlink()
+    remarks = merged(tmp_path / "out", [base, bare])
+    assert story(tmp_path / "out") == (BASE_STORY[0], 256, False)
+    assert any(
+        f"{bare}: has no tokenizer to compare; the result keeps that of {base}" in each for each in remarks
+    )
+    with pytest.raises(ConfigError, match="came without a tokenizer"):
+        plan_merge(MergeSettings(weights=(0.5, 0.5)), [base, bare], tokenizer_from=bare)
+
+
+def test_tokenizers_that_cut_text_otherwise_need_a_choice(pair, tmp_path):
+    base, chat = pair
+    other = tmp_path / "other"
+    shutil.copytree(chat, other)
+    rewrite(other / "tokenizer.json", normalizer={"type": "Lowercase"})
+    settings = MergeSettings(weights=(0.5, 0.5))
+    with pytest.raises(CheckpointError, match=r"cuts text otherwise.*--tokenizer-from"):
+        plan_merge(settings, [base, other])
+    plan = plan_merge(settings, [base, other], tokenizer_from=other)
+    assert any("cuts text otherwise" in remark for remark in plan.remarks)
+    vocabulary = json.loads((other / "tokenizer.json").read_text())["model"]
+    vocabulary["vocab"]["A"], vocabulary["vocab"]["B"] = vocabulary["vocab"]["B"], vocabulary["vocab"]["A"]
+    rewrite(other / "tokenizer.json", model=vocabulary)
+    with pytest.raises(CheckpointError, match="models of one vocabulary"):
+        plan_merge(settings, [base, other], tokenizer_from=other)
+
+
+def test_paths_are_compared_as_folders_not_as_text(pair, monkeypatch):
+    base, chat = pair
+    monkeypatch.chdir(base.parent)
+    plan = plan_merge(MergeSettings(weights=(0.9, 0.1)), [base, chat], tokenizer_from=Path("chat"))
+    assert plan.sources[0].tokenizer == chat

@@ -1,0 +1,28 @@
+"""What the fork server of `warm.py` imports, once: everything that takes seconds to import."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import warnings
+
+# One thread: what forks while another thread holds a lock may wait for that lock for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    for name in (
+        "megatron.core.datasets.gpt_dataset",
+        "megatron.core.dist_checkpointing",
+        "megatron_prism.conversion.stage",
+        "megatron_prism.rl.run",
+        "megatron_prism.training.loop",
+        "pytest",
+        "transformers.models.auto.modeling_auto",
+    ):
+        importlib.import_module(name)
+
+# Garbage collections skip what is imported, and its memory stays shared with the children.
+gc.collect()
+gc.freeze()
