@@ -46,7 +46,7 @@ def reference(terms: list[torch.Tensor], weights: list[Fraction], dtype: torch.d
 def exact_sum(terms: list[torch.Tensor], weights: list[Fraction], dtype: torch.dtype) -> torch.Tensor:
     found = torch.empty(len(terms[0]))
     made = ExactSum(weights, [term.dtype for term in terms], dtype)
-    made([term.float() for term in terms], found, Workspace(len(found)))
+    made([term.float() for term in terms], terms, found, Workspace(len(found)))
     return found.to(dtype)
 
 
