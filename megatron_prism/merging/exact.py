@@ -32,7 +32,7 @@ STORED = {torch.bfloat16: (torch.int16, 7), torch.float16: (torch.int16, 10), to
 NEAR = 9
 # How many last places of fp64 around a midpoint of fp32 the bounded error may span.
 MANY = 1 << 16
-# More flags than this share of a block, and zeros are looked at more closely: they have the smallest exponent.
+# With more flags than this share of a block, those that zeros caused (they have the smallest exponent) are dropped.
 CROWD = 0.02
 # Every finite fp32 number is an integer times 2^-149.
 FINEST = 149
@@ -60,7 +60,7 @@ class Workspace:
 
     def __init__(self, largest: int) -> None:
         self._doubles = torch.empty(3, largest, dtype=torch.float64)
-        self._integers = np.empty((3, largest), dtype=np.int32)
+        self._integers = torch.empty(3, largest, dtype=torch.int32)
         self._flags = np.empty((2, largest), dtype=np.bool_)
 
     def doubles(self, count: int) -> tuple[Tensor, Tensor]:
@@ -69,8 +69,11 @@ class Workspace:
     def like(self, values: Tensor) -> Tensor:
         return self._doubles[2].view(values.dtype)[: values.numel()]
 
-    def integers(self, count: int, dtype: Any) -> Sequence[Any]:
+    def integers(self, count: int, dtype: torch.dtype) -> Sequence[Tensor]:
         return [row.view(dtype)[:count] for row in self._integers]
+
+    def low(self, count: int, dtype: Any) -> Any:
+        return self._integers[0].numpy().view(dtype)[:count]
 
     def flags(self, count: int) -> Sequence[Any]:
         return [row[:count] for row in self._flags]
@@ -148,7 +151,7 @@ class ExactSum:
 
     def _off_midpoints(self, doubles: Tensor, out: Tensor, space: Workspace) -> None:
         """Undo what rounding fp64 to fp32 did to numbers that it put on a midpoint of the 16-bit dtype."""
-        low, flags = space.integers(len(out), np.uint16)[0], space.flags(len(out))[0]
+        low, flags = space.low(len(out), np.uint16), space.flags(len(out))[0]
         # A midpoint has only zeros below the first of the digits that will be dropped (so have the numbers themselves).
         below = (1 << (DIGITS[torch.float32] - DIGITS[self._dtype] - 1)) - 1
         np.copyto(low, out.view(torch.int32).numpy(), casting="unsafe")
@@ -163,29 +166,15 @@ class ExactSum:
     ) -> None:
         """Add up anew the elements whose exponents are so far apart that the working dtype rounded their numerator."""
         integer, shift = STORED[self._stored]
-        bits = [each.view(integer).numpy() for each in (stored if self._as_stored else terms)]
-        magnitude, low, high = space.integers(len(out), bits[0].dtype)
-        flags, more = space.flags(len(out))
-        apart = min(self._apart[working] << shift, int(np.iinfo(bits[0].dtype).max))
+        bits = [each.view(integer) for each in (stored if self._as_stored else terms)]
+        apart = min(self._apart[working] << shift, torch.iinfo(integer).max - 1)
         guard = self._least_field << shift if working is torch.float32 and self._stored is not torch.float16 else 0
-        mask = bits[0].dtype.type(np.iinfo(bits[0].dtype).max)
-        for crowded in (False, True):
-            for place, each in enumerate(bits):
-                np.bitwise_and(each, mask, out=magnitude)
-                np.copyto(high, magnitude) if not place else np.maximum(high, magnitude, out=high)
-                if crowded:
-                    # Zeros add nothing: the smallest of the others counts.
-                    magnitude[magnitude == 0] = mask
-                np.copyto(low, magnitude) if not place else np.minimum(low, magnitude, out=low)
-            if guard:
-                np.less(low, guard, out=more)
-            # Where all are zero the difference is negative.
-            np.greater(np.subtract(high, low, out=high), apart, out=flags)
-            if guard:
-                flags |= more
-            if np.count_nonzero(flags) <= CROWD * len(out):
-                break
-        places = np.flatnonzero(flags)
+        flags = _far_apart(bits, apart, guard, space)
+        if flags is None:
+            return
+        if np.count_nonzero(flags) > CROWD * len(out):
+            flags = _without_zeros(flags, bits, apart, guard)
+        places = _few(flags)
         if len(places):
             columns = [term.numpy()[places].astype(np.float64) for term in terms]
             total, inexact = _sum(columns, self._numerators)
@@ -210,7 +199,7 @@ class ExactSum:
             # Half a unit in the last place of y in fp32 is more than 2^-25 |y|: only a midpoint itself is open.
             values, places, least = out, 0, error * 2.0**25
         integer, half = INTEGERS[values.dtype]
-        low, flags = space.integers(len(out), half)[0], space.flags(len(out))[0]
+        low, flags = space.low(len(out), half), space.flags(len(out))[0]
         # A midpoint has a one and then zeros in the digits that will be dropped.
         dropped = DIGITS[values.dtype] - DIGITS[self._dtype]
         np.copyto(low, values.view(integer).numpy(), casting="unsafe")
@@ -262,6 +251,61 @@ class ExactSum:
         above, below = near.as_integer_ratio()
         rest = numerator * below - above * denominator
         return near, (rest > 0) - (rest < 0)
+
+
+def _far_apart(bits: Sequence[Tensor], apart: int, guard: int, space: Workspace) -> Any:
+    """Where the largest and the smallest magnitude of an element are more than `apart` apart, or one is below `guard`.
+
+    Args:
+        bits: of the terms, as integers.
+
+    Returns:
+        Flags, or None where there is no such element.
+    """
+    largest = torch.iinfo(bits[0].dtype).max
+    low, high, other = space.integers(len(bits[0]), bits[0].dtype)
+    flags, more = space.flags(len(low))
+    torch.bitwise_and(bits[0], largest, out=low)
+    if len(bits) == 2:
+        torch.bitwise_and(bits[1], largest, out=other)
+        smallest = min(int(torch.aminmax(each).min) for each in (low, other))
+        torch.sub(low, other, out=high)
+    else:
+        high.copy_(low)
+        for each in bits[1:]:
+            torch.bitwise_and(each, largest, out=other)
+            torch.maximum(high, other, out=high)
+            torch.minimum(low, other, out=low)
+        smallest = int(torch.aminmax(low).min)
+        if smallest >= guard and int(torch.aminmax(high).max) - smallest <= apart:
+            return None
+        torch.sub(high, low, out=high)
+    # A difference of either sign, of which one comparison of unsigned numbers sees both.
+    unsigned = high.numpy().view(np.uint16 if largest < 1 << 16 else np.uint32)
+    np.greater(np.add(unsigned, apart, out=unsigned), 2 * apart, out=flags)
+    if smallest < guard:
+        for each in (low, other) if len(bits) == 2 else (low,):
+            flags |= np.less(each.numpy(), guard, out=more)
+    return flags if np.count_nonzero(flags) else None
+
+
+def _without_zeros(flags: Any, bits: Sequence[Tensor], apart: int, guard: int) -> Any:
+    """The flags of `_far_apart` but for elements that are flagged because of zeros, which add nothing to a sum."""
+    places = np.flatnonzero(flags)
+    largest = torch.iinfo(bits[0].dtype).max
+    magnitudes = np.stack([each.numpy()[places] & largest for each in bits])
+    low = np.where(magnitudes == 0, largest, magnitudes).min(0)
+    kept = np.zeros_like(flags)
+    kept[places] = (magnitudes.max(0).astype(np.int64) - low > apart) | (low < guard)
+    return kept
+
+
+def _few(flags: Any) -> Any:
+    """The places of a few flags among many: words of eight first."""
+    whole = len(flags) // 8 * 8
+    words = np.flatnonzero(flags[:whole].view(np.uint64) != 0)
+    rows, columns = np.nonzero(flags[:whole].reshape(-1, 8)[words])
+    return np.concatenate([words[rows] * 8 + columns, whole + np.flatnonzero(flags[whole:])])
 
 
 def _sum(columns: Sequence[Any], weights: Sequence[int]) -> tuple[Any, Any]:
