@@ -1,16 +1,16 @@
 """The correctly rounded weighted sum: `sum_i w_i x_i` in exact rational arithmetic, rounded once, at the speed of
 floats.
 
-Weights are fractions `p_i / q` over one denominator. Stored numbers have few digits and so have the p_i: in fp32 or fp64
-the numerator `N = sum_i p_i x_i` is exact unless the exponents of an element's terms lie far apart, which is seen from the
-bits that are stored. Then `N / q` is rounded once to the working dtype, and rounding that to the result's dtype is rounding
-the sum (see `largest_denominator`). Where fp64 becomes a 16-bit dtype by way of fp32, the first rounding can land on a
-midpoint that the number was not on; such elements are moved off it again. Elements with exponents far apart are added up
-anew: in fp64 with a check that nothing was rounded, and where something was, in Python's integers.
+Weights are fractions `p_i / q` over one denominator. Stored numbers have few digits, and the p_i are small: so the
+numerator `N = sum_i p_i x_i` is exact in fp32 or fp64 unless the exponents of an element's terms lie far apart, which
+the stored bits show. `N / q` is rounded once to the working dtype, and rounding that to the result's dtype rounds the
+sum (see `largest_denominator`). Where fp64 becomes a 16-bit dtype by way of fp32, the first rounding can land on a
+midpoint that the number was not on; such elements are moved off it again. Elements with exponents far apart are added
+up anew: in fp64 with a check that nothing was rounded, and where something was, in Python's integers.
 
-Weights of very many digits have no exact products. Then fp64 sums come with a bound on their error, 1.01 (n + 2) 2^-53 S
-with S = sum_i |w_i x_i| (the largest of a block), and all elements that the bound leaves open are added up in integers:
-those too near to a midpoint between two numbers of the result's dtype, and those too small beside S.
+Weights with many digits have no exact products. Their sums in fp64 come with a bound on the error, 1.01 (n + 2) 2^-53 S
+with S = sum_i |w_i x_i| (the largest of a block). What the bound leaves open is added up in integers: elements too near
+to a midpoint between two numbers of the result's dtype, and elements too small beside S.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from torch import Tensor
 # Digits of the significand, the hidden one included.
 DIGITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 # The bits of a number without its sign are ordered as the magnitudes are; so many of them are the significand's.
-STORED = {torch.bfloat16: (torch.int16, 7), torch.float16: (torch.int16, 10), torch.float32: (torch.int32, 23)}
+STORED = {
+    torch.bfloat16: (torch.int16, 7),
+    torch.float16: (torch.int16, 10),
+    torch.float32: (torch.int32, 23),
+}
 # fp32 is worked in where exponents may differ by this much before an element must be added up anew: few differ by more.
 NEAR = 9
 # How many last places of fp64 around a midpoint of fp32 the bounded error may span.
@@ -38,15 +42,18 @@ CROWD = 0.02
 FINEST = 149
 # More than what is lost where fp64 itself underflows, and far below what fp32 can tell apart.
 UNDERFLOW = 2.0**-900
-INTEGERS = {torch.float64: (torch.int64, np.uint32), torch.float32: (torch.int32, np.uint16)}
+INTEGERS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
+    torch.float64: (torch.int64, np.uint32),
+    torch.float32: (torch.int32, np.uint16),
+}
 
 
 def largest_denominator(working: torch.dtype, result: torch.dtype) -> int:
     """Up to this q, `N / q` rounded to `working` is a midpoint m of `result` only if it is exactly m.
 
-    N - q m is a multiple of N's last place or of m's. If it is not zero, then either of these is more than the rounding of
-    the quotient can hide: with m in [2^e, 2^(e+1)) it hides at most q 2^(e - d) (d digits of `working`), N's last place is
-    larger than that, and m's, at least 2^(e - t) (t digits of `result`, and one for the midpoint), is larger if q < 2^(d - t).
+    Say N - q m is not zero. It is a multiple of N's last place or of m's. With m in [2^e, 2^(e+1)), d digits of
+    `working` and t of `result`, rounding the quotient hides at most q 2^(e - d) of it. N's last place is larger than
+    that, and so is m's, which is 2^(e - t) or more, if q < 2^(d - t).
     """
     return 1 << (DIGITS[working] - DIGITS[result] - 1)
 
@@ -88,15 +95,18 @@ class ExactSum:
         dtype: of the result: one of these.
     """
 
-    def __init__(self, weights: Sequence[Fraction], inputs: Sequence[torch.dtype], dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: Sequence[Fraction], inputs: Sequence[torch.dtype], dtype: torch.dtype
+    ) -> None:
         self._denominator = math.lcm(*(weight.denominator for weight in weights))
         self._numerators = [int(weight * self._denominator) for weight in weights]
         self._shares = [float(weight) for weight in weights]
         self._dtype = dtype
         self._as_stored = len(set(inputs)) == 1
         self._stored = inputs[0] if self._as_stored else torch.float32
-        # Partial sums are multiples of the smallest term's last place and below (sum_i |p_i|) 2^(largest exponent + 1), so
-        # they are exact in d digits while exponents differ by at most d - (digits stored) - log2(sum_i |p_i|).
+        # Partial sums are multiples of the last place of the smallest term and at most
+        # (sum_i |p_i|) 2^(largest exponent + 1): exact in d digits while exponents differ by at most
+        # d - (digits stored) - log2(sum_i |p_i|).
         digits = max(DIGITS[each] for each in inputs)
         needed = digits + sum(map(abs, self._numerators)).bit_length()
         self._apart = {working: DIGITS[working] - needed for working in (torch.float32, torch.float64)}
@@ -111,7 +121,9 @@ class ExactSum:
         # N is zero or at least the last place of a term: with terms from here on, N / q is a normal number of fp32.
         self._least_field = 2 + digits + self._denominator.bit_length()
 
-    def __call__(self, terms: Sequence[Tensor], stored: Sequence[Tensor], out: Tensor, space: Workspace) -> Tensor:
+    def __call__(
+        self, terms: Sequence[Tensor], stored: Sequence[Tensor], out: Tensor, space: Workspace
+    ) -> Tensor:
         """The sum as fp32 numbers, in `out`, that rounding to the result's dtype turns into the correctly rounded sum.
 
         For a 16-bit dtype they lie on the same side of every midpoint as the sum; for fp32 they are the result. What is
@@ -162,13 +174,22 @@ class ExactSum:
         out.numpy()[places[moved]] = _odd(singles[moved], exact[moved] - singles[moved])
 
     def _mend(
-        self, terms: Sequence[Tensor], stored: Sequence[Tensor], out: Tensor, working: torch.dtype, space: Workspace
+        self,
+        terms: Sequence[Tensor],
+        stored: Sequence[Tensor],
+        out: Tensor,
+        working: torch.dtype,
+        space: Workspace,
     ) -> None:
         """Add up anew the elements whose exponents are so far apart that the working dtype rounded their numerator."""
         integer, shift = STORED[self._stored]
         bits = [each.view(integer) for each in (stored if self._as_stored else terms)]
         apart = min(self._apart[working] << shift, torch.iinfo(integer).max - 1)
-        guard = self._least_field << shift if working is torch.float32 and self._stored is not torch.float16 else 0
+        guard = (
+            self._least_field << shift
+            if working is torch.float32 and self._stored is not torch.float16
+            else 0
+        )
         flags = _far_apart(bits, apart, guard, space)
         if flags is None:
             return
@@ -312,12 +333,13 @@ def _sum(columns: Sequence[Any], weights: Sequence[int]) -> tuple[Any, Any]:
     """The weighted sum in fp64, and where an addition rounded (Knuth's TwoSum); products are known to be exact."""
     total = columns[0] * weights[0]
     rounded = np.zeros(total.shape, dtype=np.bool_)
-    for column, weight in zip(columns[1:], weights[1:], strict=True):
-        product = column * weight
-        following = total + product
-        part = following - total
-        rounded |= ((total - (following - part)) + (product - part)) != 0
-        total = following
+    with np.errstate(invalid="ignore"):
+        for column, weight in zip(columns[1:], weights[1:], strict=True):
+            product = column * weight
+            following = total + product
+            part = following - total
+            rounded |= ((total - (following - part)) + (product - part)) != 0
+            total = following
     return total, rounded
 
 

@@ -185,6 +185,18 @@ def test_the_last_finite_number_and_the_first_that_is_not(dtype):
     assert not wrong(exact_sum([top, top], [Fraction(300), Fraction("-299.5")], dtype), top / 2)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+def test_zeros_are_no_obstacle(dtype, count):
+    """A pruned model: zero has the smallest exponent of all, far from every other."""
+    weights = [Fraction("0.3"), Fraction("0.6"), Fraction("-0.1")][:count]
+    terms = [spread(dtype, -8, 2, seed) for seed in range(count)]
+    for place, term in enumerate(terms):
+        term[place :: place + 2] = 0
+    terms[0][:50], terms[1][:50] = 2.0**-14, 2.0**10
+    assert not wrong(exact_sum(terms, weights, dtype), reference(terms, weights, dtype))
+
+
 def test_nan_and_infinity_spread():
     for weights in (["0.15", "0.85"], ["0.2", "0.3", "0.5"], ["0.123456789012345", "0"]):
         terms = [torch.ones(3, dtype=BF16) for _ in weights]
