@@ -135,16 +135,17 @@ class Scratch:
         self._result, self._rounded = Buffer(), Buffer()
         self.space = Workspace(BLOCK)
 
-    def read(self, sources: Sequence[TensorBytes], block: Block) -> list[Tensor]:
-        """The block of every model in fp32, valid until the next call."""
-        found = []
+    def read(self, sources: Sequence[TensorBytes], block: Block) -> tuple[list[Tensor], list[Tensor]]:
+        """The block of every model in fp32 and as it is stored, valid until the next call."""
+        found, as_stored = [], []
         for source, stored, fp32 in zip(sources, self._stored, self._fp32, strict=True):
             raw, view = stored.view(source.dtype, block.count)
             source.read(block.first * source.dtype.itemsize, view)
+            as_stored.append(raw)
             if source.dtype is not torch.float32:
                 raw = fp32.view(torch.float32, block.count)[0].copy_(raw)
             found.append(raw)
-        return found
+        return found, as_stored
 
     def result(self, count: int) -> Tensor:
         """Memory for a result in fp32."""

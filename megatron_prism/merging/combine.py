@@ -42,12 +42,12 @@ class Terms:
 
     Attributes:
         tensors: in fp32, flat.
-        stored: the dtypes the models store them in.
+        raw: the same as the models store them.
         result: the dtype of the result.
     """
 
     tensors: Sequence[Tensor]
-    stored: tuple[torch.dtype, ...]
+    raw: Sequence[Tensor]
     result: torch.dtype
 
 
@@ -78,11 +78,12 @@ class Sum:
         pass
 
     def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
-        key = (*weights, *terms.stored, terms.result)
+        stored = [tensor.dtype for tensor in terms.raw]
+        key = (*weights, *stored, terms.result)
         made = self._made.get(key)
         if made is None:
-            made = self._made[key] = ExactSum(self._to_linear(weights), terms.stored, terms.result)
-        return made(terms.tensors, scratch.result(block.count), scratch.space)
+            made = self._made[key] = ExactSum(self._to_linear(weights), stored, terms.result)
+        return made(terms.tensors, terms.raw, scratch.result(block.count), scratch.space)
 
 
 class Slerp:

@@ -1,20 +1,16 @@
 """The correctly rounded weighted sum: `sum_i w_i x_i` in exact rational arithmetic, rounded once, at the speed of
 floats.
 
-Weights are fractions `p_i / q` over one denominator. A first pass in floats comes with a bound on its error. That
-bound settles the rounding of almost every element: only near a midpoint between two numbers of the result's dtype can
-the error matter. Elements near a midpoint are decided again, in fp64 with a check that no operation rounded (products
-of integers and stored elements usually fit), and where one did, in Python's integers.
+Weights are fractions `p_i / q` over one denominator. Stored numbers have few digits, and the p_i are small: so the
+numerator `N = sum_i p_i x_i` is exact in fp32 or fp64 unless the exponents of an element's terms lie far apart, which
+the stored bits show. `N / q` is rounded once to the working dtype, and rounding that to the result's dtype rounds the
+sum (see `largest_denominator`). Where fp64 becomes a 16-bit dtype by way of fp32, the first rounding can land on a
+midpoint that the number was not on; such elements are moved off it again. Elements with exponents far apart are added
+up anew: in fp64 with a check that nothing was rounded, and where something was, in Python's integers.
 
-Error of the first pass, with u = 2^-24 in fp32 and 2^-53 in fp64:
-
-- Two exact products, one sum of them and one division: each of the last two adds a relative error u, however much
-  cancels. Together below 2.1u of the value, which is less than 3 units in the last place.
-- Any other sum: below 1.01 (n + 2) u S with S = sum_i |w_i x_i|. Of a block the largest S is used; elements too small
-  beside it are decided again, too.
-
-When an fp64 value becomes fp32 on its way to a 16-bit dtype, it moves by at most half a unit, so it can only lose its
-side of a midpoint by landing on the midpoint itself.
+Weights with many digits have no exact products. Their sums in fp64 come with a bound on the error, 1.01 (n + 2) 2^-53 S
+with S = sum_i |w_i x_i| (the largest of a block). What the bound leaves open is added up in integers: elements too near
+to a midpoint between two numbers of the result's dtype, and elements too small beside S.
 """
 
 from __future__ import annotations
@@ -30,14 +26,18 @@ from torch import Tensor
 
 # Digits of the significand, the hidden one included.
 DIGITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
-# Units in the last place in which the first pass can be off: two exact products; any other sum that becomes fp32 (there
-# the second condition is that S is at most about 2^13 times the element).
-THREE = 3
+# The bits of a number without its sign are ordered as the magnitudes are; so many of them are the significand's.
+STORED = {
+    torch.bfloat16: (torch.int16, 7),
+    torch.float16: (torch.int16, 10),
+    torch.float32: (torch.int32, 23),
+}
+# fp32 is worked in where exponents may differ by this much before an element must be added up anew: few differ by more.
+NEAR = 9
+# How many last places of fp64 around a midpoint of fp32 the bounded error may span.
 MANY = 1 << 16
-# Up to this q, the quotient of an exact fp64 number N and q, rounded to fp64, is a number m of at most 25 digits only
-# if it is exactly m: N - q m is a multiple of N's last place, and one such place is already more than the rounding
-# hides.
-LARGEST_DENOMINATOR = 1 << 26
+# With more flags than this share of a block, those that zeros caused (they have the smallest exponent) are dropped.
+CROWD = 0.02
 # Every finite fp32 number is an integer times 2^-149.
 FINEST = 149
 # More than what is lost where fp64 itself underflows, and far below what fp32 can tell apart.
@@ -46,6 +46,16 @@ INTEGERS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
     torch.float64: (torch.int64, np.uint32),
     torch.float32: (torch.int32, np.uint16),
 }
+
+
+def largest_denominator(working: torch.dtype, result: torch.dtype) -> int:
+    """Up to this q, `N / q` rounded to `working` is a midpoint m of `result` only if it is exactly m.
+
+    Say N - q m is not zero. It is a multiple of N's last place or of m's. With m in [2^e, 2^(e+1)), d digits of
+    `working` and t of `result`, rounding the quotient hides at most q 2^(e - d) of it. N's last place is larger than
+    that, and so is m's, which is 2^(e - t) or more, if q < 2^(d - t).
+    """
+    return 1 << (DIGITS[working] - DIGITS[result] - 1)
 
 
 class Workspace:
@@ -57,8 +67,8 @@ class Workspace:
 
     def __init__(self, largest: int) -> None:
         self._doubles = torch.empty(3, largest, dtype=torch.float64)
-        self._low = np.empty(largest, dtype=np.uint32)
-        self._flags = np.empty(largest, dtype=np.bool_)
+        self._integers = torch.empty(3, largest, dtype=torch.int32)
+        self._flags = np.empty((2, largest), dtype=np.bool_)
 
     def doubles(self, count: int) -> tuple[Tensor, Tensor]:
         return self._doubles[0, :count], self._doubles[1, :count]
@@ -66,11 +76,14 @@ class Workspace:
     def like(self, values: Tensor) -> Tensor:
         return self._doubles[2].view(values.dtype)[: values.numel()]
 
-    def low(self, count: int, dtype: Any) -> Any:
-        return self._low.view(dtype)[:count]
+    def integers(self, count: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        return [row.view(dtype)[:count] for row in self._integers]
 
-    def flags(self, count: int) -> Any:
-        return self._flags[:count]
+    def low(self, count: int, dtype: Any) -> Any:
+        return self._integers[0].numpy().view(dtype)[:count]
+
+    def flags(self, count: int) -> Sequence[Any]:
+        return [row[:count] for row in self._flags]
 
 
 class ExactSum:
@@ -88,21 +101,29 @@ class ExactSum:
         self._denominator = math.lcm(*(weight.denominator for weight in weights))
         self._numerators = [int(weight * self._denominator) for weight in weights]
         self._shares = [float(weight) for weight in weights]
-        pairs = zip(self._numerators, inputs, strict=True)
-        digits = max(numerator.bit_length() + DIGITS[each] for numerator, each in pairs)
-        self._exact_products = digits <= DIGITS[torch.float64] and self._denominator <= LARGEST_DENOMINATOR
-        self._two = self._exact_products and len(weights) == 2
         self._dtype = dtype
-        # Two 16-bit models and weights of a few decimals: fp32 holds the products and takes half the time.
-        self._in_fp32 = (
-            self._two
-            and max(digits, self._denominator.bit_length()) <= DIGITS[torch.float32]
-            and dtype is not torch.float32
+        self._as_stored = len(set(inputs)) == 1
+        self._stored = inputs[0] if self._as_stored else torch.float32
+        # Partial sums are multiples of the last place of the smallest term and at most
+        # (sum_i |p_i|) 2^(largest exponent + 1): exact in d digits while exponents differ by at most
+        # d - (digits stored) - log2(sum_i |p_i|).
+        digits = max(DIGITS[each] for each in inputs)
+        needed = digits + sum(map(abs, self._numerators)).bit_length()
+        self._apart = {working: DIGITS[working] - needed for working in (torch.float32, torch.float64)}
+        self._exact = self._apart[torch.float64] >= 0 and self._denominator <= largest_denominator(
+            torch.float64, torch.float32
         )
-        # Below this the midpoints are others. fp32 has the exponents of bf16, and so the bits of its midpoints.
-        self._least = 0.0 if dtype is torch.bfloat16 else float(torch.finfo(dtype).smallest_normal)
+        self._in_fp32 = (
+            dtype is not torch.float32
+            and self._apart[torch.float32] >= NEAR
+            and self._denominator <= largest_denominator(torch.float32, dtype)
+        )
+        # N is zero or at least the last place of a term: with terms from here on, N / q is a normal number of fp32.
+        self._least_field = 2 + digits + self._denominator.bit_length()
 
-    def __call__(self, terms: Sequence[Tensor], out: Tensor, space: Workspace) -> Tensor:
+    def __call__(
+        self, terms: Sequence[Tensor], stored: Sequence[Tensor], out: Tensor, space: Workspace
+    ) -> Tensor:
         """The sum as fp32 numbers, in `out`, that rounding to the result's dtype turns into the correctly rounded sum.
 
         For a 16-bit dtype they lie on the same side of every midpoint as the sum; for fp32 they are the result. What is
@@ -110,108 +131,110 @@ class ExactSum:
 
         Args:
             terms: in fp32, flat, `[count]`; none shares memory with `out`.
+            stored: the same as they are stored.
         """
         if self._in_fp32:
-            self._quotient(terms, out, out)
+            self._quotient(terms, out)
             # Not finite where a product was too large for fp32, though the sum need not be (or a term is not finite).
             if math.isfinite(float(out.sum())):
-                self._settle(terms, out, out, THREE, 0.0, space)
+                self._mend(terms, stored, out, torch.float32, space)
                 return out
         doubles, spare = space.doubles(out.numel())
-        error = 0.0
-        if self._two:
-            self._quotient([doubles.copy_(terms[0]), spare.copy_(terms[1])], doubles, doubles)
-        else:
-            error = self._error_bound(terms)
-            torch.mul(doubles.copy_(terms[0]), self._shares[0], out=doubles)
-            for term, share in zip(terms[1:], self._shares[1:], strict=True):
-                doubles.add_(spare.copy_(term), alpha=share)
+        if not self._exact:
+            self._bounded(terms, out, doubles, spare, space)
+            return out
+        torch.mul(doubles.copy_(terms[0]), self._numerators[0], out=doubles)
+        for term, numerator in zip(terms[1:], self._numerators[1:], strict=True):
+            doubles.add_(spare.copy_(term), alpha=numerator)
+        if self._denominator != 1:
+            doubles.div_(self._denominator)
         out.copy_(doubles)
-        if self._dtype is torch.float32:
-            # A unit in the last place of y is more than 2^-53 |y|, and 2^53 error <= MANY |y| for those that are
-            # larger.
-            self._settle(terms, doubles, out, THREE if self._two else MANY, error * 2.0**53 / MANY, space)
-        else:
-            # Half a unit in the last place of y in fp32 is more than 2^-25 |y|.
-            self._settle(terms, out, out, 0, error * 2.0**25, space)
+        if self._dtype is not torch.float32:
+            self._off_midpoints(doubles, out, space)
+        self._mend(terms, stored, out, torch.float64, space)
         return out
 
-    def _quotient(self, terms: Sequence[Tensor], out: Tensor, spare: Tensor) -> None:
+    def _quotient(self, terms: Sequence[Tensor], out: Tensor) -> None:
         torch.mul(terms[0], self._numerators[0], out=out)
-        out.add_(terms[1], alpha=self._numerators[1])
+        for term, numerator in zip(terms[1:], self._numerators[1:], strict=True):
+            out.add_(term, alpha=numerator)
         if self._denominator != 1:
             out.div_(self._denominator)
 
-    def _error_bound(self, terms: Sequence[Tensor]) -> float:
-        """Of the first pass in fp64 over these elements; infinite where fp64 cannot hold the sum."""
-        largest = [max(abs(float(end)) for end in torch.aminmax(term)) for term in terms]
-        total = sum(abs(share) * size for share, size in zip(self._shares, largest, strict=True))
-        return 1.01 * (len(terms) + 2) * 2.0**-53 * total + UNDERFLOW if total else 0.0
+    def _off_midpoints(self, doubles: Tensor, out: Tensor, space: Workspace) -> None:
+        """Undo what rounding fp64 to fp32 did to numbers that it put on a midpoint of the 16-bit dtype."""
+        low, flags = space.low(len(out), np.uint16), space.flags(len(out))[0]
+        # A midpoint has only zeros below the first of the digits that will be dropped (so have the numbers themselves).
+        below = (1 << (DIGITS[torch.float32] - DIGITS[self._dtype] - 1)) - 1
+        np.copyto(low, out.view(torch.int32).numpy(), casting="unsafe")
+        np.equal(np.bitwise_and(low, np.uint16(below), out=low), 0, out=flags)
+        places = np.flatnonzero(flags)
+        exact, singles = doubles.numpy()[places], out.numpy()[places]
+        moved = np.flatnonzero(np.isfinite(singles) & (exact != singles))
+        out.numpy()[places[moved]] = _odd(singles[moved], exact[moved] - singles[moved])
 
-    def _settle(
+    def _mend(
         self,
         terms: Sequence[Tensor],
-        values: Tensor,
+        stored: Sequence[Tensor],
         out: Tensor,
-        places: int,
-        least: float,
+        working: torch.dtype,
         space: Workspace,
     ) -> None:
-        """Find the elements whose rounding the first pass leaves open, and decide them in `out`.
-
-        Args:
-            values: what the first pass found, in fp32 or fp64.
-            places: by how many units in the last place of `values` it may be off ...
-            least: ... where it is not smaller than this. Smaller ones are decided again.
-        """
-        integer, half = INTEGERS[values.dtype]
-        bits, low, flags = (
-            values.view(integer).numpy(),
-            space.low(len(values), half),
-            space.flags(len(values)),
+        """Add up anew the elements whose exponents are so far apart that the working dtype rounded their numerator."""
+        integer, shift = STORED[self._stored]
+        bits = [each.view(integer) for each in (stored if self._as_stored else terms)]
+        apart = min(self._apart[working] << shift, torch.iinfo(integer).max - 1)
+        guard = (
+            self._least_field << shift
+            if working is torch.float32 and self._stored is not torch.float16
+            else 0
         )
-        # A midpoint of the result's dtype has a one and then zeros in the digits that will be dropped.
-        dropped = DIGITS[values.dtype] - DIGITS[self._dtype]
-        middle = 1 << (dropped - 1)
-        np.copyto(low, bits, casting="unsafe")
-        if places:
-            # Unsigned numbers wrap around, so one comparison sees both sides of the middle.
-            low -= half(middle - places)
-        if dropped < 8 * low.itemsize:
-            low &= half((1 << dropped) - 1)
-        if places:
-            np.less_equal(low, half(2 * places), out=flags)
-        else:
-            np.equal(low, half(middle), out=flags)
-        least = max(least, self._least)
-        if least:
-            magnitudes = torch.abs(values, out=space.like(values))
-            if float(magnitudes.amin()) < least:
-                small = magnitudes.numpy() < least
-                if self._two:
-                    # Two exact products give zero only for zero, or for what is too small for a 16-bit dtype.
-                    small &= magnitudes.numpy() != 0
-                flags |= small
-        places_open = np.flatnonzero(flags)
-        if not len(places_open):
+        flags = _far_apart(bits, apart, guard, space)
+        if flags is None:
             return
-        columns = [term.numpy()[places_open].astype(np.float64) for term in terms]
-        if self._exact_products:
+        if np.count_nonzero(flags) > CROWD * len(out):
+            flags = _without_zeros(flags, bits, apart, guard)
+        places = _few(flags)
+        if len(places):
+            columns = [term.numpy()[places].astype(np.float64) for term in terms]
             total, inexact = _sum(columns, self._numerators)
-            still = np.flatnonzero(self._unsettled(total, inexact, values.numpy()[places_open]))
-            places_open, columns = places_open[still], [column[still] for column in columns]
-            decided = self._decided(columns, total[still] / self._denominator, inexact[still])
-        else:
-            anything = np.any([column != 0 for column in columns], axis=0)
-            decided = self._decided(columns, np.zeros(len(places_open)), anything)
-        out.numpy()[places_open] = decided
+            out.numpy()[places] = self._decided(columns, total / self._denominator, inexact)
 
-    def _unsettled(self, total: Any, inexact: Any, found: Any) -> Any:
-        """Where the first pass is not right as it is. Most elements that were looked at are ties, and it is."""
-        if self._dtype is not torch.float32:
-            # Exact: at most 24 and 26 digits. A tie that was found goes to even when it is rounded to 16 bits.
-            return inexact | (found.astype(np.float64) * self._denominator != total)
-        return inexact if self._two else np.ones(len(total), dtype=np.bool_)
+    def _bounded(
+        self, terms: Sequence[Tensor], out: Tensor, doubles: Tensor, spare: Tensor, space: Workspace
+    ) -> None:
+        """The sum with weights rounded to fp64; what the bound of its error leaves open, in integers."""
+        torch.mul(doubles.copy_(terms[0]), self._shares[0], out=doubles)
+        for term, share in zip(terms[1:], self._shares[1:], strict=True):
+            doubles.add_(spare.copy_(term), alpha=share)
+        out.copy_(doubles)
+        # Infinite where fp64 cannot hold the sum: then every element is open.
+        largest = [max(abs(float(end)) for end in torch.aminmax(term)) for term in terms]
+        total = sum(abs(share) * size for share, size in zip(self._shares, largest, strict=True))
+        error = 1.01 * (len(terms) + 2) * 2.0**-53 * total + UNDERFLOW if total else 0.0
+        if self._dtype is torch.float32:
+            # A unit in the last place of y is more than 2^-53 |y|: MANY of them, where |y| is not smaller than this.
+            values, places, least = doubles, MANY, error * 2.0**53 / MANY
+        else:
+            # Half a unit in the last place of y in fp32 is more than 2^-25 |y|: only a midpoint itself is open.
+            values, places, least = out, 0, error * 2.0**25
+        integer, half = INTEGERS[values.dtype]
+        low, flags = space.low(len(out), half), space.flags(len(out))[0]
+        # A midpoint has a one and then zeros in the digits that will be dropped.
+        dropped = DIGITS[values.dtype] - DIGITS[self._dtype]
+        np.copyto(low, values.view(integer).numpy(), casting="unsafe")
+        # Unsigned numbers wrap around, so one comparison sees both sides of the middle.
+        low -= half((1 << (dropped - 1)) - places)
+        low &= half((1 << dropped) - 1)
+        np.less_equal(low, half(2 * places), out=flags)
+        magnitudes = torch.abs(values, out=space.like(values))
+        # Below the smallest normal number the midpoints are others.
+        flags |= ~(magnitudes.numpy() >= max(least, float(torch.finfo(self._dtype).smallest_normal)))
+        open_places = np.flatnonzero(flags)
+        columns = [term.numpy()[open_places].astype(np.float64) for term in terms]
+        anything = np.any([column != 0 for column in columns], axis=0)
+        out.numpy()[open_places] = self._decided(columns, np.zeros(len(open_places)), anything)
 
     def _decided(self, columns: Sequence[Any], sums: Any, inexact: Any) -> Any:
         """A few sums as `__call__` gives them.
@@ -251,16 +274,72 @@ class ExactSum:
         return near, (rest > 0) - (rest < 0)
 
 
+def _far_apart(bits: Sequence[Tensor], apart: int, guard: int, space: Workspace) -> Any:
+    """Where the largest and the smallest magnitude of an element are more than `apart` apart, or one is below `guard`.
+
+    Args:
+        bits: of the terms, as integers.
+
+    Returns:
+        Flags, or None where there is no such element.
+    """
+    largest = torch.iinfo(bits[0].dtype).max
+    low, high, other = space.integers(len(bits[0]), bits[0].dtype)
+    flags, more = space.flags(len(low))
+    torch.bitwise_and(bits[0], largest, out=low)
+    if len(bits) == 2:
+        torch.bitwise_and(bits[1], largest, out=other)
+        smallest = min(int(torch.aminmax(each).min) for each in (low, other))
+        torch.sub(low, other, out=high)
+    else:
+        high.copy_(low)
+        for each in bits[1:]:
+            torch.bitwise_and(each, largest, out=other)
+            torch.maximum(high, other, out=high)
+            torch.minimum(low, other, out=low)
+        smallest = int(torch.aminmax(low).min)
+        if smallest >= guard and int(torch.aminmax(high).max) - smallest <= apart:
+            return None
+        torch.sub(high, low, out=high)
+    # A difference of either sign, of which one comparison of unsigned numbers sees both.
+    unsigned = high.numpy().view(np.uint16 if largest < 1 << 16 else np.uint32)
+    np.greater(np.add(unsigned, apart, out=unsigned), 2 * apart, out=flags)
+    if smallest < guard:
+        for each in (low, other) if len(bits) == 2 else (low,):
+            flags |= np.less(each.numpy(), guard, out=more)
+    return flags if np.count_nonzero(flags) else None
+
+
+def _without_zeros(flags: Any, bits: Sequence[Tensor], apart: int, guard: int) -> Any:
+    """The flags of `_far_apart` but for elements that are flagged because of zeros, which add nothing to a sum."""
+    places = np.flatnonzero(flags)
+    largest = torch.iinfo(bits[0].dtype).max
+    magnitudes = np.stack([each.numpy()[places] & largest for each in bits])
+    low = np.where(magnitudes == 0, largest, magnitudes).min(0)
+    kept = np.zeros_like(flags)
+    kept[places] = (magnitudes.max(0).astype(np.int64) - low > apart) | (low < guard)
+    return kept
+
+
+def _few(flags: Any) -> Any:
+    """The places of a few flags among many: words of eight first."""
+    whole = len(flags) // 8 * 8
+    words = np.flatnonzero(flags[:whole].view(np.uint64) != 0)
+    rows, columns = np.nonzero(flags[:whole].reshape(-1, 8)[words])
+    return np.concatenate([words[rows] * 8 + columns, whole + np.flatnonzero(flags[whole:])])
+
+
 def _sum(columns: Sequence[Any], weights: Sequence[int]) -> tuple[Any, Any]:
     """The weighted sum in fp64, and where an addition rounded (Knuth's TwoSum); products are known to be exact."""
     total = columns[0] * weights[0]
     rounded = np.zeros(total.shape, dtype=np.bool_)
-    for column, weight in zip(columns[1:], weights[1:], strict=True):
-        product = column * weight
-        following = total + product
-        part = following - total
-        rounded |= ((total - (following - part)) + (product - part)) != 0
-        total = following
+    with np.errstate(invalid="ignore"):
+        for column, weight in zip(columns[1:], weights[1:], strict=True):
+            product = column * weight
+            following = total + product
+            part = following - total
+            rounded |= ((total - (following - part)) + (product - part)) != 0
+            total = following
     return total, rounded
 
 

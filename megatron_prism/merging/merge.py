@@ -177,8 +177,8 @@ class _Stream:
         holes = [(self._targets[hole.file], hole) for hole in filling.holes]
 
         def work(scratch: Scratch, block: Block) -> int:
-            tensors = scratch.read(opened[block.name], block)
-            terms = Terms(tensors, tuple(each.dtype for each in opened[block.name]), filling.dtype)
+            tensors, raw = scratch.read(opened[block.name], block)
+            terms = Terms(tensors, raw, filling.dtype)
             written = 0
             for (handle, hole), shares in zip(holes, weights[block.name], strict=True):
                 result = self._combine(block, terms, shares, scratch)
@@ -204,7 +204,7 @@ class _Stream:
     def _scan(self, name: str, opened: Sequence[TensorBytes]) -> Any:
         def scan(work: Callable[[Sequence[Tensor]], T]) -> Iterator[T]:
             def checked(scratch: Scratch, block: Block) -> T:
-                tensors = scratch.read(opened, block)
+                tensors, _ = scratch.read(opened, block)
                 for tensor in tensors:
                     if not _fits(tensor, torch.float32):
                         self._blame(block, tensors, tensor, torch.float32)

@@ -46,7 +46,7 @@ def reference(terms: list[torch.Tensor], weights: list[Fraction], dtype: torch.d
 def exact_sum(terms: list[torch.Tensor], weights: list[Fraction], dtype: torch.dtype) -> torch.Tensor:
     found = torch.empty(len(terms[0]))
     made = ExactSum(weights, [term.dtype for term in terms], dtype)
-    made([term.float() for term in terms], found, Workspace(len(found)))
+    made([term.float() for term in terms], terms, found, Workspace(len(found)))
     return found.to(dtype)
 
 
@@ -183,6 +183,18 @@ def test_the_last_finite_number_and_the_first_that_is_not(dtype):
     assert found.isinf().tolist() == [False, False, True, True, True, False, True]
     # Products beyond fp32 whose sum is an ordinary number.
     assert not wrong(exact_sum([top, top], [Fraction(300), Fraction("-299.5")], dtype), top / 2)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+def test_zeros_are_no_obstacle(dtype, count):
+    """A pruned model: zero has the smallest exponent of all, far from every other."""
+    weights = [Fraction("0.3"), Fraction("0.6"), Fraction("-0.1")][:count]
+    terms = [spread(dtype, -8, 2, seed) for seed in range(count)]
+    for place, term in enumerate(terms):
+        term[place :: place + 2] = 0
+    terms[0][:50], terms[1][:50] = 2.0**-14, 2.0**10
+    assert not wrong(exact_sum(terms, weights, dtype), reference(terms, weights, dtype))
 
 
 def test_nan_and_infinity_spread():
