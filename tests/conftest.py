@@ -32,6 +32,12 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_runtest_teardown(item, nextitem):
+    """Models of a file's tests go before the next file: each holds process groups, with a thread of gloo's for each."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+
+
 def pytest_unconfigure():
     gc.unfreeze()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -78,9 +79,11 @@ class Trainer:
         self.config = self.models[0].config
         self.optimizer = build_optimizer(self.models, optimizer, parallel, dtype)
         self.weight_decay = optimizer.weight_decay
+        # Weak: a config that holds the optimizer would keep both, the model and its process groups for good.
+        scale_loss = weakref.WeakMethod(self.optimizer.scale_loss)
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
-            model.config.grad_scale_func = self.optimizer.scale_loss
+            model.config.grad_scale_func = partial(_call, scale_loss)
 
     def step(self, dataset: Any, consumed_samples: int, lr: float) -> tuple[float, float]:
         """One optimizer step on the next global batch; returns the mean loss per token and the gradient norm.
@@ -191,6 +194,13 @@ def _token_loss(
     """Summed loss and token count; Megatron divides the gradients by the count over all ranks and micro-batches."""
     total, tokens = (losses.float() * mask).sum(), mask.sum()
     return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.detach()])}
+
+
+def _call(method: weakref.WeakMethod[Callable[[Any], Any]], argument: Any) -> Any:
+    """What a weakly held method, whose object is alive, makes of the argument."""
+    bound = method()
+    assert bound is not None
+    return bound(argument)
 
 
 def sum_over_ranks(reports: Sequence[torch.Tensor], size: int) -> list[float]:

@@ -1,0 +1,35 @@
+"""A trainer that is gone leaves nothing behind: neither its model nor the process groups the model knows."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import CONFIGS
+
+from megatron_prism.models.families import architecture_from_config
+from megatron_prism.platform.process_groups import ParallelConfig, session
+from megatron_prism.training.loop import BatchConfig, Trainer
+from megatron_prism.training.optimizer import OptimizerSettings
+
+
+def model_of_a_trainer(hold: bool) -> Any:
+    """A weak reference to the model of a trainer that is gone; with `hold`, its config holds the optimizer."""
+    with session(ParallelConfig(), 1):
+        architecture = architecture_from_config(CONFIGS["granite"])
+        batch, settings = BatchConfig(16, 1, 1), OptimizerSettings()
+        trainer = Trainer(architecture, ParallelConfig(), batch, settings, torch.float32, "torch")
+        if hold:
+            trainer.config.grad_scale_func = trainer.optimizer.scale_loss
+        return weakref.ref(trainer.models[0].module)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_the_model_goes_with_its_trainer(hold: bool) -> None:
+    """Held, it stays: what a config keeps is out of the collector's reach, as upstream's own loop leaves it."""
+    model = model_of_a_trainer(hold)
+    gc.collect()
+    assert (model() is None) is not hold
