@@ -1,7 +1,8 @@
 """How a stage reaches its processes: one runs here, more go through nemo-run's local torchrun executor.
 
 The stage, its inputs and its output folder travel as a small JSON task file, so a worker needs nothing but the file.
-nemo-run reports success for a failed task (its exit status is 0), so the job states are read and checked here.
+nemo-run reports success for a failed task (its exit status is 0), so the job states are read and checked here. What it
+and torchrun print stays in their log files; the log lines of the workers come through relay.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from megatron_prism.errors import PrismError, StageFailed
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import from_mapping, plain
+from megatron_prism.pipeline.relay import relay_lines, show_lines
 from megatron_prism.pipeline.stage import Stage
 
 TASK_FOLDER = ".launch"
@@ -38,7 +40,7 @@ def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
     """Everything a worker needs to run `stage`, as one file under `out`."""
     folder = out / TASK_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.json"):
+    for stale in folder.glob("*.json*"):
         stale.unlink()
     task = folder / "task.json"
     cls = type(stage)
@@ -62,7 +64,8 @@ def run_task(task: Path) -> None:
     try:
         stage = from_mapping(cls, data["config"], where=str(task))
         inputs = {key: Artifact.open(Path(path)) for key, path in data["inputs"].items()}
-        metrics = stage.run(inputs, Path(data["out"]))
+        with relay_lines(task.parent):
+            metrics = stage.run(inputs, Path(data["out"]))
     except PrismError as problem:
         write_json(task.with_name(f"error-{os.environ.get('RANK', '0')}.json"), {"error": str(problem)})
         print(f"error: {problem}", file=sys.stderr, flush=True)
@@ -89,9 +92,12 @@ def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) 
     script = run.Script(
         path="megatron_prism.pipeline.worker", args=[str(task.resolve())], entrypoint="python", m=True
     )
-    with run.Experiment(f"prism-{stage.kind}") as experiment:
+    with (
+        show_lines(task.parent),
+        run.Experiment(f"prism-{stage.kind}", log_level="ERROR", clean_mode=True) as experiment,
+    ):
         experiment.add(script, executor=executor, name=stage.kind)
-        experiment.run(detach=False, tail_logs=True)
+        experiment.run(detach=False)
     states = [job.state for job in experiment.jobs]
     metrics = task.with_name("metrics.json")
     if any(state != AppState.SUCCEEDED for state in states) or not metrics.exists():

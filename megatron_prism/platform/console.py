@@ -65,6 +65,10 @@ def setup_logging(level: int = logging.INFO, handler: logging.Handler | None = N
         warnings.filterwarnings("ignore", module=module)
     # transformers draws a bar of its own for each folder it loads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # And tells of a kernel that is absent for each kind of layer; its errors remain.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # What torch's C++ warns of (W1128 ...): sockets that it tries again, threads at a fork.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

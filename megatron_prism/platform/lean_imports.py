@@ -4,9 +4,9 @@
 Python find the file as ever and does one thing before or after the module's code runs. A module that was imported
 before, or that another finder provides, is left as it is and only costs its usual time.
 
-F  torch and megatron.core: no garbage collection while they are imported. Each of their million objects stays, yet
-   Python walks all of them several times on the way (0.2 s each time); what was made is then frozen, so that
-   later collections pass over it.
+F  torch, megatron.core, transformers and nemo_run: no garbage collection while they are imported. Each of their
+   million objects stays, yet Python walks all of them several times on the way (0.2 s each time); what was made is
+   then frozen, so that later collections pass over it.
 G  megatron.core.jit: `disable_jit_fuser()`, Megatron's own switch. jit.py:21 sets it to `torch.compile`, so a
    decorator on some forty functions loads dynamo and inductor. The torch layers of this package call none of the
    functions at a place where a compiler would act (`bias_*_fusion` is off), so the results are the same bit for bit.
@@ -125,6 +125,8 @@ def _step_without_graph(execute: Execute, module: ModuleType) -> None:
 RULES: dict[str, Callable[[Execute, ModuleType], None]] = {
     "torch": _without_collecting,
     "megatron.core": _without_collecting,
+    "transformers": _without_collecting,
+    "nemo_run": _without_collecting,
     "megatron.core.jit": _without_compiler,
     "torch._compile": _dynamo_when_loaded,
     "torch.optim.optimizer": _step_without_graph,

@@ -19,13 +19,17 @@ def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_two_processes_reduce_and_leave_only_outputs(importable: Path) -> None:
+def test_two_processes_reduce_and_leave_only_outputs(
+    importable: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     graph = Graph("g")
     graph.add("sum", AllReduce())
     made = graph.run(importable / "run")["sum"]
     assert made.metrics == {"total": 3, "world": 2}
     assert made.receipt.world_size == 2
     assert [output.path for output in made.receipt.outputs] == ["total.txt"]
+    # Neither nemo-run nor torchrun speaks to the user, and stdout is for results.
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_failed_worker_fails_the_stage_with_its_words(importable: Path) -> None:
