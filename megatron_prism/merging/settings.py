@@ -135,11 +135,15 @@ class MergeSettings:
         }
         for name, exact_values in exact.items():
             object.__setattr__(self, name, exact_values)
-        numbers: list[Fraction] = [*self.exact_weights, *self.exact_components.values(), *self.exact_alphas]
-        for value in numbers:
+        named: dict[str, Fraction] = {
+            **{f"weight number {place}": value for place, value in enumerate(self.exact_weights, 1)},
+            **{f"component weight {name}": value for name, value in self.exact_components.items()},
+            **{f"alpha number {place}": value for place, value in enumerate(self.exact_alphas, 1)},
+        }
+        for where, value in named.items():
             if abs(value) > LARGEST_WEIGHT:
                 raise ConfigError(
-                    f"weight {float(value):g}: at most {LARGEST_WEIGHT:g}, as fp32 holds no larger number"
+                    f"{where} is {float(value):g}: at most {LARGEST_WEIGHT:g}, as fp32 holds no larger number"
                 )
         if bool(self.weights) == bool(self.alphas):
             raise ConfigError("give a weight for each model, or a list of alphas for two, and not both")

@@ -123,6 +123,19 @@ class Preset:
     prompts: int
 
 
+# About how long a stage of the full preset takes on two cores with AVX-512, for the estimate of the time left: by name,
+# else by what the name begins with. What counts are the proportions; the run finds out how fast the machine is.
+SECONDS = {
+    "base": 120,
+    "midtrain": 110,
+    "rl_midtrain": 150,
+    "rl_base": 50,
+    "difficulty": 35,
+    "corpus": 10,
+    "tokens": 8,
+}
+SECONDS_BY_KIND = {"extend": 50, "evaluate": 12, "ruler": 7}
+
 PRESETS = {
     "full": Preset(700, 1400, 150, 60, 200, 50, 768),
     "short": Preset(6, 8, 4, 2, 8, 2, 8),
@@ -265,8 +278,14 @@ def recipe(
         node.name: node
         for node in (corpus, tokenizer, tokens, packed, *models, export, *learned.values(), *scores)
     }
+    if preset == "full":
+        graph.expected_seconds = {name: _expected_seconds(name) for name in [*graph.nodes, "report"]}
     graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **everything)
     return graph
+
+
+def _expected_seconds(name: str) -> float:
+    return SECONDS.get(name) or SECONDS_BY_KIND.get(name.split("_")[0], 2)
 
 
 def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox: str, method: str) -> Branch:

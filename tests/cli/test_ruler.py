@@ -92,7 +92,7 @@ def test_stand_ins_are_said(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (("--workers", "0"), "--workers 0"),
         (("--tokenizer", "absent"), "tokenizer.json: missing"),
         (("--tasks", "niah_single_2", "--essays", "absent"), "absent: no such file"),
-        (("--tasks", "qa_1", "--squad", "absent"), "absent: not readable"),
+        (("--tasks", "qa_1", "--squad", "absent"), "absent: no such file"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -132,3 +132,13 @@ def test_seed_and_preset_change_what_they_should():
 def test_wrong_parameters_are_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         load_recipe("shoebox").build(wrong)
+
+
+def test_every_stage_of_a_full_run_has_an_expected_time():
+    """A stage without one would leave the run without an estimate of the time left."""
+    graph = recipe(variants=True)
+    assert set(graph.expected_seconds) == set(graph.nodes)
+    assert all(seconds > 0 for seconds in graph.expected_seconds.values())
+    assert (
+        graph.expected_seconds["base"] > graph.expected_seconds["extend"] > graph.expected_seconds["export"]
+    )
