@@ -11,6 +11,8 @@ from torch import Tensor
 # Tokens whose probabilities are summed first: a running sum over a whole vocabulary costs more than the softmax.
 BLOCK = 64
 NUMBERS_AT_ONCE = 128
+# A nucleus is looked for among so many tokens first: sorting all of a vocabulary costs more than a small model.
+LARGEST = 64
 
 
 def uniform_numbers(seed: int, index: int) -> Iterator[float]:
@@ -45,10 +47,21 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
 
 
 def _nucleus(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    probabilities, order = torch.softmax(logits.double() / temperature, -1).sort(-1, descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    drawn = _invert(probabilities.masked_fill(before >= top_p, 0.0), uniform)
-    return order.gather(-1, drawn[:, None])[:, 0]
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    drawn, mass = _draw_from_largest(probabilities, uniform, top_p, min(LARGEST, logits.shape[-1]))
+    if len(wide := (mass < top_p).nonzero()[:, 0]):
+        drawn[wide], _ = _draw_from_largest(probabilities[wide], uniform[wide], top_p, logits.shape[-1])
+    return drawn
+
+
+def _draw_from_largest(
+    probabilities: Tensor, uniform: Tensor, top_p: float, count: int
+) -> tuple[Tensor, Tensor]:
+    """A token of the nucleus, if the `count` most probable tokens hold it, and the mass that these have."""
+    largest, order = probabilities.topk(count)
+    running = largest.cumsum(-1)
+    drawn = _invert(largest.masked_fill(running - largest >= top_p, 0.0), uniform)
+    return order.gather(-1, drawn[:, None])[:, 0], running[:, -1]
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -62,9 +75,10 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
 
 def _invert_in_blocks(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """`_invert` by blocks of the vocabulary, then inside one block."""
-    padded = torch.nn.functional.pad(probabilities, (0, -probabilities.shape[-1] % BLOCK))
-    blocks = padded.unflatten(-1, (-1, BLOCK))
-    sums = blocks.double().sum(-1)
+    if missing := -probabilities.shape[-1] % BLOCK:
+        probabilities = torch.nn.functional.pad(probabilities, (0, missing))
+    blocks = probabilities.unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1, dtype=torch.float64)
     chosen = _invert(sums, uniform)
     rows = torch.arange(len(chosen), device=chosen.device)
     size = sums[rows, chosen]

@@ -33,7 +33,7 @@ STORED = {
     torch.float32: (torch.int32, 23),
 }
 # fp32 is worked in where exponents may differ by this much before an element must be added up anew: few differ by more.
-NEAR = 9
+NEAR = 8
 # How many last places of fp64 around a midpoint of fp32 the bounded error may span.
 MANY = 1 << 16
 # With more flags than this share of a block, those that zeros caused (they have the smallest exponent) are dropped.
@@ -120,6 +120,8 @@ class ExactSum:
         )
         # N is zero or at least the last place of a term: with terms from here on, N / q is a normal number of fp32.
         self._least_field = 2 + digits + self._denominator.bit_length()
+        # Below this exponent no partial sum is too large for fp32 (fp16 as it is stored cannot come near).
+        self._largest_field = 31 if self._stored is torch.float16 else 253 - (needed - digits)
 
     def __call__(
         self, terms: Sequence[Tensor], stored: Sequence[Tensor], out: Tensor, space: Workspace
@@ -135,9 +137,7 @@ class ExactSum:
         """
         if self._in_fp32:
             self._quotient(terms, out)
-            # Not finite where a product was too large for fp32, though the sum need not be (or a term is not finite).
-            if math.isfinite(float(out.sum())):
-                self._mend(terms, stored, out, torch.float32, space)
+            if self._mend(terms, stored, out, torch.float32, space):
                 return out
         doubles, spare = space.doubles(out.numel())
         if not self._exact:
@@ -180,26 +180,29 @@ class ExactSum:
         out: Tensor,
         working: torch.dtype,
         space: Workspace,
-    ) -> None:
-        """Add up anew the elements whose exponents are so far apart that the working dtype rounded their numerator."""
+    ) -> bool:
+        """Add up anew the elements whose exponents are so far apart that the working dtype rounded their numerator.
+
+        Returns:
+            False, with nothing done, where a numerator may be too large for fp32.
+        """
         integer, shift = STORED[self._stored]
         bits = [each.view(integer) for each in (stored if self._as_stored else terms)]
-        apart = min(self._apart[working] << shift, torch.iinfo(integer).max - 1)
-        guard = (
-            self._least_field << shift
-            if working is torch.float32 and self._stored is not torch.float16
-            else 0
-        )
-        flags = _far_apart(bits, apart, guard, space)
-        if flags is None:
-            return
-        if np.count_nonzero(flags) > CROWD * len(out):
-            flags = _without_zeros(flags, bits, apart, guard)
-        places = _few(flags)
-        if len(places):
-            columns = [term.numpy()[places].astype(np.float64) for term in terms]
-            total, inexact = _sum(columns, self._numerators)
-            out.numpy()[places] = self._decided(columns, total / self._denominator, inexact)
+        apart = min(self._apart[working] << shift, torch.iinfo(integer).max)
+        guard, limit = 0, torch.iinfo(integer).max
+        if working is torch.float32:
+            limit = self._largest_field << shift
+            guard = 0 if self._stored is torch.float16 else self._least_field << shift
+        found = _Exponents(bits, space)
+        if found.largest > limit:
+            return False
+        places = found.far_apart(apart, guard)
+        if not len(places):
+            return True
+        columns = [term.numpy()[places].astype(np.float64) for term in terms]
+        total, inexact = _sum(columns, self._numerators)
+        out.numpy()[places] = self._decided(columns, total / self._denominator, inexact)
+        return True
 
     def _bounded(
         self, terms: Sequence[Tensor], out: Tensor, doubles: Tensor, spare: Tensor, space: Workspace
@@ -274,51 +277,59 @@ class ExactSum:
         return near, (rest > 0) - (rest < 0)
 
 
-def _far_apart(bits: Sequence[Tensor], apart: int, guard: int, space: Workspace) -> Any:
-    """Where the largest and the smallest magnitude of an element are more than `apart` apart, or one is below `guard`.
+class _Exponents:
+    """How far apart the magnitudes of an element's terms are, in the bits they are stored in.
 
     Args:
-        bits: of the terms, as integers.
+        bits: of the terms, as signed integers.
 
-    Returns:
-        Flags, or None where there is no such element.
+    Attributes:
+        smallest, largest: magnitude in the block.
     """
-    largest = torch.iinfo(bits[0].dtype).max
-    low, high, other = space.integers(len(bits[0]), bits[0].dtype)
-    flags, more = space.flags(len(low))
-    torch.bitwise_and(bits[0], largest, out=low)
-    if len(bits) == 2:
-        torch.bitwise_and(bits[1], largest, out=other)
-        smallest = min(int(torch.aminmax(each).min) for each in (low, other))
-        torch.sub(low, other, out=high)
-    else:
-        high.copy_(low)
-        for each in bits[1:]:
-            torch.bitwise_and(each, largest, out=other)
-            torch.maximum(high, other, out=high)
+
+    def __init__(self, bits: Sequence[Tensor], space: Workspace) -> None:
+        self._bits, self._most, self._space = bits, torch.iinfo(bits[0].dtype).max, space
+        low, apart, other = space.integers(len(bits[0]), bits[0].dtype)
+        torch.bitwise_and(bits[0], self._most, out=low)
+        torch.bitwise_and(bits[1], self._most, out=other)
+        ends = [torch.aminmax(each) for each in (low, other)]
+        if len(bits) == 2:
+            torch.sub(low, other, out=apart).abs_()
+            self._lowest = (low, other)
+        else:
+            high = apart
+            torch.maximum(low, other, out=high)
             torch.minimum(low, other, out=low)
-        smallest = int(torch.aminmax(low).min)
-        if smallest >= guard and int(torch.aminmax(high).max) - smallest <= apart:
-            return None
-        torch.sub(high, low, out=high)
-    # A difference of either sign, of which one comparison of unsigned numbers sees both.
-    unsigned = high.numpy().view(np.uint16 if largest < 1 << 16 else np.uint32)
-    np.greater(np.add(unsigned, apart, out=unsigned), 2 * apart, out=flags)
-    if smallest < guard:
-        for each in (low, other) if len(bits) == 2 else (low,):
-            flags |= np.less(each.numpy(), guard, out=more)
-    return flags if np.count_nonzero(flags) else None
+            for each in bits[2:]:
+                torch.bitwise_and(each, self._most, out=other)
+                ends.append(torch.aminmax(other))
+                torch.maximum(high, other, out=high)
+                torch.minimum(low, other, out=low)
+            torch.sub(high, low, out=apart)
+            self._lowest = (low,)
+        self._apart = apart.numpy()
+        self.smallest = min(int(each.min) for each in ends)
+        self.largest = max(int(each.max) for each in ends)
 
+    def far_apart(self, apart: int, guard: int) -> Any:
+        """The elements with magnitudes more than `apart` apart, or one below `guard`.
 
-def _without_zeros(flags: Any, bits: Sequence[Tensor], apart: int, guard: int) -> Any:
-    """The flags of `_far_apart` but for elements that are flagged because of zeros, which add nothing to a sum."""
-    places = np.flatnonzero(flags)
-    largest = torch.iinfo(bits[0].dtype).max
-    magnitudes = np.stack([each.numpy()[places] & largest for each in bits])
-    low = np.where(magnitudes == 0, largest, magnitudes).min(0)
-    kept = np.zeros_like(flags)
-    kept[places] = (magnitudes.max(0).astype(np.int64) - low > apart) | (low < guard)
-    return kept
+        Zeros add nothing to a sum. They have the smallest magnitude of all, so where many elements are found, those are
+        left out that only a zero brought in.
+        """
+        if self.smallest >= guard and self.largest - self.smallest <= apart:
+            return np.empty(0, dtype=np.int64)
+        flags, more = self._space.flags(len(self._apart))
+        np.greater(self._apart, apart, out=flags)
+        if self.smallest < guard:
+            for each in self._lowest:
+                flags |= np.less(each.numpy(), guard, out=more)
+        places = _few(flags)
+        if len(places) <= CROWD * len(flags):
+            return places
+        magnitudes = np.stack([each.numpy()[places] & self._most for each in self._bits])
+        low = np.where(magnitudes == 0, self._most, magnitudes).min(0)
+        return places[(magnitudes.max(0).astype(np.int64) - low > apart) | (low < guard)]
 
 
 def _few(flags: Any) -> Any:

@@ -135,6 +135,11 @@ def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int
     llama3's factor stretches the longest wavelengths only, and says nothing of the length: LLaMA 3.1 has a factor of 8
     on 8,192 and 131,072 positions.
     """
+    if scaling.rope_type == "dynamic":
+        raise ConfigError(
+            "extension.rope_scaling.rope_type=dynamic: changes no frequency up to max_position_embeddings; name "
+            "linear, yarn or llama3"
+        )
     # A config may hold such numbers, and means what transformers makes of them; nobody extends a context with them.
     if scaling.factor < 1:
         raise ConfigError(f"extension.rope_scaling.factor={scaling.factor:g}: must be 1 or more")
@@ -160,7 +165,7 @@ def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int
 def _unscaled_length(architecture: Architecture) -> int:
     """The positions a model had before the scaling it has."""
     scaling = architecture.rope_scaling
-    if scaling is None:
+    if scaling is None or scaling.rope_type == "dynamic":
         return architecture.max_position_embeddings
     return scaling.original_max_position_embeddings or int(
         architecture.max_position_embeddings / scaling.factor

@@ -1,4 +1,4 @@
-"""Rotary frequencies: plain, or stretched for long contexts (llama3, YaRN, linear interpolation).
+"""Rotary frequencies: plain, or stretched for long contexts (llama3, YaRN, linear interpolation, dynamic NTK).
 
 Megatron-Core 0.16.1 knows the llama3 form with three of its four numbers fixed (rotary_pos_embedding.py:110) and YaRN
 for multi-latent attention only, so the frequencies are computed here and handed to it.
@@ -21,6 +21,7 @@ NEEDED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
     "linear": ("factor",),
+    "dynamic": ("factor",),
 }
 # Those it may leave out, with what transformers then takes.
 OPTIONAL: dict[str, dict[str, Any]] = {
@@ -34,6 +35,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "truncate": True,
     },
     "linear": {},
+    "dynamic": {},
 }
 
 POSITIVE = (
@@ -55,6 +57,8 @@ class RopeScaling:
       stretched, those that turn more than `beta_fast` times are kept, with a ramp over the dimensions between (its ends
       rounded outwards with `truncate`). Cos and sin are multiplied by `attention_scaling`.
     - linear (position interpolation, arXiv 2306.15595): all are stretched.
+    - dynamic (NTK-aware): in transformers they are stretched while a text is longer than max_position_embeddings, and
+      plain up to there. No text is longer here, so they are plain; the setting is kept for an export.
     """
 
     factor: float
@@ -136,7 +140,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
 
     periods = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     frequencies = 1.0 / periods
-    if scaling is None:
+    if scaling is None or scaling.rope_type == "dynamic":
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor

@@ -9,10 +9,13 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from megatron_prism.platform.lean_imports import may_have_gpu
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (no sparsity), by a piece of the device name.
 GPU_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
@@ -37,7 +40,9 @@ class Peak:
 
 
 def has_gpu() -> bool:
-    """Whether this process can compute on a CUDA device."""
+    """Whether this process can compute on a CUDA device; torch is loaded only where there may be one."""
+    if "torch" not in sys.modules and not may_have_gpu():
+        return False
     import torch
 
     return torch.cuda.is_available()

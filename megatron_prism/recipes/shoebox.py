@@ -200,12 +200,31 @@ def recipe(
     def cosine(steps: int) -> Schedule:
         return Schedule(lr=rate, warmup_steps=max(1, steps // 20), final_factor=0.05)
 
+    questions = Evaluate(
+        limit=size.problems,
+        batch_size=size.problems,
+        sandbox=sandbox,
+        sampling=SamplingParams(
+            max_new_tokens=ANSWER_TOKENS, temperature=0.6, top_p=0.95, stop=list(STOP), seed=seed
+        ),
+    )
+    needles = RulerEvaluate(tasks=NEEDLES, lengths=LENGTHS, samples=size.needles, seed=seed)
+
+    def score(node: Node) -> list[Node]:
+        return [
+            graph.add(f"evaluate_{node.name}", questions, model=node, tokenizer=tokenizer, corpus=corpus),
+            graph.add(f"ruler_{node.name}", needles, model=node, tokenizer=tokenizer),
+        ]
+
+    # Stages that are ready start in this order: the base is scored before mid-training takes all processes, and what
+    # the longest chain (difficulty, reinforcement learning) waits for comes before what nothing waits for.
     base = graph.add(
         "base",
         train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps), processes),
         tokens=tokens,
         tokenizer=tokenizer,
     )
+    scores = score(base)
     midtrain = graph.add(
         "midtrain",
         train(mixture, size.midtrain_steps, SEQUENCE_LENGTH, 8, cosine(size.midtrain_steps), processes),
@@ -213,6 +232,14 @@ def recipe(
         tokenizer=tokenizer,
         init=base,
     )
+    learned = add_reinforcement(
+        graph,
+        _reinforcement(architecture, size, seed, sandbox, method),
+        [(midtrain, architecture), (base, architecture)],
+        corpus,
+        tokenizer,
+    )
+    scores += score(midtrain)
     merge = graph.add("merge", Merge(weights=dict(MERGE)), base=base, midtrain=midtrain)
     packed = graph.add(
         "packed",
@@ -236,44 +263,22 @@ def recipe(
         stage = train(LONG_MIXTURE, size.extension_steps, LONG, 4, schedule, trainable=trainable)
         return graph.add(name, stage, tokens=packed, tokenizer=tokenizer, init=start)
 
-    extended = extend("extend", merge, "all")
-    models = [base, midtrain, merge, extended]
+    later = [merge, extend("extend", merge, "all")]
     if variants:
-        models += [
+        later += [
             extend("extend_attention", merge, "attention"),
             extend("extend_unmerged", midtrain, "all"),
             extend("extend_unmerged_attention", midtrain, "attention"),
         ]
-    learned = add_reinforcement(
-        graph,
-        _reinforcement(architecture, size, seed, sandbox, method),
-        [(midtrain, architecture), (base, architecture)],
-        corpus,
-        tokenizer,
-    )
-    export = graph.add("export", ExportHF(), model=extended, tokenizer=tokenizer)
-    questions = Evaluate(
-        limit=size.problems,
-        batch_size=size.problems,
-        sandbox=sandbox,
-        sampling=SamplingParams(
-            max_new_tokens=ANSWER_TOKENS, temperature=0.6, top_p=0.95, stop=list(STOP), seed=seed
-        ),
-    )
-    needles = RulerEvaluate(tasks=NEEDLES, lengths=LENGTHS, samples=size.needles, seed=seed)
-    scores = [
-        graph.add(f"{kind}_{node.name}", stage, model=node, tokenizer=tokenizer, **more)
-        for node in models
-        for kind, stage, more in (
-            ("evaluate", questions, {"corpus": corpus}),
-            ("ruler", needles, {}),
-        )
-    ]
+    export = graph.add("export", ExportHF(), model=graph.nodes["extend"], tokenizer=tokenizer)
+    for node in later:
+        scores += score(node)
     # The run from the mid-trained model comes last: the report's changes are from the first model to the last.
     scores += [
         graph.add(f"evaluate_{name}", questions, model=learned[name], tokenizer=tokenizer, corpus=corpus)
         for name in ("rl_base", "rl_midtrain")
     ]
+    models = [base, midtrain, *later]
     everything = {
         node.name: node
         for node in (corpus, tokenizer, tokens, packed, *models, export, *learned.values(), *scores)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -212,6 +213,33 @@ def test_sampling_follows_the_tempered_nucleus():
     squared = [0.01, 0.25, 0.0225, 0.0625]
     assert shares(0.5, 1.0) == pytest.approx([p / sum(squared) for p in squared], abs=1e-3)
     assert shares(0, 1.0) == [0, 1, 0, 0]
+
+
+def drawn_from_sorted(logits: list[float], uniform: float, temperature: float, top_p: float) -> int:
+    """The nucleus by the book, in plain Python: sort all, keep until the mass is reached, draw from what was kept."""
+    weights = [math.exp(logit / temperature) for logit in logits]
+    order = sorted(range(len(weights)), key=lambda token: -weights[token])
+    kept, mass = [], 0.0
+    while mass < top_p * sum(weights):
+        kept.append(order[len(kept)])
+        mass += weights[kept[-1]]
+    running = 0.0
+    for token in kept:
+        running += weights[token]
+        if running > uniform * mass:
+            return token
+    return kept[-1]
+
+
+def test_the_nucleus_is_right_however_many_tokens_it_has():
+    """Beside each other: rows that are flat, whose nucleus is larger than what is sorted first, and peaked ones."""
+    source = torch.Generator().manual_seed(7)
+    sharpness = torch.tensor([0.01, 0.3, 1.0, 3.0, 9.0]).repeat(40)
+    logits = torch.randn(200, 300, generator=source) * sharpness[:, None]
+    uniform = torch.rand(200, dtype=torch.float64, generator=source)
+    drawn, _ = sample_tokens(logits, uniform, 0.6, 0.95)
+    rows = zip(logits.double().tolist(), uniform.tolist(), strict=True)
+    assert drawn.tolist() == [drawn_from_sorted(row, draw, 0.6, 0.95) for row, draw in rows]
 
 
 def test_a_token_without_probability_is_never_drawn():

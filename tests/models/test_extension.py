@@ -89,6 +89,7 @@ def test_only_positions_and_rope_change(architecture, extension, changed):
             "original_max_position_embeddings=65536: the model was made for 32768 positions",
         ),
         (MISTRAL, {"rope_scaling": RopeScaling(2.0, rope_type="linear")}, "reaches 65536"),
+        (MISTRAL, {"rope_scaling": RopeScaling(8.0, rope_type="dynamic")}, "rope_type=dynamic: changes no frequency"),
         # LLaMA 3.1 has 131,072 positions, by scaling 8,192.
         (LLAMA, {"rope_scaling": RopeScaling(2.0, rope_type="linear")}, "times the original 8192 positions"),
         (NEMOTRON, {"rope_theta": 1e6}, "rope_theta: this nemotron_h model has no rotary positions"),

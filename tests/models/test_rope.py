@@ -24,6 +24,7 @@ from megatron_prism.models.rope_config import read_rope, rope_to_config
 from megatron_prism.platform.process_groups import session
 
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+DYNAMIC = {**LINEAR, "rope_type": "dynamic"}
 PUBLISHED_YARN = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768,
 }  # fmt: skip
@@ -38,6 +39,7 @@ ROPES = {
     "yarn with all kept": {**PUBLISHED_YARN, "beta_fast": 1e-5, "beta_slow": 1e-6},
     "yarn with none kept": {**YARN, "original_max_position_embeddings": 1},
     "linear": LINEAR,
+    "dynamic": DYNAMIC,
     "llama3": LLAMA3,
 }
 TOKENS = torch.randint(VOCABULARY, (2, 60), generator=torch.Generator().manual_seed(0))
@@ -117,7 +119,7 @@ def test_a_default_that_is_named_is_no_difference():
         ({**YARN, "type": "linear"}, "rope_type='yarn' and type='linear' are both named and differ"),
         ({**YARN, "attention_factor": 0.0}, "attention_factor=0.0 must be greater than zero"),
         ({**YARN, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
-        ({**LINEAR, "rope_type": "dynamic"}, "rope_type='dynamic' is not supported; only 'default', 'linear'"),
+        ({**LINEAR, "rope_type": "longrope"}, "rope_type='longrope' is not supported; only 'default', 'dynamic'"),
         ({**LLAMA3, "high_freq_factor": 1.0}, "low_freq_factor=1.0 must be positive and below high"),
     ],
 )  # fmt: skip
@@ -186,7 +188,7 @@ def folders(tmp_path_factory):
 
 
 # LLaMA and Mistral with YaRN are in CONFIGS, and so in tests/conversion/test_families.py; these have other seams.
-@pytest.mark.parametrize("rope", [YARN, LINEAR], ids=["yarn", "linear"])
+@pytest.mark.parametrize("rope", [YARN, LINEAR, DYNAMIC], ids=["yarn", "linear", "dynamic"])
 @pytest.mark.parametrize("name", ["granite-untied", "granite-h-rope-groups"])
 def test_every_rotary_family_computes_it_as_transformers_does(name, rope, folders):
     hf, megatron = folders(name, rope_parameters=rope, head_dim=16)

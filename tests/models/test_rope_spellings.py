@@ -62,6 +62,10 @@ READ = {
     "linear with an original length": (
         old({**LINEAR, "original_max_position_embeddings": 64}), "'original_max_position_embeddings'=64 not read",
     ),
+    "dynamic by its old name": (old({"type": "dynamic", "factor": 2.0}), None),
+    "dynamic with an original length": (
+        old({"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}), "=64 not read",
+    ),
     "yarn": (old(YARN), None),
     "yarn with words of its own": (old({**YARN, "finetuned": True}), "'finetuned'=True not read"),
     "yarn with another type's number": (old({**YARN, "low_freq_factor": 1.0}), "'low_freq_factor'"),
@@ -116,7 +120,7 @@ def test_a_spelling_is_read_as_transformers_reads_it(name, transformers_config):
         (old(LINEAR, rope_parameters={"rope_type": "default", "rope_theta": 5e5}), "say different things"),
         (old(WHOLE, original_max_position_embeddings=64), "is 16 in rope_scaling and 64 beside it"),
         (old(None, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not supported"),
-        (old({"type": "dynamic", "factor": 2.0}), "rope_type='dynamic' is not supported"),
+        (old({"type": "longrope", "factor": 2.0}), "rope_type='longrope' is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "'full_attention'="),
     ],
 )  # fmt: skip

@@ -23,10 +23,12 @@ def test_the_stages_and_who_feeds_whom(model):
     graph = recipe(model)
     inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
     models = ["base", "midtrain", "merge", "extend"]
+    # Ready stages start in this order: a first table before mid-training, and the longest chain before the others.
     assert list(inputs) == [
-        *("corpus", "tokenizer", "tokens", "base", "midtrain", "merge", "packed", "extend"),
-        *("prompts", "difficulty", "mix", "followed", "rl_midtrain", "frontier", "rl_base", "export"),
-        *(f"{kind}_{model}" for model in models for kind in ("evaluate", "ruler")),
+        *("corpus", "tokenizer", "tokens", "base", "evaluate_base", "ruler_base", "midtrain"),
+        *("prompts", "difficulty", "mix", "followed", "rl_midtrain", "frontier", "rl_base"),
+        *("evaluate_midtrain", "ruler_midtrain", "merge", "packed", "extend", "export"),
+        *("evaluate_merge", "ruler_merge", "evaluate_extend", "ruler_extend"),
         *("evaluate_rl_base", "evaluate_rl_midtrain", "report"),
     ]
     assert inputs["midtrain"] == {"tokens": "tokens", "tokenizer": "tokenizer", "init": "base"}

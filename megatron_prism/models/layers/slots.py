@@ -136,10 +136,12 @@ class Slots:
         """What the slots `sources` hold, into the slots `targets`, in every layer."""
         if not sources:
             return
+        places: Tensor | None = None
         for tensors in self._kept.values():
             for tensor in tensors:
-                place = torch.tensor([list(sources), list(targets)], device=tensor.device)
-                tensor[place[1]] = tensor[place[0]]
+                if places is None:
+                    places = torch.tensor([list(sources), list(targets)], device=tensor.device)
+                tensor[places[1]] = tensor[places[0]]
 
 
 def install_slots(model: nn.Module) -> None:
