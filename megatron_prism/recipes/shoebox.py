@@ -38,6 +38,16 @@ from megatron_prism.verification.code import STRONG
 # Two cores: what everything waits for is trained on both, with one thread each; later stages run side by side.
 PROCESSES = 2
 VOCABULARY = 2048
+# Of training text, each source: more than any mixture here reads of it once.
+CHARACTERS = {
+    "web": 2_000_000,
+    "code": 2_000_000,
+    "math": 3_000_000,
+    "science": 1_000_000,
+    "code_reasoning": 1_000_000,
+    "chat": 500_000,
+    "retrieval": 4_000_000,
+}
 SEQUENCE_LENGTH = 128
 LONG_MIXTURE = "shoebox-long"
 # 1 / sqrt(hidden size): at 0.02 so narrow a model takes far longer to learn to copy.
@@ -81,10 +91,10 @@ HYBRID = Architecture(
     mamba_num_groups=2,
     initializer_range=INITIALIZER_RANGE,
 )
-LEARNING_RATES = {"dense": 4e-3, "hybrid": 2.5e-3}
-RL_RATE = 5e-4
+LEARNING_RATES = {"dense": 4e-3, "hybrid": 3e-3}
+RL_RATE = 4e-4
 # A base model does not know the format: none of its answers earns anything, and no number of steps changes that.
-GIVE_UP_AFTER = 20
+GIVE_UP_AFTER = 10
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
 # What long means here: the base model is trained at four times the length of mid-training, and brought back there.
@@ -137,7 +147,7 @@ SECONDS = {
 SECONDS_BY_KIND = {"extend": 50, "evaluate": 12, "ruler": 7}
 
 PRESETS = {
-    "full": Preset(700, 1400, 150, 60, 200, 50, 768),
+    "full": Preset(450, 1200, 150, 45, 200, 50, 512),
     "short": Preset(6, 8, 4, 2, 8, 2, 8),
 }
 
@@ -169,7 +179,7 @@ def recipe(
         raise ConfigError(f"processes={processes}: must be 1, 2 or 4, which divide a batch of 4 sequences")
     size, architecture, rate = PRESETS[preset], MODELS[model], LEARNING_RATES[model]
     graph = Graph("shoebox", jobs=processes)
-    corpus = graph.add("corpus", ShoeboxCorpus(prompts=size.prompts))
+    corpus = graph.add("corpus", ShoeboxCorpus(characters=dict(CHARACTERS), prompts=size.prompts))
     tokenizer = graph.add("tokenizer", TrainTokenizer(vocab_size=VOCABULARY), corpus=corpus)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
 
@@ -312,7 +322,7 @@ def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox:
         context_length=RL_CONTEXT,
         max_new_tokens=ANSWER_TOKENS,
         stop=list(STOP),
-        evaluate_every=max(1, size.rl_steps // 3),
+        evaluate_every=-(-size.rl_steps // 2),
         evaluation_suites=list(DOMAINS),
         evaluation_problems=min(128, size.problems),
         evaluation_samples=4,
