@@ -257,11 +257,12 @@ def _tokens_of(text: Path, a: Any, b: Any) -> Any:
 
     from megatron_prism.data.tokenizer import Tokenizer
     from megatron_prism.data.tokenizer_files import vocabulary_file
+    from megatron_prism.pipeline.json_text import read_text
 
     try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"--text {text}: not readable ({problem})") from None
+        content = read_text(text, ConfigError)
+    except ConfigError as problem:
+        raise ConfigError(f"--text {problem}") from None
     for each in (a.files, b.files):
         if each is not None and vocabulary_file(each) is not None:
             ids = Tokenizer.load(each).encode(content)

@@ -25,6 +25,7 @@ from megatron_prism.conversion.weight_files import INDEX, SINGLE, find_weight_fi
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
 from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
+from megatron_prism.pipeline.json_text import read_object
 
 CONFIG = "config.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -141,15 +142,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; a CheckpointError names the file that is missing or is not one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise CheckpointError(f"{path}: not JSON ({problem})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return data
+    return read_object(path, CheckpointError)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

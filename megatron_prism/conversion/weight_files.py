@@ -7,12 +7,12 @@ read, and the last file in the order of names wins).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from megatron_prism.errors import CheckpointError
+from megatron_prism.pipeline.json_text import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -73,9 +73,9 @@ def find_weight_files(folder: Path) -> WeightFiles:
 def read_weight_map(index: Path) -> dict[str, str]:
     """tensor -> file of an index; a CheckpointError where it cannot be read or leaves the folder."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_object(index, CheckpointError)["weight_map"]
         files = {str(name): str(PurePosixPath(_name(file))) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+    except (KeyError, TypeError, AttributeError) as problem:
         raise CheckpointError(f"{index}: not a readable index ({problem!r})") from None
     if not files:
         raise CheckpointError(f"{index}: its weight_map is empty")

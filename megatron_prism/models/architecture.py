@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
 from megatron_prism.models.rope import RopeScaling
 from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.platform.process_groups import ParallelConfig
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
@@ -158,12 +159,7 @@ class Architecture:
     @classmethod
     def load(cls, path: Path) -> Architecture:
         """Read `architecture.json`; a CheckpointError names the file and the key at fault."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, ValueError, RecursionError) as problem:
-            raise CheckpointError(f"{path}: not a readable architecture ({problem})") from None
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{path}: not a JSON object")
+        data = read_object(Path(path), CheckpointError)
         known = {each.name for each in fields(cls)}
         for key in data:
             if key not in known:

@@ -88,6 +88,18 @@ def read_json(path: Path, error: type[PrismError] = DataError) -> Any:
     return found
 
 
+def read_object(path: Path, error: type[PrismError] = DataError) -> dict[str, Any]:
+    """What a file of JSON holds, which must be an object.
+
+    Raises:
+        error: as `read_json`, and for anything but an object.
+    """
+    found = read_json(path, error)
+    if not isinstance(found, dict):
+        raise error(f"{path}: a JSON object is needed, found {type(found).__name__}")
+    return found
+
+
 def read_text(path: Path, error: type[PrismError] = DataError) -> str:
     """A file of text, whole and with its line ends, without a byte order mark at its start.
 

@@ -96,9 +96,15 @@ def test_an_index_that_is_wrong(sharded):
     edit_index(sharded, lambda weight_map: weight_map.update({"model.absent": "a.safetensors"}))
     with pytest.raises(CheckpointError, match=r"a\.safetensors: has no tensor 'model\.absent'"):
         HFFolder(sharded)
-    for index in ("[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {}}', "[" * 10**5):
+    for index, named in (
+        ("[]", "a JSON object is needed, found list"),
+        ('{"weight_map": []}', "not a readable index"),
+        ('{"weight_map": {"a": 1}}', "not a readable index"),
+        ('{"weight_map": {}}', "its weight_map is empty"),
+        ("[" * 10**5, "nested more than 100 levels deep"),
+    ):
         (sharded / INDEX).write_text(index)
-        with pytest.raises(CheckpointError, match=r"not a readable index|its weight_map is empty"):
+        with pytest.raises(CheckpointError, match=named):
             HFFolder(sharded)
 
 
@@ -144,9 +150,19 @@ def test_a_config_that_is_missing_or_no_json(single):
     (single / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: not JSON"):
         HFWeights(single)
-    (single / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json: missing"):
+    (single / "config.json").write_text('{"model_type": "' + "\\ud83d" + '"}')
+    with pytest.raises(CheckpointError, match=r"config\.json: 'model_type' holds half a surrogate pair"):
         HFWeights(single)
+    (single / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+        HFWeights(single)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config_or_an_index(sharded):
+    expected = HFWeights(sharded).architecture
+    for name in ("config.json", INDEX):
+        (sharded / name).write_bytes(b"\xef\xbb\xbf" + (sharded / name).read_bytes())
+    assert HFWeights(sharded).architecture == expected
 
 
 def test_writes_what_safetensors_reads_in_files_of_limited_size(tmp_path):

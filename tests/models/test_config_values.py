@@ -165,7 +165,7 @@ def test_an_architecture_file_with_such_a_value_is_one_line(key, value, tmp_path
     with pytest.raises(CheckpointError, match=r"architecture\.json: "):
         Architecture.load(path)
     path.write_text("[]")
-    with pytest.raises(CheckpointError, match="not a JSON object"):
+    with pytest.raises(CheckpointError, match="a JSON object is needed, found list"):
         Architecture.load(path)
 
 
