@@ -295,7 +295,7 @@ class _Exponents:
         ends = [torch.aminmax(each) for each in (low, other)]
         if len(bits) == 2:
             torch.sub(low, other, out=apart).abs_()
-            self._lowest = (low, other)
+            self._lowest: Sequence[Tensor] = (low, other)
         else:
             high = apart
             torch.maximum(low, other, out=high)
