@@ -7,7 +7,7 @@ and a changed config never meets an old result. `RUN_DIR/NAME` links to the fold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,19 @@ class Graph:
         self.name, self.jobs = name, jobs
         self.expected_seconds = dict(expected_seconds or {})
         self.nodes: dict[str, Node] = {}
+        self._overrides: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, stage: Stage, **inputs: Node) -> Node:
-        """Add a stage under a unique name; `inputs` are nodes added before."""
+    def add(
+        self, name: str, stage: Stage, derive: Callable[[Any], Any] | None = None, /, **inputs: Node
+    ) -> Node:
+        """Add a stage.
+
+        Args:
+            name: unique in the graph.
+            derive: gives a stage the values that follow from other nodes' stages (their architecture, say). It is
+                applied now and again after overrides, so one override reaches every stage that depends on it.
+            inputs: nodes added before.
+        """
         if name in self.nodes:
             raise ConfigError(f"recipe '{self.name}': two stages are called '{name}'")
         for key, node in inputs.items():
@@ -42,7 +52,7 @@ class Graph:
                 raise ConfigError(
                     f"recipe '{self.name}': input '{key}' of '{name}' is not a stage of this recipe"
                 )
-        node = Node(name, stage, dict(inputs))
+        node = Node(name, stage if derive is None else derive(stage), dict(inputs), derive)
         self.nodes[name] = node
         return node
 
@@ -55,7 +65,8 @@ class Graph:
         """Apply `STAGE.key=value`; with `target`, a bare `key=value` belongs to that stage.
 
         Raises:
-            ConfigError: for a key that names no stage and no field of the target, or that the stage refuses.
+            ConfigError: for a key that names no stage and no field of the target, that the stage refuses, or that
+                contradicts what follows from other stages.
         """
         for key, value in overrides.items():
             head, _, rest = key.partition(".")
@@ -66,7 +77,13 @@ class Graph:
             else:
                 known = [*self.nodes, *(field_names(type(self.node(target).stage)) if target else ())]
                 raise ConfigError(f"recipe '{self.name}': unknown key '{key}'{suggest(head, known)}")
-            node.stage = apply_overrides(node.stage, {rest: value}, where=f"stage '{node.name}'")
+            self._overrides.setdefault(node.name, {})[rest] = value
+        # In the graph's order: what a node derives from the ones before it follows their overrides.
+        for node in self.nodes.values():
+            node.rederive()
+            if chosen := self._overrides.get(node.name):
+                node.stage = apply_overrides(node.stage, chosen, where=f"stage '{node.name}'")
+                node.check_derived()
 
     def needed(self, target: str | None) -> list[Node]:
         """The nodes to have for `target` (all, if None), in order."""

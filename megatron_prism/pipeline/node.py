@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.config import plain
 from megatron_prism.pipeline.stage import Stage
 
 
@@ -17,6 +20,7 @@ class Node:
     name: str
     stage: Stage
     inputs: dict[str, Node] = field(default_factory=dict)
+    derive: Callable[[Any], Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -25,6 +29,31 @@ class Node:
 
     def folder(self, run_dir: Path) -> Path:
         return _folder(self, self.fingerprint, run_dir)
+
+    def rederive(self) -> None:
+        """Give the stage again what follows from other stages, which have changed."""
+        if self.derive is None:
+            return
+        try:
+            self.stage = self.derive(self.stage)
+        except ConfigError as problem:
+            raise type(problem)(f"stage '{self.name}': {problem}") from None
+
+    def check_derived(self) -> None:
+        """Refuse a stage that contradicts what follows from other stages.
+
+        Raises:
+            ConfigError: naming the first value that does.
+        """
+        if self.derive is None:
+            return
+        has, follows = _flat(plain(self.stage)), _flat(plain(self.derive(self.stage)))
+        for key in follows:
+            if has.get(key) != follows[key]:
+                raise ConfigError(
+                    f"stage '{self.name}': {key}={has.get(key)} contradicts the stages before it, from which "
+                    f"{follows[key]} follows; change it there"
+                )
 
 
 @dataclass(frozen=True)
@@ -43,6 +72,16 @@ class Located:
             temporary.unlink(missing_ok=True)
             os.symlink(self.folder.relative_to(link.parent), temporary)
             os.replace(temporary, link)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def locate(nodes: Iterable[Node], run_dir: Path) -> dict[str, Located]:

@@ -7,6 +7,7 @@ reinforcement learning from the trained model and from the base model follows (`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from megatron_prism.conversion.stage import ExportHF, ImportHF
@@ -137,19 +138,20 @@ def midtrain_recipe(
         everything: dict[str, Node] = {
             node.name: node for node in (corpus, imported, tokenizer, tokens, midtrain)
         }
-        trained, trained_architecture = midtrain, architecture
+        trained = midtrain
         if long_context:
             everything |= add_long_context(graph, architecture, restoration, everything, seed, tiny)
             trained = everything["extend"]
-            assert isinstance(trained.stage, Train)
-            trained_architecture = trained.stage.trained_architecture
         if rl:
             branch = (
                 tiny_branch(architecture, tiny_parallel, seed, method, sandbox)
                 if tiny
                 else paper_branch(architecture, parallel, seed, _prompts(prompts), method, sandbox)
             )
-            starts = [(trained, trained_architecture), (imported, architecture)]
+            starts = [
+                (trained, partial(trained_architecture, trained)),
+                (imported, partial(initial_architecture, midtrain)),
+            ]
             everything |= add_reinforcement(graph, branch, starts, corpus, tokenizer)
             trained = everything[f"rl_{trained.name}"]
         # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
@@ -160,6 +162,18 @@ def midtrain_recipe(
         return graph
 
     return recipe
+
+
+def trained_architecture(node: Node) -> Architecture:
+    """Of the model that a `train` stage makes."""
+    assert isinstance(node.stage, Train)
+    return node.stage.trained_architecture
+
+
+def initial_architecture(node: Node) -> Architecture:
+    """Of the model that a `train` stage starts from."""
+    assert isinstance(node.stage, Train)
+    return node.stage.architecture
 
 
 def _prompts(path: str) -> str:

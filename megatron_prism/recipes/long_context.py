@@ -7,7 +7,9 @@ not long, and whether a batch is 9 sequences or 36.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.packing import PackDocuments
@@ -115,29 +117,71 @@ def add_long_context(
         tokens=nodes["tokens"],
     )
 
-    def extend(name: str, start: Node, trainable: str) -> Node:
-        make = tiny_extension if tiny else paper_extension
-        stage = make(architecture, long_context, seed, trainable)
-        return graph.add(name, stage, tokens=packed, tokenizer=tokenizer, init=start)
+    make = tiny_extension if tiny else paper_extension
 
-    # The rows of Table 7, in its order.
+    def extend(name: str, start: Node, trainable: str, first: Node | None = None) -> Node:
+        stage = make(architecture, long_context, seed, trainable)
+        derive = partial(_extension_of, midtrain, packed, first)
+        return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
+
+    # The rows of Table 7 are compared, so all are extended as `extend` is.
+    extended = extend("extend", merge, "all")
+    # In the table's order.
     models = {
         "base": base,
         "midtrain": midtrain,
-        "midtrain_extend_attention": extend("midtrain_extend_attention", midtrain, "attention"),
-        "midtrain_extend": extend("midtrain_extend", midtrain, "all"),
+        "midtrain_extend_attention": extend("midtrain_extend_attention", midtrain, "attention", extended),
+        "midtrain_extend": extend("midtrain_extend", midtrain, "all", extended),
         "merge": merge,
-        "extend_attention": extend("extend_attention", merge, "attention"),
-        "extend": extend("extend", merge, "all"),
+        "extend_attention": extend("extend_attention", merge, "attention", extended),
+        "extend": extended,
     }
     scores = {}
     for name, node in models.items():
-        reach = length if "extend" in name else architecture.max_position_embeddings
+        positions = partial(_positions, node if "extend" in name else midtrain, "extend" in name)
         scores[f"ruler_{name}"] = graph.add(
-            f"ruler_{name}", _ruler(reach, seed, tiny), model=node, tokenizer=tokenizer
+            f"ruler_{name}",
+            _ruler(positions(), seed, tiny),
+            partial(_within, positions),
+            model=node,
+            tokenizer=tokenizer,
         )
     added = {name: node for name, node in models.items() if name not in ("base", "midtrain")}
     return added | {"packed": packed} | scores
+
+
+def _extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train) -> Train:
+    """Training of mid-training's architecture on the packed sequences.
+
+    Args:
+        first: the extension whose settings this one has, too, so that they can be compared; None if it is the first.
+    """
+    assert isinstance(midtrain.stage, Train)
+    assert isinstance(packed.stage, PackDocuments)
+    settings = stage if first is None else first.stage
+    assert isinstance(settings, Train)
+    return replace(
+        stage,
+        architecture=midtrain.stage.trained_architecture,
+        extension=settings.extension,
+        mixture=settings.mixture,
+        steps=settings.steps,
+        batch=replace(settings.batch, sequence_length=packed.stage.sequence_length),
+        schedule=settings.schedule,
+        optimizer=settings.optimizer,
+    )
+
+
+def _positions(node: Node, extended: bool) -> int:
+    """Of a model: an extended one's, or of those that mid-training starts from and ends with."""
+    assert isinstance(node.stage, Train)
+    architecture = node.stage.trained_architecture if extended else node.stage.architecture
+    return architecture.max_position_embeddings
+
+
+def _within(positions: Callable[[], int], stage: RulerEvaluate) -> RulerEvaluate:
+    """RULER at the lengths that the model has positions for."""
+    return replace(stage, lengths=[length for length in stage.lengths if length <= positions()])
 
 
 def _extension(

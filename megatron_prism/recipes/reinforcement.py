@@ -5,8 +5,9 @@ Sections 9.1 and 15 and Table 21 of the paper. What it leaves open is an assumpt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.models.architecture import Architecture
@@ -112,9 +113,16 @@ def tiny_branch(
 
 
 def add_reinforcement(
-    graph: Graph, branch: Branch, starts: Sequence[tuple[Node, Architecture]], corpus: Node, tokenizer: Node
+    graph: Graph,
+    branch: Branch,
+    starts: Sequence[tuple[Node, Callable[[], Architecture]]],
+    corpus: Node,
+    tokenizer: Node,
 ) -> dict[str, Node]:
     """Add the branch: a run `rl_NAME` from each start, all on the prompts that the model of the first found solvable.
+
+    Args:
+        starts: each with the architecture of its model, which is asked again after overrides.
 
     Returns:
         the new nodes by name.
@@ -128,9 +136,8 @@ def add_reinforcement(
     for start, architecture in starts:
         run = graph.add(
             f"rl_{start.name}",
-            replace(
-                branch.train, architecture=architecture, context_length=_context(branch.train, architecture)
-            ),
+            branch.train,
+            partial(_of_model, architecture),
             model=start,
             tokenizer=tokenizer,
             prompts=mix,
@@ -143,9 +150,14 @@ def add_reinforcement(
     return {node.name: node for node in nodes}
 
 
-def _context(train: Reinforce, architecture: Architecture) -> int:
-    """The paper's context, or what the model has: Nemotron-H is published with 8,192 positions."""
-    return min(train.context_length, architecture.max_position_embeddings)
+def _of_model(architecture: Callable[[], Architecture], train: Reinforce) -> Reinforce:
+    """The run for a model of that architecture, within its positions: Nemotron-H is published with 8,192."""
+    found = architecture()
+    return replace(
+        train,
+        architecture=found,
+        context_length=min(train.context_length, found.max_position_embeddings),
+    )
 
 
 def _followed(domains: list[str], limit: int, seed: int) -> PromptMix:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from megatron_prism.conversion.stage import ExportHF
@@ -21,6 +22,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.recipes.common import trained_architecture
 from megatron_prism.recipes.long_context import MERGE
 from megatron_prism.recipes.reinforcement import Branch, add_reinforcement
 from megatron_prism.report.stage import Report
@@ -243,6 +245,7 @@ def recipe(
     midtrain = graph.add(
         "midtrain",
         train(mixture, midtrain_steps, SEQUENCE_LENGTH, 8, cosine(midtrain_steps), processes),
+        partial(_as_made_by, base),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,
@@ -250,7 +253,7 @@ def recipe(
     learned = add_reinforcement(
         graph,
         _reinforcement(architecture, size, seed, sandbox, method),
-        [(midtrain, architecture), (base, architecture)],
+        [(node, partial(trained_architecture, node)) for node in (midtrain, base)],
         corpus,
         tokenizer,
     )
@@ -276,7 +279,8 @@ def recipe(
             final_factor=0.0,
         )
         stage = train(LONG_MIXTURE, size.extension_steps, LONG, 4, schedule, trainable=trainable)
-        return graph.add(name, stage, tokens=packed, tokenizer=tokenizer, init=start)
+        derive = partial(_as_made_by, midtrain)
+        return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
 
     later = [merge, extend("extend", merge, "all")]
     if variants:
@@ -302,6 +306,11 @@ def recipe(
         graph.expected_seconds = {name: _expected_seconds(name) for name in [*graph.nodes, "report"]}
     graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **everything)
     return graph
+
+
+def _as_made_by(node: Node, stage: Train) -> Train:
+    """Training that starts from a model as `node` makes it."""
+    return replace(stage, architecture=trained_architecture(node))
 
 
 def _expected_seconds(name: str) -> float:

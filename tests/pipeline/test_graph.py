@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,36 @@ def test_a_change_reruns_what_depends_on_it_and_keeps_both(log: Path, tmp_path: 
     quieter.override({"a.log_every": 5})
     quieter.run(run_dir)
     assert ran(log) == ""
+
+
+def test_an_override_reaches_what_is_derived_from_it(tmp_path: Path) -> None:
+    """Also over two steps, whatever order the keys come in, and when a second call changes something else."""
+
+    def graph() -> Graph:
+        made = Graph("derived")
+        a = made.add("a", Write("first"))
+        b = made.add("b", Write("b"), lambda stage: replace(stage, text=a.stage.text), left=a)
+        made.add("c", Write("c", repeats=9), lambda stage: replace(stage, text=b.stage.text), left=b)
+        return made
+
+    plain = graph()
+    assert [node.stage.text for node in plain.nodes.values()] == ["first"] * 3
+    changed = graph()
+    changed.override({"c.repeats": 2, "a.text": "other"})
+    changed.override({"b.repeats": 5})
+    assert [node.stage.text for node in changed.nodes.values()] == ["other"] * 3
+    assert [node.stage.repeats for node in changed.nodes.values()] == [1, 5, 2]
+    assert changed.nodes["c"].fingerprint != plain.nodes["c"].fingerprint
+
+
+def test_an_override_may_not_contradict_what_is_derived() -> None:
+    graph = Graph("derived")
+    a = graph.add("a", Write("first"))
+    graph.add("b", Write("b"), lambda stage: replace(stage, text=a.stage.text), left=a)
+    with pytest.raises(ConfigError, match=r"stage 'b': text=mine contradicts .* from which first follows"):
+        graph.override({"b.text": "mine"})
+    graph.override({"b.text": "both", "a.text": "both"})
+    assert graph.node("b").stage.text == "both"
 
 
 def test_branches_share_their_prefix(log: Path, tmp_path: Path) -> None:

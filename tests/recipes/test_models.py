@@ -97,9 +97,34 @@ def test_the_extension_can_be_set_as_the_page_says(data, tmp_path):
     graph.override({"extend.extension": {"max_position_embeddings": 131072, "rope_scaling": scaling}})
     made = graph.node("extend").stage.trained_architecture
     assert (made.max_position_embeddings, made.rope_scaling.rope_type) == (131072, "yarn")
+    # All four rows that are compared, and what is trained on from the last.
+    for row in ("midtrain_extend_attention", "midtrain_extend", "extend_attention"):
+        assert graph.node(row).stage.trained_architecture == made
     wrong = {"max_position_embeddings": 131072, "rope_scaling": scaling | {"factor": 2}}
     with pytest.raises(ConfigError, match=r"extension\.rope_scaling\.factor=2"):
         graph.override({"extend.extension": wrong})
+
+
+def test_another_extension_reaches_all_that_follows_it(data, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("")
+    values = {"checkpoint": str(tmp_path), "data": str(data), "prompts": str(tmp_path / "prompts.jsonl")}
+    graph = load_recipe("mistral-7b-v0.1").build(values | {"long_context": True, "rl": True})
+    assert graph.node("rl_extend").stage.architecture.rope_theta == 1e6
+    half = {"extend.extension.max_position_embeddings": 65_536, "packed.sequence_length": 65_536}
+    graph.override({"extend.extension.rope_theta": 2e6, "extend.steps": 500, **half})
+    followers = [name for name in graph.nodes if "extend" in name and not name.startswith("ruler")]
+    assert sorted(followers) == [
+        *("extend", "extend_attention", "midtrain_extend", "midtrain_extend_attention", "rl_extend")
+    ]
+    for name in followers:
+        stage = graph.node(name).stage
+        made = stage.architecture if name == "rl_extend" else stage.trained_architecture
+        assert (made.rope_theta, made.max_position_embeddings) == (2e6, 65_536)
+        if name != "rl_extend":
+            assert (stage.steps, stage.batch.sequence_length) == (500, 65_536)
+            assert max(graph.node(f"ruler_{name}").stage.lengths) == 65_536
+    # What starts from the base is as it was.
+    assert graph.node("rl_import").stage.architecture.rope_theta == 1e4
 
 
 def test_the_long_context_branch_needs_its_own_sources(data, tmp_path):

@@ -136,6 +136,20 @@ def test_wrong_parameters_are_refused(wrong, said):
         load_recipe("shoebox").build(wrong)
 
 
+def test_another_model_is_the_model_of_every_stage():
+    graph = recipe(variants=True)
+    graph.override({"base.architecture.num_layers": 3})
+    layers = {
+        name: node.stage.architecture.num_layers
+        for name, node in graph.nodes.items()
+        if hasattr(node.stage, "architecture")
+    }
+    assert len(layers) == 8
+    assert set(layers.values()) == {3}
+    with pytest.raises(ConfigError, match=r"stage 'midtrain': architecture\.num_layers=2 contradicts"):
+        recipe().override({"midtrain.architecture.num_layers": 2})
+
+
 def test_every_stage_of_a_full_run_has_an_expected_time():
     """A stage without one would leave the run without an estimate of the time left."""
     graph = recipe(variants=True)
