@@ -28,7 +28,7 @@ from megatron_prism.models.build import build_model, local_parameter_count
 from megatron_prism.models.families import hf_config
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import session
-from megatron_prism.recipes.shoebox import MODELS
+from megatron_prism.study.small_models import MODELS
 
 PAD = 0
 

@@ -19,7 +19,8 @@ from measure import header, write
 from restoration import one_seed, over_seeds
 
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.recipes.shoebox import MODELS, recipe
+from megatron_prism.study.registry import load_recipe
+from megatron_prism.study.small_models import MODELS
 
 SUITES = ("math", "science", "code")
 # Name of the evaluated model in the recipe -> in a table.
@@ -35,7 +36,7 @@ SCORED = {
 def one_run(model: str, seed: int, run_dir: Path) -> dict[str, Any]:
     """Every figure of one model and seed."""
     folder = run_dir / f"{model}-{seed}"
-    artifacts = recipe(model=model, seed=seed).run(folder)
+    artifacts = load_recipe("shoebox").build({"model": model, "seed": seed}).run(folder)
     learned = artifacts["rl_midtrain"]
     return {
         "model": model,

@@ -21,7 +21,7 @@ from measure import header, write
 
 from megatron_prism.evaluation.ruler.recovery import read_recalls, recovered
 from megatron_prism.evaluation.ruler.scoring import Interval
-from megatron_prism.recipes.shoebox import recipe
+from megatron_prism.study.registry import load_recipe
 
 MODELS = ("base", "midtrain", "merge", "extend")
 VARIANTS = ("extend_attention", "extend_unmerged", "extend_unmerged_attention")
@@ -31,7 +31,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 def one_seed(model: str, seed: int, run_dir: Path, variants: bool) -> dict[str, Any]:
     """Recall by model and length, and what the later models recovered over all lengths."""
-    graph = recipe(model=model, seed=seed, variants=variants)
+    graph = load_recipe("shoebox").build({"model": model, "seed": seed, "variants": variants})
     models = [*MODELS, *(VARIANTS if variants else ())]
     artifacts = {name: graph.run(run_dir, target=f"ruler_{name}")[f"ruler_{name}"] for name in models}
     recall = {

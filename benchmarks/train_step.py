@@ -24,7 +24,7 @@ from megatron_prism.models.build import local_parameter_count
 from megatron_prism.models.families import hf_config
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.recipes.shoebox import MODELS
+from megatron_prism.study.small_models import MODELS
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
 

@@ -15,8 +15,8 @@ from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph
-from megatron_prism.recipes.shoebox import MODELS
 from megatron_prism.report.stage import Report
+from megatron_prism.study.small_models import MODELS
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train

@@ -1,4 +1,4 @@
-"""Two rules of docs/architecture.md, checked: imports go down the floors, devices stay in platform."""
+"""Rules of docs/architecture.md, checked: imports go down the floors, devices and places stay in platform."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ FLOORS = (
     ("generation", "verification"),
     ("evaluation", "rl", "analysis"),
     ("report",),
-    ("recipes", "study"),
+    ("study",),
+    ("recipes",),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 DEVICE = re.compile(r"(cuda|cpu)(:\d+)?")
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+RECIPES = sorted((PACKAGE.parent / "recipes").glob("*.py"))
 
 
 def room_of(module: Path) -> str:
@@ -88,6 +90,30 @@ def devices(module: Path, source: str) -> list[str]:
     return found
 
 
+def climbs(source: str) -> list[int]:
+    """Lines that go from this file's place to above its own folder, where another room's files lie."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and "__file__" in ast.unparse(node):
+            text = ast.unparse(node)
+            if ".parents" in text or ".parent.parent" in text:
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_no_module_looks_for_another_rooms_files(module: Path) -> None:
+    assert module == Path("platform/source_tree.py") or not climbs((PACKAGE / module).read_text())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_imports_what_lies_below_it(recipe: Path) -> None:
+    source = recipe.read_text()
+    assert not upward(Path("recipes") / recipe.name, source)
+    assert not climbs(source)
+    assert not devices(Path("recipes") / recipe.name, source)
+
+
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_go_down(module: Path) -> None:
     assert module.parts == ("__init__.py",) or room_of(module) in LEVEL, "a room without a floor"
@@ -108,6 +134,11 @@ def test_the_checks_see_violations() -> None:
     assert not upward(
         module, "from megatron_prism.pipeline.stage import Stage\nfrom megatron_prism.data.y import z\n"
     )
+    assert upward(Path("recipes/x.py"), "from megatron_prism.cli.run import run\n")
+    assert climbs("from pathlib import Path\nx = Path(__file__).resolve().parents[2] / 'recipes'\n")
+    assert climbs("x = Path(__file__).parent.parent / 'recipes'\n")
+    assert not climbs("x = Path(__file__).with_name('page.html')\n")
+    assert len(RECIPES) >= 8
     assert devices(module, "x = 'cuda:0'\n")
     assert devices(module, "x.cuda()\n")
     assert devices(module, "torch.cuda.synchronize()\n")

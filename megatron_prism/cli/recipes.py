@@ -8,7 +8,7 @@ from megatron_prism.cli.output import JsonOption, check_json_target, show_table,
 def recipes(json_file: JsonOption = None) -> None:
     """List the recipes that come with the package."""
     check_json_target(json_file)
-    from megatron_prism.recipes.registry import list_recipes
+    from megatron_prism.study.registry import list_recipes
 
     found = list_recipes()
     show_table(json_file, "recipes", ["name", "what it does"], list(found.items()))

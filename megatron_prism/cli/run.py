@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from megatron_prism.pipeline.artifact import Artifact
     from megatron_prism.pipeline.graph import Graph
     from megatron_prism.pipeline.node import Located
-    from megatron_prism.recipes.registry import Recipe
+    from megatron_prism.study.registry import Recipe
 
 REPORT_KIND = "report"
 REPORT_FILE = "report.html"
@@ -54,7 +54,7 @@ def run(
         raise ConfigError(f"--jobs {jobs}: must be 1 or more")
     from megatron_prism.pipeline.node import locate
     from megatron_prism.platform.console import setup_logging
-    from megatron_prism.recipes.registry import load_recipe
+    from megatron_prism.study.registry import load_recipe
 
     setup_logging()
     name, target = split_target(recipe)

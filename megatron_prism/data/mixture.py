@@ -9,9 +9,9 @@ from pathlib import Path
 
 from megatron_prism.errors import ConfigError, DataError, suggest
 from megatron_prism.pipeline.config import from_mapping, load_yaml
+from megatron_prism.platform.source_tree import recipes_folder
 
 YAML_SUFFIXES = (".yaml", ".yml")
-PACKAGED = Path(__file__).parent.parent / "recipes" / "mixtures"
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Mixture:
                     f"mixture '{name}' is not packaged{suggest(name, packaged_mixtures())} "
                     "(or give the path of a .yaml file)"
                 )
-            path = PACKAGED / f"{name}.yaml"
+            path = recipes_folder() / "mixtures" / f"{name}.yaml"
         read = from_mapping(_MixtureFile, load_yaml(path), where=str(path))
         try:
             return cls(read.name, dict(read.weights), read.description, read.source)
@@ -79,7 +79,7 @@ class Mixture:
 
 def packaged_mixtures() -> list[str]:
     """The names `Mixture.load` knows without a path."""
-    return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
+    return sorted(path.stem for path in (recipes_folder() / "mixtures").glob("*.yaml"))
 
 
 def check_sources(weights: Mapping[str, float], available: Iterable[str], where: str) -> None:

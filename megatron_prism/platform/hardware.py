@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.platform.lean_imports import may_have_gpu
+from megatron_prism.platform.source_tree import ROOT
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (no sparsity), by a piece of the device name.
 GPU_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
@@ -159,11 +160,10 @@ def package_version(name: str) -> str | None:
 
 
 def _source_commit() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
         return None
     done = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
     return done.stdout.strip() or None
 

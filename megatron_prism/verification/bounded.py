@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+
+from megatron_prism.platform.source_tree import ROOT
 
 ENTRY = "megatron_prism.verification.inside.bounded"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class BoundedRunner:

@@ -18,10 +18,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.platform.source_tree import ROOT
 from megatron_prism.verification import cgroup
 from megatron_prism.verification.protocol import decode, encode
 
@@ -167,7 +167,7 @@ class _Worker:
     """One process, its pipe, and the task it is on."""
 
     def __init__(self, command: Sequence[str], timeout_seconds: float) -> None:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(ROOT)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             command,

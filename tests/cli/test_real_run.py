@@ -19,7 +19,7 @@ from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.pipeline.graph import Graph
-from megatron_prism.recipes.shoebox import MODELS
+from megatron_prism.study.small_models import MODELS
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.stage import Train
 

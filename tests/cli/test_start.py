@@ -79,6 +79,9 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
 
 
 def test_the_check_sees_what_is_loaded(tmp_path):
-    (tmp_path / "heavy.py").write_text("import sympy\nfrom megatron_prism.recipes.shoebox import recipe\n")
+    shoebox = (
+        "from megatron_prism.study.registry import recipe_module\nrecipe = recipe_module('shoebox').recipe\n"
+    )
+    (tmp_path / "heavy.py").write_text("import sympy\n" + shoebox)
     ((code, loaded, _),), _ = ask(tmp_path, "run heavy.py --dry-run")
     assert (code, loaded) == (0, ["sympy"])

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_prism.cli.run import build_graph, split_target
 from megatron_prism.data.mixture import Mixture
-from megatron_prism.recipes.registry import load_recipe
+from megatron_prism.study.registry import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.families import FAMILIES, architecture_from_config, parameter_count
-from megatron_prism.recipes.registry import list_recipes, load_recipe
+from megatron_prism.study.registry import list_recipes, load_recipe
 
 MODELS = {
     "llama-3.1-8b": 8_030_261_248,

@@ -8,8 +8,10 @@ from megatron_prism.data.mixture import Mixture
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.build import build_model, local_parameter_count
 from megatron_prism.platform.process_groups import session
-from megatron_prism.recipes.registry import load_recipe
-from megatron_prism.recipes.shoebox import MODELS, recipe
+from megatron_prism.study.registry import load_recipe
+from megatron_prism.study.small_models import MODELS
+
+recipe = load_recipe("shoebox").function
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.recipes.shoebox import DENSE
+from megatron_prism.study.small_models import DENSE
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
 

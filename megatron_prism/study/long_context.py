@@ -19,6 +19,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.extension import ContextExtension
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.study.midtraining import Start
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -91,21 +92,12 @@ def tiny_extension(architecture: Architecture, long_context: LongContext, seed: 
 
 
 def add_long_context(
-    graph: Graph,
-    architecture: Architecture,
-    long_context: LongContext,
-    nodes: dict[str, Node],
-    seed: int,
-    tiny: bool,
-) -> dict[str, Node]:
-    """Add the branch to a graph that has `import`, `midtrain`, `tokens` and `tokenizer`.
-
-    Returns:
-        The new nodes by name; `extend` is the restored model.
-    """
+    graph: Graph, start: Start, midtrain: Node, long_context: LongContext, seed: int, tiny: bool
+) -> Node:
+    """Add the branch; returns the restored model."""
     length = TINY_LENGTH if tiny else LENGTH
     mixture = TINY_MIXTURE if tiny else MIXTURE
-    base, midtrain, tokenizer = nodes["import"], nodes["midtrain"], nodes["tokenizer"]
+    base, tokenizer, architecture = start.imported, start.tokenizer, start.architecture
     merge = graph.add("merge", Merge(weights=dict(MERGE)), base=base, midtrain=midtrain)
     packed = graph.add(
         "packed",
@@ -114,7 +106,7 @@ def add_long_context(
             min_tokens=2 if tiny else MIN_TOKENS,
             sources=list(Mixture.load(mixture).weights),
         ),
-        tokens=nodes["tokens"],
+        tokens=start.tokens,
     )
 
     make = tiny_extension if tiny else paper_extension
@@ -136,18 +128,11 @@ def add_long_context(
         "extend_attention": extend("extend_attention", merge, "attention", extended),
         "extend": extended,
     }
-    scores = {}
     for name, node in models.items():
         positions = partial(_positions, node if "extend" in name else midtrain, "extend" in name)
-        scores[f"ruler_{name}"] = graph.add(
-            f"ruler_{name}",
-            _ruler(positions(), seed, tiny),
-            partial(_within, positions),
-            model=node,
-            tokenizer=tokenizer,
-        )
-    added = {name: node for name, node in models.items() if name not in ("base", "midtrain")}
-    return added | {"packed": packed} | scores
+        ruler = _ruler(positions(), seed, tiny)
+        graph.add(f"ruler_{name}", ruler, partial(_within, positions), model=node, tokenizer=tokenizer)
+    return extended
 
 
 def _extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train) -> Train:

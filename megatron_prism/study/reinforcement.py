@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.graph import Graph, Node
@@ -20,6 +22,7 @@ from megatron_prism.rl.mix import MC, MCS, PromptMix
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
+from megatron_prism.study.midtraining import Start, initial_architecture, trained_architecture
 from megatron_prism.training.schedule import Schedule
 
 # Section 9.1: math with exactly 1 right answer of 16, code and science with at least one.
@@ -72,7 +75,7 @@ def paper_branch(
     )
     sampling = SamplingParams(max_new_tokens=train.max_new_tokens, seed=seed)
     return Branch(
-        prompts=CheckPrompts(files=[prompts] if prompts else [], sandbox=sandbox),
+        prompts=CheckPrompts(files=[_given_prompts(prompts)], sandbox=sandbox),
         filter=Difficulty(samples=ANSWERS, sampling=sampling, slots=SLOTS, sandbox=sandbox),
         mix=PromptMix(domains=list(MCS), seed=seed),
         followed=_followed(MCS, FOLLOWED, seed),
@@ -150,6 +153,18 @@ def add_reinforcement(
     return {node.name: node for node in nodes}
 
 
+def add_study_reinforcement(
+    graph: Graph, branch: Branch, start: Start, midtrain: Node, trained: Node
+) -> Node:
+    """The branch from the model that was trained last and from the imported one; returns the model it ends with."""
+    starts = [
+        (trained, partial(trained_architecture, trained)),
+        (start.imported, partial(initial_architecture, midtrain)),
+    ]
+    added = add_reinforcement(graph, branch, starts, start.corpus, start.tokenizer)
+    return added[f"rl_{trained.name}"]
+
+
 def _of_model(architecture: Callable[[], Architecture], train: Reinforce) -> Reinforce:
     """The run for a model of that architecture, within its positions: Nemotron-H is published with 8,192."""
     found = architecture()
@@ -165,3 +180,12 @@ def _followed(domains: list[str], limit: int, seed: int) -> PromptMix:
     return PromptMix(
         domains=list(domains), ranges={domain: [0, 1] for domain in domains}, limit=limit, seed=seed
     )
+
+
+def _given_prompts(path: str) -> str:
+    if not path or not Path(path).exists():
+        raise ConfigError(
+            f"prompts={path}: name the JSON lines with the prompts for rl=true (docs/rl.md), or try the recipe with "
+            "--tiny"
+        )
+    return path

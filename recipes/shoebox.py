@@ -22,9 +22,6 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.recipes.common import trained_architecture
-from megatron_prism.recipes.long_context import MERGE
-from megatron_prism.recipes.reinforcement import Branch, add_reinforcement
 from megatron_prism.report.stage import Report
 from megatron_prism.rl.check_prompts import CheckPrompts
 from megatron_prism.rl.difficulty import Difficulty
@@ -32,6 +29,10 @@ from megatron_prism.rl.mix import PromptMix
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
+from megatron_prism.study.long_context import MERGE
+from megatron_prism.study.midtraining import trained_architecture
+from megatron_prism.study.reinforcement import Branch, add_reinforcement
+from megatron_prism.study.small_models import MODELS, VOCABULARY
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -40,7 +41,6 @@ from megatron_prism.verification.code import STRONG
 
 # Two cores: what everything waits for is trained on both, with one thread each; later stages run side by side.
 PROCESSES = 2
-VOCABULARY = 2048
 # Of training text, each source: more than any mixture here reads of it once.
 CHARACTERS = {
     "web": 2_000_000,
@@ -53,54 +53,12 @@ CHARACTERS = {
 }
 SEQUENCE_LENGTH = 128
 LONG_MIXTURE = "shoebox-long"
-# 1 / sqrt(hidden size): at 0.02 so narrow a model takes far longer to learn to copy.
-INITIALIZER_RANGE = 0.088
-
-DENSE = Architecture(
-    family="granite",
-    vocab_size=VOCABULARY,
-    hidden_size=128,
-    num_layers=4,
-    ffn_hidden_size=384,
-    num_attention_heads=4,
-    num_query_groups=2,
-    head_dim=32,
-    max_position_embeddings=1024,
-    tie_word_embeddings=True,
-    attention_multiplier=1 / 32**0.5,
-    # Granite's scalars at values that suit this width: the four seams are exercised, training is not slowed.
-    embedding_multiplier=8.0,
-    residual_multiplier=0.5,
-    logits_scaling=1.5,
-    initializer_range=INITIALIZER_RANGE,
-)
-HYBRID = Architecture(
-    family="nemotron_h",
-    vocab_size=VOCABULARY,
-    hidden_size=128,
-    num_layers=6,
-    ffn_hidden_size=384,
-    num_attention_heads=4,
-    num_query_groups=2,
-    head_dim=32,
-    activation="squared_relu",
-    max_position_embeddings=1024,
-    tie_word_embeddings=False,
-    position_embedding="none",
-    hybrid_pattern="M*-M*-",
-    mamba_num_heads=8,
-    mamba_head_dim=32,
-    mamba_state_dim=32,
-    mamba_num_groups=2,
-    initializer_range=INITIALIZER_RANGE,
-)
 LEARNING_RATES = {"dense": 4e-3, "hybrid": 3e-3}
 # The hybrid needs more text for the same score.
 MIDTRAIN_STEPS = {"dense": 1000, "hybrid": 1200}
 RL_RATE = 5e-4
 # A base model does not know the format: none of its answers earns anything, and no number of steps changes that.
 GIVE_UP_AFTER = 10
-MODELS = {"dense": DENSE, "hybrid": HYBRID}
 
 # What long means here: the base model is trained at four times the length of mid-training, and brought back there.
 LONG = 4 * SEQUENCE_LENGTH

@@ -8,10 +8,10 @@ cannot hold.
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.graph import Graph
+from megatron_prism.platform.source_tree import recipes_folder
 
 PARAMETER_TYPES = (bool, int, float, str)
 
@@ -77,13 +78,18 @@ def load_recipe(name_or_path: str) -> Recipe:
             f"no recipe '{name_or_path}'{suggest(name_or_path, known)} (recipes: {', '.join(known)}; "
             "or give the path of a .py file)"
         )
-    return _from_module(importlib.import_module(f"megatron_prism.recipes.{module}"), by_module[module])
+    return _from_module(recipe_module(module), by_module[module])
+
+
+def recipe_module(name: str) -> ModuleType:
+    """The module of a recipe in `recipes/`, by the name of its file."""
+    return _module_of_file(recipes_folder() / f"{name}.py")
 
 
 def list_recipes() -> dict[str, str]:
-    """Name -> first line of the docstring, for every recipe in this folder. Reads the files, imports none."""
+    """Name -> first line of the docstring, for every recipe in `recipes/`. Reads the files, imports none."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(recipes_folder().glob("*.py")):
         tree = ast.parse(path.read_text())
         if any(_defines_recipe(item) for item in tree.body):
             found[_display_name(path.stem)] = (ast.get_docstring(tree) or "").split("\n")[0]
@@ -113,6 +119,8 @@ def _module_of_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except SyntaxError as problem:

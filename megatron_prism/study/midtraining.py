@@ -1,0 +1,171 @@
+"""Mid-training of a published model, and what comes before and after it: import, text, export, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_prism.conversion.stage import ExportHF, ImportHF
+from megatron_prism.conversion.tiny import RandomCheckpoint, tiny_architecture
+from megatron_prism.data.corpus import FileCorpus
+from megatron_prism.data.mixture import Mixture
+from megatron_prism.data.shoebox.corpus import DEFAULT_CHARACTERS, ShoeboxCorpus
+from megatron_prism.data.tokenization import TokenizeCorpus
+from megatron_prism.data.tokenizer import ModelTokenizer, TrainTokenizer
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.families import architecture_from_config, published_config
+from megatron_prism.pipeline.graph import Graph, Node
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.report.stage import Report
+from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+from megatron_prism.training.stage import Train
+
+TINY_VOCABULARY = 1024
+TINY_STEPS = 4
+TINY_CHARACTERS = 200_000
+# Of what a source may be: a folder, or one file with any of these endings.
+SOURCE_ENDINGS = ("", ".jsonl.zst", ".jsonl.gz", ".jsonl", ".parquet", ".txt")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every phase begins with: the imported model and the text."""
+
+    architecture: Architecture
+    imported: Node
+    corpus: Node
+    tokenizer: Node
+    tokens: Node
+
+
+def published_model(graph: Graph, model: str, checkpoint: str, data: str, mixtures: Sequence[str]) -> Start:
+    """Import a published model and tokenize the sources of the mixtures with its tokenizer.
+
+    Args:
+        model: its Hugging Face name; the architecture is the published one.
+        checkpoint: its Hugging Face folder.
+        data: folder with a folder or file per source, called as the source is.
+
+    Raises:
+        ConfigError: when a path is missing or the folder lacks a source.
+    """
+    imported = graph.add("import", ImportHF(source=_checkpoint(checkpoint, model)))
+    sources = {source: path for mixture in mixtures for source, path in _sources(data, mixture).items()}
+    corpus = graph.add("corpus", FileCorpus(sources=sources))
+    return _start(graph, architecture_from_config(published_config(model)), imported, corpus)
+
+
+def miniature(graph: Graph, model: str, seed: int) -> Start:
+    """A random miniature of a published model and a small corpus, in place of both."""
+    architecture = tiny_architecture(architecture_from_config(published_config(model)), TINY_VOCABULARY)
+    characters = dict.fromkeys(DEFAULT_CHARACTERS, TINY_CHARACTERS)
+    corpus = graph.add("corpus", ShoeboxCorpus(characters=characters, held_out_problems=64))
+    vocabulary = graph.add("vocabulary", TrainTokenizer(vocab_size=TINY_VOCABULARY), corpus=corpus)
+    random = graph.add("checkpoint", RandomCheckpoint(model=model, seed=seed), tokenizer=vocabulary)
+    return _start(graph, architecture, graph.add("import", ImportHF(), checkpoint=random), corpus)
+
+
+def _start(graph: Graph, architecture: Architecture, imported: Node, corpus: Node) -> Start:
+    tokenizer = graph.add("tokenizer", ModelTokenizer(), model=imported)
+    tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
+    return Start(architecture, imported, corpus, tokenizer, tokens)
+
+
+def add_midtraining(
+    graph: Graph,
+    start: Start,
+    mixture: str,
+    steps: int,
+    learning_rate: float,
+    parallel: ParallelConfig,
+    seed: int,
+) -> Node:
+    """Table 16 of the paper: steps of 128 sequences of 8,192 tokens; with 25,000 steps 26.2B tokens in all."""
+    train = Train(
+        architecture=start.architecture,
+        mixture=mixture,
+        steps=steps,
+        seed=seed,
+        dtype="bf16",
+        batch=BatchConfig(sequence_length=8192, micro_batch_size=1, global_batch_size=128),
+        schedule=Schedule(lr=learning_rate, style="cosine", warmup_steps=steps // 50, final_factor=0.1),
+        optimizer=OptimizerSettings(beta1=0.9, beta2=0.95, eps=1e-10, weight_decay=0.1, clip_grad=1.0),
+        parallel=parallel,
+        validate_every=1000,
+        checkpoint_every=500,
+        log_every=10,
+    )
+    return _add_training(graph, start, train)
+
+
+def add_tiny_midtraining(graph: Graph, start: Start, parallel: ParallelConfig, seed: int) -> Node:
+    """A few steps on the shoebox, in fp32 on two processes."""
+    train = Train(
+        architecture=start.architecture,
+        mixture="shoebox-mcs",
+        steps=TINY_STEPS,
+        seed=seed,
+        batch=BatchConfig(sequence_length=128, micro_batch_size=2, global_batch_size=4),
+        schedule=Schedule(lr=1e-3, warmup_steps=1),
+        parallel=parallel,
+        validation_batches=1,
+    )
+    return _add_training(graph, start, train)
+
+
+def _add_training(graph: Graph, start: Start, train: Train) -> Node:
+    return graph.add("midtrain", train, tokens=start.tokens, tokenizer=start.tokenizer, init=start.imported)
+
+
+def finish(graph: Graph, model: str, trained: Node, tiny: bool) -> Graph:
+    """Export what was trained last, and report on everything that belongs to the study."""
+    made = {name: node for name, node in graph.nodes.items() if name not in ("vocabulary", "checkpoint")}
+    # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
+    made["export"] = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=trained)
+    graph.add("report", Report(title=f"{model}: mid-training"), **made)
+    return graph
+
+
+def trained_architecture(node: Node) -> Architecture:
+    """Of the model that a `train` stage makes."""
+    assert isinstance(node.stage, Train)
+    return node.stage.trained_architecture
+
+
+def initial_architecture(node: Node) -> Architecture:
+    """Of the model that a `train` stage starts from."""
+    assert isinstance(node.stage, Train)
+    return node.stage.architecture
+
+
+def _checkpoint(folder: str, model: str) -> str:
+    if not folder:
+        raise ConfigError(
+            f"checkpoint: name the Hugging Face folder of {model} (checkpoint=DIR), or try the recipe with --tiny"
+        )
+    if not Path(folder).is_dir():
+        raise ConfigError(f"checkpoint={folder}: no such folder")
+    return folder
+
+
+def _sources(folder: str, mixture: str) -> dict[str, str]:
+    """Where each source of the mixture lies."""
+    if not folder:
+        raise ConfigError(
+            f"data: name the folder with the sources of mixture={mixture} (data=DIR), or try the recipe with --tiny"
+        )
+    found = {}
+    for source in Mixture.load(mixture).weights:
+        paths = [Path(folder) / f"{source}{ending}" for ending in SOURCE_ENDINGS]
+        there = next((path for path in paths if path.exists()), None)
+        if there is None:
+            raise ConfigError(
+                f"data={folder}: has no '{source}', which mixture={mixture} draws from "
+                f"(a folder, or a file ending in {', '.join(SOURCE_ENDINGS[1:])})"
+            )
+        found[source] = str(there)
+    return found
