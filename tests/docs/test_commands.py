@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def build(command: str, files: dict[str, str]):
         if not word.startswith("--") and before not in WITH_VALUE:
             key, _, value = word.partition("=")
             overrides.append(f"{key}={files.get(value, value)}")
+    if name == "./mine.py":
+        # docs/recipes.md copies a recipe first.
+        name = shutil.copy(ROOT / "recipes/granite_3_3_8b.py", Path(files["DIR"]) / "mine.py").as_posix()
     recipe = load_recipe(str(ROOT / name) if name.endswith(".py") else name)
     for key, value in {"checkpoint": files["DIR"], "data": files["DATA"]}.items():
         if key in recipe.parameters and not any(word.startswith(f"{key}=") for word in overrides):
