@@ -21,7 +21,7 @@ Points = list[tuple[int, float]]
 class Curves:
     """Of one run: the pass rate of each step's answers, and held-out pass rates by domain, in 0..1.
 
-    `given_up`: it ended early, for it had nothing to learn from.
+    `given_up`: it ended early, because no group had rewards that differ.
     """
 
     name: str

@@ -22,7 +22,7 @@ from megatron_prism.verification.problems import Problem
 
 @dataclass
 class StepReport:
-    """What happened in a step; `updates` is empty where no group had anything to teach."""
+    """What happened in a step; `updates` is empty where every group had equal rewards."""
 
     groups: list[Group]
     consumed_prompts: int

@@ -95,8 +95,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         raise ArtifactError(f"{file}: not readable ({problem}); run the stage again") from None
 
 
-def barren_steps(folder: Path, step: int) -> int:
-    """How many steps in a row, up to `step`, had no group with anything to teach.
+def steps_without_signal(folder: Path, step: int) -> int:
+    """How many steps in a row, up to `step`, had groups of equal rewards only, which give no gradient.
 
     Lines of later steps, which a run that was killed may have left, are not looked at: the last may be cut short.
     """

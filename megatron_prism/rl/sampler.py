@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_prism.conversion.checkpoint_io import unwrap
 from megatron_prism.conversion.export_hf import export_running
@@ -18,10 +17,8 @@ from megatron_prism.generation.engines import open_engine
 from megatron_prism.generation.megatron import MegatronEngine
 from megatron_prism.generation.sampler import EXPORTED
 from megatron_prism.generation.vllm import VLLMEngine
+from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.policy import Policy
-
-if TYPE_CHECKING:
-    from megatron_prism.rl.stage import Reinforce
 
 
 @dataclass(frozen=True)
@@ -34,33 +31,33 @@ class TrainingSampler:
 
 @contextmanager
 def training_sampler(
-    stage: Reinforce,
+    config: ReinforceConfig,
     policy: Policy,
     tokenizer: Tokenizer,
     tokenizer_folder: Path,
     hf_files: Path | None,
     out: Path,
 ) -> Iterator[TrainingSampler]:
-    """The sampler of `stage`, at the policy's weights.
+    """The sampler of a run, at the policy's weights.
 
     Args:
         hf_files: the config and files that came with the model, if any did.
         out: folder of the run; for 'vllm' the weights it starts with lie there while it runs.
     """
     chunks = [unwrap(model) for model in policy.trainer.models]
-    if stage.sampler.engine == "megatron":
-        yield TrainingSampler(MegatronEngine(chunks, tokenizer, stage.slots, stage.context_length))
+    if config.sampler.engine == "megatron":
+        yield TrainingSampler(MegatronEngine(chunks, tokenizer, config.slots, config.context_length))
         return
     folder = out / EXPORTED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    export_running(chunks, stage.architecture, folder, tokenizer_folder, hf_files)
-    options = {"max_length": stage.context_length} | stage.sampler.options
-    with open_engine(stage.sampler.engine, folder=folder, text=stage.sampler.text, **options) as engine:
+    export_running(chunks, config.architecture, folder, tokenizer_folder, hf_files)
+    options = {"max_length": config.context_length} | config.sampler.options
+    with open_engine(config.sampler.engine, folder=folder, text=config.sampler.text, **options) as engine:
         assert isinstance(engine, VLLMEngine)
 
         def push_weights() -> None:
-            gathered = gather_hf(chunks, stage.architecture)
+            gathered = gather_hf(chunks, config.architecture)
             assert gathered is not None, "there is one process, so it is the first"
             engine.update_weights(gathered[1])
 

@@ -1,0 +1,118 @@
+"""What a run of reinforcement learning is told: the fields of the `rl` stage, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_prism.errors import ConfigError
+from megatron_prism.generation.sampler import Sampler
+from megatron_prism.models.architecture import Architecture, check_recompute
+from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.stage import tuning
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.rl.gate import GateSettings
+from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.rl.settings import LoopSettings, Objective
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+from megatron_prism.verification.code import STRONG, check_mode
+
+
+@dataclass
+class ReinforceConfig:
+    """The model is built of torch layers, which the sampler needs.
+
+    The defaults are the paper's (Table 21); what it does not name is open-instruct's, and docs/rl.md says which.
+
+    Attributes:
+        architecture: of the model.
+        steps: of `loop.prompts_per_step` prompts each.
+        give_up_after: stop after that many consecutive steps in which every group has equal rewards; 0: never.
+        context_length: most tokens of prompt and answer; what is left of it by the prompt bounds the answer.
+        max_new_tokens: most tokens of an answer.
+        stop: strings that end an answer; they are no part of its text.
+        packing, micro_batch_size: how answers become micro-batches, see `policy.BatchShape`.
+        evaluate_every: steps between evaluations; there is one before the first step and one at the end, too. 0: none.
+        evaluation_suites: which of the corpus's suites; none named: all.
+        evaluation_problems, evaluation_samples: of each suite, and answers to each, at the sampling temperature.
+        checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
+        keep_checkpoints: leave them in the artifact, for trajectories of the weights.
+        answers_every: steps between files of all sampled answers; 0 writes none.
+        sampler: the engine: 'megatron' reads the weights under training, 'vllm' (one process) is given them each step.
+        slots: most answers 'megatron' samples at once, per replica of the model.
+        sandbox: how programs that the model wrote are isolated: "strong", or "weak", which is no isolation.
+    """
+
+    architecture: Architecture
+    steps: int = 1000
+    give_up_after: int = 0
+    seed: int = 1
+    dtype: str = "fp32"
+    recompute: str = tuning("none")
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    objective: Objective = field(default_factory=Objective)
+    rewards: RewardSettings = field(default_factory=RewardSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(lr=5e-7, warmup_steps=0, style="linear", final_factor=0.0)
+    )
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(weight_decay=0.0))
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    context_length: int = 16384
+    max_new_tokens: int = 16384
+    stop: list[str] = field(default_factory=list)
+    packing: bool = True
+    micro_batch_size: int = 8
+    evaluate_every: int = 20
+    evaluation_suites: list[str] = field(default_factory=list)
+    evaluation_problems: int | None = None
+    evaluation_samples: int = 1
+    checkpoint_every: int = tuning(20)
+    keep_checkpoints: bool = False
+    answers_every: int = 20
+    sampler: Sampler = field(default_factory=Sampler)
+    slots: int = 256
+    grading_workers: int = tuning(2)
+    grading_timeout_seconds: float = 5.0
+    grading_memory_mib: int = 2048
+    sandbox: str = STRONG
+
+    def __post_init__(self) -> None:
+        positive(
+            self,
+            "steps",
+            "context_length",
+            "max_new_tokens",
+            "micro_batch_size",
+            "evaluation_samples",
+            "slots",
+        )
+        positive(self, "grading_workers", "grading_timeout_seconds", "grading_memory_mib")
+        check_mode(self.sandbox)
+        one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        check_recompute(self.recompute, self.architecture, None)
+        if self.give_up_after < 0:
+            raise ConfigError(
+                f"give_up_after={self.give_up_after}: must be a number of steps, or 0 for never"
+            )
+        if self.loop.samples_per_prompt < 2:
+            raise ConfigError(
+                f"loop.samples_per_prompt={self.loop.samples_per_prompt}: a group needs at least 2 answers to compare"
+            )
+        if self.context_length > self.architecture.max_position_embeddings:
+            raise ConfigError(
+                f"context_length={self.context_length} is longer than architecture.max_position_embeddings="
+                f"{self.architecture.max_position_embeddings}"
+            )
+        if self.sampler.engine == "openai":
+            raise ConfigError(
+                "sampler.engine=openai: a server takes no new weights, so its answers would be those of another model "
+                "than the one trained; use 'megatron' or 'vllm'"
+            )
+        if self.sampler.engine == "vllm" and self.parallel.world_size > 1:
+            raise ConfigError(
+                f"sampler.engine=vllm: it samples in the process that trains, which must be one, and not "
+                f"{self.parallel.world_size}; use 'megatron'"
+            )
+        self.architecture.check_parallel(self.parallel)
+        self.parallel.check_sequence(self.context_length)
