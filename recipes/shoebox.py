@@ -70,7 +70,7 @@ NO_LONG_ONES = {"math": 2}
 NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
 
 
-# Of 16 answers. Below lies what is right by chance at this size (a digit modulo 7, once in seven), above what is known.
+# How many of 16 answers must be right: fewer happen by chance (a digit modulo 7, once in seven), more is known already.
 SOLVABLE = [3, 14]
 DOMAINS = ["math"]
 # An answer with its prompt takes at most half of that; short texts packed into long rows cost fewer small kernels.

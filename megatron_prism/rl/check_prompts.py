@@ -1,4 +1,4 @@
-"""The stage that takes prompts from a corpus or from files and drops those no answer could ever be right for."""
+"""The stage that takes prompts from a corpus or from files and drops those that cannot be graded."""
 
 from __future__ import annotations
 

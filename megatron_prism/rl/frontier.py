@@ -64,7 +64,9 @@ def frontier(run: Path, before: Mapping[str, int], counts: list[int]) -> list[di
         for answer in _answers(file):
             name = str(answer["id"])
             if name not in before:
-                raise ArtifactError(f"{file}: prompt '{name}' is not in the difficulty store it is told by")
+                raise ArtifactError(
+                    f"{file}: prompt '{name}' is not in the `difficulty` input; pass the one the prompts came from"
+                )
             if before[name] in counts:
                 key = (str(answer["domain"]), before[name])
                 rates.setdefault(key, {}).setdefault(step, []).append(bool(answer["correct"]))

@@ -108,7 +108,7 @@ def test_prompts_are_grouped_by_the_filter_and_not_by_the_run(tmp_path):
         {"domain": "math", "count": 0, "prompts": 2, "points": [[0, 0.25], [20, 0.75]]},
         {"domain": "math", "count": 1, "prompts": 1, "points": [[0, 0.0], [20, 1.0]]},
     ]
-    with pytest.raises(ArtifactError, match="'c' is not in the difficulty store"):
+    with pytest.raises(ArtifactError, match="'c' is not in the `difficulty` input"):
         frontier(tmp_path, {"a": 0, "b": 0}, [0])
     with pytest.raises(ArtifactError, match="give the rl stage `tracked` prompts"):
         frontier(tmp_path / "nothing", before, [0])
