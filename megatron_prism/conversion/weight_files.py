@@ -108,6 +108,9 @@ def _what_is_there(folder: Path) -> str:
             f"{ADAPTER} and no {SINGLE}: an adapter without its model; merge it into the model first (peft's "
             "merge_and_unload) and save that"
         )
+    for name in (SINGLE, INDEX):
+        if (folder / name).is_symlink():
+            return f"{name} is a link to a file that is not there, as an unfinished download leaves; fetch it again"
     for name in PICKLED:
         if (folder / name).is_file():
             return (

@@ -106,7 +106,7 @@ def write_side_files(sources: SideFiles, out: Path, dtype: torch.dtype) -> list[
     if sources.tokenizer is not None and sources.tokenizer != sources.config:
         said += replace_tokenizer(sources.tokenizer, out)
         (out / GENERATION).unlink(missing_ok=True)
-        copy_files(sources.tokenizer, out, (GENERATION,))
+        said += copy_files(sources.tokenizer, out, (GENERATION,))
         _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
     write_config(out, sources.architecture, dtype, {})
     return said

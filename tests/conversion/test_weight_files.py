@@ -16,6 +16,7 @@ from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.model_folder import HFWeights, MegatronWeights, open_weights
 from megatron_prism.errors import CheckpointError
 from megatron_prism.merging.inputs import open_models
+from megatron_prism.pipeline.json_text import LFS_POINTER
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -115,6 +116,18 @@ def test_only_pickled_weights_or_an_adapter_are_refused_with_the_remedy(folder):
     (hf / "pytorch_model.bin").rename(hf / "adapter_model.safetensors")
     (hf / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"an adapter without its model.*merge_and_unload"):
+        HFWeights(hf)
+
+
+@pytest.mark.parametrize(("name", "layout"), [(SINGLE, "single"), (INDEX, "sharded")])
+def test_what_stands_in_the_weights_place_is_named(name, layout, folder, tmp_path):
+    hf = folder(layout)
+    (hf / name).write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(CheckpointError, match=rf"{hf}/{name}: a pointer of Git LFS .*git lfs pull"):
+        HFWeights(hf)
+    (hf / name).unlink()
+    (hf / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to a file that is not there"):
         HFWeights(hf)
 
 
