@@ -16,7 +16,7 @@ from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, FolderWrit
 from megatron_prism.conversion.side_files import GENERATION, carry_files, replace_tokenizer
 from megatron_prism.conversion.token_ids import TOKEN_IDS, check_fits, disagreements, follow_tokenizer
 from megatron_prism.conversion.tokenizer_facts import stored_vocabulary, tokenizer_facts
-from megatron_prism.errors import ArtifactError
+from megatron_prism.errors import ArtifactError, PrismError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
 from megatron_prism.models.mappings import Shape
@@ -109,8 +109,11 @@ def write_side_files(
         raise ArtifactError(f"{out}: no tokenizer came with this model; name the folder of one")
     if tokenizer is None:
         write_config(out, architecture, dtype, {})
-        return remarks + disagreements(out, architecture.vocab_size)
-    before = stored_vocabulary(out)
+        return remarks + disagreements(files or out, architecture.vocab_size)
+    try:
+        before = stored_vocabulary(out)
+    except PrismError:  # one that cannot be read has no meaning that could stay
+        before = None
     facts = tokenizer_facts(tokenizer)
     check_fits(facts, architecture.vocab_size, tokenizer)
     remarks += replace_tokenizer(tokenizer, out)
