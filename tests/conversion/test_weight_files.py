@@ -293,6 +293,25 @@ def test_a_config_that_names_two_dtypes_is_remarked(folder):
     assert any("dtype='bfloat16' and torch_dtype='float32' differ" in each for each in HFWeights(hf).remarks)
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"dtype": "float16"}, True),
+        ({"dtype": None, "torch_dtype": "torch.bfloat16"}, True),
+        ({"dtype": "auto", "torch_dtype": "auto"}, True),
+        ({"dtype": "float32", "torch_dtype": "torch.float32"}, False),
+        ({"dtype": None}, False),
+    ],
+)
+def test_a_config_that_names_another_dtype_than_the_tensors_is_remarked(keys, said, folder):
+    hf = folder("single")
+    edit_config(hf, **keys)
+    remarks = HFWeights(hf).remarks
+    assert [
+        f"{hf}/config.json: dtype=" in each and "the tensors are float32" in each for each in remarks
+    ] == [True] * said
+
+
 def test_a_tensor_of_another_dtype_is_converted_where_one_is_asked_for(folder, tmp_path):
     hf = folder("single")
     edit(hf / SINGLE, lambda state: {name: t if name == Q else t.bfloat16() for name, t in state.items()})
