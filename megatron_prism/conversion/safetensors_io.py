@@ -173,7 +173,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: tensor '{name}' has no readable header entry") from None
         if not isinstance(code, str) or code not in DTYPES:
             raise CheckpointError(
-                f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted"
+                f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted; "
+                "save the model in one of them"
             )
         stored = StoredTensor(path, 8 + length + begin, DTYPES[code], shape)
         if end - begin != stored.nbytes:
@@ -352,7 +353,10 @@ def check_tensors(
                 f"{empty if 0 in found[name] else ''}"
             )
     for name in sorted(_unknown(found, expected)):
-        raise CheckpointError(f"{where}: tensor '{name}' has no place in family '{family}'")
+        raise CheckpointError(
+            f"{where}: tensor '{name}' has no place in family '{family}'; remove it if the model does not "
+            "use it, or mend the config"
+        )
 
 
 def _unknown(found: Iterable[str], expected: Mapping[str, Any]) -> set[str]:

@@ -57,7 +57,14 @@ def carry_files(source: Path, target: Path) -> list[str]:
             read_json(source / name)
     target.mkdir(parents=True, exist_ok=True)
     remarks = copy_files(source, target, CARRIED_PATTERNS)
-    left = [name for name in _names(source) if not _matches(name, (*CARRIED_PATTERNS, *NOT_SIDE_FILES))]
+    inside = target.resolve()
+    left = [
+        name
+        for name in _names(source)
+        if not _matches(name, (*CARRIED_PATTERNS, *NOT_SIDE_FILES))
+        # The folder that is being written may lie in the source.
+        and not inside.is_relative_to((source / name).resolve())
+    ]
     said = [f"{source}: not carried: {', '.join(left)}"] if left else []
     return remarks + said + drop_incomplete_auto_maps(target)
 

@@ -117,6 +117,12 @@ def _what_is_there(folder: Path) -> str:
                 f"only pickled weights ({name}), which are not read; save them as safetensors (transformers: "
                 "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW))"
             )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return (
+            f"holds {others[0]}, but neither {SINGLE} nor {INDEX}, so transformers would not find it; fetch the "
+            f"index, or rename the file to {SINGLE} if it is the whole model"
+        )
     return f"neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
 
 

@@ -26,8 +26,8 @@ from megatron_prism.conversion.side_files import (
     matching,
     replace_tokenizer,
 )
-from megatron_prism.conversion.token_ids import TOKEN_IDS, disagreements
-from megatron_prism.conversion.tokenizer_facts import SPECIAL, has_tokenizer
+from megatron_prism.conversion.token_ids import TOKEN_IDS, disagreements, follow_tokenizer
+from megatron_prism.conversion.tokenizer_facts import SPECIAL, has_tokenizer, tokenizer_facts
 from megatron_prism.data.tokenizer_files import TOKENIZER_CONFIG
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
@@ -118,14 +118,19 @@ def write_side_files(sources: SideFiles, out: Path, dtype: torch.dtype) -> list[
         said += replace_tokenizer(sources.tokenizer, out)
         (out / GENERATION).unlink(missing_ok=True)
         said += copy_files(sources.tokenizer, out, (GENERATION,))
-        _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
+        if (sources.tokenizer / CONFIG).is_file():
+            _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
+        else:
+            # What may be merged has no number with two meanings, so the vocabulary before was this one.
+            facts = tokenizer_facts(sources.tokenizer)
+            said += follow_tokenizer(out, facts, facts.vocabulary)
     write_config(out, sources.architecture, dtype, {})
     return said
 
 
 def _take_token_ids(source: Path, target: Path) -> None:
     """The special tokens' ids of one config in another; a key that one lacks, the other lacks."""
-    theirs, mine = (read_json(source) if source.is_file() else {}), read_json(target)
+    theirs, mine = read_json(source), read_json(target)
     ids = {key: theirs[key] for key in SPECIAL if key in theirs}
     if {key: mine[key] for key in SPECIAL if key in mine} != ids:
         write_json(target, {key: value for key, value in mine.items() if key not in SPECIAL} | ids)

@@ -136,6 +136,8 @@ def test_a_model_that_transformers_refuses_is_one_line(
     [
         (("import", "{tmp}/none", "{tmp}/out"), "no such folder"),
         (("import", "{hf}", "{tmp}/out", "--dtype", "fp8"), "--dtype='fp8'"),
+        (("import", "{hf}", "{tmp}/" + "x" * 300), "File name too long"),
+        (("import", "x" * 300, "{tmp}/out"), "no such folder"),
         (("import", "{hf}", "{tmp}"), "not an empty folder"),
         (("export", "{hf}", "{tmp}/out"), "architecture.json"),
         (("verify", "{hf}", "{tmp}"), "neither"),

@@ -149,3 +149,8 @@ def test_a_file_that_is_no_object_is_named_where_it_came_from(name, text, tmp_pa
     with pytest.raises(CheckpointError, match=f"^{source}/{name}: "):
         carry_files(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_written_into_its_source_is_not_called_left_behind(tmp_path):
+    source = fill(tmp_path / "source", ["config.json", "kept/notes"])
+    assert carry_files(source, source / "out.partial" / "hf") == [f"{source}: not carried: kept/"]

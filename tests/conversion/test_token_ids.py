@@ -224,3 +224,10 @@ def test_an_id_that_no_row_belongs_to_is_said(key, value, tmp_path):
 )
 def test_an_id_that_means_none_is_not(key, value, tmp_path):
     assert disagreements(came_with(tmp_path / "hf", **{key: value}), VOCABULARY) == []
+
+
+def test_a_config_that_is_made_anew_takes_its_ids_from_the_tokenizer_that_came(tmp_path):
+    """LlamaConfig would fill in 2 as the end token."""
+    files = tokenizer(tmp_path / "hf", eos_token="A")
+    export(tmp_path, files, None)
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == A

@@ -131,6 +131,13 @@ def test_what_stands_in_the_weights_place_is_named(name, layout, folder, tmp_pat
         HFWeights(hf)
 
 
+def test_shards_without_an_index_or_a_variant_are_named(folder):
+    hf = folder("single")
+    (hf / SINGLE).rename(hf / "model.fp16.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds model.fp16.safetensors, but neither .*fetch the index"):
+        HFWeights(hf)
+
+
 def test_one_file_of_a_sharded_model_under_the_single_name_is_refused(folder):
     hf = folder("sharded")
     shutil.copy(hf / "model-00001-of-00003.safetensors", hf / SINGLE)

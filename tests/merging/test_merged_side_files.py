@@ -170,6 +170,15 @@ def test_what_a_model_without_a_tokenizer_brought_is_said(pair, tmp_path):
     assert (tmp_path / "out/LICENSE").is_file()
 
 
+def test_ids_follow_a_tokenizer_that_came_without_a_config(pair, tmp_path):
+    base, chat = pair
+    bare = tmp_path / "bare"
+    shutil.copytree(Path(f"{chat}-megatron"), bare)
+    (bare / "hf/config.json").unlink()
+    merged(tmp_path / "out", [base, bare], format="hf")
+    assert story(tmp_path / "out")[0] == (A, [END, A], A)
+
+
 def test_a_chosen_tokenizer_does_not_say_that_other_files_are_lost(pair, tmp_path):
     base, chat = pair
     remarks = merged(tmp_path / "out", [base, chat], tokenizer_from=base)
