@@ -37,6 +37,7 @@ from megatron_prism.conversion.quantized_check import WEIGHT, WeightCheck, check
 from megatron_prism.conversion.restored_dtypes import restore_dtypes
 from megatron_prism.conversion.safetensors_io import CONFIG, read_json
 from megatron_prism.conversion.side_files import GENERATION, carry_files
+from megatron_prism.conversion.token_ids import disagreements
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.output import whole_folder
@@ -182,6 +183,7 @@ def _write_side_files(source: HFWeights, folder: Path, check: WeightCheck) -> li
     details["quantization"]["exclude_modules"] = kept
     (folder / GENERATION).unlink(missing_ok=True)
     remarks = carry_files(source.path, folder)
+    remarks += disagreements(source.path, source.architecture.vocab_size)
     write_config(folder, source.architecture, source.main_dtype, {})
     write_json(folder / CONFIG, read_json(folder / CONFIG) | {QUANTIZATION: quantization})
     write_json(folder / MODELOPT_CONFIG, details)

@@ -77,7 +77,9 @@ def test_a_config_that_names_another_dtype_does_not_round_the_weights(llama, tmp
     shutil.copytree(original, source)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    (source / "added_tokens.json").write_text(json.dumps({"<|new|>": config["vocab_size"]}))
     remarks = run(source, tmp_path / "out")["remarks"]
+    assert any("has token '<|new|>'" in each for each in remarks)
     assert any("dtype='float16', but the tensors are bfloat16" in each for each in remarks)
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
     found, expected = (load_file(each / "model.safetensors") for each in (tmp_path / "out", root / "fp8"))
