@@ -124,6 +124,8 @@ def verify(
     from megatron_prism.models.families import parameter_count
 
     above_zero(tolerance, "--tolerance")
+    if text is not None and not logits:
+        raise ConfigError(f"--text {text}: a text is what --logits runs both on; add --logits")
     a, b = open_weights(first), open_weights(second)
     show_remarks(a.remarks + b.remarks)
     total = parameter_count(a.architecture) * next(iter(a.dtypes.values())).itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from megatron_prism.errors import CheckpointError
@@ -16,7 +17,8 @@ def check_places(*folders: Path, out: Path | None = None, dtype: str | None = No
         ConfigError: for an unknown `dtype`.
     """
     for folder in folders:
-        if not folder.is_dir():
+        # Path.is_dir raises for a name that is too long.
+        if not os.path.isdir(folder):
             raise CheckpointError(f"{folder}: no such folder")
     if out is not None:
         from megatron_prism.pipeline.output import check_free

@@ -12,11 +12,11 @@ import torch
 from megatron_prism.conversion.dist_read import quick_collection
 from megatron_prism.conversion.gather import gather_hf
 from megatron_prism.conversion.model_folder import Weights, write_config
-from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, FolderWriter
+from megatron_prism.conversion.safetensors_io import CONFIG, MAX_SHARD_BYTES, FolderWriter
 from megatron_prism.conversion.side_files import GENERATION, carry_files, replace_tokenizer
 from megatron_prism.conversion.token_ids import TOKEN_IDS, check_fits, disagreements, follow_tokenizer
-from megatron_prism.conversion.tokenizer_facts import stored_vocabulary, tokenizer_facts
-from megatron_prism.errors import ArtifactError
+from megatron_prism.conversion.tokenizer_facts import has_tokenizer, stored_vocabulary, tokenizer_facts
+from megatron_prism.errors import ArtifactError, PrismError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
 from megatron_prism.models.mappings import Shape
@@ -46,6 +46,8 @@ def export_checkpoint(
     Raises:
         ArtifactError: when there is no tokenizer, or one that does not fit the model.
     """
+    if tokenizer is None and source.files is None:
+        raise ArtifactError(f"{source.path}: no tokenizer came with this model; name the folder of one")
     tensors = {name: (dtype or source.dtypes[name], shape) for name, shape in source.shapes.items()}
     remarks = write_side_files(out, source.architecture, source.files, tokenizer, _main_dtype(tensors))
     with FolderWriter(out, tensors, max_shard_bytes) as writer, quick_collection():
@@ -105,12 +107,18 @@ def write_side_files(
         ArtifactError: when there is no tokenizer, or one that has more tokens than the model has rows.
     """
     remarks = carry_files(files, out) if files is not None else []
+    if tokenizer is None and files is not None and not (files / CONFIG).is_file() and has_tokenizer(files):
+        # A config that is made anew has its ids from the tokenizer, as with one that was named.
+        tokenizer = files
     if tokenizer is None and files is None:
         raise ArtifactError(f"{out}: no tokenizer came with this model; name the folder of one")
     if tokenizer is None:
         write_config(out, architecture, dtype, {})
-        return remarks + disagreements(out, architecture.vocab_size)
-    before = stored_vocabulary(out)
+        return remarks + disagreements(files or out, architecture.vocab_size)
+    try:
+        before = stored_vocabulary(out)
+    except PrismError:  # one that cannot be read has no meaning that could stay
+        before = None
     facts = tokenizer_facts(tokenizer)
     check_fits(facts, architecture.vocab_size, tokenizer)
     remarks += replace_tokenizer(tokenizer, out)

@@ -41,7 +41,8 @@ def drop_head(folder: HFFolder, embedding: str, rows: Shape) -> None:
     if head != rows or not torch.equal(folder.tensor(HEAD), folder.tensor(embedding)):
         shapes = f" (shape {list(head)}, not {list(rows)})" if head != rows else ""
         raise CheckpointError(
-            f"{folder.path}: config.json says tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'{shapes}"
+            f"{folder.path}: config.json says tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'{shapes}; set "
+            "it to false if the model has a head of its own, or remove the tensor"
         )
     del folder.stored[HEAD]
 

@@ -45,6 +45,9 @@ def import_checkpoint(
     """
     source = HFWeights(hf_folder)
     architecture = source.architecture
+    # First, for a file that cannot be read must not be found after a long copy.
+    remarks = source.remarks + carry_files(source.path, out / HF_FILES)
+    remarks += disagreements(source.path, architecture.vocab_size)
     tensors, pieces = plan_checkpoint(source, dtype)
     for each in pieces:
         content = (
@@ -56,8 +59,6 @@ def import_checkpoint(
     (out / CHECKPOINT).mkdir()
     with quick_collection():
         write_checkpoint(out / CHECKPOINT, tensors, progress)
-    remarks = source.remarks + carry_files(source.path, out / HF_FILES)
-    remarks += disagreements(source.path, architecture.vocab_size)
     architecture.save(out / ARCHITECTURE)
     return {
         "parameters": parameter_count(architecture),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megatron_prism.conversion.checkpoint_io import load_weights
 from megatron_prism.conversion.model_folder import CHECKPOINT, HFWeights, MegatronWeights, open_weights
-from megatron_prism.errors import ConfigError
+from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import family
@@ -145,16 +145,36 @@ def megatron_outputs(model: Any, architecture: Architecture, token_ids: Tensor) 
 @torch.no_grad()
 def hf_outputs(weights: HFWeights, token_ids: Tensor, dtype: torch.dtype) -> Outputs:
     """Run transformers' model from a folder, told to compute what Megatron does (`Family.for_comparison`)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(str(weights.path))
-    for key, value in family(weights.architecture.family).for_comparison.items():
-        setattr(config, key, value)
-    reference = AutoModelForCausalLM.from_pretrained(str(weights.path), config=config, dtype=dtype)
-    reference = reference.to(device()).eval()
+    changes = family(weights.architecture.family).for_comparison
+    reference = load_in_transformers(weights.path, dtype, changes).to(device()).eval()
     with _record(list(reference.base_model.layers)) as (entering, leaving):
         logits = reference(token_ids.to(device()), use_cache=False).logits.float().cpu()
     return Outputs(logits, [entering[0], *leaving])
+
+
+def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> Any:
+    """transformers' model of a folder; code beside it is not run.
+
+    Args:
+        changes: config keys to set before it is built.
+
+    Raises:
+        CheckpointError: when transformers cannot build or load it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        for key, value in (changes or {}).items():
+            setattr(config, key, value)
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, dtype=dtype, trust_remote_code=False
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as problem:  # a config it does not take fails in whatever its own checks raise
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise CheckpointError(f"{folder}: transformers cannot load this model ({reason})") from problem
 
 
 @contextmanager

@@ -70,7 +70,6 @@ class HFWeights(HFFolder):
             self.architecture = architecture_from_config(config, said)
         except ConfigError as problem:
             raise ConfigError(f"{self.path}/{problem}") from None
-        self.remarks += [f"{self.path}/{each}" for each in said + dtype_remarks(config)]
         self.files: Path | None = self.path
         expected = hf_shapes(self.architecture)
         family = self.architecture.family
@@ -85,6 +84,13 @@ class HFWeights(HFFolder):
             # The set that was not read may be the one that fits.
             hint = "".join(f" ({each})" for each in self.remarks if INDEX in each)
             raise CheckpointError(f"{problem}{hint}") from None
+        said += dtype_remarks(config, self.main_dtype)
+        self.remarks += [f"{self.path}/{each}" for each in said]
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """The dtype of the embedding, which comes first: what a config.json names."""
+        return self.stored[next(iter(hf_shapes(self.architecture)))].dtype
 
     def release(self) -> None:
         pass
@@ -186,15 +192,26 @@ def write_config(
         write_json(path, config)
 
 
-def dtype_remarks(config: Mapping[str, Any]) -> list[str]:
-    """A line where a config names two dtypes; the tensors keep their own, whatever it says."""
-    first, second = (config.get(key) for key in DTYPE_KEYS)
+def dtype_remarks(config: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
+    """A line where a config names two dtypes, or another one than the tensors'; they keep their own in any case."""
+    first, second = (_dtype_name(config.get(key)) for key in DTYPE_KEYS)
+    named, found = first or second, _dtype_name(str(dtype))
     if first is None or second is None or first == second:
-        return []
+        if named in (None, found):
+            return []
+        return [
+            f"config.json: dtype={named!r}, but the tensors are {found}: transformers would convert them; here they "
+            f"keep the dtype they have, and a config.json that is written for them says {found}"
+        ]
     return [
         f"config.json: dtype={first!r} and torch_dtype={second!r} differ: transformers 5 takes the first, and before "
         "4.56 the second; the tensors keep the dtype they have"
     ]
+
+
+def _dtype_name(value: Any) -> Any:
+    """'bfloat16' also for 'torch.bfloat16', which older programs wrote."""
+    return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
 def updated_config(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from megatron_prism.conversion.calibration import windows
-from megatron_prism.conversion.model_folder import HEAD, HFWeights
+from megatron_prism.conversion.logits import load_in_transformers
+from megatron_prism.conversion.model_folder import HEAD, HFWeights, write_config
 from megatron_prism.conversion.modelopt_calls import (
     DISTRIBUTION,
     check_installed,
@@ -36,6 +37,7 @@ from megatron_prism.conversion.quantized_check import WEIGHT, WeightCheck, check
 from megatron_prism.conversion.restored_dtypes import restore_dtypes
 from megatron_prism.conversion.safetensors_io import CONFIG, read_json
 from megatron_prism.conversion.side_files import GENERATION, carry_files
+from megatron_prism.conversion.token_ids import disagreements
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.output import whole_folder
@@ -95,7 +97,8 @@ def quantize_checkpoint(
         )
     with whole_folder(out) as folder, quiet():
         ids = windows(texts, hf_dir, samples + HELD_OUT, length, source.architecture.vocab_size)
-        model = _load(hf_dir)
+        # Not in the dtype its config names, which may be another one than the tensors'.
+        model = load_in_transformers(hf_dir, source.main_dtype).to(device()).eval()
         layers, kept = _choose(model, source, wanted)
         quantize(model, wanted, layers, kept, ids[:samples], hf_dir)
         change = logit_change(model, ids[samples:])
@@ -132,12 +135,6 @@ def _check_not_quantized(hf_dir: Path) -> None:
             f"{hf_dir / CONFIG}: has a {QUANTIZATION} (quant_method='{method}'), so the model is quantized already; "
             f"quantize the original"
         )
-
-
-def _load(hf_dir: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(hf_dir), dtype="auto").to(device()).eval()
 
 
 def _choose(model: nn.Module, source: HFWeights, scheme: Scheme) -> tuple[dict[str, str], dict[str, str]]:
@@ -186,6 +183,8 @@ def _write_side_files(source: HFWeights, folder: Path, check: WeightCheck) -> li
     details["quantization"]["exclude_modules"] = kept
     (folder / GENERATION).unlink(missing_ok=True)
     remarks = carry_files(source.path, folder)
+    remarks += disagreements(source.path, source.architecture.vocab_size)
+    write_config(folder, source.architecture, source.main_dtype, {})
     write_json(folder / CONFIG, read_json(folder / CONFIG) | {QUANTIZATION: quantization})
     write_json(folder / MODELOPT_CONFIG, details)
     return remarks

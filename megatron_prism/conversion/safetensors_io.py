@@ -25,7 +25,7 @@ from megatron_prism.conversion.weight_files import INDEX, SINGLE, find_weight_fi
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
 from megatron_prism.models.mappings import Shape
 from megatron_prism.pipeline.artifact import write_json
-from megatron_prism.pipeline.json_text import read_object
+from megatron_prism.pipeline.json_text import FETCH_LFS, LFS_POINTER, read_object
 
 CONFIG = "config.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -152,6 +152,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         head = handle.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else HEADER_LIMIT
         if length >= HEADER_LIMIT or 8 + length > size:
+            if (head + handle.read(len(LFS_POINTER))).startswith(LFS_POINTER):
+                raise CheckpointError(f"{path}: {FETCH_LFS}")
             raise CheckpointError(f"{path}: truncated, or not a safetensors file (its header does not fit)")
         try:
             header = json.loads(handle.read(length))
@@ -171,7 +173,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: tensor '{name}' has no readable header entry") from None
         if not isinstance(code, str) or code not in DTYPES:
             raise CheckpointError(
-                f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted"
+                f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted; "
+                "save the model in one of them"
             )
         stored = StoredTensor(path, 8 + length + begin, DTYPES[code], shape)
         if end - begin != stored.nbytes:
@@ -350,7 +353,10 @@ def check_tensors(
                 f"{empty if 0 in found[name] else ''}"
             )
     for name in sorted(_unknown(found, expected)):
-        raise CheckpointError(f"{where}: tensor '{name}' has no place in family '{family}'")
+        raise CheckpointError(
+            f"{where}: tensor '{name}' has no place in family '{family}'; remove it if the model does not "
+            "use it, or mend the config"
+        )
 
 
 def _unknown(found: Iterable[str], expected: Mapping[str, Any]) -> set[str]:

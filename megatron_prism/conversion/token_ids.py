@@ -10,7 +10,9 @@ from typing import Any
 from megatron_prism.conversion.safetensors_io import CONFIG, read_json
 from megatron_prism.conversion.side_files import GENERATION
 from megatron_prism.conversion.tokenizer_facts import TokenizerFacts, stored_vocabulary
-from megatron_prism.errors import ArtifactError
+from megatron_prism.data.tokenizer_files import TokenizerFolder
+from megatron_prism.errors import ArtifactError, PrismError
+from megatron_prism.models.hf_config import shown
 from megatron_prism.pipeline.artifact import write_json
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -98,26 +100,29 @@ def _numbers(value: Any) -> list[Any]:
     """The ids in a value: a number, or lists of numbers; nothing where it is something else."""
     if isinstance(value, list):
         return [number for each in value for number in _numbers(each)]
-    return [value] if isinstance(value, int) else []
+    return [value] if type(value) is int else []
 
 
 def disagreements(folder: Path, vocab_size: int) -> list[str]:
-    """What the files of a folder say differently, one line each; nothing is changed. Only JSON is read."""
-    said = []
-    vocabulary = stored_vocabulary(folder)
-    if vocabulary and max(vocabulary.values()) >= vocab_size:
-        token = max(vocabulary, key=vocabulary.__getitem__)
-        said.append(
-            f"{folder}: its tokenizer has token {token!r} with number {vocabulary[token]}, the model has "
-            f"vocab_size={vocab_size}: a text with it cannot be read"
-        )
+    """What the files of a folder say differently, one line each; nothing is changed. transformers is not loaded."""
+    said = _wrong_ids(folder, vocab_size)
+    end = None
+    try:
+        vocabulary = stored_vocabulary(folder)
+        if vocabulary:
+            files = TokenizerFolder(folder)
+            said += _beyond(files, vocabulary, vocab_size)
+            named = files.token("eos_token")
+            end = None if named is None else vocabulary.get(named[0])
+    except PrismError as problem:
+        said.append(f"{problem}; carried as it came")
     ends = {
         name: numbers
         for name in (CONFIG, GENERATION)
         if (folder / name).is_file() and (numbers := _numbers(read_json(folder / name).get("eos_token_id")))
     }
-    if vocabulary is not None and (own := _stored_end(folder, vocabulary)) is not None:
-        ends["the tokenizer"] = [own]
+    if end is not None:
+        ends["the tokenizer"] = [end]
     if ends and not set.intersection(*(set(numbers) for numbers in ends.values())):
         listed = "; ".join(f"{name}: {', '.join(map(str, numbers))}" for name, numbers in ends.items())
         said.append(
@@ -126,8 +131,36 @@ def disagreements(folder: Path, vocab_size: int) -> list[str]:
     return said
 
 
-def _stored_end(folder: Path, vocabulary: Mapping[str, int]) -> int | None:
-    path = folder / "tokenizer_config.json"
-    token = read_json(path).get("eos_token") if path.is_file() else None
-    content = token.get("content") if isinstance(token, dict) else token
-    return vocabulary.get(content) if isinstance(content, str) else None
+def _beyond(files: TokenizerFolder, vocabulary: Mapping[str, int], vocab_size: int) -> list[str]:
+    """Tokens without a row in the model, and special tokens that are named and have no number."""
+    said = []
+    token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[token] >= vocab_size:
+        said.append(
+            f"{files.path}: its tokenizer has token {token!r} with number {vocabulary[token]}, the model has "
+            f"vocab_size={vocab_size}: a text with it cannot be read"
+        )
+    unknown = [name for name in files.special_names() if name not in vocabulary]
+    if unknown:
+        said.append(
+            f"{files.path}: its tokenizer files name the special token {unknown[0]!r}, which is not in "
+            f"{files.vocabulary.name}: transformers numbers it from {vocabulary[token] + 1} on, the model has "
+            f"vocab_size={vocab_size}"
+        )
+    return said
+
+
+def _wrong_ids(folder: Path, vocab_size: int) -> list[str]:
+    """Ids in the configs that are no number of a token of this model."""
+    said = []
+    for name in (CONFIG, GENERATION):
+        content = read_json(folder / name) if (folder / name).is_file() else {}
+        for key in TOKEN_IDS:
+            value = content.get(key)
+            listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if value is not None and not all(type(each) is int and each < vocab_size for each in listed):
+                said.append(
+                    f"{folder / name}: {key}={shown(value)} is not a token of this model (vocab_size={vocab_size}); "
+                    "carried as it came: mend it, or set it to null"
+                )
+    return said

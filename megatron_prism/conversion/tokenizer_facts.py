@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.conversion.safetensors_io import read_json
+from megatron_prism.data.token_backends import SentencePieceBackend
+from megatron_prism.data.tokenizer_files import (
+    TOKENIZER_JSON,
+    TokenizerFolder,
+    vocabulary_file,
+)
 from megatron_prism.errors import ArtifactError, CheckpointError
 
-TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # Any of these holds a vocabulary; the first that is there is read by transformers.
 VOCABULARIES = (TOKENIZER_JSON, "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 SPECIAL = (
@@ -90,9 +95,32 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
 
 
 def stored_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Token -> id as tokenizer.json has it; None where there is no such file. Nothing heavy is loaded."""
-    path = folder / TOKENIZER_JSON
-    return token_ids(read_json(path), path) if path.is_file() else None
+    """Token -> id as the files have it; None where there is neither a tokenizer.json nor a tokenizer.model.
+
+    The tokens that added_tokens.json and tokenizer_config.json put beside the vocabulary are in it, too.
+
+    Raises:
+        CheckpointError, DataError: naming the file that cannot be read.
+    """
+    path = vocabulary_file(folder)
+    if path is None:
+        return None
+    files = TokenizerFolder(folder)
+    if path.name != TOKENIZER_JSON:
+        return dict(SentencePieceBackend(files).vocabulary)
+    vocabulary = token_ids(read_json(path), path)
+    return vocabulary | _beside(files, vocabulary)
+
+
+def _beside(files: TokenizerFolder, vocabulary: dict[str, int]) -> dict[str, int]:
+    """Added tokens that a vocabulary does not have; one whose number is taken gets the next, as in transformers."""
+    found: dict[str, int] = {}
+    taken = set(vocabulary.values())
+    for number, (token, _) in sorted(files.added_tokens().items()):
+        if token not in vocabulary and token not in found:
+            found[token] = number if number not in taken else max(taken) + 1
+            taken.add(found[token])
+    return found
 
 
 def token_ids(tokenizer: dict[str, Any], path: Path) -> dict[str, int]:
@@ -127,12 +155,15 @@ def compare_tokenizers(first: Path, second: Path) -> Comparison:
     mine, theirs = first / TOKENIZER_JSON, second / TOKENIZER_JSON
     if not (mine.is_file() and theirs.is_file()):
         return _compare_loaded(first, second)
-    if mine.read_bytes() == theirs.read_bytes():
+    same = mine.read_bytes() == theirs.read_bytes()
+    if same and TokenizerFolder(first).added_tokens() == TokenizerFolder(second).added_tokens():
         return Comparison()
-    written, other = read_json(mine), read_json(theirs)
-    found = _compare_vocabularies(token_ids(written, mine), token_ids(other, theirs), mine, theirs)
+    found = _compare_vocabularies(stored_vocabulary(first), stored_vocabulary(second), mine, theirs)
     if found is not None:
         return found
+    if same:
+        return Comparison()
+    written, other = read_json(mine), read_json(theirs)
     backend, other_backend = _backend(written, mine), _backend(other, theirs)
     parts, other_parts = _meaning(backend), _meaning(other_backend)
     differing = [key for key in parts.keys() | other_parts.keys() if parts.get(key) != other_parts.get(key)]
@@ -149,10 +180,10 @@ def compare_tokenizers(first: Path, second: Path) -> Comparison:
 
 
 def _compare_vocabularies(
-    mine: dict[str, int], theirs: dict[str, int], first: Path, second: Path
+    mine: dict[str, int] | None, theirs: dict[str, int] | None, first: Path, second: Path
 ) -> Comparison | None:
     """A conflict or a choice; None where both vocabularies are the same."""
-    if mine == theirs:
+    if mine is None or theirs is None or mine == theirs:
         return None
     tokens = {number: token for token, number in mine.items()}
     for token, number in theirs.items():

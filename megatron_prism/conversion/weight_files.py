@@ -108,12 +108,21 @@ def _what_is_there(folder: Path) -> str:
             f"{ADAPTER} and no {SINGLE}: an adapter without its model; merge it into the model first (peft's "
             "merge_and_unload) and save that"
         )
+    for name in (SINGLE, INDEX):
+        if (folder / name).is_symlink():
+            return f"{name} is a link to a file that is not there, as an unfinished download leaves; fetch it again"
     for name in PICKLED:
         if (folder / name).is_file():
             return (
                 f"only pickled weights ({name}), which are not read; save them as safetensors (transformers: "
                 "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW))"
             )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return (
+            f"holds {others[0]}, but neither {SINGLE} nor {INDEX}, so transformers would not find it; fetch the "
+            f"index, or rename the file to {SINGLE} if it is the whole model"
+        )
     return f"neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
 
 

@@ -20,13 +20,15 @@ from megatron_prism.conversion.side_files import (
     CARRIED_PATTERNS,
     CODE_PATTERNS,
     GENERATION,
+    TOKENIZER_PATTERNS,
     carry_files,
     copy_files,
     matching,
     replace_tokenizer,
 )
-from megatron_prism.conversion.token_ids import TOKEN_IDS
-from megatron_prism.conversion.tokenizer_facts import SPECIAL, TOKENIZER_CONFIG, has_tokenizer
+from megatron_prism.conversion.token_ids import TOKEN_IDS, disagreements, follow_tokenizer
+from megatron_prism.conversion.tokenizer_facts import SPECIAL, has_tokenizer, tokenizer_facts
+from megatron_prism.data.tokenizer_files import TOKENIZER_CONFIG
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.artifact import write_json
@@ -35,6 +37,13 @@ from megatron_prism.pipeline.artifact import write_json
 PASSING = (
     *("transformers_version", "_from_model_config", "_name_or_path", "name_or_path", "tokenizer_file"),
     *("is_local", "local_files_only", "output_attentions", "output_hidden_states", "use_cache"),
+)
+ABSENT = "no "
+# What comes with the config; code is not compared.
+OTHER_PATTERNS = tuple(
+    pattern
+    for pattern in CARRIED_PATTERNS
+    if pattern not in (CONFIG, GENERATION, *TOKENIZER_PATTERNS, *CODE_PATTERNS)
 )
 # A value longer than this is named and not shown.
 SHOWN = 40
@@ -85,7 +94,9 @@ def choose_side_files(
                 f"{model.path} has max_position_embeddings={mine}; the result keeps {kept} of {heaviest.path}"
             )
     if with_tokenizer is not None:
-        said += _differences(models, with_tokenizer, why)
+        said += _differences(models, with_tokenizer, with_config or with_tokenizer, why)
+        assert with_tokenizer.files is not None
+        said += disagreements(with_tokenizer.files, heaviest.architecture.vocab_size)
     return SideFiles(
         heaviest.architecture,
         None if with_config is None else with_config.files,
@@ -106,15 +117,20 @@ def write_side_files(sources: SideFiles, out: Path, dtype: torch.dtype) -> list[
     if sources.tokenizer is not None and sources.tokenizer != sources.config:
         said += replace_tokenizer(sources.tokenizer, out)
         (out / GENERATION).unlink(missing_ok=True)
-        copy_files(sources.tokenizer, out, (GENERATION,))
-        _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
+        said += copy_files(sources.tokenizer, out, (GENERATION,))
+        if (sources.tokenizer / CONFIG).is_file():
+            _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
+        else:
+            # What may be merged has no number with two meanings, so the vocabulary before was this one.
+            facts = tokenizer_facts(sources.tokenizer)
+            said += follow_tokenizer(out, facts, facts.vocabulary)
     write_config(out, sources.architecture, dtype, {})
     return said
 
 
 def _take_token_ids(source: Path, target: Path) -> None:
     """The special tokens' ids of one config in another; a key that one lacks, the other lacks."""
-    theirs, mine = (read_json(source) if source.is_file() else {}), read_json(target)
+    theirs, mine = read_json(source), read_json(target)
     ids = {key: theirs[key] for key in SPECIAL if key in theirs}
     if {key: mine[key] for key in SPECIAL if key in mine} != ids:
         write_json(target, {key: value for key, value in mine.items() if key not in SPECIAL} | ids)
@@ -140,38 +156,66 @@ def _named(models: Sequence[Weights], wanted: Path) -> Weights:
     return found
 
 
-def _differences(models: Sequence[Weights], winner: Weights, why: str) -> list[str]:
-    """One line for each model whose files say something else than the winner's, or that has none."""
+def _differences(models: Sequence[Weights], winner: Weights, config: Weights, why: str) -> list[str]:
+    """One line for each model whose files say something else than those that are kept, or that has no tokenizer.
+
+    Args:
+        winner, config: whose tokenizer, generation config and token ids are kept; whose other files.
+    """
     assert winner.files is not None
+    assert config.files is not None
     said = []
     for model in models:
-        if model.path == winner.path:
-            continue
-        if _has_tokenizer(winner) and not _has_tokenizer(model):
+        bare = _has_tokenizer(winner) and not _has_tokenizer(model)
+        if bare:
             said.append(
                 f"{model.path}: has no tokenizer to compare; the result keeps that of {winner.path} ({why})"
             )
-        elif model.files is not None and (found := differences(model.files, winner.files)):
+        if model.files is None:
+            continue
+        found = [] if model.path == winner.path else differences(model.files, winner.files, bare)
+        others = [] if model.path == config.path else _other_files(model.files, config.files, OTHER_PATTERNS)
+        if winner.path == config.path:
+            found, others = found + ([] if bare else others), []
+        if found:
             said.append(
                 f"the files of {winner.path} are kept ({why}); {model.path} has other ones: {'; '.join(found)}"
+            )
+        if others:
+            said.append(
+                f"the other files of {config.path} are kept (it weighs most); {model.path} has other ones: "
+                f"{'; '.join(others)}"
             )
     return said
 
 
-def differences(folder: Path, winner: Path) -> list[str]:
-    """In what the side files of `folder` differ from those of `winner`, with the values where they are short."""
+def differences(folder: Path, winner: Path, bare: bool = False) -> list[str]:
+    """In what the tokenizer, generation config and token ids of `folder` differ from those of `winner`.
+
+    Args:
+        bare: `folder` has no tokenizer, so only what it does have is named.
+
+    Returns:
+        One entry for each difference, with the values where they are short.
+    """
     found = []
     for name, keys in ((CONFIG, TOKEN_IDS), (GENERATION, None), (TOKENIZER_CONFIG, None)):
         mine, theirs = _json(folder / name), _json(winner / name)
         if mine is None or theirs is None:
             continue
         for key in sorted(mine.keys() | theirs.keys()) if keys is None else keys:
-            if key not in PASSING and mine.get(key) != theirs.get(key):
+            if key not in PASSING and mine.get(key) != theirs.get(key) and (key in mine or not bare):
                 found.append(f"{name} {key} {_shown(mine, key)} (kept: {_shown(theirs, key)})")
-    patterns = tuple(pattern for pattern in CARRIED_PATTERNS if pattern not in CODE_PATTERNS)
-    for name in sorted({*matching(folder, patterns), *matching(winner, patterns)} - {CONFIG}):
+    others = _other_files(folder, winner, (GENERATION, *TOKENIZER_PATTERNS))
+    return found + [each for each in others if not (bare and each.startswith(ABSENT))]
+
+
+def _other_files(folder: Path, winner: Path, patterns: tuple[str, ...]) -> list[str]:
+    """Files of these patterns that only one of the folders has, or that differ."""
+    found = []
+    for name in sorted({*matching(folder, patterns), *matching(winner, patterns)}):
         if not (folder / name).is_file():
-            found.append(f"no {name}")
+            found.append(f"{ABSENT}{name}")
         elif not (winner / name).is_file():
             found.append(f"{name} (not kept)")
         elif name not in (GENERATION, TOKENIZER_CONFIG) and not _same(folder / name, winner / name):

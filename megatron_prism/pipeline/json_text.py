@@ -29,6 +29,9 @@ from megatron_prism.errors import DataError, PrismError
 CHUNK_BYTES = 1 << 20
 DEEPEST = 100
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What stands in a file's place where a repository was cloned without its large files.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+FETCH_LFS = "a pointer of Git LFS stands in the file's place; fetch the file (git lfs pull)"
 INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 # Python's own message for a number that is too long ends in advice to programmers.
@@ -104,7 +107,7 @@ def read_text(path: Path, error: type[PrismError] = DataError) -> str:
     """A file of text, whole and with its line ends, without a byte order mark at its start.
 
     Raises:
-        error: naming the file that is missing, not readable or not UTF-8.
+        error: naming the file that is missing, not readable, not UTF-8 or a pointer of Git LFS.
     """
     try:
         data = Path(path).read_bytes()
@@ -112,6 +115,8 @@ def read_text(path: Path, error: type[PrismError] = DataError) -> str:
         raise error(f"{path}: no such file") from None
     except OSError as problem:
         raise error(f"{path}: not readable ({problem.strerror or problem})") from None
+    if data.startswith(LFS_POINTER):
+        raise error(f"{path}: {FETCH_LFS}")
     return _decode(data.removeprefix(BYTE_ORDER_MARK), str(path), error)
 
 

@@ -46,8 +46,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """A DataError if `out` exists and is not an empty folder."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """A DataError if `out` exists and is not an empty folder, or is no name that a file can have."""
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as problem:
+        raise DataError(f"{out}: cannot be used ({problem.strerror}); choose another name") from None
+    if taken:
         raise DataError(f"{out}: exists and is not an empty folder; choose another name or remove it")
 
 

@@ -121,15 +121,28 @@ def test_another_architecture_is_named(hf: Path, tmp_path: Path, capsys: pytest.
     assert "residual_multiplier=0.5" in one_line_error(capsys)
 
 
+def test_a_model_that_transformers_refuses_is_one_line(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(hf, other)
+    (other / "config.json").write_bytes(b"\xef\xbb\xbf" + (other / "config.json").read_bytes())
+    assert prism("convert", "verify", str(other), str(hf), "--logits") == 2
+    assert f"{other}: transformers cannot load this model" in one_line_error(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("import", "{tmp}/none", "{tmp}/out"), "no such folder"),
         (("import", "{hf}", "{tmp}/out", "--dtype", "fp8"), "--dtype='fp8'"),
+        (("import", "{hf}", "{tmp}/" + "x" * 300), "File name too long"),
+        (("import", "x" * 300, "{tmp}/out"), "no such folder"),
         (("import", "{hf}", "{tmp}"), "not an empty folder"),
         (("export", "{hf}", "{tmp}/out"), "architecture.json"),
         (("verify", "{hf}", "{tmp}"), "neither"),
         (("verify", "{hf}", "{hf}", "--logits", "--text", "{tmp}/none"), "--text"),
+        (("verify", "{hf}", "{hf}", "--text", "{tmp}/file"), "add --logits"),
         (("verify", "{hf}", "{hf}", "--logits", "--dtype", "keep"), "--dtype keep"),
         *((("verify", "{hf}", "{hf}", "--logits", "--tolerance", odd), "--tolerance") for odd in ODD),
         *((("export", "{hf}", "{tmp}/out", "--max-shard-gb", odd), "--max-shard-gb") for odd in ODD),

@@ -70,6 +70,32 @@ def llama(sources, tmp_path_factory):
     return sources["llama"], root
 
 
+def test_a_config_that_names_another_dtype_does_not_round_the_weights(llama, tmp_path):
+    """They are quantized from what is stored, and the config that is written names what was written."""
+    original, root = llama
+    source = tmp_path / "source"
+    shutil.copytree(original, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    (source / "added_tokens.json").write_text(json.dumps({"<|new|>": config["vocab_size"]}))
+    remarks = run(source, tmp_path / "out")["remarks"]
+    assert any("has token '<|new|>'" in each for each in remarks)
+    assert any("dtype='float16', but the tensors are bfloat16" in each for each in remarks)
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+    found, expected = (load_file(each / "model.safetensors") for each in (tmp_path / "out", root / "fp8"))
+    assert all(torch.equal(found[name].float(), expected[name].float()) for name in expected)
+
+
+def test_a_source_that_transformers_cannot_load_is_one_line(sources, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(sources["llama"], source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"pad_token_id": config["vocab_size"]}))
+    with pytest.raises(CheckpointError, match=f"{source}: transformers cannot load this model .*Padding_idx"):
+        run(source, tmp_path / "out")
+    assert nothing_left(tmp_path / "out")
+
+
 @pytest.mark.parametrize("scheme", STORED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, scheme, sources, tmp_path):

@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from megatron_prism.conversion.remote_code import drop_incomplete_auto_maps
 from megatron_prism.conversion.side_files import carry_files, replace_tokenizer
+from megatron_prism.errors import CheckpointError
+from megatron_prism.pipeline.json_text import LFS_POINTER
 
 CARRIED = (
     *("config.json", "generation_config.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"),
@@ -113,3 +115,42 @@ def test_a_tokenizer_replaces_all_files_of_the_one_before(tmp_path):
         assert not (old / name).exists(), name
     assert AutoTokenizer.from_pretrained(old).chat_template == "new"
     assert (old / "LICENSE").is_file()
+
+
+def test_json_is_carried_without_a_byte_order_mark(tmp_path):
+    """transformers reads no file that begins with one, so the mark must not reach what is written."""
+    source = tmp_path / "source"
+    make_tokenizer(source)
+    (source / "config.json").write_text(json.dumps(CONFIGS["llama"]))
+    marked = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    for name in marked:
+        (source / name).write_bytes(b"\xef\xbb\xbf" + (source / name).read_bytes())
+    (remark,) = carry_files(source, tmp_path / "out")
+    assert f"{source}: {', '.join(marked)}: copied without the byte order mark" in remark
+    assert AutoConfig.from_pretrained(tmp_path / "out").vocab_size == CONFIGS["llama"]["vocab_size"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token_id == 0
+
+
+def test_what_stands_in_a_files_place_is_said(tmp_path):
+    source = fill(tmp_path / "source", ["config.json", "tokenizer_config.json"])
+    (source / "tokenizer.json").symlink_to(tmp_path / "nothing")
+    (source / "tokenizer.model").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
+    link, pointer = carry_files(source, tmp_path / "out")
+    assert f"{source}/tokenizer.json: not carried: a link to a file that is not there" in link
+    assert f"{source}/tokenizer.model: a pointer of Git LFS" in pointer
+    assert "git lfs pull" in pointer
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize("text", ["null", "{", LFS_POINTER.decode()])
+def test_a_file_that_is_no_object_is_named_where_it_came_from(name, text, tmp_path):
+    source = fill(tmp_path / "source", ["config.json"])
+    (source / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"^{source}/{name}: "):
+        carry_files(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_written_into_its_source_is_not_called_left_behind(tmp_path):
+    source = fill(tmp_path / "source", ["config.json", "kept/notes"])
+    assert carry_files(source, source / "out.partial" / "hf") == [f"{source}: not carried: kept/"]

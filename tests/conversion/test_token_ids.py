@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from tiny_models import CONFIGS, VOCABULARY, make_tokenizer
+from tokenizer_folders import sentencepiece_folder
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from megatron_prism.conversion.export_hf import write_side_files
@@ -138,3 +139,95 @@ def test_files_that_came_in_disagreement_are_said_and_kept(tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == B
     assert disagreements(came_with(tmp_path / "fine", {"eos_token_id": [A, END]}), VOCABULARY) == []
     assert "vocab_size=60" in disagreements(tmp_path / "fine", VOCABULARY - 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<|new|>": VOCABULARY}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(VOCABULARY): {"content": "<|new|>"}}}),
+        ("tokenizer_config.json", {"eos_token": "<|new|>"}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<|new|>"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<|new|>"]}),
+    ],
+)
+def test_a_token_beyond_the_model_is_found_in_every_file(file, content, tmp_path):
+    """transformers adds it to the vocabulary of tokenizer.json, and the model has no row for it."""
+    folder = came_with(tmp_path / "hf")
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | content))
+    assert len(AutoTokenizer.from_pretrained(folder)) == VOCABULARY + 1
+    (remark,) = disagreements(folder, VOCABULARY)
+    assert "'<|new|>'" in remark
+    assert f"vocab_size={VOCABULARY}" in remark
+
+
+def sentencepiece(folder):
+    sentencepiece_folder(folder, "bpe", tokenizer_class="LlamaTokenizer", eos_token="</s>")
+    (folder / "config.json").write_text(json.dumps(CONFIGS["llama"] | {"vocab_size": 420, "eos_token_id": 7}))
+    return folder
+
+
+def test_a_folder_with_nothing_but_a_sentencepiece_model_is_compared_too(tmp_path):
+    folder = sentencepiece(tmp_path / "hf")
+    (end,) = disagreements(folder, 420)
+    assert "no end token is common to all (eos_token_id in config.json: 7; the tokenizer: 2)" in end
+    large, _ = disagreements(folder, 419)
+    assert "number 419, the model has vocab_size=419" in large
+    (folder / "tokenizer.model").write_bytes(b"no model")
+    assert "tokenizer.model: not a SentencePiece model" in disagreements(folder, 420)[0]
+
+
+def test_a_list_of_end_tokens_outlives_the_same_sentencepiece_model(tmp_path):
+    folder = sentencepiece(tmp_path / "hf")
+    content = CONFIGS["llama"] | {"vocab_size": 420, "eos_token_id": [2, 7], "bos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(content | {"pad_token_id": None}))
+    (tmp_path / "out").mkdir()
+    assert (
+        write_side_files(tmp_path / "out", architecture_from_config(content), folder, folder, torch.float32)
+        == []
+    )
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [2, 7]
+
+
+def test_an_end_token_of_the_special_tokens_map_counts(tmp_path):
+    folder = came_with(tmp_path / "hf")
+    tokenizer(folder, eos_token=None)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "A"}))
+    assert AutoTokenizer.from_pretrained(folder).eos_token_id == A
+    (remark,) = disagreements(folder, VOCABULARY)
+    assert f"config.json: {END}; the tokenizer: {A}" in remark
+
+
+@pytest.mark.parametrize("value", [["</s>"], 5, {"x": 1}])
+def test_an_end_token_that_is_no_name_is_said(value, tmp_path):
+    folder = came_with(tmp_path / "hf")
+    tokenizer(folder, eos_token=value)
+    (remark,) = disagreements(folder, VOCABULARY)
+    assert "tokenizer_config.json: eos_token=" in remark
+    assert "is not the name of a token" in remark
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("pad_token_id", VOCABULARY), ("pad_token_id", [0]), ("eos_token_id", "0"), ("eos_token_id", [END, 1e9])]
+    + [("eos_token_id", [END, VOCABULARY]), ("bos_token_id", True), ("bos_token_id", 0.0)],
+)
+def test_an_id_that_no_row_belongs_to_is_said(key, value, tmp_path):
+    folder = came_with(tmp_path / "hf", **{key: value})
+    remark = disagreements(folder, VOCABULARY)[0]
+    assert f"config.json: {key}={value!r} is not a token of this model (vocab_size={VOCABULARY})" in remark
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("pad_token_id", -1), ("pad_token_id", None), ("eos_token_id", [])]
+)
+def test_an_id_that_means_none_is_not(key, value, tmp_path):
+    assert disagreements(came_with(tmp_path / "hf", **{key: value}), VOCABULARY) == []
+
+
+def test_a_config_that_is_made_anew_takes_its_ids_from_the_tokenizer_that_came(tmp_path):
+    """LlamaConfig would fill in 2 as the end token."""
+    files = tokenizer(tmp_path / "hf", eos_token="A")
+    export(tmp_path, files, None)
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == A

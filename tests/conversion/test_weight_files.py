@@ -16,6 +16,7 @@ from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.model_folder import HFWeights, MegatronWeights, open_weights
 from megatron_prism.errors import CheckpointError
 from megatron_prism.merging.inputs import open_models
+from megatron_prism.pipeline.json_text import LFS_POINTER
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -115,6 +116,25 @@ def test_only_pickled_weights_or_an_adapter_are_refused_with_the_remedy(folder):
     (hf / "pytorch_model.bin").rename(hf / "adapter_model.safetensors")
     (hf / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"an adapter without its model.*merge_and_unload"):
+        HFWeights(hf)
+
+
+@pytest.mark.parametrize(("name", "layout"), [(SINGLE, "single"), (INDEX, "sharded")])
+def test_what_stands_in_the_weights_place_is_named(name, layout, folder, tmp_path):
+    hf = folder(layout)
+    (hf / name).write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(CheckpointError, match=rf"{hf}/{name}: a pointer of Git LFS .*git lfs pull"):
+        HFWeights(hf)
+    (hf / name).unlink()
+    (hf / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to a file that is not there"):
+        HFWeights(hf)
+
+
+def test_shards_without_an_index_or_a_variant_are_named(folder):
+    hf = folder("single")
+    (hf / SINGLE).rename(hf / "model.fp16.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds model.fp16.safetensors, but neither .*fetch the index"):
         HFWeights(hf)
 
 
@@ -278,6 +298,25 @@ def test_a_config_that_names_two_dtypes_is_remarked(folder):
     hf = folder("single")
     edit_config(hf, dtype="bfloat16", torch_dtype="float32")
     assert any("dtype='bfloat16' and torch_dtype='float32' differ" in each for each in HFWeights(hf).remarks)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"dtype": "float16"}, True),
+        ({"dtype": None, "torch_dtype": "torch.bfloat16"}, True),
+        ({"dtype": "auto", "torch_dtype": "auto"}, True),
+        ({"dtype": "float32", "torch_dtype": "torch.float32"}, False),
+        ({"dtype": None}, False),
+    ],
+)
+def test_a_config_that_names_another_dtype_than_the_tensors_is_remarked(keys, said, folder):
+    hf = folder("single")
+    edit_config(hf, **keys)
+    remarks = HFWeights(hf).remarks
+    assert [
+        f"{hf}/config.json: dtype=" in each and "the tensors are float32" in each for each in remarks
+    ] == [True] * said
 
 
 def test_a_tensor_of_another_dtype_is_converted_where_one_is_asked_for(folder, tmp_path):

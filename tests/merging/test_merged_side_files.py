@@ -155,6 +155,50 @@ def test_a_model_without_a_tokenizer_is_said(pair, tmp_path):
         plan_merge(MergeSettings(weights=(0.5, 0.5)), [base, bare], tokenizer_from=bare)
 
 
+def test_what_a_model_without_a_tokenizer_brought_is_said(pair, tmp_path):
+    """The heaviest model's end tokens, generation config and template go with its tokenizer, which it lacks."""
+    base, chat = pair
+    bare = tmp_path / "bare"
+    shutil.copytree(chat, bare)
+    (bare / "tokenizer.json").unlink()
+    remarks = " ".join(merged(tmp_path / "out", [base, bare]))
+    assert f"config.json eos_token_id [{END}, {A}] (kept: {END})" in remarks
+    assert f"generation_config.json eos_token_id [{END}, {A}] (kept: {END})" in remarks
+    assert "generation_config.json temperature 0.6" in remarks
+    assert "chat_template.jinja (not kept)" in remarks
+    assert "LICENSE (not kept)" not in remarks
+    assert (tmp_path / "out/LICENSE").is_file()
+
+
+def test_ids_follow_a_tokenizer_that_came_without_a_config(pair, tmp_path):
+    base, chat = pair
+    bare = tmp_path / "bare"
+    shutil.copytree(Path(f"{chat}-megatron"), bare)
+    (bare / "hf/config.json").unlink()
+    merged(tmp_path / "out", [base, bare], format="hf")
+    assert story(tmp_path / "out")[0] == (A, [END, A], A)
+
+
+def test_a_chosen_tokenizer_does_not_say_that_other_files_are_lost(pair, tmp_path):
+    base, chat = pair
+    remarks = merged(tmp_path / "out", [base, chat], tokenizer_from=base)
+    assert (tmp_path / "out/LICENSE").read_text() == "of the chat model"
+    assert not any("LICENSE" in each and str(base) in each.partition(" are kept")[0] for each in remarks)
+    assert any(f"the other files of {chat} are kept" in each and "no LICENSE" in each for each in remarks)
+
+
+def test_a_tokenizer_larger_than_the_merged_model_is_said(pair, tmp_path):
+    base, chat = pair
+    for each in (base, chat):
+        shutil.copytree(each, tmp_path / each.name)
+        (tmp_path / each.name / "added_tokens.json").write_text('{"<|new|>": 61}')
+    both = [tmp_path / "base", tmp_path / "chat"]
+    assert any("'<|new|>' with number 61" in each for each in merged(tmp_path / "out", both))
+    (both[0] / "added_tokens.json").write_text('{"<|other|>": 61}')
+    with pytest.raises(CheckpointError, match=r"number 61 is token '<\|new\|>'.*it is '<\|other\|>'"):
+        merged(tmp_path / "out2", both)
+
+
 def test_tokenizers_that_cut_text_otherwise_need_a_choice(pair, tmp_path):
     base, chat = pair
     other = tmp_path / "other"
