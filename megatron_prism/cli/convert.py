@@ -18,7 +18,7 @@ from megatron_prism.cli.output import (
     show_table,
     write_result,
 )
-from megatron_prism.cli.places import check_places
+from megatron_prism.cli.places import check_models, check_places
 from megatron_prism.errors import CheckpointError, ConfigError
 
 app = typer.Typer(help="Convert checkpoints between Hugging Face and Megatron-Core.")
@@ -51,6 +51,7 @@ def import_(
     """Stream a Hugging Face folder into a Megatron checkpoint that loads at any parallel layout."""
     check_json_target(json_file)
     check_places(hf_dir, out=out, dtype=dtype)
+    check_models(hf_dir, megatron=False)
     from megatron_prism.conversion.import_hf import import_checkpoint
     from megatron_prism.conversion.safetensors_io import HFFolder
     from megatron_prism.pipeline.output import whole_folder
@@ -79,12 +80,14 @@ def export(
     """Stream a Megatron checkpoint into a Hugging Face folder."""
     check_json_target(json_file)
     check_places(checkpoint, *([tokenizer] if tokenizer else []), out=out, dtype=dtype)
+    shard = _shard_bytes(max_shard_gb)
+    check_models(checkpoint, hugging_face=False)
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.model_folder import MegatronWeights
     from megatron_prism.models.families import parameter_count
     from megatron_prism.pipeline.output import whole_folder
 
-    wanted, shard = _dtype(dtype), _shard_bytes(max_shard_gb)
+    wanted = _dtype(dtype)
     source = MegatronWeights(checkpoint)
     total = parameter_count(source.architecture) * next(iter(source.dtypes.values())).itemsize
     with whole_folder(out) as folder, bytes_bar("export", total) as advance:
@@ -119,13 +122,14 @@ def verify(
     """Compare two checkpoints tensor by tensor, bit for bit; with --logits also by what they compute."""
     check_json_target(json_file)
     check_places(first, second, dtype=dtype)
+    above_zero(tolerance, "--tolerance")
+    if text is not None and not logits:
+        raise ConfigError(f"--text {text}: a text is what --logits runs both on; add --logits")
+    check_models(first, second)
     from megatron_prism.conversion.model_folder import open_weights
     from megatron_prism.conversion.verify import compare_tensors
     from megatron_prism.models.families import parameter_count
 
-    above_zero(tolerance, "--tolerance")
-    if text is not None and not logits:
-        raise ConfigError(f"--text {text}: a text is what --logits runs both on; add --logits")
     a, b = open_weights(first), open_weights(second)
     show_remarks(a.remarks + b.remarks)
     total = parameter_count(a.architecture) * next(iter(a.dtypes.values())).itemsize
@@ -197,11 +201,12 @@ def quantize(
     """Quantize an exported Hugging Face folder with NVIDIA ModelOpt (extra: modelopt)."""
     check_json_target(json_file)
     check_places(hf_dir, out=out)
+    whole_number(samples, "--samples", least=1)
+    whole_number(length, "--length", least=2)
+    check_models(hf_dir, megatron=False)
     from megatron_prism.conversion.quantize import quantize_checkpoint
     from megatron_prism.data.readers import read_texts
 
-    whole_number(samples, "--samples", least=1)
-    whole_number(length, "--length", least=2)
     texts = None if calibration is None else read_texts(calibration)
     metrics = quantize_checkpoint(hf_dir, out, scheme, texts, samples, length)
     show_remarks(metrics["remarks"])

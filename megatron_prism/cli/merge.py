@@ -16,7 +16,7 @@ from megatron_prism.cli.output import (
     show_remarks,
     write_result,
 )
-from megatron_prism.cli.places import check_places
+from megatron_prism.cli.places import check_models, check_places
 from megatron_prism.errors import ConfigError
 
 
@@ -101,7 +101,9 @@ def merge(
         seed=seed,
     )
     models = [Path(path) for path, _ in pairs]
-    check_places(*models, *([base] if base else []), out=out)
+    folders = [*models, *([base] if base else [])]
+    check_places(*folders, out=out)
+    check_models(*folders)
     from megatron_prism.merging.merge import merge as merge_models
     from megatron_prism.merging.merge import plan_merge
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from megatron_prism.errors import CheckpointError
 
+MEGATRON, CONFIG = "architecture.json", "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
 
 def check_places(*folders: Path, out: Path | None = None, dtype: str | None = None) -> None:
-    """Refuse before the seconds that torch takes to load; what is inside the folders is checked later.
+    """Refuse before the seconds that torch takes to load; what the files in the folders hold is checked later.
 
     Raises:
         CheckpointError: for one of `folders` that is none.
@@ -29,3 +32,25 @@ def check_places(*folders: Path, out: Path | None = None, dtype: str | None = No
         from megatron_prism.pipeline.config import one_of
 
         one_of(dtype, DTYPES, "--dtype")
+
+
+def check_models(*folders: Path, megatron: bool = True, hugging_face: bool = True) -> None:
+    """Refuse folders that lack the very files by which a model of either kind is known.
+
+    Raises:
+        CheckpointError: naming the first such folder.
+    """
+    for folder in folders:
+        if megatron and (folder / MEGATRON).is_file():
+            continue
+        if not hugging_face:
+            raise CheckpointError(
+                f"{folder / MEGATRON}: no such file; a folder of `prism convert import` has one"
+            )
+        if not (folder / CONFIG).is_file():
+            kinds = f"neither a Megatron folder ({MEGATRON}) nor" if megatron else "not"
+            raise CheckpointError(f"{folder}: {kinds} a Hugging Face one ({CONFIG})")
+        if not any((folder / name).is_file() for name in WEIGHTS):
+            raise CheckpointError(
+                f"{folder}: neither {WEIGHTS[0]} nor {WEIGHTS[1]}; a Hugging Face folder with safetensors is needed"
+            )

@@ -9,6 +9,7 @@ import typer
 
 from megatron_prism.cli.numbers import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
+from megatron_prism.cli.places import check_models
 from megatron_prism.errors import ConfigError
 
 app = typer.Typer(help="RULER: long-context tasks at any length, made for a tokenizer, scored by recall.")
@@ -63,11 +64,14 @@ def make(
     from megatron_prism.data.ruler.generate import Plan, make_folder, stated_sources
     from megatron_prism.data.ruler.sources import load_sources
     from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
+    from megatron_prism.data.tokenizer_files import TokenizerFolder
     from megatron_prism.pipeline.output import whole_folder
     from megatron_prism.platform.console import progress_bar
 
     names = list(RULER_TASKS) if tasks == "all" else _split(tasks)
     plan = Plan(tuple(named_tasks(names)), _lengths(lengths), samples, seed)
+    # Opened before the sources are: to find text on this machine takes seconds.
+    TokenizerFolder(tokenizer)
     total = len(plan.tasks) * len(plan.lengths) * plan.samples
     with whole_folder(out) as folder, progress_bar("making samples", total) as bar:
         sources = load_sources(plan.tasks, essays, squad, hotpot, words, repeat_haystack)
@@ -126,6 +130,11 @@ def score(
     whole_number(batch_tokens, "--batch-tokens", least=1)
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence {confidence}: must lie between 0 and 1, for example 0.95")
+    from megatron_prism.data.ruler.samples import read_manifest
+
+    read_manifest(samples)
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        check_models(checkpoint, hugging_face=False)
     from megatron_prism.evaluation.ruler.run import score_file
     from megatron_prism.evaluation.ruler.scoring import summary
 

@@ -11,7 +11,6 @@ or made longer, reads on where it was.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from megatron_prism.data.mixture import check_sources
 from megatron_prism.data.token_files import TokenFile, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.pipeline.json_text import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,11 +129,9 @@ def packed_sequence_length(packed: Path) -> int:
         DataError: when its `packing.json` is damaged.
     """
     try:
-        length = json.loads((packed / PACKING).read_text())["sequence_length"]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(
-            f"{packed / PACKING}: not readable ({type(problem).__name__}: {problem}); {REMEDY}"
-        ) from None
+        length = read_object(packed / PACKING).get("sequence_length")
+    except DataError as problem:
+        raise DataError(f"{problem}; {REMEDY}") from None
     if not isinstance(length, int) or length < 1:
         raise DataError(f"{packed / PACKING}: sequence_length={length!r} is no length; {REMEDY}")
     return length

@@ -15,9 +15,11 @@ from typing import Any
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.platform.console import get_logger
 
 RECORD = "text.json"
+KEYS = {"tokenizer": str, "begin": list, "end": list, "special_tokens": str}
 
 log = get_logger(__name__)
 
@@ -36,11 +38,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / RECORD
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return {key: record[key] for key in ("tokenizer", "begin", "end", "special_tokens")}
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(f"{file}: not a record of a tokenizer ({problem!r}); tokenize again") from None
+    record = read_object(file)
+    for key, wanted in KEYS.items():
+        value = record.get(key)
+        whole = isinstance(value, wanted) and (wanted is str or all(isinstance(name, str) for name in value))
+        if not whole:
+            raise DataError(
+                f"{file}: not a record of a tokenizer ({key}={json.dumps(value)[:40]}); tokenize again"
+            )
+    return {key: record[key] for key in KEYS}
 
 
 def check_tokens(tokens: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Any] | None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.errors import ArtifactError, ConfigError
+from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation.run import SuiteResult, evaluate
 from megatron_prism.generation.engine import Engine, SamplingParams
 from megatron_prism.generation.sampler import Sampler
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.json_text import read_object, read_records
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.verification.code import STRONG, check_mode, require_sandbox
@@ -160,14 +160,16 @@ def read_scores(path: Path) -> dict[str, Any]:
         ArtifactError: if the file is missing or is not what `write_scores` writes.
     """
     file = path / SCORES if path.is_dir() else path
+    if not file.is_file():
+        raise ArtifactError(f"{file}: no such file; an evaluation artifact holds {SCORES}")
     try:
-        scores = json.loads(file.read_text())
+        scores = read_object(file, ArtifactError)
         suites = scores["suites"]
         for values in suites.values():
             float(values["pass_rate"]), float(values["low"]), float(values["high"])
-    except FileNotFoundError:
-        raise ArtifactError(f"{file}: no such file; an evaluation artifact holds {SCORES}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
+    except ArtifactError as reason:
+        raise ArtifactError(f"{reason}; evaluate again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as reason:
         raise ArtifactError(f"{file}: not the scores of an evaluation ({reason}); evaluate again") from None
     return dict(scores)
 
@@ -178,12 +180,8 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ArtifactError: if the file is missing or damaged.
     """
-    import zstandard
-
-    file = path / SAMPLES
     try:
-        with zstandard.open(file, "rb") as handle:
-            for line in io.TextIOWrapper(handle, encoding="ascii"):
-                yield json.loads(line)
-    except (OSError, ValueError, zstandard.ZstdError) as reason:
-        raise ArtifactError(f"{file}: not readable ({reason}); evaluate again") from None
+        for record, _ in read_records(path / SAMPLES, keep_half_pairs=True):
+            yield record
+    except DataError as reason:
+        raise ArtifactError(f"{reason}; evaluate again") from None

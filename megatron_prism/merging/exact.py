@@ -233,7 +233,10 @@ class ExactSum:
         np.less_equal(low, half(2 * places), out=flags)
         magnitudes = torch.abs(values, out=space.like(values))
         # Below the smallest normal number the midpoints are others.
-        flags |= ~(magnitudes.numpy() >= max(least, float(torch.finfo(self._dtype).smallest_normal)))
+        least = max(least, float(torch.finfo(self._dtype).smallest_normal))
+        # In fp32 the least may be infinite: then every element is open.
+        with np.errstate(over="ignore"):
+            flags |= ~(magnitudes.numpy() >= least)
         open_places = np.flatnonzero(flags)
         columns = [term.numpy()[open_places].astype(np.float64) for term in terms]
         anything = np.any([column != 0 for column in columns], axis=0)
@@ -342,9 +345,9 @@ def _few(flags: Any) -> Any:
 
 def _sum(columns: Sequence[Any], weights: Sequence[int]) -> tuple[Any, Any]:
     """The weighted sum in fp64, and where an addition rounded (Knuth's TwoSum); products are known to be exact."""
-    total = columns[0] * weights[0]
-    rounded = np.zeros(total.shape, dtype=np.bool_)
     with np.errstate(invalid="ignore"):
+        total = columns[0] * weights[0]
+        rounded = np.zeros(total.shape, dtype=np.bool_)
         for column, weight in zip(columns[1:], weights[1:], strict=True):
             product = column * weight
             following = total + product

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ArtifactError
+from megatron_prism.pipeline.json_text import read_object
 
 RECEIPT = "receipt.json"
 PARTIAL_SUFFIX = ".partial"
@@ -77,15 +78,14 @@ class Artifact:
         if not path.is_dir():
             raise ArtifactError(f"{path}: no such artifact folder")
         remedy = "delete the folder (or run again with --force) to make it anew"
+        if not (path / RECEIPT).exists():
+            raise ArtifactError(f"{path}: no {RECEIPT}, so it is half written; {remedy}")
         try:
-            raw = json.loads((path / RECEIPT).read_text())
-        except FileNotFoundError:
-            raise ArtifactError(f"{path}: no {RECEIPT}, so it is half written; {remedy}") from None
-        except (ValueError, OSError) as problem:
-            raise ArtifactError(f"{path / RECEIPT}: not readable ({problem}); {remedy}") from None
+            raw = read_object(path / RECEIPT, ArtifactError, keep_half_pairs=True)
+        except ArtifactError as problem:
+            raise ArtifactError(f"{problem}; {remedy}") from None
         try:
-            raw["outputs"] = [OutputFile(**item) for item in raw["outputs"]]
-            receipt = Receipt(**raw)
+            receipt = _receipt(raw)
         except (KeyError, TypeError) as problem:
             raise ArtifactError(f"{path / RECEIPT}: not a receipt ({problem}); {remedy}") from None
         for output in receipt.outputs:
@@ -114,6 +114,20 @@ class Artifact:
         for output in self.receipt.outputs:
             if hash_file(self.path / output.path) != output.sha256:
                 raise ArtifactError(f"{self.path / output.path}: contents differ from {RECEIPT}")
+
+
+def _receipt(raw: dict[str, Any]) -> Receipt:
+    """The receipt in a JSON object; a KeyError or TypeError says what is missing or of another type."""
+    raw["outputs"] = [OutputFile(**item) for item in raw["outputs"]]
+    receipt = Receipt(**raw)
+    texts = [(key, getattr(receipt, key)) for key in ("kind", "fingerprint", "stage")]
+    for key, value in [*texts, *(("outputs.path", each.path) for each in receipt.outputs)]:
+        if not isinstance(value, str):
+            raise TypeError(f"{key} must be text, found {type(value).__name__}")
+    for key in ("config", "inputs", "metrics", "versions", "machine"):
+        if not isinstance(getattr(receipt, key), dict):
+            raise TypeError(f"{key} must be an object, found {type(getattr(receipt, key)).__name__}")
+    return receipt
 
 
 def hash_file(path: Path) -> str:

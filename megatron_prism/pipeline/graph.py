@@ -74,6 +74,10 @@ class Graph:
                 node = self.nodes[head]
             elif target is not None and head in field_names(type(self.node(target).stage)):
                 node, rest = self.node(target), key
+            elif head in self.nodes:
+                raise ConfigError(
+                    f"recipe '{self.name}': '{key}' is a stage; change one of its keys, for example {head}.KEY=VALUE"
+                )
             else:
                 known = [*self.nodes, *(field_names(type(self.node(target).stage)) if target else ())]
                 raise ConfigError(f"recipe '{self.name}': unknown key '{key}'{suggest(head, known)}")

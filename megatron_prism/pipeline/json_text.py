@@ -6,7 +6,7 @@
 - A record is a JSON object, nested at most `DEEPEST` levels, with no key twice, and with whole numbers of at most 4,300
   digits. NaN and Infinity are read, as Python writes them; no field of text takes them.
 - Half a surrogate pair is no character: a record that holds one, written `\\ud83d`, is refused. (What a model answered
-  may hold one all the same, so readers of answers keep it.)
+  may hold one all the same, and so may the name of a folder: readers of answers and of receipts keep it.)
 - A text without one visible character is blank (`is_blank`).
 
 Files of JSON that are not lines (a tokenizer's, a dataset's) follow the same rules, but a key that comes twice counts
@@ -79,25 +79,31 @@ def parse_record(line: bytes, where: str, keep_half_pairs: bool = False) -> dict
     return record
 
 
-def read_json(path: Path, error: type[PrismError] = DataError) -> Any:
+def read_json(path: Path, error: type[PrismError] = DataError, keep_half_pairs: bool = False) -> Any:
     """What a file of JSON holds.
+
+    Args:
+        keep_half_pairs: for what a model said, and for names of files.
 
     Raises:
         error: naming the file that is missing, not readable or not JSON by the rules above.
     """
     text = read_text(path, error)
     found = _parse(text, str(path), "", error, dict)
-    _check_pairs(text, found, str(path), error)
+    if not keep_half_pairs:
+        _check_pairs(text, found, str(path), error)
     return found
 
 
-def read_object(path: Path, error: type[PrismError] = DataError) -> dict[str, Any]:
+def read_object(
+    path: Path, error: type[PrismError] = DataError, keep_half_pairs: bool = False
+) -> dict[str, Any]:
     """What a file of JSON holds, which must be an object.
 
     Raises:
         error: as `read_json`, and for anything but an object.
     """
-    found = read_json(path, error)
+    found = read_json(path, error, keep_half_pairs)
     if not isinstance(found, dict):
         raise error(f"{path}: a JSON object is needed, found {type(found).__name__}")
     return found

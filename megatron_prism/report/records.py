@@ -6,15 +6,15 @@ artifacts.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_prism.errors import ArtifactError
+from megatron_prism.errors import ArtifactError, DataError
 from megatron_prism.pipeline.artifact import Artifact, partial_path
+from megatron_prism.pipeline.json_text import read_object, read_records
 
 Status = Literal["done", "unfinished", "damaged", "not made"]
 METRICS = "metrics.jsonl"
@@ -83,15 +83,15 @@ def read_run(run_dir: Path) -> Run:
     file = run_dir / "graph.json"
     if not run_dir.is_dir():
         raise ArtifactError(f"{run_dir}: no such run folder")
+    if not file.exists():
+        raise ArtifactError(f"{run_dir}: no graph.json, so no run folder; give one that `prism run` made")
     try:
-        graph = json.loads(file.read_text())
+        graph = read_object(file, ArtifactError, keep_half_pairs=True)
         records = [_stage(run_dir, item) for item in graph["stages"] if item["kind"] != REPORT_KIND]
         recipe = str(graph["recipe"])
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{run_dir}: no graph.json, so no run folder; give one that `prism run` made"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except ArtifactError as problem:
+        raise ArtifactError(f"{problem}; run the recipe again to mend it") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ArtifactError(f"{file}: not readable ({problem!r}); run the recipe again to mend it") from None
     names = {record.name for record in records}
     for record in records:
@@ -114,20 +114,19 @@ def read_history(artifact: Artifact) -> History | None:
         return None
     curves: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     validation: dict[str, dict[int, float]] = {}
-    with open(file, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
+    try:
+        for record, where in read_records(file):
             try:
-                record = json.loads(line)
                 step = int(record["step"])
                 for source, loss in record.get("validation", {}).items():
                     validation.setdefault(source, {})[step] = float(loss)
                 for name in CURVES:
                     if record.get(name) is not None:
                         curves[name][step] = float(record[name])
-            except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                raise ArtifactError(f"{file}:{number}: not a metrics record ({problem!r})") from None
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
+                raise ArtifactError(f"{where}: not a metrics record ({problem!r})") from None
+    except DataError as problem:
+        raise ArtifactError(f"{problem}; not a metrics record") from None
     return History(
         loss=_points(curves["loss"]),
         lr=_points(curves["lr"]),

@@ -7,14 +7,14 @@ prompts with 0 of 16, a few are easier than they looked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.errors import ArtifactError, ConfigError
+from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.rl.difficulty import read_difficulty
 
@@ -83,10 +83,7 @@ def frontier(run: Path, before: Mapping[str, int], counts: list[int]) -> list[di
 
 
 def _answers(file: Path) -> list[dict[str, Any]]:
-    import zstandard
-
     try:
-        with zstandard.open(file, "rt", encoding="utf-8") as handle:
-            return [json.loads(line) for line in handle]
-    except (OSError, ValueError, zstandard.ZstdError) as problem:
-        raise ArtifactError(f"{file}: not readable ({problem}); run the stage again") from None
+        return [record for record, _ in read_records(file, keep_half_pairs=True)]
+    except DataError as problem:
+        raise ArtifactError(f"{problem}; run the stage again") from None

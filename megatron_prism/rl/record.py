@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.errors import ArtifactError
+from megatron_prism.errors import ArtifactError, DataError
+from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.rollout import Group
 from megatron_prism.training.metrics import RunLog
@@ -88,11 +89,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: if it is missing or damaged.
     """
-    file = folder / METRICS
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError) as problem:
-        raise ArtifactError(f"{file}: not readable ({problem}); run the stage again") from None
+        return [record for record, _ in read_records(folder / METRICS)]
+    except DataError as problem:
+        raise ArtifactError(f"{problem}; run the stage again") from None
 
 
 def steps_without_signal(folder: Path, step: int) -> int:

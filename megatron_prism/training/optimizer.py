@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import positive
 from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, literals
@@ -27,6 +29,13 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         positive(self, "eps", "clip_grad")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: must lie between 0 and 1 (1 itself left out)"
+                )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay={self.weight_decay}: must be 0 or more, and finite")
 
 
 def build_optimizer(

@@ -47,6 +47,8 @@ def ask(folder, *verbs: str) -> tuple[list[tuple[int, list[str], str]], str]:
 
 def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text("{}")
     good = (
         *("--help", "--version", "recipes", "run --help", "convert --help", "ruler --help"),
         "run shoebox --dry-run",
@@ -68,6 +70,16 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
         *("convert import absent out", "convert export absent out", "convert verify absent empty"),
         *("convert quantize absent out", "convert import empty out --dtype bf61"),
         *("merge --model absent=1 --model empty=1 out", "ruler make", "doctor --absent"),
+        # Folders that are there, and hold no model or no tokenizer; numbers that are none.
+        *("convert import empty out", "convert import config out", "convert export config out"),
+        *("convert export empty out --max-shard-gb nan", "convert verify empty empty"),
+        *("convert verify config config --tolerance nan", "convert verify config config"),
+        *("convert quantize config out", "convert quantize config out --samples 0"),
+        *("merge --model empty=.5 --model empty=.5 out", "merge --model config=.5 --model config=.5 out"),
+        *("ruler make --tokenizer absent out", "ruler make --tokenizer empty out"),
+        *("ruler score absent --checkpoint absent", "ruler score empty --checkpoint empty"),
+        *("run shoebox midtrain=5", "run shoebox midtrain.optimizer.weight_decay=-1"),
+        *("run shoebox midtrain.optimizer.weight_decay=nan", "run shoebox midtrain.optimizer.beta1=2"),
     )
     said, errors = ask(tmp_path, *good, *wrong)
     assert [loaded for _, loaded, _ in said] == [[]] * len(said)
@@ -75,7 +87,7 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
     assert "midtrain" in said[6][2]
     # Each mistake is one line.
     assert [line.partition(":")[0] for line in errors.splitlines()] == ["error"] * len(wrong)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "empty"]
 
 
 def test_the_check_sees_what_is_loaded(tmp_path):

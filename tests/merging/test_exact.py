@@ -203,3 +203,14 @@ def test_nan_and_infinity_spread():
         terms[0][1], terms[0][2] = math.nan, math.inf
         found = exact_sum(terms, list(map(Fraction, weights)), BF16)
         assert found.isfinite().tolist() == [True, False, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_fp32_are_no_warning():
+    """Where the bound of the error is larger than any fp32 number, every element is added up in integers."""
+    terms = [spread(FP32, 100, 127, seed, 60) for seed in range(2)]
+    weights = [Fraction("1.2345678901234567e30"), Fraction("-1.2345678901234567e30")]
+    for dtype in (BF16, FP16, FP32):
+        assert not wrong(exact_sum(terms, weights, dtype), reference(terms, weights, dtype))
+    infinite = [torch.tensor([math.inf, 1.0]), torch.tensor([1.0, math.inf])]
+    assert not exact_sum(infinite, [Fraction(0), Fraction(1)], BF16).isfinite().any()

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
+import zstandard
 
+from megatron_prism.data.packed_dataset import packed_sequence_length
 from megatron_prism.data.readers import Blank, read_texts
 from megatron_prism.data.ruler.questions import read_hotpot
-from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.data.ruler.samples import read_manifest
+from megatron_prism.data.ruler.samples import read_samples as ruler_samples
+from megatron_prism.data.text_record import read_record
+from megatron_prism.errors import ArtifactError, ConfigError, DataError, PrismError
+from megatron_prism.evaluation.ruler.recovery import read_recalls
+from megatron_prism.evaluation.stage import read_samples as evaluation_samples
+from megatron_prism.evaluation.stage import read_scores
+from megatron_prism.pipeline.artifact import Artifact, Receipt
 from megatron_prism.pipeline.config import load_yaml, parse_override
 from megatron_prism.pipeline.json_text import is_blank, read_json, read_records, read_text
+from megatron_prism.report.records import read_history, read_run
+from megatron_prism.rl.record import read_metrics
 from megatron_prism.verification.problems import load_suite
 
 MARK = b"\xef\xbb\xbf"
@@ -148,3 +161,108 @@ def test_plain_text_loses_its_mark_and_yaml_too(tmp_path):
         load_yaml(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         parse_override("a=" + "[" * 3000)
+
+
+def _history(folder: Path) -> object:
+    return read_history(Artifact(folder, Receipt("train", "", "", {}, {})))
+
+
+ARTIFACT_FILES = {
+    "receipt.json": Artifact.open,
+    "graph.json": read_run,
+    "text.json": read_record,
+    "ruler.json": read_manifest,
+    "packing.json": packed_sequence_length,
+    "scores.json": read_scores,
+    "samples.jsonl.zst": lambda folder: list(evaluation_samples(folder)),
+    "recalls/samples.jsonl.zst": lambda folder: read_recalls(folder / "recalls"),
+    "64/task.jsonl.zst": lambda folder: list(ruler_samples(folder, "task", 64)),
+    "rl/metrics.jsonl": lambda folder: read_metrics(folder / "rl"),
+    "metrics.jsonl": _history,
+}
+DAMAGED = {
+    "nested 100,000 deep": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "latin 1": b'{"a": "caf\xe9"}',
+    "utf-16": '{"a": 1}'.encode("utf-16"),
+    "no object": b"[1]",
+    "a number of 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "cut off": b'{"a": 1',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("name", ARTIFACT_FILES)
+def test_a_damaged_file_of_an_artifact_is_named_in_one_line(name, damage, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    data = DAMAGED[damage]
+    file.write_bytes(zstandard.compress(data) if name.endswith(".zst") else data)
+    with pytest.raises(PrismError) as problem:
+        ARTIFACT_FILES[name](tmp_path)
+    said = str(problem.value)
+    assert said.startswith(str(file))
+    assert "\n" not in said
+    assert len(said) < len(str(file)) + 250
+
+
+@pytest.mark.parametrize("name", [name for name in ARTIFACT_FILES if name.endswith(".zst")])
+def test_a_compressed_file_that_was_cut_off_is_no_shorter_file(name, tmp_path):
+    """The cut falls behind whole lines: what can be unpacked looks like a file with fewer of them."""
+    sample = {"task": "task", "index": 0, "seed": 1, "tokens": 3, "max_new_tokens": 4, "prompt": "p"}
+    sample |= {
+        "length": 64,
+        "answers": ["a"],
+        "metric": "recall",
+        "depths": [0.5],
+        "source": "s",
+        "recall": 1,
+    }
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    compressor = zstandard.ZstdCompressor().compressobj()
+    whole = compressor.compress(json.dumps(sample).encode() + b"\n")
+    whole += compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    file.write_bytes(whole)
+    with pytest.raises(PrismError, match="damaged zstd data"):
+        ARTIFACT_FILES[name](tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("answers", "abc", "'answers' must be a list of text"),
+        ("answers", [1], "'answers' must be a list of text"),
+        ("prompt", 5, "'prompt' must be text"),
+        ("index", "0", "'index' must be a whole number"),
+        ("index", True, "'index' must be a whole number"),
+        ("depths", [None], "'depths' must be a list of a number"),
+        ("metric", "recal", "did you mean 'recall'"),
+        ("length", 128, "is of task 'task' at length 128"),
+    ],
+)
+def test_a_ruler_sample_with_a_wrong_value(key, value, said, tmp_path):
+    sample = {"task": "task", "index": 0, "seed": 1, "tokens": 3, "max_new_tokens": 4, "prompt": "p"}
+    sample |= {"length": 64, "answers": ["a"], "metric": "recall", "depths": [0.5], "source": "s"}
+    (tmp_path / "64").mkdir()
+    file = tmp_path / "64" / "task.jsonl.zst"
+    file.write_bytes(zstandard.compress(json.dumps(sample | {key: value}).encode()))
+    with pytest.raises(DataError, match=f"task.jsonl.zst:1: .*{said}"):
+        list(ruler_samples(tmp_path, "task", 64))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("kind", None), ("config", []), ("metrics", 5), ("outputs", [{"path": 5, "size": 1, "sha256": ""}])],
+)
+def test_a_receipt_with_a_wrong_value(key, value, tmp_path):
+    receipt = {"kind": "x", "fingerprint": "f", "stage": "s", "config": {}, "inputs": {}, "outputs": []}
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt | {key: value}))
+    with pytest.raises(ArtifactError, match=r"receipt.json: not a receipt \(.*must be"):
+        Artifact.open(tmp_path)
+
+
+def test_a_receipt_may_name_a_folder_whose_name_is_no_utf8(tmp_path):
+    receipt = {"kind": "x", "fingerprint": "f", "stage": "s", "inputs": {}, "outputs": []}
+    config = {"folder": os.fsdecode(b"caf\xe9")}
+    (tmp_path / "receipt.json").write_text(json.dumps({**receipt, "config": config}))
+    assert Artifact.open(tmp_path).receipt.config == config

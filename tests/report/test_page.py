@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         build_report(tmp_path)
     for content in ("{", "[]", '{"recipe": "x", "stages": [{"name": "a"}]}', '{"recipe": "x", "stages": 3}'):
         (tmp_path / "graph.json").write_text(content)
-        with pytest.raises(ArtifactError, match=r"graph\.json: not readable"):
+        with pytest.raises(ArtifactError, match=r"graph\.json: .*run the recipe again"):
             build_report(tmp_path)
     write_graph(tmp_path)
     graph = json.loads((tmp_path / "graph.json").read_text())

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import DataError
+from megatron_prism.errors import DataError, suggest
+from megatron_prism.pipeline.json_text import read_object, read_records
 
 MANIFEST = "ruler.json"
 SUFFIX = ".jsonl.zst"
 COMPRESSION_LEVEL = 3
+METRICS = ("recall", "any")
+# Whether a value is a list, and what it, or each of its elements, must be.
+TEXT, WHOLE, NUMBER = (str,), (int,), (int, float)
+NAMES: Mapping[tuple[type, ...], str] = {TEXT: "text", WHOLE: "a whole number", NUMBER: "a number"}
+Types = Mapping[str, tuple[bool, tuple[type, ...]]]
+MANIFEST_TYPES: Types = {
+    "tasks": (True, TEXT),
+    "lengths": (True, WHOLE),
+    "samples": (False, WHOLE),
+    "seed": (False, WHOLE),
+    "tokenizer": (False, TEXT),
+}
+SAMPLE_TYPES: Types = {
+    **{key: (False, TEXT) for key in ("task", "prompt", "metric", "source")},
+    **{key: (False, WHOLE) for key in ("length", "index", "seed", "tokens", "max_new_tokens")},
+    "answers": (True, TEXT),
+    "depths": (True, NUMBER),
+}
 
 
 @dataclass(frozen=True)
@@ -71,14 +90,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: when it is missing or not one.
     """
     path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path}: no such file; make the samples with `prism ruler make`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        [manifest[key] for key in ("tasks", "lengths", "samples", "seed", "tokenizer")]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; make the samples with `prism ruler make`") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise DataError(f"{path}: not a folder of RULER samples ({problem!r}); make it anew") from None
-    return dict(manifest)
+        manifest = read_object(path)
+        for key in MANIFEST_TYPES:
+            _checked(manifest, key, str(path), MANIFEST_TYPES)
+    except DataError as problem:
+        raise DataError(f"{problem}; not a folder of RULER samples, make it anew") from None
+    return manifest
 
 
 def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
@@ -87,16 +107,32 @@ def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
     Raises:
         DataError: naming the file when it is missing, damaged or not of this format.
     """
-    import zstandard
-
     path = sample_file(Path(folder), task, length)
-    names = {field.name for field in fields(Sample)}
+    if not path.exists():
+        raise DataError(f"{path}: no such file; make the samples with `prism ruler make`")
     try:
-        with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as handle:
-            for line in handle:
-                record = json.loads(line)
-                yield Sample(**{name: record[name] for name in names})
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; make the samples with `prism ruler make`") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, zstandard.ZstdError) as problem:
-        raise DataError(f"{path}: not readable as RULER samples ({problem!r}); make them anew") from None
+        for record, where in read_records(path):
+            sample = Sample(**{name: _checked(record, name, where, SAMPLE_TYPES) for name in SAMPLE_TYPES})
+            if sample.metric not in METRICS:
+                raise DataError(f"{where}: metric '{sample.metric}'{suggest(sample.metric, METRICS)}")
+            if (sample.task, sample.length) != (task, length):
+                raise DataError(f"{where}: is of task '{sample.task}' at length {sample.length}")
+            yield sample
+    except DataError as problem:
+        raise DataError(f"{problem}; not readable as RULER samples, make them anew") from None
+
+
+def _checked(record: Mapping[str, Any], key: str, where: str, types: Types) -> Any:
+    """The value of a key, if it is of its type."""
+    if key not in record:
+        raise DataError(f"{where}: key '{key}' is missing")
+    listed, wanted = types[key]
+    value = record[key]
+    elements = value if listed and isinstance(value, list) else [value]
+    if listed is isinstance(value, list) and all(
+        isinstance(each, wanted) and not isinstance(each, bool) for each in elements
+    ):
+        return value
+    raise DataError(
+        f"{where}: '{key}' must be {'a list of ' * listed}{NAMES[wanted]}, found {json.dumps(value)[:40]}"
+    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_prism.errors import ArtifactError
+from megatron_prism.errors import ArtifactError, DataError
 from megatron_prism.evaluation.ruler.scoring import Interval
+from megatron_prism.pipeline.json_text import read_records
 
 SAMPLES = "samples.jsonl.zst"
 RESAMPLES = 10_000
@@ -25,16 +24,14 @@ def read_recalls(folder: Path) -> dict[int, dict[str, dict[int, float]]]:
     Raises:
         ArtifactError: if the file is missing or damaged.
     """
-    import zstandard
-
     found: dict[int, dict[str, dict[int, float]]] = {}
     try:
-        with zstandard.open(folder / SAMPLES, "rb") as handle:
-            for line in io.TextIOWrapper(handle, encoding="ascii"):
-                record = json.loads(line)
-                tasks = found.setdefault(int(record["length"]), {})
-                tasks.setdefault(str(record["task"]), {})[int(record["index"])] = float(record["recall"])
-    except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError) as problem:
+        for record, _ in read_records(folder / SAMPLES, keep_half_pairs=True):
+            tasks = found.setdefault(int(record["length"]), {})
+            tasks.setdefault(str(record["task"]), {})[int(record["index"])] = float(record["recall"])
+    except DataError as problem:
+        raise ArtifactError(f"{problem}; evaluate again") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as problem:
         raise ArtifactError(f"{folder / SAMPLES}: not readable ({problem!r}); evaluate again") from None
     return found
 
