@@ -182,7 +182,7 @@ def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypa
         ("llama", {"attention_bias": True}, "attention_bias"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "dynamic"),
+        ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}, "rope_parameters": None}, "longrope"),
         ("llama", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "llama3"),
         ("llama", {"qk_norm": True}, "key 'qk_norm'=True is not known for llama"),
