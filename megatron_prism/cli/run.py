@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
-from megatron_prism.errors import ArtifactError, ConfigError, suggest
+from megatron_prism.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from megatron_prism.pipeline.artifact import Artifact
@@ -107,19 +107,13 @@ def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Gra
     Raises:
         ConfigError: for a key that is neither a parameter nor a stage's, or a value that is refused.
     """
-    from megatron_prism.pipeline.config import field_names, parse_override
+    from megatron_prism.pipeline.config import parse_override
 
     values = dict(parse_override(text) for text in overrides)
     own = {key: value for key, value in values.items() if key.partition(".")[0] in recipe.parameters}
     graph = recipe.build(own)
     rest = {key: value for key, value in values.items() if key not in own}
-    fields = field_names(type(graph.node(target).stage)) if target is not None else []
-    for key in rest:
-        head = key.partition(".")[0]
-        if head not in graph.nodes and head not in fields:
-            known = [*recipe.parameters, *graph.nodes, *fields]
-            raise ConfigError(f"recipe '{recipe.name}': unknown key '{key}'{suggest(head, known)}")
-    graph.override(rest, target)
+    graph.override(rest, target, also_known=recipe.parameters)
     return graph
 
 

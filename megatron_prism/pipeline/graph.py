@@ -7,7 +7,7 @@ and a changed config never meets an old result. `RUN_DIR/NAME` links to the fold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,13 @@ class Graph:
             raise ConfigError(f"recipe '{self.name}' has no stage '{name}'{suggest(name, self.nodes)}")
         return self.nodes[name]
 
-    def override(self, overrides: Mapping[str, Any], target: str | None = None) -> None:
+    def override(
+        self, overrides: Mapping[str, Any], target: str | None = None, also_known: Iterable[str] = ()
+    ) -> None:
         """Apply `STAGE.key=value`; with `target`, a bare `key=value` belongs to that stage.
+
+        Args:
+            also_known: other keys that a misspelled one may stand for.
 
         Raises:
             ConfigError: for a key that names no stage and no field of the target, that the stage refuses, or that
@@ -79,7 +84,11 @@ class Graph:
                     f"recipe '{self.name}': '{key}' is a stage; change one of its keys, for example {head}.KEY=VALUE"
                 )
             else:
-                known = [*self.nodes, *(field_names(type(self.node(target).stage)) if target else ())]
+                known = [
+                    *also_known,
+                    *self.nodes,
+                    *(field_names(type(self.node(target).stage)) if target else ()),
+                ]
                 raise ConfigError(f"recipe '{self.name}': unknown key '{key}'{suggest(head, known)}")
             self._overrides.setdefault(node.name, {})[rest] = value
         # In the graph's order: what a node derives from the ones before it follows their overrides.
