@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from megatron_prism.generation.engine import Engine, SamplingParams
 from megatron_prism.generation.sampler import Sampler
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_object, read_records
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
@@ -138,18 +138,15 @@ def write_scores(
     Args:
         about: what else the metrics say: the engine, how its prompts were made, the grader's versions.
     """
-    import zstandard
-
     metrics = {
         "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
         **about,
     }
     write_json(out / SCORES, metrics)
-    with zstandard.open(out / SAMPLES, "wb") as handle:
+    with record_writer(out / SAMPLES) as write:
         for suite, result in results.items():
             for sample in result.flat():
-                # ASCII JSON: a sampled text may hold lone surrogates, which UTF-8 refuses.
-                handle.write(json.dumps({"suite": suite, **sample.record()}).encode("ascii") + b"\n")
+                write({"suite": suite, **sample.record()})
     return metrics
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ArtifactError, DataError
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.rollout import Group
@@ -55,32 +56,26 @@ class RLLog(RunLog):
 
 def write_answers(folder: Path, step: int, groups: Sequence[Group]) -> None:
     """All answers of a step as `step_NNNNNNN.jsonl.zst` in `folder`, whole or not at all."""
-    import zstandard
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{step:07d}.jsonl.zst"
-    partial = target.with_name(target.name + ".partial")
-    with zstandard.open(partial, "wb") as handle:
+    with record_writer(folder / f"step_{step:07d}.jsonl.zst") as write:
         for group in groups:
             for index, answer in enumerate(group.answers):
                 completion = answer.completion
-                line = {
-                    "id": group.problem.id,
-                    "domain": group.problem.domain,
-                    "sample": index,
-                    "prompt": group.problem.prompt,
-                    "completion": completion.text,
-                    "tokens": len(completion.token_ids),
-                    "finish_reason": completion.finish_reason,
-                    "reason": answer.grade.reason,
-                    "extracted": answer.grade.extracted,
-                    "reward": answer.reward.value,
-                    "parts": answer.reward.parts,
-                    "correct": answer.reward.correct,
-                }
-                # ASCII JSON: a sampled text may hold lone surrogates, which UTF-8 refuses.
-                handle.write(json.dumps(line).encode("ascii") + b"\n")
-    partial.rename(target)
+                write(
+                    {
+                        "id": group.problem.id,
+                        "domain": group.problem.domain,
+                        "sample": index,
+                        "prompt": group.problem.prompt,
+                        "completion": completion.text,
+                        "tokens": len(completion.token_ids),
+                        "finish_reason": completion.finish_reason,
+                        "reason": answer.grade.reason,
+                        "extracted": answer.grade.extracted,
+                        "reward": answer.reward.value,
+                        "parts": answer.reward.parts,
+                        "correct": answer.reward.correct,
+                    }
+                )
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import DataError, suggest
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_object, read_records
 
 MANIFEST = "ruler.json"
@@ -70,17 +71,9 @@ def sample_file(folder: Path, task: str, length: int) -> Path:
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write one file; under its final name it is complete."""
-    import zstandard
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with zstandard.open(partial, "wb", cctx=zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)) as handle:
-            for sample in samples:
-                handle.write(json.dumps(asdict(sample), ensure_ascii=False).encode("utf-8") + b"\n")
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with record_writer(path, COMPRESSION_LEVEL) as write:
+        for sample in samples:
+            write(asdict(sample))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from megatron_prism.evaluation.ruler.scoring import summary
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.artifact import Artifact, hash_file, write_json
 from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
 
@@ -92,7 +92,6 @@ class RulerEvaluate(Stage):
         return {key: value for key, value in super().identity().items() if key not in FILES} | hashes
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        import zstandard
 
         from megatron_prism.generation.megatron import MegatronEngine
 
@@ -109,7 +108,7 @@ class RulerEvaluate(Stage):
         with (
             MegatronEngine.load(model, folder, 1, self.text) as engine,
             progress_bar("answering RULER", total) as bar,
-            zstandard.open(out / PREDICTIONS, "wb") as handle,
+            record_writer(out / PREDICTIONS) as write,
         ):
 
             def advance(finished: int) -> None:
@@ -121,8 +120,7 @@ class RulerEvaluate(Stage):
                 for task in plan.tasks
             )
             for each in predict_all(engine, groups, self.batch_tokens, advance):
-                # ASCII JSON: a sampled text may hold lone surrogates, which UTF-8 refuses.
-                handle.write(json.dumps(each.record()).encode("ascii") + b"\n")
+                write(each.record())
                 scored.append(each.scored())
         metrics = summary(scored, self.confidence)
         for length, entry in metrics["lengths"].items():
