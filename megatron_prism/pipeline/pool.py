@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from megatron_prism.errors import ConfigError, StageFailed
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.pool_worker import Done, Failed, Said, Task, work
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.ports import free_port
 
 EXIT_SECONDS = 5.0
 
@@ -67,7 +67,7 @@ class WorkerPool:
                 f"stage '{name}': its class {type(stage).__qualname__} cannot be imported by a worker process; move it "
                 "into a module of its own, or use --jobs 1"
             ) from None
-        port = _free_port() if count > 1 else 0
+        port = free_port() if count > 1 else 0
         idle = [worker for worker in self._workers if worker.task is None]
         idle += [self._spawn() for _ in range(count - len(idle))]
         paths = {key: artifact.path.resolve() for key, artifact in inputs.items()}
@@ -155,9 +155,3 @@ def _end(workers: Sequence[_Worker]) -> None:
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
+
+from megatron_prism.platform.ports import free_port
 
 
 class Server:
@@ -38,7 +41,9 @@ class Server:
     def kill(self):
         """Return when the process is gone, and its port with it."""
         while self.process and self.alive:
-            os.kill(self.process, signal.SIGKILL)
+            # It may be gone since it was asked after.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process, signal.SIGKILL)
             time.sleep(0.01)
 
     @property
@@ -49,12 +54,6 @@ class Server:
     def asked(self):
         """What each request asked for; equal requests ask for the same completion."""
         return [json.dumps(request["body"], sort_keys=True) for request in self.requests]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for_port(port, process=None, seconds=120):

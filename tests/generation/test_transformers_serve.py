@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from served_model import free_port, wait_for_port
+from served_model import wait_for_port
 from transformers import AutoModelForCausalLM
 from transformers.utils.import_utils import is_accelerate_available, is_serve_available
 
@@ -17,6 +17,7 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ServerError
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.openai import OpenAIEngine
+from megatron_prism.platform.ports import free_port
 
 PROMPTS = ["ABC", "hello", "x"]
 SAMPLED = SamplingParams(max_new_tokens=8, temperature=0.9, top_p=0.9, seed=4)
