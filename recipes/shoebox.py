@@ -29,7 +29,7 @@ from megatron_prism.rl.mix import PromptMix
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
-from megatron_prism.study.long_context import MERGE
+from megatron_prism.study.long_context import MERGE, extension_of
 from megatron_prism.study.midtraining import trained_architecture
 from megatron_prism.study.reinforcement import Branch, add_reinforcement
 from megatron_prism.study.small_models import MODELS, VOCABULARY
@@ -228,7 +228,7 @@ def recipe(
         tokens=tokens,
     )
 
-    def extend(name: str, start: Node, trainable: str) -> Node:
+    def extend(name: str, start: Node, trainable: str, first: Node | None = None) -> Node:
         # The paper's phase (Table 17): exponential decay to nothing; its warm-up is a tenth.
         schedule = Schedule(
             warmup_steps=max(1, size.extension_steps // 10),
@@ -237,17 +237,18 @@ def recipe(
             final_factor=0.0,
         )
         stage = train(LONG_MIXTURE, size.extension_steps, LONG, 4, schedule, trainable=trainable)
-        derive = partial(_as_made_by, midtrain)
+        derive = partial(extension_of, midtrain, packed, first)
         return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
 
-    later = [merge, extend("extend", merge, "all")]
+    extended = extend("extend", merge, "all")
+    later = [merge, extended]
     if variants:
         later += [
-            extend("extend_attention", merge, "attention"),
-            extend("extend_unmerged", midtrain, "all"),
-            extend("extend_unmerged_attention", midtrain, "attention"),
+            extend("extend_attention", merge, "attention", extended),
+            extend("extend_unmerged", midtrain, "all", extended),
+            extend("extend_unmerged_attention", midtrain, "attention", extended),
         ]
-    export = graph.add("export", ExportHF(), model=graph.nodes["extend"], tokenizer=tokenizer)
+    export = graph.add("export", ExportHF(), model=extended, tokenizer=tokenizer)
     for node in later:
         scores += score(node)
     # The run from the mid-trained model comes last: the report's changes are from the first model to the last.

@@ -113,7 +113,7 @@ def add_long_context(
 
     def extend(name: str, start: Node, trainable: str, first: Node | None = None) -> Node:
         stage = make(architecture, long_context, seed, trainable)
-        derive = partial(_extension_of, midtrain, packed, first)
+        derive = partial(extension_of, midtrain, packed, first)
         return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
 
     # The rows of Table 7 are compared, so all are extended as `extend` is.
@@ -135,7 +135,7 @@ def add_long_context(
     return extended
 
 
-def _extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train) -> Train:
+def extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train) -> Train:
     """Training of mid-training's architecture on the packed sequences.
 
     Args:

@@ -148,6 +148,10 @@ def test_another_model_is_the_model_of_every_stage():
     }
     assert len(layers) == 8
     assert set(layers.values()) == {3}
+    # The rows of Table 7 are extended alike, and on sequences as long as they were packed.
+    graph.override({"extend.steps": 77, "packed.sequence_length": 256})
+    rows = [node.stage for name, node in graph.nodes.items() if name.startswith("extend")]
+    assert [(row.steps, row.batch.sequence_length) for row in rows] == [(77, 256)] * 4
     with pytest.raises(ConfigError, match=r"stage 'midtrain': architecture\.num_layers=2 contradicts"):
         recipe().override({"midtrain.architecture.num_layers": 2})
 
