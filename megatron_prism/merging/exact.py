@@ -294,16 +294,15 @@ class _Exponents:
         self._bits, self._most, self._space = bits, torch.iinfo(bits[0].dtype).max, space
         low, apart, other = space.integers(len(bits[0]), bits[0].dtype)
         torch.bitwise_and(bits[0], self._most, out=low)
-        torch.bitwise_and(bits[1], self._most, out=other)
-        ends = [torch.aminmax(each) for each in (low, other)]
+        ends = [torch.aminmax(low)]
         if len(bits) == 2:
+            torch.bitwise_and(bits[1], self._most, out=other)
+            ends.append(torch.aminmax(other))
             torch.sub(low, other, out=apart).abs_()
             self._lowest: Sequence[Tensor] = (low, other)
         else:
-            high = apart
-            torch.maximum(low, other, out=high)
-            torch.minimum(low, other, out=low)
-            for each in bits[2:]:
+            high = apart.copy_(low)
+            for each in bits[1:]:
                 torch.bitwise_and(each, self._most, out=other)
                 ends.append(torch.aminmax(other))
                 torch.maximum(high, other, out=high)
