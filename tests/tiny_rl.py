@@ -18,7 +18,7 @@ from megatron_prism.conversion.checkpoint_io import model_state, write_checkpoin
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.pipeline.artifact import Artifact, Receipt
-from megatron_prism.platform.process_groups import literals, session
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 from megatron_prism.rl.gate import GateSettings
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings
@@ -68,7 +68,7 @@ def make_model(folder: Path, architecture: Architecture) -> None:
     (folder / "checkpoint").mkdir(parents=True)
     architecture.save(folder / "architecture.json")
     generator = torch.Generator().manual_seed(5)
-    with session(seed=1), torch.no_grad(), literals():
+    with session(seed=1), torch.no_grad(), cuda_requests_on_cpu():
         model = build_model(architecture)
         for parameter in model.parameters():
             if parameter.dim() > 1:

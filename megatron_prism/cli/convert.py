@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from megatron_prism.cli.numbers import above_zero, whole_number
+from megatron_prism.cli.folder_checks import check_folders, check_models
+from megatron_prism.cli.number_checks import above_zero, whole_number
 from megatron_prism.cli.output import (
     JsonOption,
     bytes_bar,
@@ -18,7 +19,6 @@ from megatron_prism.cli.output import (
     show_table,
     write_result,
 )
-from megatron_prism.cli.places import check_models, check_places
 from megatron_prism.errors import CheckpointError, ConfigError
 
 app = typer.Typer(help="Convert checkpoints between Hugging Face and Megatron-Core.")
@@ -50,11 +50,11 @@ def import_(
 ) -> None:
     """Stream a Hugging Face folder into a Megatron checkpoint that loads at any parallel layout."""
     check_json_target(json_file)
-    check_places(hf_dir, out=out, dtype=dtype)
+    check_folders(hf_dir, out=out, dtype=dtype)
     check_models(hf_dir, megatron=False)
     from megatron_prism.conversion.import_hf import import_checkpoint
     from megatron_prism.conversion.safetensors_io import HFFolder
-    from megatron_prism.pipeline.output import whole_folder
+    from megatron_prism.pipeline.output_folder import whole_folder
 
     wanted = _dtype(dtype)
     total = sum(stored.nbytes for stored in HFFolder(hf_dir).stored.values())
@@ -79,13 +79,13 @@ def export(
 ) -> None:
     """Stream a Megatron checkpoint into a Hugging Face folder."""
     check_json_target(json_file)
-    check_places(checkpoint, *([tokenizer] if tokenizer else []), out=out, dtype=dtype)
+    check_folders(checkpoint, *([tokenizer] if tokenizer else []), out=out, dtype=dtype)
     shard = _shard_bytes(max_shard_gb)
     check_models(checkpoint, hugging_face=False)
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.model_folder import MegatronWeights
     from megatron_prism.models.families import parameter_count
-    from megatron_prism.pipeline.output import whole_folder
+    from megatron_prism.pipeline.output_folder import whole_folder
 
     wanted = _dtype(dtype)
     source = MegatronWeights(checkpoint)
@@ -121,7 +121,7 @@ def verify(
 ) -> None:
     """Compare two checkpoints tensor by tensor, bit for bit; with --logits also by what they compute."""
     check_json_target(json_file)
-    check_places(first, second, dtype=dtype)
+    check_folders(first, second, dtype=dtype)
     above_zero(tolerance, "--tolerance")
     if text is not None and not logits:
         raise ConfigError(f"--text {text}: a text is what --logits runs both on; add --logits")
@@ -200,7 +200,7 @@ def quantize(
 ) -> None:
     """Quantize an exported Hugging Face folder with NVIDIA ModelOpt (extra: modelopt)."""
     check_json_target(json_file)
-    check_places(hf_dir, out=out)
+    check_folders(hf_dir, out=out)
     whole_number(samples, "--samples", least=1)
     whole_number(length, "--length", least=2)
     check_models(hf_dir, megatron=False)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from megatron_prism.cli.numbers import whole_number
+from megatron_prism.cli.folder_checks import check_folders, check_models
+from megatron_prism.cli.number_checks import whole_number
 from megatron_prism.cli.output import (
     JsonOption,
     bytes_bar,
@@ -16,7 +17,6 @@ from megatron_prism.cli.output import (
     show_remarks,
     write_result,
 )
-from megatron_prism.cli.places import check_models, check_places
 from megatron_prism.errors import ConfigError
 
 
@@ -85,7 +85,7 @@ def merge(
     from megatron_prism.merging.decimals import exact_number, parse_weights
     from megatron_prism.merging.settings import MergeSettings
     from megatron_prism.pipeline.config import one_of
-    from megatron_prism.pipeline.output import whole_folder
+    from megatron_prism.pipeline.output_folder import whole_folder
 
     one_of(dtype, DTYPES, "--dtype")
     whole_number(seed, "--seed", least=0)
@@ -102,7 +102,7 @@ def merge(
     )
     models = [Path(path) for path, _ in pairs]
     folders = [*models, *([base] if base else [])]
-    check_places(*folders, out=out)
+    check_folders(*folders, out=out)
     check_models(*folders)
     from megatron_prism.merging.merge import merge as merge_models
     from megatron_prism.merging.merge import plan_merge

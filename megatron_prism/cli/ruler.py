@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from megatron_prism.cli.numbers import LARGEST_INTEGER, whole_number
+from megatron_prism.cli.folder_checks import check_models
+from megatron_prism.cli.number_checks import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
-from megatron_prism.cli.places import check_models
 from megatron_prism.errors import ConfigError
 
 app = typer.Typer(help="RULER: long-context tasks at any length, made for a tokenizer, scored by recall.")
@@ -65,7 +65,7 @@ def make(
     from megatron_prism.data.ruler.sources import load_sources
     from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
     from megatron_prism.data.tokenizer_files import TokenizerFolder
-    from megatron_prism.pipeline.output import whole_folder
+    from megatron_prism.pipeline.output_folder import whole_folder
     from megatron_prism.platform.console import progress_bar
 
     names = list(RULER_TASKS) if tasks == "all" else _split(tasks)

@@ -105,7 +105,7 @@ class RunProgress(Observer):
         processes = f"{count} process{'es' if count > 1 else ''}"
         self._line(node.name, f"start ({node.stage.kind}, {processes}){self._left()}")
 
-    def said(self, name: str, text: str) -> None:
+    def logged(self, name: str, text: str) -> None:
         self._print(f"[{time.strftime('%H:%M:%S')}] {name} | {text}")
 
     def done(self, node: Node, artifact: Artifact) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import CheckpointError
-from megatron_prism.platform.process_groups import literals
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu
 
 
 def checkpoint_metadata() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not (folder / "metadata.json").exists():
         raise CheckpointError(f"{folder}: not a checkpoint (no metadata.json); it may be half written")
     try:
-        with literals():
+        with cuda_requests_on_cpu():
             loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
     except Exception as problem:
         first = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__

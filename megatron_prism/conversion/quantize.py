@@ -40,7 +40,7 @@ from megatron_prism.conversion.side_files import GENERATION, carry_files
 from megatron_prism.conversion.token_ids import disagreements
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.pipeline.artifact import write_json
-from megatron_prism.pipeline.output import whole_folder
+from megatron_prism.pipeline.output_folder import whole_folder
 from megatron_prism.platform.hardware import device, package_version
 
 # Windows kept back from calibration, for the logits.

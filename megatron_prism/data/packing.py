@@ -21,7 +21,7 @@ from megatron_prism.data.text_record import RECORD
 from megatron_prism.data.token_files import TokenFile, token_sources
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.config import plain, positive
+from megatron_prism.pipeline.config import positive, to_mapping
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, track
 
@@ -93,7 +93,7 @@ class PackDocuments(Stage):
                 source: self._pack(split, source, prefixes[source], out)
                 for source in self.sources or list(prefixes)
             }
-        write_json(out / PACKING, plain(self) | {"ledger": ledger})
+        write_json(out / PACKING, to_mapping(self) | {"ledger": ledger})
         if (tokens / RECORD).is_file():
             shutil.copyfile(tokens / RECORD, out / RECORD)
         return {

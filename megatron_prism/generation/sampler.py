@@ -13,7 +13,7 @@ from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Engine
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import one_of, plain
+from megatron_prism.pipeline.config import one_of, to_mapping
 
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class Sampler:
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers: a server that moved, or is asked more patiently, is the same engine."""
-        config = plain(self)
+        config = to_mapping(self)
         return config | {"options": {k: v for k, v in config["options"].items() if k not in TUNING}}
 
     def tokenizer(self, folder: Path) -> Tokenizer:

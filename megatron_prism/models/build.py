@@ -14,7 +14,7 @@ from megatron_prism.models.layers.multipliers import install_embedding_multiplie
 from megatron_prism.models.rope import inverse_frequencies
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.cpu_seam import on_meta
-from megatron_prism.platform.process_groups import ParallelConfig, literals
+from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 
 FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
@@ -142,7 +142,7 @@ def build_model(
         "position_embedding_type": architecture.position_embedding,
         "parallel_output": True,
     }
-    with literals():
+    with cuda_requests_on_cpu():
         model = (
             _hybrid(architecture, config, shared, backend)
             if architecture.is_hybrid

@@ -117,7 +117,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def plain(config: Any) -> dict[str, Any]:
+def to_mapping(config: Any) -> dict[str, Any]:
     """A dataclass as JSON-ready data (paths become strings)."""
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     return {str(key): _jsonable(value) for key, value in dict(container).items()}  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.launch import run_stage
-from megatron_prism.pipeline.making import Making, locked
 from megatron_prism.pipeline.node import Located, Node
 from megatron_prism.pipeline.pool import Result, WorkerPool, worker_pool
 from megatron_prism.pipeline.schedule import Job, startable
+from megatron_prism.pipeline.stage_run import StageRun, artifact_lock
 
 # How often an observer that draws the time left is called while nothing happens.
 TICK_SECONDS = 1.0
@@ -30,7 +30,7 @@ class Observer:
     def started(self, node: Node) -> None:
         """`node` begins."""
 
-    def said(self, name: str, text: str) -> None:
+    def logged(self, name: str, text: str) -> None:
         """A log line of stage `name` in a worker. (Stages in this process log by themselves.)"""
 
     def done(self, node: Node, artifact: Artifact) -> None:
@@ -48,7 +48,7 @@ class _Running:
     """A stage in the pool, and the lock on its folder."""
 
     located: Located
-    making: Making
+    stage_run: StageRun
     lock: ExitStack
 
 
@@ -117,7 +117,7 @@ class _SideBySide:
             if ready and (artifact := _made_before(each, self.again, self.observer)):
                 self._keep(each, artifact)
         # Two stages may be the same one by another name: the second finds the first one's artifact when it is done.
-        folders = {each.making.folder for each in self.running.values()}
+        folders = {each.stage_run.folder for each in self.running.values()}
         candidates = {}
         for each in self.waiting:
             if each.folder not in folders:
@@ -142,11 +142,11 @@ class _SideBySide:
                 self._keep(each, _make_here(each, self.artifacts, self.observer))
                 return
             with ExitStack() as lock:
-                lock.enter_context(locked(each.folder))
-                making = _making(each, self.artifacts)
+                lock.enter_context(artifact_lock(each.folder))
+                stage_run = _stage_run(each, self.artifacts)
                 self.observer.started(node)
-                self.pool.start(node.name, node.stage, making.inputs, making.partial)
-                self.running[node.name] = _Running(each, making, lock.pop_all())
+                self.pool.start(node.name, node.stage, stage_run.inputs, stage_run.partial)
+                self.running[node.name] = _Running(each, stage_run, lock.pop_all())
         except Exception as problem:
             self._fail(node, problem)
 
@@ -155,7 +155,7 @@ class _SideBySide:
             if isinstance(event, Result):
                 self._end(event)
             else:
-                self.observer.said(event.name, event.text)
+                self.observer.logged(event.name, event.text)
         self.observer.tick()
 
     def _end(self, result: Result) -> None:
@@ -165,9 +165,9 @@ class _SideBySide:
             try:
                 if result.problem is not None:
                     raise result.problem
-                artifact = ended.making.seal(result.metrics or {})
+                artifact = ended.stage_run.seal(result.metrics or {})
             except Exception as problem:
-                self._fail(node, ended.making.explain(problem))
+                self._fail(node, ended.stage_run.explain(problem))
                 return
         self._keep(ended.located, artifact)
         self.observer.done(node, artifact)
@@ -196,12 +196,12 @@ def _made_before(each: Located, again: set[str], observer: Observer) -> Artifact
 
 def _make_here(each: Located, artifacts: Mapping[str, Artifact], observer: Observer) -> Artifact:
     observer.started(each.node)
-    with locked(each.folder):
-        making = _making(each, artifacts)
+    with artifact_lock(each.folder):
+        stage_run = _stage_run(each, artifacts)
         try:
-            artifact = making.seal(run_stage(each.node.stage, making.inputs, making.partial))
+            artifact = stage_run.seal(run_stage(each.node.stage, stage_run.inputs, stage_run.partial))
         except Exception as problem:
-            explained = making.explain(problem)
+            explained = stage_run.explain(problem)
             if explained is problem:
                 raise
             raise explained from problem
@@ -209,6 +209,6 @@ def _make_here(each: Located, artifacts: Mapping[str, Artifact], observer: Obser
     return artifact
 
 
-def _making(each: Located, artifacts: Mapping[str, Artifact]) -> Making:
+def _stage_run(each: Located, artifacts: Mapping[str, Artifact]) -> StageRun:
     inputs = {key: artifacts[parent.name] for key, parent in each.node.inputs.items()}
-    return Making(each.node.name, each.node.stage, each.fingerprint, each.folder, inputs)
+    return StageRun(each.node.name, each.node.stage, each.fingerprint, each.folder, inputs)

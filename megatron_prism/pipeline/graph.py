@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.config import apply_overrides, field_names, plain
+from megatron_prism.pipeline.config import apply_overrides, field_names, to_mapping
 from megatron_prism.pipeline.execution import Observer, in_turn, side_by_side
 from megatron_prism.pipeline.node import Located, Node, locate
 from megatron_prism.pipeline.stage import Stage
@@ -173,7 +173,7 @@ class Graph:
                         "kind": each.node.stage.kind,
                         "folder": str(each.folder.relative_to(run_dir)),
                         "inputs": {key: parent.name for key, parent in each.node.inputs.items()},
-                        "config": plain(each.node.stage),
+                        "config": to_mapping(each.node.stage),
                     }
                     for name, each in located.items()
                 ],

@@ -2,7 +2,7 @@
 
 The stage, its inputs and its output folder travel as a small JSON task file, so a worker needs nothing but the file.
 nemo-run reports success for a failed task (its exit status is 0), so the job states are read and checked here. What it
-and torchrun print stays in their log files; the log lines of the workers come through relay.py.
+and torchrun print stays in their log files; the log lines of the workers come through log_relay.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from megatron_prism.errors import PrismError, StageFailed
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.config import from_mapping, plain
-from megatron_prism.pipeline.relay import relay_lines, show_lines
+from megatron_prism.pipeline.config import from_mapping, to_mapping
+from megatron_prism.pipeline.log_relay import relay_lines, show_lines
 from megatron_prism.pipeline.stage import Stage
 
 TASK_FOLDER = ".launch"
@@ -48,7 +48,7 @@ def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
         task,
         {
             "stage": f"{cls.__module__}:{cls.__qualname__}",
-            "config": plain(stage),
+            "config": to_mapping(stage),
             "inputs": {name: str(artifact.path.resolve()) for name, artifact in inputs.items()},
             "out": str(out.resolve()),
         },
@@ -90,7 +90,10 @@ def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) 
         env_vars={"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
     )
     script = run.Script(
-        path="megatron_prism.pipeline.worker", args=[str(task.resolve())], entrypoint="python", m=True
+        path="megatron_prism.pipeline.torchrun_worker",
+        args=[str(task.resolve())],
+        entrypoint="python",
+        m=True,
     )
     with (
         show_lines(task.parent),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import plain
+from megatron_prism.pipeline.config import to_mapping
 from megatron_prism.pipeline.stage import Stage
 
 
@@ -47,7 +47,7 @@ class Node:
         """
         if self.derive is None:
             return
-        has, follows = _flat(plain(self.stage)), _flat(plain(self.derive(self.stage)))
+        has, follows = _flat(to_mapping(self.stage)), _flat(to_mapping(self.derive(self.stage)))
         for key in follows:
             if has.get(key) != follows[key]:
                 raise ConfigError(

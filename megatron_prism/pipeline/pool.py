@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, StageFailed
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.pool_worker import Done, Failed, Said, Task, work
+from megatron_prism.pipeline.pool_worker import Done, Failed, LogLine, Task, work
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.ports import free_port
 
@@ -75,7 +75,7 @@ class WorkerPool:
             worker.task = Task(name, stage, paths, out.resolve(), rank, count, port)
             worker.connection.send(worker.task)
 
-    def events(self, timeout: float | None) -> Iterator[Said | Result]:
+    def events(self, timeout: float | None) -> Iterator[LogLine | Result]:
         """What workers have to tell: log lines, and stages that ended. Waits up to `timeout` seconds for the first."""
         busy = {worker.connection: worker for worker in self._workers if worker.task is not None}
         for connection in wait(list(busy), timeout):
@@ -93,7 +93,7 @@ class WorkerPool:
                         f"(exit code {worker.process.exitcode}); run again to go on"
                     )
                 )
-            if isinstance(message, Said):
+            if isinstance(message, LogLine):
                 yield message
             else:
                 yield from self._ended(worker, message)

@@ -33,7 +33,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Said:
+class LogLine:
     """A line of a stage's log."""
 
     name: str
@@ -66,7 +66,7 @@ class _Forward(logging.Handler):
         self.connection, self.name_of_stage = connection, ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.connection.send(Said(self.name_of_stage, record.getMessage()))
+        self.connection.send(LogLine(self.name_of_stage, record.getMessage()))
 
 
 def work(connection: Connection) -> None:

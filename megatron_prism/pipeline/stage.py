@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import plain
+from megatron_prism.pipeline.config import to_mapping
 
 
 def tuning(default: Any) -> Any:
@@ -54,7 +54,7 @@ class Stage(ABC):
         A field's value that has an `identity` of its own counts by that.
         """
         skip = {f.name for f in dataclasses.fields(self) if not f.metadata.get("fingerprint", True)}
-        found = {key: value for key, value in plain(self).items() if key not in skip}
+        found = {key: value for key, value in to_mapping(self).items() if key not in skip}
         parts = {key: getattr(self, key) for key in found}
         return found | {key: part.identity() for key, part in parts.items() if hasattr(part, "identity")}
 

@@ -6,7 +6,7 @@ A  `torch.cuda.current_device` returns the CPU device: Megatron passes it as `de
    (rotary_pos_embedding.py:162, tensor_parallel/layers.py:552, param_and_grad_buffer.py:800, ...).
 B  `torch.cuda.synchronize` does nothing (p2p_communication.py:398, async_utils.py:212, fully_parallel.py:272).
 C  the model-parallel random states are CPU generator states (tensor_parallel/random.py:235, 447 and every `fork`).
-D  `literals()`: a context in which `device="cuda"`, `.cuda()`, `pin_memory=True` and `.type()` mean the CPU
+D  `cuda_requests_on_cpu()`: a context in which `device="cuda"`, `.cuda()`, `pin_memory=True` and `.type()` mean the CPU
    (schedules.py:596, clip_grads.py:103, optimizer.py:481, distrib_optimizer.py:361, transformer/utils.py:35, ...).
 E  the distributed optimizer loads torch's AdamW state (distrib_optimizer.py:642, 811, 909): torch keeps a `step` per
    parameter that Apex and Transformer Engine do not have. `prime_adam_state` and `unshare_adam_steps` go around a load.
@@ -50,7 +50,7 @@ class CudaLiteralsOnCpu(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def literals() -> contextlib.AbstractContextManager[Any]:
+def cuda_requests_on_cpu() -> contextlib.AbstractContextManager[Any]:
     """Seam D as a context: put it around model and optimizer building, schedules, steps and checkpoints."""
     return contextlib.nullcontext() if has_gpu() else CudaLiteralsOnCpu()
 

@@ -116,8 +116,8 @@ def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[N
             dist.destroy_process_group()
 
 
-def literals() -> contextlib.AbstractContextManager[object]:
+def cuda_requests_on_cpu() -> contextlib.AbstractContextManager[object]:
     """Seam D (see cpu_seam): the context Megatron's build, schedule, step and checkpoint code runs in."""
     from megatron_prism.platform import cpu_seam
 
-    return cpu_seam.literals()
+    return cpu_seam.cuda_requests_on_cpu()

@@ -21,7 +21,7 @@ from megatron_prism.conversion.checkpoint_io import (
     write_checkpoint,
 )
 from megatron_prism.platform import cpu_seam
-from megatron_prism.platform.process_groups import literals
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu
 from megatron_prism.platform.randomness import random_state, restore_random_state
 from megatron_prism.training.optimizer import share_step_count
 
@@ -57,7 +57,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    with literals():
+    with cuda_requests_on_cpu():
         # Before the first step torch's AdamW has no moments, and upstream asserts that it has.
         cpu_seam.prime_adam_state(optimizer)
         share_step_count(optimizer)
@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> Training
     import torch.distributed as dist
 
     state = TrainingState(**json.loads((folder / STATE).read_text()))
-    with literals():
+    with cuda_requests_on_cpu():
         cpu_seam.prime_adam_state(optimizer)
         share_step_count(optimizer)
         sharded = model_state(models)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.platform.hardware import device
-from megatron_prism.platform.process_groups import ParallelConfig, literals
+from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.trainable import check_trainable, freeze
@@ -69,7 +69,7 @@ class Trainer:
                 # Mamba's A_log and D too, as upstream does: the optimizer's main weights stay fp32.
                 model.bfloat16()
             if architecture.tie_word_embeddings and parallel.pipeline_model_parallel_size > 1:
-                with literals():
+                with cuda_requests_on_cpu():
                     model.setup_embeddings_and_output_layer()
             freeze(model, trainable)
             ddp = DistributedDataParallelConfig(
@@ -139,7 +139,7 @@ class Trainer:
 
         chunks = self.models if models is None else list(models)
         iterators = [batches() for _ in chunks]
-        with literals():
+        with cuda_requests_on_cpu():
             reports: list[Any] = get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=iterators if len(chunks) > 1 else iterators[0],
@@ -161,7 +161,7 @@ class Trainer:
 
     def apply_gradients(self) -> float:
         """Move the weights along the gradients that were accumulated; returns their norm."""
-        with literals():
+        with cuda_requests_on_cpu():
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
 

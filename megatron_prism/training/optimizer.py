@@ -9,7 +9,7 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import positive
 from megatron_prism.platform.hardware import device, has_gpu
-from megatron_prism.platform.process_groups import ParallelConfig, literals
+from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 
 
 @dataclass
@@ -63,7 +63,7 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
-    with literals():
+    with cuda_requests_on_cpu():
         optimizer = get_megatron_optimizer(config, models)
     if not has_gpu():
         cpu_seam.use_fused_adam(optimizer)

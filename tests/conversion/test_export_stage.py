@@ -15,7 +15,7 @@ from megatron_prism.models import granite
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
-from megatron_prism.platform.process_groups import literals, session
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
 ARCHITECTURE = Architecture(
     family="granite",
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory):
     ARCHITECTURE.save(trained / "architecture.json")
     with session(seed=7):
         model = build_model(ARCHITECTURE)
-        with literals():
+        with cuda_requests_on_cpu():
             dist_checkpointing.save(model_state([model]), str(trained / "checkpoint"))
         weight = model.embedding.word_embeddings.weight.detach().clone()
     return {"model": sealed(trained, "train"), "tokenizer": sealed(tokens, "tokenizer")}, weight

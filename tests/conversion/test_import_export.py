@@ -22,8 +22,8 @@ from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import architecture_from_config
-from megatron_prism.pipeline.output import whole_folder
-from megatron_prism.platform.process_groups import literals, session
+from megatron_prism.pipeline.output_folder import whole_folder
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
 
 def imported(name, tmp_path, dtype=None, **changes):
@@ -70,7 +70,7 @@ def test_a_checkpoint_that_megatron_wrote_is_read_the_same(name, tmp_path):
         model = build_model(MegatronWeights(megatron).architecture)
         load_weights([model], megatron / "checkpoint")
         (tmp_path / "again/checkpoint").mkdir(parents=True)
-        with literals():
+        with cuda_requests_on_cpu():
             dist_checkpointing.save(model_state([model]), str(tmp_path / "again/checkpoint"))
     MegatronWeights(megatron).architecture.save(tmp_path / "again/architecture.json")
     out = tmp_path / "back"

@@ -13,7 +13,7 @@ from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
 from megatron_prism.generation.engine import Completion, SamplingParams
 from megatron_prism.generation.engines import OPENERS
 from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
-from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
+from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
 from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.workers import GradingPool
 
@@ -194,7 +194,7 @@ def test_programs_are_refused_before_the_model_is_loaded_where_they_cannot_be_is
 def test_config_round_trip_and_overrides():
     stage = apply_overrides(Evaluate(), {"limit": 5, "sampling.temperature": 0.6, "suites": ["math"]})
     assert (stage.limit, stage.sampling.temperature, stage.sampling.stop) == (5, 0.6, ["User:"])
-    assert from_mapping(Evaluate, plain(stage)) == stage
+    assert from_mapping(Evaluate, to_mapping(stage)) == stage
     assert stage.identity() != Evaluate().identity()
     assert Evaluate(grading_workers=4).fingerprint({}) == Evaluate().fingerprint({})
 

@@ -26,7 +26,7 @@ from megatron_prism.evaluation.ruler.scoring import (
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.evaluation.statistics import wilson_interval
 from megatron_prism.generation.engine import Completion
-from megatron_prism.pipeline.config import from_mapping, plain
+from megatron_prism.pipeline.config import from_mapping, to_mapping
 
 NEEDLES = Sample("t", 128, 0, 1, 9, 5, "prompt", ["123", "Blue", "456", "x-y"], "recall", [], "built in")
 QUESTION = replace(NEEDLES, metric="any", answers=["The Eiffel Tower", "Paris"])
@@ -197,7 +197,7 @@ def test_predictions_that_do_not_fit_are_named(change, message, made, tmp_path):
 
 def test_stage_config_round_trip_and_identity(tmp_path):
     stage = RulerEvaluate(tasks=["vt"], lengths=[8192], keys=["a", "b"])
-    assert from_mapping(RulerEvaluate, plain(stage)) == stage
+    assert from_mapping(RulerEvaluate, to_mapping(stage)) == stage
     assert RulerEvaluate(batch_tokens=1).fingerprint({}) == RulerEvaluate().fingerprint({})
     fingerprints = []
     for name, text in (("a.txt", "One text."), ("b.txt", "One text."), ("b.txt", "Another.")):

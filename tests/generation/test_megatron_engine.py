@@ -20,7 +20,7 @@ from megatron_prism.generation.sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots
-from megatron_prism.platform.process_groups import literals, session
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
 LIMIT = 48
 # 60 of the 64 rows are tokens: the model must never say one of the other four.
@@ -253,7 +253,7 @@ def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_pat
     folder = tmp_path_factory.mktemp("train")
     (folder / "checkpoint").mkdir()
     architecture.save(folder / "architecture.json")
-    with literals():
+    with cuda_requests_on_cpu():
         dist_checkpointing.save(model_state([model]), str(folder / "checkpoint"))
     params = SamplingParams(max_new_tokens=6, temperature=0)
     with MegatronEngine.load(folder, tokenizer_folder) as loaded:

@@ -13,7 +13,7 @@ from megatron_prism.evaluation.stage import Evaluate, read_samples
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.openai import OpenAIEngine
 from megatron_prism.generation.sampler import STORE, Sampler
-from megatron_prism.pipeline.config import apply_overrides, from_mapping, plain
+from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
 from megatron_prism.rl import difficulty
 from megatron_prism.rl.difficulty import Difficulty
 from megatron_prism.rl.rewards import RewardSettings
@@ -113,7 +113,7 @@ def test_a_config_names_the_engine_and_its_options():
     options = {"base_url": "http://localhost:1/v1", "model": "tiny", "extra": {"return_token_ids": True}}
     stage = apply_overrides(Difficulty(), {"sampler.engine": "openai", "sampler.options": options})
     assert stage.sampler == Sampler("openai", options)
-    assert from_mapping(Difficulty, plain(stage)) == stage
+    assert from_mapping(Difficulty, to_mapping(stage)) == stage
     assert stage.fingerprint({}) != Difficulty().fingerprint({})
 
 

@@ -19,7 +19,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.extension import ContextExtension, describe, extended
 from megatron_prism.models.families import architecture_from_config, published_config
 from megatron_prism.models.rope import RopeScaling
-from megatron_prism.pipeline.config import from_mapping, plain
+from megatron_prism.pipeline.config import from_mapping, to_mapping
 from megatron_prism.platform.process_groups import session
 
 LONG = 131072
@@ -135,7 +135,7 @@ def test_what_changes_is_said_and_a_window_that_stays_too():
 
 def test_it_survives_a_task_file():
     extension = ContextExtension(LONG, rope_scaling=yarn(4.0, 32768))
-    assert from_mapping(ContextExtension, json.loads(json.dumps(plain(extension)))) == extension
+    assert from_mapping(ContextExtension, json.loads(json.dumps(to_mapping(extension)))) == extension
     with pytest.raises(ConfigError, match="unknown key 'rope_thetta'; did you mean 'rope_theta'"):
         from_mapping(ContextExtension, {"max_position_embeddings": LONG, "rope_thetta": 1e6})
 

@@ -38,7 +38,7 @@ from megatron_prism.models.layers.mamba import TorchMambaMixer
 from megatron_prism.models.layers.multipliers import scaled_bias_dropout_add
 from megatron_prism.models.layers.norm import RMSNorm
 from megatron_prism.platform.hardware import device
-from megatron_prism.platform.process_groups import literals, session
+from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
 GRANITE = Architecture(
     family="granite",
@@ -292,13 +292,13 @@ def torch_model(architecture):
 def logits(model):
     tokens = torch.randint(61, (2, 32), generator=torch.Generator().manual_seed(0)).to(device())
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    with literals():
+    with cuda_requests_on_cpu():
         return model.eval()(tokens, positions, None).float()
 
 
 def through_a_checkpoint(source, target, folder):
     folder.mkdir()
-    with literals():
+    with cuda_requests_on_cpu():
         dist_checkpointing.save(model_state([source]), str(folder))
     load_weights([target], folder)
 

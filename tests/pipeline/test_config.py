@@ -12,8 +12,8 @@ from megatron_prism.pipeline.config import (
     load_yaml,
     one_of,
     parse_override,
-    plain,
     positive,
+    to_mapping,
 )
 
 
@@ -63,7 +63,7 @@ def test_bad_overrides_name_the_key_and_place(key: str, value: object, message: 
 
 def test_plain_and_from_mapping_are_inverse() -> None:
     stage = Write(text="c", repeats=3)
-    assert from_mapping(Write, plain(stage)) == stage
+    assert from_mapping(Write, to_mapping(stage)) == stage
     with pytest.raises(ConfigError, match="did you mean 'repeats'"):
         from_mapping(Write, {"repeat": 3})
 

@@ -16,8 +16,8 @@ from toy_stages import AllReduce, Break, FailOnce, Meet, Write
 from megatron_prism.errors import ArtifactError, ConfigError, DataError, StageFailed
 from megatron_prism.pipeline.execution import Observer
 from megatron_prism.pipeline.graph import Graph
-from megatron_prism.pipeline.making import locked
 from megatron_prism.pipeline.pool_worker import StageBug
+from megatron_prism.pipeline.stage_run import artifact_lock
 
 
 def two_that_meet(folder: Path, seconds: float = 20.0) -> Graph:
@@ -31,7 +31,7 @@ def test_independent_stages_run_at_the_same_time(tmp_path: Path) -> None:
     lines = []
 
     class Lines(Observer):
-        def said(self, name: str, text: str) -> None:
+        def logged(self, name: str, text: str) -> None:
             lines.append((name, text))
 
     made = two_that_meet(tmp_path).run(tmp_path / "run", observer=Lines())
@@ -134,7 +134,7 @@ def test_a_second_run_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
     node = graph.add("it", Write())
     (tmp_path / "artifacts").mkdir()
     with (
-        locked(node.folder(tmp_path)),
+        artifact_lock(node.folder(tmp_path)),
         pytest.raises(ArtifactError, match="another process is making this artifact"),
     ):
         graph.run(tmp_path)

@@ -65,7 +65,7 @@ def test_c_a_failure_inside_a_fork_restores_the_outer_state():
 
 
 def test_d_literals_mean_the_cpu_inside_the_context_only():
-    with cpu_seam.literals():
+    with cpu_seam.cuda_requests_on_cpu():
         for device in ("cuda", "cuda:0", torch.device("cuda")):
             assert torch.zeros(2, device=device).device.type == "cpu"
         assert not torch.zeros(2, pin_memory=True).is_pinned()
@@ -141,5 +141,5 @@ def test_nothing_is_patched_where_cuda_exists(monkeypatch):
     cpu_seam.install()
     assert (torch.cuda.current_device, torch.cuda.synchronize) == before
     assert not cpu_seam._installed
-    with cpu_seam.literals(), pytest.raises((RuntimeError, AssertionError)):
+    with cpu_seam.cuda_requests_on_cpu(), pytest.raises((RuntimeError, AssertionError)):
         torch.zeros(2, device="cuda")

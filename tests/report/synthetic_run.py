@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_prism.evaluation.run import Sample, SuiteResult
 from megatron_prism.evaluation.stage import Evaluate, write_scores
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal, write_json
-from megatron_prism.pipeline.config import plain
+from megatron_prism.pipeline.config import to_mapping
 from megatron_prism.verification.grade import Grade
 from megatron_prism.verification.problems import Problem
 
@@ -91,7 +91,7 @@ def fingerprint_of(name: str) -> str:
 
 def config_of(kind: str) -> dict:
     if kind == "evaluation":
-        return plain(Evaluate(limit=PROBLEMS))
+        return to_mapping(Evaluate(limit=PROBLEMS))
     if kind == "train":
         return {"steps": 400, "global_batch_size": 16, "optimizer": {"lr": 3e-4, "min_lr": 3e-5}, "seed": 1}
     return {"seed": 1}

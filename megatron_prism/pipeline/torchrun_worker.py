@@ -1,4 +1,4 @@
-"""`python -m megatron_prism.pipeline.worker TASK.json`: one process of a launched stage (see launch.py)."""
+"""`python -m megatron_prism.pipeline.torchrun_worker TASK.json`: one process of a launched stage (see launch.py)."""
 
 from __future__ import annotations
 

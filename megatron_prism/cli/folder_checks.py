@@ -11,7 +11,7 @@ MEGATRON, CONFIG = "architecture.json", "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def check_places(*folders: Path, out: Path | None = None, dtype: str | None = None) -> None:
+def check_folders(*folders: Path, out: Path | None = None, dtype: str | None = None) -> None:
     """Refuse before the seconds that torch takes to load; what the files in the folders hold is checked later.
 
     Raises:
@@ -24,7 +24,7 @@ def check_places(*folders: Path, out: Path | None = None, dtype: str | None = No
         if not os.path.isdir(folder):
             raise CheckpointError(f"{folder}: no such folder")
     if out is not None:
-        from megatron_prism.pipeline.output import check_free
+        from megatron_prism.pipeline.output_folder import check_free
 
         check_free(out)
     if dtype is not None:

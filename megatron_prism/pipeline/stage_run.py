@@ -1,4 +1,4 @@
-"""Making one artifact: the right to write its folder, the stage's run, and the receipt that completes it."""
+"""One run of one stage: the lock on its artifact, the folder it writes into, and the receipt that completes it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from megatron_prism.errors import ArtifactError, DataError, PrismError
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal
-from megatron_prism.pipeline.config import plain
-from megatron_prism.pipeline.output import is_full_disk
+from megatron_prism.pipeline.config import to_mapping
+from megatron_prism.pipeline.output_folder import is_full_disk
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.hardware import machine_facts, versions
 
 
-class Making:
+class StageRun:
     """One stage's run into its half-written folder, from the lock to the seal.
 
     Args:
@@ -49,7 +49,7 @@ class Making:
             kind=self.stage.kind,
             fingerprint=self.fingerprint,
             stage=self.name,
-            config=plain(self.stage),
+            config=to_mapping(self.stage),
             inputs={name: artifact.fingerprint for name, artifact in self.inputs.items()},
             metrics=metrics,
             versions=versions(),
@@ -71,7 +71,7 @@ class Making:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def artifact_lock(folder: Path) -> Iterator[None]:
     """Hold the right to make `folder`; a second process is told so instead of writing into the same place."""
     lock = folder.with_name(f".{folder.name}.lock")
     with open(lock, "w") as handle:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prism.pipeline.relay import relay_lines, show_lines
+from megatron_prism.pipeline.log_relay import relay_lines, show_lines
 
 
 @pytest.fixture
