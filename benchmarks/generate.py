@@ -23,7 +23,7 @@ import torch
 
 from megatron_prism.conversion.init_from_hf import load_hf_weights
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.models.build import build_model, local_parameter_count
 from megatron_prism.models.families import hf_config
 from megatron_prism.platform.hardware import device
@@ -54,14 +54,14 @@ class ForcedLengths(MegatronEngine):
 
     lengths: list[int]
 
-    def _texts(self, *arguments: Any) -> Iterator[Any]:
-        for text, length in zip(super()._texts(*arguments), self.lengths, strict=True):
-            text.room = length
-            yield text
+    def _requests(self, *arguments: Any) -> Iterator[Any]:
+        for request, length in zip(super()._requests(*arguments), self.lengths, strict=True):
+            request.max_tokens = length
+            yield request
 
-    def _completion(self, text: Any, params: SamplingParams) -> Any:
-        assert len(text.token_ids) == text.room
-        return super()._completion(text, params)
+    def _completion(self, request: Any, params: SamplingParams) -> Any:
+        assert len(request.token_ids) == request.max_tokens
+        return super()._completion(request, params)
 
 
 class EndAt:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.megatron_engine import MegatronEngine
 
 
 def main() -> None:

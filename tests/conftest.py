@@ -16,7 +16,7 @@ LONGEST = (
     "parallel/test_rl_layouts.py", "rl/test_reinforce.py", "parallel/test_hf_layouts.py",
     "generation/test_hf_parity.py", "training/test_extension_training.py", "rl/test_vllm_sampling.py",
     "parallel/test_parity.py", "verification/test_sandbox.py", "parallel/test_long_context.py",
-    "generation/test_transformers_serve.py", "generation/test_sampler.py", "examples/test_examples.py",
+    "generation/test_transformers_serve.py", "generation/test_engine_config.py", "examples/test_examples.py",
     "pipeline/test_launch.py", "data/test_shoebox_corpus.py", "conversion/test_import_export.py",
 )  # fmt: skip
 

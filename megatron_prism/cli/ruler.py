@@ -158,7 +158,7 @@ def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens
     from megatron_prism.data.ruler.samples import read_manifest, read_samples
     from megatron_prism.data.tokenizer import Tokenizer
     from megatron_prism.evaluation.ruler.run import check_positions, predict_all
-    from megatron_prism.generation.megatron import MegatronEngine
+    from megatron_prism.generation.megatron_engine import MegatronEngine
     from megatron_prism.models.architecture import Architecture
     from megatron_prism.platform.console import progress_bar
 

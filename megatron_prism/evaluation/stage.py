@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation.run import SuiteResult, evaluate
 from megatron_prism.generation.engine import Engine, SamplingParams
-from megatron_prism.generation.sampler import Sampler
+from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.json_lines import record_writer
@@ -41,7 +41,7 @@ class Evaluate(Stage):
         suites: names of files under the corpus's `problems/`.
         samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
         limit: problems per suite (None: all); a subset is drawn by the hash of the problem's id.
-        sampler: the engine; `openai` scores a model behind a server, and keeps its answers if it goes away.
+        engine: the engine; `openai` scores a model behind a server, and keeps its answers if it goes away.
         sampling: how completions are sampled.
         batch_size: completions sampled together.
         grading_workers, grading_timeout_seconds, grading_memory_mib: the grading pool.
@@ -55,7 +55,7 @@ class Evaluate(Stage):
     suites: list[str] = field(default_factory=lambda: ["math", "science", "code"])
     samples_per_problem: int = 1
     limit: int | None = None
-    sampler: Sampler = field(default_factory=Sampler)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingParams = field(default_factory=_default_sampling)
     batch_size: int = 32
     grading_workers: int = tuning(1)
@@ -84,11 +84,11 @@ class Evaluate(Stage):
         if "code" in kinds:
             # Before the model is loaded, not after an hour of sampling.
             require_sandbox(self.sandbox)
-        text = self.sampler.describe(inputs)
+        text = self.engine.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}
         with (
-            self.sampler.open(inputs, self.batch_size, out) as engine,
+            self.engine.open(inputs, self.batch_size, out) as engine,
             GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
             progress_bar("sampling answers", total) as bar,
         ):
@@ -99,7 +99,7 @@ class Evaluate(Stage):
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool, advance)
         versions = grader_versions(kinds, self.sandbox)
-        about = {"engine": self.sampler.engine, "grader": versions, "text": text}
+        about = {"engine": self.engine.name, "grader": versions, "text": text}
         return write_scores(out, results, self.confidence, about)
 
     def _score(

@@ -95,7 +95,7 @@ def check_prompt(answer: Any, sent: Sequence[int], as_ids: bool) -> None:
         )
     raise ServerError(
         f"{said} from a text that has {len(sent)} here: it begins a prompt otherwise, reads the names of special "
-        "tokens otherwise, or has another tokenizer; set begin and special_tokens (sampler.text of a stage) to what "
+        "tokens otherwise, or has another tokenizer; set begin and special_tokens (engine.text of a stage) to what "
         "it does, give the tokenizer of the model it serves, or use a server that takes token ids"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.generation.sampler import Sampler
+from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture, check_recompute
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import tuning
@@ -38,7 +38,7 @@ class ReinforceConfig:
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
         keep_checkpoints: leave them in the artifact, for trajectories of the weights.
         answers_every: steps between files of all sampled answers; 0 writes none.
-        sampler: the engine: 'megatron' reads the weights under training, 'vllm' (one process) is given them each step.
+        engine: the engine: 'megatron' reads the weights under training, 'vllm' (one process) is given them each step.
         slots: most answers 'megatron' samples at once, per replica of the model.
         sandbox: how programs that the model wrote are isolated: "strong", or "weak", which is no isolation.
     """
@@ -70,7 +70,7 @@ class ReinforceConfig:
     checkpoint_every: int = tuning(20)
     keep_checkpoints: bool = False
     answers_every: int = 20
-    sampler: Sampler = field(default_factory=Sampler)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     slots: int = 256
     grading_workers: int = tuning(2)
     grading_timeout_seconds: float = 5.0
@@ -104,14 +104,14 @@ class ReinforceConfig:
                 f"context_length={self.context_length} is longer than architecture.max_position_embeddings="
                 f"{self.architecture.max_position_embeddings}"
             )
-        if self.sampler.engine == "openai":
+        if self.engine.name == "openai":
             raise ConfigError(
-                "sampler.engine=openai: a server takes no new weights, so its answers would be those of another model "
+                "engine.name=openai: a server takes no new weights, so its answers would be those of another model "
                 "than the one trained; use 'megatron' or 'vllm'"
             )
-        if self.sampler.engine == "vllm" and self.parallel.world_size > 1:
+        if self.engine.name == "vllm" and self.parallel.world_size > 1:
             raise ConfigError(
-                f"sampler.engine=vllm: it samples in the process that trains, which must be one, and not "
+                f"engine.name=vllm: it samples in the process that trains, which must be one, and not "
                 f"{self.parallel.world_size}; use 'megatron'"
             )
         self.architecture.check_parallel(self.parallel)

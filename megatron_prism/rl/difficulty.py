@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from megatron_prism.errors import ArtifactError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.sampler import Sampler
+from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -44,7 +44,7 @@ class Difficulty(Stage):
 
     Attributes:
         samples: answers per prompt (the paper: 16).
-        sampler: the engine; with `openai` the counts are those of a model behind a server.
+        engine: the engine; with `openai` the counts are those of a model behind a server.
         sampling: the paper samples at temperature 1 from the whole distribution.
         limit: prompts per domain (None: all); a subset is drawn by the hash of the id.
         chunk: prompts sampled and graded together, and lost at most when the run is interrupted.
@@ -55,7 +55,7 @@ class Difficulty(Stage):
     resumable: ClassVar[bool] = True
 
     samples: int = 16
-    sampler: Sampler = field(default_factory=Sampler)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rewards: RewardSettings = field(default_factory=RewardSettings)
     limit: int | None = None
@@ -76,12 +76,12 @@ class Difficulty(Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         problems = load_prompts(inputs["prompts"].path, self.limit)
         kinds = check_kinds(problems, self.sandbox)
-        text = self.sampler.describe(inputs)
+        text = self.engine.describe(inputs)
         parts = out / PARTS
         parts.mkdir(exist_ok=True)
         files = [parts / f"{start:07d}.parquet" for start in range(0, len(problems), self.chunk)]
         with (
-            self.sampler.open(inputs, self.slots, out) as engine,
+            self.engine.open(inputs, self.slots, out) as engine,
             GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
             progress_bar("counting right answers", len(problems)) as bar,
         ):
@@ -95,7 +95,7 @@ class Difficulty(Stage):
         shutil.rmtree(parts)
         return {
             "samples": self.samples,
-            "engine": self.sampler.engine,
+            "engine": self.engine.name,
             "text": text,
             "domains": counts,
             "grader": grader_versions(kinds, self.sandbox),

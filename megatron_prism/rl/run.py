@@ -35,7 +35,7 @@ from megatron_prism.rl.record import (
     write_answers,
 )
 from megatron_prism.rl.rollout import Rollouts, check_kinds
-from megatron_prism.rl.sampler import TrainingSampler, training_sampler
+from megatron_prism.rl.rollout_engine import RolloutEngine, open_rollout_engine
 from megatron_prism.training.checkpoint import (
     TrainingState,
     latest_checkpoint,
@@ -65,7 +65,7 @@ def run(
     hf_files = start / HF_FILES if (start / HF_FILES).is_dir() else None
     with ExitStack() as stack:
         sampler = stack.enter_context(
-            training_sampler(config, policy, tokenizer, inputs["tokenizer"].path, hf_files, out)
+            open_rollout_engine(config, policy, tokenizer, inputs["tokenizer"].path, hf_files, out)
         )
         rollouts = _rollouts(config, sampler, stack)
         loop = Loop(
@@ -122,7 +122,7 @@ def _start(config: ReinforceConfig, policy: Policy, start: Path, out: Path) -> t
     return TrainingState(), start
 
 
-def _rollouts(config: ReinforceConfig, sampler: TrainingSampler, stack: ExitStack) -> Rollouts:
+def _rollouts(config: ReinforceConfig, sampler: RolloutEngine, stack: ExitStack) -> Rollouts:
     from megatron.core import parallel_state
 
     pool = None

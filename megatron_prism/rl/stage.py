@@ -32,7 +32,7 @@ class Reinforce(ReinforceConfig, Stage):
         from megatron_prism.rl.run import run
 
         vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
-        tokenizer = Tokenizer.load_for(folder, vocab_size, self.sampler.text)
-        text = self.sampler.describe(inputs)
+        tokenizer = Tokenizer.load_for(folder, vocab_size, self.engine.text)
+        text = self.engine.describe(inputs)
         with session(self.parallel, self.seed):
             return run(self, inputs, out, tokenizer) | {"text": text}

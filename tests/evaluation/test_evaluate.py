@@ -11,7 +11,7 @@ from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation.run import evaluate
 from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
 from megatron_prism.generation.engine import Completion, SamplingParams
-from megatron_prism.generation.engines import OPENERS
+from megatron_prism.generation.open_engine import OPENERS
 from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
 from megatron_prism.verification.problems import Problem

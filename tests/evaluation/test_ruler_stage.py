@@ -63,7 +63,7 @@ def model_tokenizer(model, folder):
 
 
 def test_a_length_beyond_the_positions_is_refused_before_work_starts(model, tmp_path, monkeypatch):
-    from megatron_prism.generation.megatron import MegatronEngine
+    from megatron_prism.generation.megatron_engine import MegatronEngine
 
     monkeypatch.setattr(MegatronEngine, "load", lambda *arguments: pytest.fail("the model was loaded"))
     for length, message in ((161, "max_position_embeddings=160"), (16, "too short for task")):

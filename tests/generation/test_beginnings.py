@@ -23,8 +23,8 @@ from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ServerError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine
-from megatron_prism.generation.vllm import VLLMEngine
+from megatron_prism.generation.megatron_engine import MegatronEngine
+from megatron_prism.generation.vllm_engine import VLLMEngine
 
 PROMPTS = ["ABCDE", "the", "12 + 3 ="]
 GREEDY = SamplingParams(max_new_tokens=10, temperature=0.0)

@@ -8,9 +8,9 @@ import pytest
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import SamplingParams, cut_at_stop, prompt_seeds, sample_seed
-from megatron_prism.generation.engines import open_engine
-from megatron_prism.generation.openai import OpenAIEngine
-from megatron_prism.generation.vllm import VLLMEngine, sampling_arguments
+from megatron_prism.generation.open_engine import open_engine
+from megatron_prism.generation.openai_engine import OpenAIEngine
+from megatron_prism.generation.vllm_engine import VLLMEngine, sampling_arguments
 
 
 def test_open_by_name():

@@ -19,11 +19,11 @@ from megatron_prism.conversion.init_from_hf import load_hf_weights
 from megatron_prism.conversion.model_folder import HFWeights
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine
+from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import family
-from megatron_prism.models.layers.slots import Drawing, Reading, Slots
+from megatron_prism.models.layers.decode_cache import Decode, DecodeCache, Prefill
 from megatron_prism.platform.process_groups import session
 
 STEPS, PAD = 64, 1
@@ -189,7 +189,7 @@ DAMAGED_STEP = 10
 
 def states(slots, what):
     """The tensors of one kind in the slots of all layers."""
-    for module, pair in slots._kept.items():
+    for module, pair in slots._tensors.items():
         names = ("conv", "ssm") if hasattr(module, "d_inner_local_tp") else ("key", "value")
         yield from [tensor for name, tensor in zip(names, pair, strict=True) if name == what]
 
@@ -197,18 +197,18 @@ def states(slots, what):
 @contextmanager
 def damaged(case, damage):
     """The slots go through `damage(slots)` once, after each text has its first DAMAGED_STEP tokens."""
-    honest, steps = Slots.prepare, []
+    honest, steps = DecodeCache.prepare, []
 
-    def prepare(self, step, reach):
+    def prepare(self, step, length):
         steps.append(step)
         if len(steps) == 1 + DAMAGED_STEP:
             damage(self)
-        honest(self, step, reach)
+        honest(self, step, length)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Slots, "prepare", prepare)
+        patch.setattr(DecodeCache, "prepare", prepare)
         yield MegatronEngine(case.engine.models[0], case.engine.tokenizer)
-    assert [type(step) for step in steps[:2]] == [Reading, Drawing]
+    assert [type(step) for step in steps[:2]] == [Prefill, Decode]
     assert len(steps) == STEPS
 
 

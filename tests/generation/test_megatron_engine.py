@@ -15,11 +15,11 @@ from megatron_prism.conversion.checkpoint_io import model_state
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron import MegatronEngine, _tokens_that_may_end
-from megatron_prism.generation.sampling import sample_tokens
+from megatron_prism.generation.megatron_engine import MegatronEngine, _tokens_that_may_end
+from megatron_prism.generation.token_sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
-from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots
+from megatron_prism.models.layers.decode_cache import Decode, DecodeCache, Prefill, install_decode_cache
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
 LIMIT = 48
@@ -268,17 +268,17 @@ def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_pat
 def test_freed_slots_take_the_next_texts(model, tokenizer, monkeypatch):
     """Never more texts than slots, and far fewer forwards than batches that wait for their last."""
     steps = []
-    honest = Slots.prepare
+    honest = DecodeCache.prepare
 
-    def prepare(self, step, reach):
+    def prepare(self, step, length):
         steps.append(step)
-        honest(self, step, reach)
+        honest(self, step, length)
 
-    monkeypatch.setattr(Slots, "prepare", prepare)
+    monkeypatch.setattr(DecodeCache, "prepare", prepare)
     params = SamplingParams(max_new_tokens=30, stop=["E", "F", "G", "H"])
     made = MegatronEngine(model, tokenizer, batch_size=8).generate(PROMPTS, params, samples=16)
     lengths = [len(completion.token_ids) for row in made for completion in row]
-    drawn = [step.count for step in steps if isinstance(step, Drawing)]
+    drawn = [step.count for step in steps if isinstance(step, Decode)]
     assert max(drawn) == 8
     assert sum(drawn) == sum(lengths) - len(lengths)
     waiting = sum(max(lengths[start : start + 8]) for start in range(0, len(lengths), 8))
@@ -286,7 +286,7 @@ def test_freed_slots_take_the_next_texts(model, tokenizer, monkeypatch):
     # A prompt is read once for all samples that begin together.
     steps.clear()
     MegatronEngine(model, tokenizer, batch_size=96).generate(PROMPTS, params, samples=16)
-    assert [len(step.targets) for step in steps if isinstance(step, Reading)] == [len(PROMPTS)]
+    assert [len(step.slots) for step in steps if isinstance(step, Prefill)] == [len(PROMPTS)]
 
 
 def test_a_context_length_below_the_models(model, tokenizer):
@@ -324,4 +324,4 @@ def test_another_backends_layers_are_refused():
         core_attention = torch.nn.Identity()
 
     with pytest.raises(ConfigError, match="backend=te: sampling works with the torch layers"):
-        install_slots(torch.nn.Sequential(Attention()))
+        install_decode_cache(torch.nn.Sequential(Attention()))

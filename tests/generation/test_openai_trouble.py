@@ -9,7 +9,7 @@ import pytest
 
 from megatron_prism.errors import ConfigError, DataError, ServerError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.openai import OpenAIEngine
+from megatron_prism.generation.openai_engine import OpenAIEngine
 
 PROMPTS = ["ABC", "hello", "x"]
 SAMPLED = SamplingParams(max_new_tokens=8, temperature=0.9, top_p=0.9, seed=4)

@@ -16,7 +16,7 @@ from transformers.utils.import_utils import is_accelerate_available, is_serve_av
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ServerError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.openai import OpenAIEngine
+from megatron_prism.generation.openai_engine import OpenAIEngine
 from megatron_prism.platform.ports import free_port
 
 PROMPTS = ["ABC", "hello", "x"]

@@ -153,7 +153,7 @@ def module(window: int | None = None) -> SDPACoreAttention:
     core = SDPACoreAttention.__new__(SDPACoreAttention)
     torch.nn.Module.__init__(core)
     core.scale, core.dropout, core.reach = SCALE, 0.0, None if window is None else window - 1
-    core.cp_group, core.segments, core.slots = SimpleNamespace(size=lambda: 1), None, None
+    core.cp_group, core.segments, core.decode_cache = SimpleNamespace(size=lambda: 1), None, None
     return core
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from layouts import layout
 from tiny_rl import MODELS, artifact, tiny_run
 
-from megatron_prism.models.layers import slots
+from megatron_prism.models.layers import decode_cache
 
 # Layout and changes of the run; texts are packed unless context parallelism cuts the rows.
 PADDED = {"packing": False, "micro_batch_size": 3}
@@ -46,13 +46,15 @@ def main(folder: Path) -> None:
             found[f"{kind}-{name}"] = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     if world == 2:
         # A sampler that takes every token to stand at the beginning of its text must be noticed.
-        honest = slots.Reading.of
+        honest = decode_cache.Prefill.of
 
         def shifted(*arguments: object) -> object:
             made = honest(*arguments)
-            return slots.Reading(made.segments, made.targets, made.lengths, made.positions * 0, made.outputs)
+            return decode_cache.Prefill(
+                made.segments, made.slots, made.lengths, made.positions * 0, made.outputs
+            )
 
-        slots.Reading.of = shifted
+        decode_cache.Prefill.of = shifted
         inputs = {name: artifact(folder / "dense" / name) for name in ("model", "tokenizer", "prompts")}
         (folder / "wrong").mkdir(exist_ok=True)
         try:

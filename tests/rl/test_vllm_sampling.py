@@ -16,7 +16,7 @@ from tiny_rl import MODELS, VOCABULARY, artifact, make_inputs, make_model, tiny_
 from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import END_OF_TEXT
 from megatron_prism.errors import ConfigError, ServerError
-from megatron_prism.generation.sampler import EXPORTED, Sampler
+from megatron_prism.generation.engine_config import EXPORTED, EngineConfig
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings, GateStop
 from megatron_prism.rl.record import read_metrics
@@ -46,7 +46,7 @@ def inputs(tmp_path_factory):
 
 
 def stage(kind, **changes):
-    return tiny_run(kind, architecture=SIZES[kind], sampler=Sampler("vllm"), gate=GATE, **changes)
+    return tiny_run(kind, architecture=SIZES[kind], engine=EngineConfig("vllm"), gate=GATE, **changes)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -95,20 +95,20 @@ def test_a_resumed_run_starts_the_engine_at_its_own_weights(vllm, inputs, tmp_pa
 
 
 def test_engines_that_cannot_train(inputs):
-    with pytest.raises(ConfigError, match=r"sampler\.engine=openai: a server takes no new weights"):
-        tiny_run("dense", sampler=Sampler("openai", {"base_url": "http://localhost:1/v1", "model": "m"}))
-    with pytest.raises(ConfigError, match=r"sampler\.engine=vllm: it samples in the process that trains"):
+    with pytest.raises(ConfigError, match=r"engine\.name=openai: a server takes no new weights"):
+        tiny_run("dense", engine=EngineConfig("openai", {"base_url": "http://localhost:1/v1", "model": "m"}))
+    with pytest.raises(ConfigError, match=r"engine\.name=vllm: it samples in the process that trains"):
         tiny_run(
             "dense",
-            sampler=Sampler("vllm"),
+            engine=EngineConfig("vllm"),
             parallel=ParallelConfig(tensor_model_parallel_size=2),
         )
 
 
 def test_prompts_begin_alike_in_sampler_and_trainer(vllm, inputs, tmp_path, monkeypatch):
     """Log-probabilities of both would part if only one of them began the prompt with the start token."""
-    begun = Sampler("vllm", text=TextSettings(begin=END_OF_TEXT))
-    metrics = replace(stage("dense", steps=2), sampler=begun).run(inputs["dense"], tmp_path)
+    begun = EngineConfig("vllm", text=TextSettings(begin=END_OF_TEXT))
+    metrics = replace(stage("dense", steps=2), engine=begun).run(inputs["dense"], tmp_path)
     assert metrics["text"]["begin"] == [END_OF_TEXT]
     assert all(line["gap"]["max_abs"] < 1e-4 for line in read_metrics(tmp_path))
     # A sampler that adds one of its own is found out before anything is learnt from it.

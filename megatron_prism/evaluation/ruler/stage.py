@@ -93,7 +93,7 @@ class RulerEvaluate(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
 
-        from megatron_prism.generation.megatron import MegatronEngine
+        from megatron_prism.generation.megatron_engine import MegatronEngine
 
         model, plan = inputs["model"].path, self.plan()
         architecture = Architecture.load(model / "architecture.json")

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_prism.models.layers.blockwise import Blocks, Shards, blockwise_attention
+from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
 from megatron_prism.models.layers.segments import Segments
-from megatron_prism.models.layers.slots import Reading, Slots
 
 
 def chunk_positions(local_length: int, rank: int, size: int, device: torch.device | None) -> Tensor:
@@ -54,9 +54,9 @@ class SDPACoreAttention(MegatronModule):
         self.cp_group = group if group is not None else parallel_state.get_context_parallel_group()
         # How far back a query sees, itself not counted; Megatron's window_size is (left, right).
         self.reach = None if config.window_size is None else config.window_size[0]
-        # The texts of a packed row, see segments.py, and of a sampler, see slots.py.
+        # The texts of a packed row (segments.py), and of a generation batch (decode_cache.py).
         self.segments: Segments | None = None
-        self.slots: Slots | None = None
+        self.decode_cache: DecodeCache | None = None
 
     def forward(
         self,
@@ -69,22 +69,22 @@ class SDPACoreAttention(MegatronModule):
         packed_seq_params: Any = None,
     ) -> Tensor:
         """Returns `[seq, batch, heads * head_dim]`. With a KV cache, key and value are longer than query."""
-        if self.slots is not None:
-            return self._sample(self.slots, query, key, value)
+        if self.decode_cache is not None:
+            return self._generate(self.decode_cache, query, key, value)
         if self.segments is None:
             return self._attend(query, key, value)
         apart = self.segments.apart
         return self.segments.together(self._attend(apart(query), apart(key), apart(value)))
 
-    def _sample(self, slots: Slots, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        step = slots.step
-        keys, values = slots.keys_and_values(self, key)
-        if isinstance(step, Reading):
+    def _generate(self, cache: DecodeCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        step = cache.step
+        keys, values = cache.keys_and_values(self, key)
+        if isinstance(step, Prefill):
             query, key, value = (step.segments.apart(tensor) for tensor in (query, key, value))
-            longest, texts = key.shape[0], len(step.targets)
+            longest, texts = key.shape[0], len(step.slots)
             # What lies behind a shorter prompt is written over before it is looked at.
-            keys[step.targets, :, :longest] = key[:, :texts].permute(1, 2, 0, 3)
-            values[step.targets, :, :longest] = value[:, :texts].permute(1, 2, 0, 3)
+            keys[step.slots, :, :longest] = key[:, :texts].permute(1, 2, 0, 3)
+            values[step.slots, :, :longest] = value[:, :texts].permute(1, 2, 0, 3)
             return step.segments.together(self._attend(query, key, value))
         assert step is not None
         count, groups = step.count, key.shape[2]
@@ -93,17 +93,17 @@ class SDPACoreAttention(MegatronModule):
         # The heads that share keys stand where a text has queries. By matrix products: torch's fused attention takes
         # three times as long on a CPU for so few queries (n=256, 130 columns: 1.4 ms and 0.45 ms).
         grouped = query.view(count, groups, -1, query.shape[-1])
-        scores = (grouped @ keys[:count, :, : step.reach].transpose(-1, -2)).float()
+        scores = (grouped @ keys[:count, :, : step.length].transpose(-1, -2)).float()
         weights = torch.softmax(scores * self.scale + step.bias(self.reach), -1).to(value.dtype)
-        out = weights @ values[:count, :, : step.reach]
+        out = weights @ values[:count, :, : step.length]
         return out.reshape(count, 1, -1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, reach = query.shape[0], self.reach
         dropout = self.dropout if self.training else 0.0
         blocks: Blocks | None = None
-        # A sampler's texts are whole on every rank.
-        if self.cp_group.size() > 1 and self.slots is None:
+        # While generating, every context-parallel rank holds whole texts.
+        if self.cp_group.size() > 1 and self.decode_cache is None:
             shards = self._shards(length)
             blocks = Blocks(shards.starts[self.cp_group.rank()], self.scale, reach, dropout, shards)
         elif 1 < length != key.shape[0] or (reach is not None and key.shape[0] > reach + 1):

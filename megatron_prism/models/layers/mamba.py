@@ -17,9 +17,9 @@ from megatron.core.ssm import mamba_mixer as upstream
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
 from megatron_prism.models.layers.norm import GatedRMSNorm
 from megatron_prism.models.layers.segments import Segments
-from megatron_prism.models.layers.slots import Reading, Slots
 from megatron_prism.models.layers.ssd import ssd_scan, ssd_step
 
 
@@ -42,9 +42,9 @@ class TorchMambaMixer(upstream.MambaMixer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _without_mamba_ssm():
             super().__init__(*args, **kwargs)
-        # The texts of a packed row, see segments.py, and of a sampler, see slots.py.
+        # The texts of a packed row (segments.py), and of a generation batch (decode_cache.py).
         self.segments: Segments | None = None
-        self.slots: Slots | None = None
+        self.decode_cache: DecodeCache | None = None
 
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
         if packed_seq_params is not None:
@@ -59,33 +59,33 @@ class TorchMambaMixer(upstream.MambaMixer):
         return self.norm(y, z)
 
     def forward(self, hidden_states: Tensor, *args: Any, **keywords: Any) -> Any:
-        if self.slots is None:
+        if self.decode_cache is None:
             return super().forward(hidden_states, *args, **keywords)
         projected, _ = self.in_proj(hidden_states)
-        return self.out_proj(self._sample(self.slots, projected))
+        return self.out_proj(self._generate(self.decode_cache, projected))
 
-    def _sample(self, slots: Slots, zxBCdt: Tensor) -> Tensor:
-        step = slots.step
+    def _generate(self, cache: DecodeCache, zxBCdt: Tensor) -> Tensor:
+        step = cache.step
         channels = self.d_inner_local_tp + 2 * self.ngroups_local_tp * self.d_state
-        window, state = slots.kept(
+        window, state = cache.tensors(
             self,
             [(channels, self.d_conv), (self.nheads_local_tp, self.headdim, self.d_state)],
             [zxBCdt.dtype, torch.float32],
             zxBCdt.device,
         )
-        if isinstance(step, Reading):
-            apart, texts = step.segments.apart(zxBCdt), len(step.targets)
+        if isinstance(step, Prefill):
+            apart, texts = step.segments.apart(zxBCdt), len(step.slots)
             lengths = torch.tensor(step.segments.lengths, device=apart.device)
             y, z, last_inputs, last_state = self._convolve_and_scan(apart, lengths, self._alone())
             assert last_inputs is not None
-            window[step.targets], state[step.targets] = last_inputs[:texts], last_state[:texts]
+            window[step.slots], state[step.slots] = last_inputs[:texts], last_state[:texts]
             return self.norm(step.segments.together(y), step.segments.together(z))
         assert step is not None
         y = self._ssm_decode(zxBCdt.transpose(0, 1), window[: step.count], state[: step.count])
         return y.transpose(0, 1)
 
     def _alone(self) -> Any:
-        """This tensor-parallel rank's sizes and parameters without context parallelism: a sampler's texts are whole."""
+        """This tensor-parallel rank's sizes and parameters without context parallelism; generation uses whole texts."""
         if self.cp.cp_size == 1:
             return self.cp
         one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)

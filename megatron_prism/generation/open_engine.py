@@ -9,9 +9,9 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.generation.engine import Engine
-from megatron_prism.generation.megatron import MegatronEngine
-from megatron_prism.generation.openai import OpenAIEngine
-from megatron_prism.generation.vllm import VLLMEngine
+from megatron_prism.generation.megatron_engine import MegatronEngine
+from megatron_prism.generation.openai_engine import OpenAIEngine
+from megatron_prism.generation.vllm_engine import VLLMEngine
 
 # Whatever takes an engine's options: a constructor, or MegatronEngine's `load`, which ends what it began.
 OPENERS: dict[str, Callable[..., Any]] = {

@@ -11,8 +11,8 @@ from tiny_rl import artifact, make_inputs
 from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.evaluation.stage import Evaluate, read_samples
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.openai import OpenAIEngine
-from megatron_prism.generation.sampler import STORE, Sampler
+from megatron_prism.generation.engine_config import STORE, EngineConfig
+from megatron_prism.generation.openai_engine import OpenAIEngine
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
 from megatron_prism.rl import difficulty
 from megatron_prism.rl.difficulty import Difficulty
@@ -43,15 +43,15 @@ def inputs(served_folder, tmp_path):
     }
 
 
-def sampler(server, **options):
+def served_engine(server, **options):
     options = {"extra": {"return_token_ids": True}, "first_wait": 0.01, "retries": 0, **options}
-    return Sampler("openai", {"base_url": server.url, "model": "tiny", **options})
+    return EngineConfig("openai", {"base_url": server.url, "model": "tiny", **options})
 
 
 def count(server, **changes):
     settings = {"samples": 4, "chunk": 2, "grading_workers": 1, "sandbox": "weak", "sampling": SAMPLED}
     rewards = RewardSettings(format_gate=False, unfinished=None)
-    return Difficulty(sampler=sampler(server), rewards=rewards, **settings | changes)
+    return Difficulty(engine=served_engine(server), rewards=rewards, **settings | changes)
 
 
 def test_difficulty_of_a_model_behind_a_server(server, inputs, tmp_path):
@@ -76,7 +76,7 @@ def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp
     asked = len(server.asked)
     server.kill()
     server.start(die_at=6)
-    stage.sampler.options["concurrency"] = 1
+    stage.engine.options["concurrency"] = 1
     with pytest.raises(ServerError, match=r"5 of 8 completions are kept in .*run again"):
         stage.run(inputs, out)
     server.kill()
@@ -88,7 +88,7 @@ def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp
 
 def test_scores_of_a_model_behind_a_server(server, inputs, tmp_path):
     server.start()
-    stage = Evaluate(suites=["math"], sampling=SAMPLED, sampler=sampler(server), sandbox="weak")
+    stage = Evaluate(suites=["math"], sampling=SAMPLED, engine=served_engine(server), sandbox="weak")
     assert stage.run(inputs, tmp_path)["engine"] == "openai"
     texts = [sample["completion"] for sample in read_samples(tmp_path)]
     engine = OpenAIEngine(server.url, "tiny", extra={"return_token_ids": True})
@@ -100,27 +100,27 @@ def test_scores_of_a_model_behind_a_server(server, inputs, tmp_path):
 def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
     for engine in ("megatron", "vllm"):
         with pytest.raises(ConfigError, match=f"engine '{engine}' samples from a 'model' input"):
-            Difficulty(sampler=Sampler(engine), sandbox="weak").run(inputs, tmp_path)
+            Difficulty(engine=EngineConfig(engine), sandbox="weak").run(inputs, tmp_path)
 
 
 def test_vllm_that_is_not_installed(tmp_path):
     given = make_inputs(tmp_path, "dense")
     with pytest.raises(ConfigError, match=r"vLLM is not installed"):
-        Difficulty(sampler=Sampler("vllm"), sandbox="weak").run(given, tmp_path)
+        Difficulty(engine=EngineConfig("vllm"), sandbox="weak").run(given, tmp_path)
 
 
 def test_a_config_names_the_engine_and_its_options():
     options = {"base_url": "http://localhost:1/v1", "model": "tiny", "extra": {"return_token_ids": True}}
-    stage = apply_overrides(Difficulty(), {"sampler.engine": "openai", "sampler.options": options})
-    assert stage.sampler == Sampler("openai", options)
+    stage = apply_overrides(Difficulty(), {"engine.name": "openai", "engine.options": options})
+    assert stage.engine == EngineConfig("openai", options)
     assert from_mapping(Difficulty, to_mapping(stage)) == stage
     assert stage.fingerprint({}) != Difficulty().fingerprint({})
 
 
 def test_a_server_that_moved_is_the_same_engine_and_another_model_is_not():
     def known_by(**options):
-        sampler = Sampler("openai", {"base_url": "http://a/v1", "model": "tiny", **options})
-        found = {stage(sampler=sampler).fingerprint({}) for stage in (Difficulty, Evaluate)}
+        engine = EngineConfig("openai", {"base_url": "http://a/v1", "model": "tiny", **options})
+        found = {stage(engine=engine).fingerprint({}) for stage in (Difficulty, Evaluate)}
         assert len(found) == 2
         return found
 
@@ -132,14 +132,14 @@ def test_a_server_that_moved_is_the_same_engine_and_another_model_is_not():
 @pytest.mark.parametrize(
     ("engine", "options", "message"),
     [
-        ("opanai", {}, "engine='opanai' is not possible; did you mean 'openai'"),
+        ("opanai", {}, "engine.name='opanai' is not possible; did you mean 'openai'"),
         ("openai", {"model": "tiny"}, "option 'base_url' is missing"),
         ("openai", {"base_url": "x", "model": "tiny", "modle": 1}, "unknown option 'modle'"),
-        ("openai", {"base_url": "x", "model": "tiny", "store": "x"}, "options.store: the stage gives"),
-        ("megatron", {"batch_size": 3}, "options.batch_size: the stage gives"),
+        ("openai", {"base_url": "x", "model": "tiny", "store": "x"}, "engine.options.store: the stage sets"),
+        ("megatron", {"batch_size": 3}, "engine.options.batch_size: the stage sets"),
         ("vllm", {"gpu_memory": 0.5}, "unknown option 'gpu_memory'; did you mean 'gpu_memory_share'"),
     ],
 )
 def test_engines_and_options_that_cannot_be(engine, options, message):
     with pytest.raises(ConfigError, match=message):
-        Sampler(engine, options)
+        EngineConfig(engine, options)

@@ -1,10 +1,11 @@
 """Sampling from a Megatron model in this process, with continuous batching.
 
-Every text that is being sampled has a slot (models/layers/slots.py). A text that ends gives its slot to the next one in
-the queue, so the batch stays full until the queue is empty, however uneven the lengths. A prompt is read once for all
-its samples. A sample's random numbers depend on the prompt's seed and its number, not on the batch.
+Every sequence that is being sampled has a slot (models/layers/decode_cache.py). A sequence that ends gives its slot to
+the next request in the queue, so the batch stays full until the queue is empty, however uneven the lengths are. A
+prompt is read once for all its samples. The random numbers of a sample depend on the prompt's seed and on the sample's
+number, not on the batch.
 
-Under tensor and pipeline parallelism the ranks of a model call `generate` together with the same arguments. Ranks that
+Under tensor and pipeline parallelism, the ranks of a model call `generate` together with the same arguments. Ranks that
 differ only in context parallelism hold whole models here, and may sample different prompts.
 """
 
@@ -30,30 +31,36 @@ from megatron_prism.generation.engine import (
     cut_at_stop,
     prompt_seeds,
 )
-from megatron_prism.generation.sampling import sample_tokens, uniform_numbers
-from megatron_prism.generation.stages import through_stages
-from megatron_prism.models.layers.slots import Drawing, Reading, Slots, install_slots, set_slots
+from megatron_prism.generation.pipeline_forward import pipeline_forward
+from megatron_prism.generation.token_sampling import sample_tokens, uniform_numbers
+from megatron_prism.models.layers.decode_cache import (
+    Decode,
+    DecodeCache,
+    Prefill,
+    install_decode_cache,
+    set_decode_cache,
+)
 
 if TYPE_CHECKING:
     from megatron_prism.data.text_policy import TextSettings
     from megatron_prism.data.tokenizer import Tokenizer
 
-# A byte-level token may hold part of a character: look this many tokens further back than a stop string.
+# A byte-level token may hold part of a character: decode this many more tokens than a stop string needs.
 STOP_MARGIN = 4
-# New texts wait until this share of the slots is free: reading one prompt costs nearly as much as reading several.
+# New requests wait until this share of the slots is free: reading one prompt costs nearly as much as reading several.
 ADMIT_SHARE = 1 / 8
-# Most tokens of prompts read in one forward (a longer prompt is read alone).
+# Maximum number of prompt tokens read in one forward pass. A longer prompt is read alone.
 READ_TOKENS = 4096
 
 
 @dataclass
-class _Text:
-    """One sample being drawn: whose it is, and what was drawn so far; it ends after `room` tokens."""
+class _Request:
+    """One sample of one prompt, and its tokens so far; it ends after `max_tokens` of them at the latest."""
 
     prompt: int
     sample: int
     prompt_ids: list[int]
-    room: int
+    max_tokens: int
     numbers: Iterator[float]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -66,8 +73,8 @@ class MegatronEngine:
     Args:
         model: a GPTModel or MambaModel of the torch backend on the device it computes on, or this rank's chunks of one.
         tokenizer: rows of the model's vocabulary beyond its size are never sampled and carry no probability.
-        batch_size: most samples under way at once.
-        context_length: most tokens of prompt and completion; None: the model's max_position_embeddings.
+        batch_size: maximum number of sequences decoded together.
+        context_length: maximum number of tokens of prompt and completion; None: the model's max_position_embeddings.
 
     Raises:
         ConfigError: for a batch_size below 1, or layers of another backend.
@@ -84,7 +91,7 @@ class MegatronEngine:
         self.context_length = context_length or self.models[0].max_sequence_length
         self._device = next(self.models[0].parameters()).device
         for chunk in self.models:
-            install_slots(chunk)
+            install_decode_cache(chunk)
 
     @classmethod
     @contextmanager
@@ -98,7 +105,7 @@ class MegatronEngine:
         """An engine on a train artifact's weights, in bf16 on a GPU and fp32 elsewhere.
 
         Args:
-            text: how prompts begin, where that is not as the tokenizer's files say.
+            text: how prompts begin; None: as the tokenizer's files say.
         """
         from megatron_prism.conversion.checkpoint_io import load_weights
         from megatron_prism.data.tokenizer import Tokenizer
@@ -136,160 +143,169 @@ class MegatronEngine:
             DataError: for a prompt that is empty, or leaves no room for a single token.
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
-        queue = deque(self._texts(prompts, params, samples, seeds))
+        queue = deque(self._requests(prompts, params, samples, seeds))
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
         batch = _Batch(self, params, min(self.batch_size, len(queue)))
         for chunk in self.models:
             chunk.eval()
-            set_slots(chunk, batch.slots)
+            set_decode_cache(chunk, batch.cache)
         try:
-            while queue or batch.texts:
+            while queue or batch.requests:
                 ended = batch.admit(queue) or batch.step()
-                finished |= {(text.prompt, text.sample): self._completion(text, params) for text in ended}
+                for request in ended:
+                    finished[request.prompt, request.sample] = self._completion(request, params)
                 if ended:
                     progress(len(ended))
         finally:
             for chunk, training in zip(self.models, modes, strict=True):
-                set_slots(chunk, None)
+                set_decode_cache(chunk, None)
                 chunk.train(training)
         return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
 
-    def _texts(
+    def _requests(
         self, prompts: Sequence[str], params: SamplingParams, samples: int, seeds: Sequence[int]
-    ) -> Iterator[_Text]:
+    ) -> Iterator[_Request]:
         limit = self.context_length
         encoded = self.tokenizer.encode_batch(list(prompts))
         check_prompts(prompts, encoded, limit)
         for index, token_ids in enumerate(encoded):
-            room = min(params.max_new_tokens, limit - len(token_ids))
+            max_tokens = min(params.max_new_tokens, limit - len(token_ids))
             for sample in range(samples):
-                yield _Text(index, sample, token_ids, room, uniform_numbers(seeds[index], sample))
+                numbers = uniform_numbers(seeds[index], sample)
+                yield _Request(index, sample, token_ids, max_tokens, numbers)
 
-    def _completion(self, text: _Text, params: SamplingParams) -> Completion:
-        ended = text.token_ids[-1] == self.tokenizer.eos_id
-        said = self.tokenizer.decode(text.token_ids[:-1] if ended else text.token_ids)
+    def _completion(self, request: _Request, params: SamplingParams) -> Completion:
+        ended = request.token_ids[-1] == self.tokenizer.eos_id
+        text = self.tokenizer.decode(request.token_ids[:-1] if ended else request.token_ids)
         return Completion(
-            text=cut_at_stop(said, params.stop),
-            token_ids=text.token_ids,
-            logprobs=text.logprobs,
-            finish_reason=text.finish_reason,
+            text=cut_at_stop(text, params.stop),
+            token_ids=request.token_ids,
+            logprobs=request.logprobs,
+            finish_reason=request.finish_reason,
         )
 
 
 class _Batch:
-    """The texts under way; the text in slot i is `texts[i]`, and the free slots come after them."""
+    """The requests that are being sampled. Slot i belongs to `requests[i]`; the free slots come after these."""
 
     def __init__(self, engine: MegatronEngine, params: SamplingParams, size: int) -> None:
         config = engine.models[0].config
         self.engine, self.params, self.size = engine, params, size
         self.device, self.vocabulary = engine._device, engine.tokenizer.vocab_size
-        # Sequence parallelism cuts a row into equal parts; a row of few texts is filled up with free slots.
+        # Sequence parallelism cuts a row into equal parts; free slots pad a row that does not divide.
         self.multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        self.slots = Slots(self._padded(size))
-        self.texts: list[_Text] = []
+        self.cache = DecodeCache(self._padded(size))
+        self.requests: list[_Request] = []
         self.may_end = _tokens_that_may_end(engine.tokenizer, params)
 
-    def admit(self, queue: deque[_Text]) -> list[_Text]:
-        """Give free slots to texts of the queue, read their prompts, and draw their first tokens; those that ended."""
-        free = self.size - len(self.texts)
-        if not queue or (self.texts and free < self.size * ADMIT_SHARE):
+    def admit(self, queue: deque[_Request]) -> list[_Request]:
+        """Move requests from the queue to free slots, read their prompts and sample their first tokens.
+
+        Returns the requests that ended with this token.
+        """
+        free = self.size - len(self.requests)
+        if not queue or (self.requests and free < self.size * ADMIT_SHARE):
             return []
-        new: list[_Text] = []
+        new: list[_Request] = []
+        # The slot of the first new request of each prompt; the prompt is read there.
         prompts: dict[int, int] = {}
         tokens: list[int] = []
         while queue and len(new) < free:
-            text = queue[0]
-            if text.prompt not in prompts:
-                if tokens and len(tokens) + len(text.prompt_ids) > READ_TOKENS:
+            request = queue[0]
+            if request.prompt not in prompts:
+                if tokens and len(tokens) + len(request.prompt_ids) > READ_TOKENS:
                     break
-                prompts[text.prompt] = len(self.texts) + len(new)
-                tokens += text.prompt_ids
+                prompts[request.prompt] = len(self.requests) + len(new)
+                tokens += request.prompt_ids
             new.append(queue.popleft())
         if not new:
             return []
-        first = len(self.texts)
-        self.texts += new
-        lengths = [len(self.texts[slot].prompt_ids) for slot in prompts.values()]
+        first = len(self.requests)
+        self.requests += new
+        lengths = [len(self.requests[slot].prompt_ids) for slot in prompts.values()]
         row = self._padded(len(tokens))
-        step = Reading.of(lengths, list(prompts.values()), row, self.device)
+        step = Prefill.of(lengths, list(prompts.values()), row, self.device)
         logits = self._forward(tokens + [0] * (row - len(tokens)), step, max(*lengths, row - len(tokens)))
-        places = {prompt: place for place, prompt in enumerate(prompts)}
-        copies = [(prompts[t.prompt], first + i) for i, t in enumerate(new) if prompts[t.prompt] != first + i]
-        self.slots.copy([source for source, _ in copies], [target for _, target in copies])
+        sources = [prompts[request.prompt] for request in new]
+        copies = [(source, slot) for slot, source in enumerate(sources, first) if source != slot]
+        self.cache.copy([source for source, _ in copies], [target for _, target in copies])
         if logits is not None:
-            logits = logits[[places[text.prompt] for text in new]]
-        return self._draw(first, logits)
+            rows = {prompt: row for row, prompt in enumerate(prompts)}
+            logits = logits[[rows[request.prompt] for request in new]]
+        return self._sample(first, logits)
 
-    def step(self) -> list[_Text]:
-        """Draw a token of every text; returns those that ended."""
-        count = self._padded(len(self.texts))
-        padding = [0] * (count - len(self.texts))
-        positions = [len(text.prompt_ids) + len(text.token_ids) - 1 for text in self.texts]
-        reach = max(positions) + 1
-        step = Drawing(count, torch.tensor(positions + padding, device=self.device), reach)
-        logits = self._forward([text.token_ids[-1] for text in self.texts] + padding, step, reach)
-        return self._draw(0, None if logits is None else logits[: len(self.texts)])
+    def step(self) -> list[_Request]:
+        """Sample one token of every request; returns the requests that ended."""
+        count = self._padded(len(self.requests))
+        padding = [0] * (count - len(self.requests))
+        positions = [len(request.prompt_ids) + len(request.token_ids) - 1 for request in self.requests]
+        length = max(positions) + 1
+        step = Decode(count, torch.tensor(positions + padding, device=self.device), length)
+        logits = self._forward([request.token_ids[-1] for request in self.requests] + padding, step, length)
+        return self._sample(0, None if logits is None else logits[: len(self.requests)])
 
     def _padded(self, count: int) -> int:
         return -(-count // self.multiple) * self.multiple
 
-    # Not inference_mode: rotary tables are kept, and training could not save inference tensors.
+    # Not inference_mode: the model keeps its rotary tables, and training could not save inference tensors.
     @torch.no_grad()
-    def _forward(self, tokens: list[int], step: Reading | Drawing, reach: int) -> Tensor | None:
-        """fp32 logits of the tokenizer's vocabulary, a row per output; None before the last pipeline stage."""
-        self.slots.prepare(step, reach)
-        logits = through_stages(self.engine.models, torch.tensor([tokens], device=self.device))
+    def _forward(self, tokens: list[int], step: Prefill | Decode, length: int) -> Tensor | None:
+        """fp32 logits over the tokenizer's vocabulary, one row per output; None before the last pipeline stage."""
+        self.cache.prepare(step, length)
+        logits = pipeline_forward(self.engine.models, torch.tensor([tokens], device=self.device))
         return None if logits is None else logits[:, : self.vocabulary].float()
 
     @torch.no_grad()
-    def _draw(self, first: int, logits: Tensor | None) -> list[_Text]:
-        """Draw the next token of the texts from slot `first` on, and remove the texts that end with it."""
-        drawn = self.texts[first:]
-        uniform = torch.tensor([next(text.numbers) for text in drawn], dtype=torch.float64).to(self.device)
-        pairs = torch.empty(2, len(drawn), dtype=torch.float64, device=self.device)
+    def _sample(self, first: int, logits: Tensor | None) -> list[_Request]:
+        """Sample the next token of the requests from slot `first` on; remove and return those that end with it."""
+        requests = self.requests[first:]
+        numbers = [next(request.numbers) for request in requests]
+        uniform = torch.tensor(numbers, dtype=torch.float64).to(self.device)
+        pairs = torch.empty(2, len(requests), dtype=torch.float64, device=self.device)
         if logits is not None:
             pairs[0], pairs[1] = sample_tokens(logits, uniform, self.params.temperature, self.params.top_p)
-        _agree(pairs)
+        _broadcast_to_model_ranks(pairs)
         tokens, logprobs = pairs.tolist()
         ended = []
-        for place, (text, token, logprob) in enumerate(zip(drawn, tokens, logprobs, strict=True)):
-            text.token_ids.append(int(token))
-            text.logprobs.append(logprob)
-            if (self.may_end[int(token)] or len(text.token_ids) == text.room) and self._ends(text):
-                ended.append(first + place)
+        for slot, (request, token, logprob) in enumerate(zip(requests, tokens, logprobs, strict=True), first):
+            request.token_ids.append(int(token))
+            request.logprobs.append(logprob)
+            full = len(request.token_ids) == request.max_tokens
+            if (self.may_end[int(token)] or full) and self._ends(request):
+                ended.append(slot)
         return self._remove(ended)
 
-    def _ends(self, text: _Text) -> bool:
-        if text.token_ids[-1] == self.engine.tokenizer.eos_id or self._stopped(text.token_ids):
-            text.finish_reason = "stop"
+    def _ends(self, request: _Request) -> bool:
+        if request.token_ids[-1] == self.engine.tokenizer.eos_id or self._has_stop(request.token_ids):
+            request.finish_reason = "stop"
             return True
-        return len(text.token_ids) == text.room
+        return len(request.token_ids) == request.max_tokens
 
-    def _stopped(self, token_ids: list[int]) -> bool:
+    def _has_stop(self, token_ids: list[int]) -> bool:
         if not self.params.stop:
             return False
         # Every token is at least one byte, so a stop string spans at most as many tokens as it has bytes.
         tail = max(len(stop.encode()) for stop in self.params.stop) + STOP_MARGIN
-        said = self.engine.tokenizer.decode(token_ids[-tail:])
-        return any(stop in said for stop in self.params.stop)
+        text = self.engine.tokenizer.decode(token_ids[-tail:])
+        return any(stop in text for stop in self.params.stop)
 
-    def _remove(self, ended: list[int]) -> list[_Text]:
-        """Take these slots' texts out; the last texts move into the slots that are not last."""
+    def _remove(self, ended: list[int]) -> list[_Request]:
+        """Remove the requests in these slots; the last requests move into the slots that become free before them."""
         gone = set(ended)
-        keep = len(self.texts) - len(gone)
+        keep = len(self.requests) - len(gone)
         holes = [slot for slot in ended if slot < keep]
-        movers = [slot for slot in range(keep, len(self.texts)) if slot not in gone]
-        removed = [self.texts[slot] for slot in ended]
-        self.slots.copy(movers, holes)
+        movers = [slot for slot in range(keep, len(self.requests)) if slot not in gone]
+        removed = [self.requests[slot] for slot in ended]
+        self.cache.copy(movers, holes)
         for hole, mover in zip(holes, movers, strict=True):
-            self.texts[hole] = self.texts[mover]
-        del self.texts[keep:]
+            self.requests[hole] = self.requests[mover]
+        del self.requests[keep:]
         return removed
 
 
-def _agree(pairs: Tensor) -> None:
-    """What the last pipeline stage's first tensor-parallel rank drew, for all ranks of the model, in place."""
+def _broadcast_to_model_ranks(pairs: Tensor) -> None:
+    """Copy the samples of the last pipeline stage (of its first tensor-parallel rank) to all ranks of the model."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 
@@ -300,17 +316,17 @@ def _agree(pairs: Tensor) -> None:
 
 
 def _tokens_that_may_end(tokenizer: Tokenizer, params: SamplingParams) -> Any:
-    """Per token, whether a text may end with it: the end token, and those in which a stop string could end.
+    """For each token, whether a sequence may end with it: the end token, and tokens in which a stop string can end.
 
-    Decoding the tail of every text after every token would cost more than drawing it.
+    Decoding the tail of every sequence after every token would cost more than sampling the token.
     """
     flags = numpy.zeros(tokenizer.vocab_size, bool)
     flags[tokenizer.eos_id] = True
     last = {stop[-1] for stop in params.stop or [] if stop}
     if last:
         pieces = tokenizer.decode_each(range(tokenizer.vocab_size))
-        # A part of a character decodes to the replacement character: it may complete any.
+        # Part of a character decodes to the replacement character, which may complete any character.
         hints = last | {"\N{REPLACEMENT CHARACTER}"}
-        # Some tokenizers drop a space at the beginning of what they decode.
+        # Some tokenizers drop a leading space when they decode.
         flags |= numpy.array([any(c in piece or c.isspace() for c in hints) for piece in pieces])
     return flags.tolist()

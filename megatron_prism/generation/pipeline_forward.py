@@ -1,4 +1,4 @@
-"""A forward of a sampler through the stages of a pipeline, one after another."""
+"""A forward pass through the ranks of a pipeline, one after another, for sampling."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def through_stages(models: Sequence[Any], tokens: Tensor) -> Tensor | None:
-    """Logits `[tokens, vocabulary]` of a row `[1, tokens]`; None on all pipeline ranks but the last.
+def pipeline_forward(models: Sequence[Any], tokens: Tensor) -> Tensor | None:
+    """Logits `[tokens, vocabulary]` of a row `[1, tokens]`; None on all pipeline ranks except the last.
 
     Args:
         models: this rank's chunks, in order.
@@ -20,18 +20,22 @@ def through_stages(models: Sequence[Any], tokens: Tensor) -> Tensor | None:
 
     group = parallel_state.get_pipeline_model_parallel_group()
     rank, size = group.rank(), group.size()
-    places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     output: Tensor | None = None
     for number, model in enumerate(models):
         if rank or number:
             config = model.config
-            cut = config.tensor_model_parallel_size if config.sequence_parallel else 1
+            parts = config.tensor_model_parallel_size if config.sequence_parallel else 1
             hidden = torch.empty(
-                tokens.shape[1] // cut, 1, config.hidden_size, dtype=config.params_dtype, device=tokens.device
+                tokens.shape[1] // parts,
+                1,
+                config.hidden_size,
+                dtype=config.params_dtype,
+                device=tokens.device,
             )
             dist.recv(hidden, group_src=(rank - 1) % size, group=group)
             model.set_input_tensor(hidden)
-        output = model(tokens, places, None, runtime_gather_output=True)
+        output = model(tokens, positions, None, runtime_gather_output=True)
         if rank < size - 1 or number < len(models) - 1:
             assert output is not None
             dist.send(output.contiguous(), group_dst=(rank + 1) % size, group=group)

@@ -13,16 +13,16 @@ from megatron_prism.conversion.export_hf import export_running
 from megatron_prism.conversion.gather import gather_hf
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.generation.engine import Engine
-from megatron_prism.generation.engines import open_engine
-from megatron_prism.generation.megatron import MegatronEngine
-from megatron_prism.generation.sampler import EXPORTED
-from megatron_prism.generation.vllm import VLLMEngine
+from megatron_prism.generation.engine_config import EXPORTED
+from megatron_prism.generation.megatron_engine import MegatronEngine
+from megatron_prism.generation.open_engine import open_engine
+from megatron_prism.generation.vllm_engine import VLLMEngine
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.policy import Policy
 
 
 @dataclass(frozen=True)
-class TrainingSampler:
+class RolloutEngine:
     """An engine, and what brings it the newest weights; None where it reads the model itself."""
 
     engine: Engine
@@ -30,14 +30,14 @@ class TrainingSampler:
 
 
 @contextmanager
-def training_sampler(
+def open_rollout_engine(
     config: ReinforceConfig,
     policy: Policy,
     tokenizer: Tokenizer,
     tokenizer_folder: Path,
     hf_files: Path | None,
     out: Path,
-) -> Iterator[TrainingSampler]:
+) -> Iterator[RolloutEngine]:
     """The sampler of a run, at the policy's weights.
 
     Args:
@@ -45,15 +45,15 @@ def training_sampler(
         out: folder of the run; for 'vllm' the weights it starts with lie there while it runs.
     """
     chunks = [unwrap(model) for model in policy.trainer.models]
-    if config.sampler.engine == "megatron":
-        yield TrainingSampler(MegatronEngine(chunks, tokenizer, config.slots, config.context_length))
+    if config.engine.name == "megatron":
+        yield RolloutEngine(MegatronEngine(chunks, tokenizer, config.slots, config.context_length))
         return
     folder = out / EXPORTED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     export_running(chunks, config.architecture, folder, tokenizer_folder, hf_files)
-    options = {"max_length": config.context_length} | config.sampler.options
-    with open_engine(config.sampler.engine, folder=folder, text=config.sampler.text, **options) as engine:
+    options = {"max_length": config.context_length} | config.engine.options
+    with open_engine(config.engine.name, folder=folder, text=config.engine.text, **options) as engine:
         assert isinstance(engine, VLLMEngine)
 
         def push_weights() -> None:
@@ -61,5 +61,5 @@ def training_sampler(
             assert gathered is not None, "there is one process, so it is the first"
             engine.update_weights(gathered[1])
 
-        yield TrainingSampler(engine, push_weights)
+        yield RolloutEngine(engine, push_weights)
     shutil.rmtree(folder)

@@ -1,0 +1,133 @@
+"""The engine that a stage samples with, as a part of the stage's config."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_prism.data.text_policy import TextSettings
+from megatron_prism.errors import ConfigError
+from megatron_prism.generation.engine import Engine
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import one_of, to_mapping
+
+if TYPE_CHECKING:
+    from megatron_prism.data.tokenizer import Tokenizer
+
+# The arguments of each engine that the stage sets itself; a config must not set them.
+STAGE_OPTIONS = {
+    "megatron": ("train_artifact_folder", "tokenizer_folder", "batch_size", "text"),
+    "vllm": ("folder", "text"),
+    "openai": ("tokenizer", "store"),
+}
+# Options for reaching an engine and for its speed. They do not change the completions.
+TUNING = {
+    "base_url",
+    "api_key_variable",
+    "timeout",
+    "retries",
+    "first_wait",
+    "concurrency",
+    "gpu_memory_share",
+}
+STORE, EXPORTED = "completions", "exported"
+
+
+@dataclass
+class EngineConfig:
+    """The name of an engine, and its options.
+
+    Attributes:
+        name: 'megatron', 'vllm' or 'openai'.
+        options: the engine's options, except those that the stage sets itself; docs/engines.md lists them.
+        text: how prompts begin, and whether names of special tokens in them are read as these tokens.
+    """
+
+    name: str = "megatron"
+    options: dict[str, Any] = field(default_factory=dict)
+    text: TextSettings = field(default_factory=TextSettings)
+
+    def __post_init__(self) -> None:
+        one_of(self.name, STAGE_OPTIONS, "engine.name")
+        if self.name == "megatron" and not self.options:
+            # Every command builds the default; it must not import torch.
+            return
+        from megatron_prism.generation.open_engine import check_options
+
+        reserved = STAGE_OPTIONS[self.name]
+        for option in self.options:
+            if option in reserved:
+                raise ConfigError(
+                    f"engine.options.{option}: the stage sets this option of engine '{self.name}' itself; remove it"
+                )
+        check_options(self.name, [*self.options, *reserved])
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the config that decides the completions: everything except the options in TUNING."""
+        config = to_mapping(self)
+        return config | {"options": {k: v for k, v in config["options"].items() if k not in TUNING}}
+
+    def tokenizer(self, folder: Path) -> Tokenizer:
+        """The tokenizer that encodes prompts."""
+        from megatron_prism.data.tokenizer import Tokenizer
+
+        return Tokenizer.load(folder, self.text)
+
+    def describe(self, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+        """How prompts are encoded, for the receipt. Warns if the model was trained on texts encoded differently."""
+        from megatron_prism.data.text_record import check_model
+
+        tokenizer = self.tokenizer(inputs["tokenizer"].path)
+        if "model" in inputs:
+            check_model(inputs["model"], tokenizer)
+        return tokenizer.record()
+
+    @contextmanager
+    def open(self, inputs: Mapping[str, Artifact], batch_size: int, work: Path) -> Iterator[Engine]:
+        """The engine on a frozen model. Its files in `work` are removed at the end, unless an error ended the stage.
+
+        Args:
+            inputs: of the stage: `tokenizer`, and `model` for all engines except 'openai'.
+            batch_size: maximum number of sequences that engine 'megatron' decodes together.
+            work: a folder that an interrupted stage finds again; it holds the finished completions of a server.
+
+        Raises:
+            ConfigError: if there is no model to load, or the engine is not installed.
+        """
+        from megatron_prism.generation.open_engine import open_engine
+
+        if self.name != "openai" and "model" not in inputs:
+            raise ConfigError(
+                f"engine '{self.name}' samples from a 'model' input, and this stage has none; give one, or use "
+                "engine 'openai' for a server"
+            )
+        stage_options = self._stage_options(inputs, batch_size, work)
+        with open_engine(self.name, **stage_options, **self.options) as engine:
+            yield engine
+        for folder in (STORE, EXPORTED):
+            shutil.rmtree(work / folder, ignore_errors=True)
+
+    def _stage_options(self, inputs: Mapping[str, Artifact], batch_size: int, work: Path) -> dict[str, Any]:
+        """Values for the options in STAGE_OPTIONS; for vLLM this exports the model."""
+        tokenizer = inputs["tokenizer"].path
+        if self.name == "megatron":
+            return {
+                "train_artifact_folder": inputs["model"].path,
+                "tokenizer_folder": tokenizer,
+                "batch_size": batch_size,
+                "text": self.text,
+            }
+        if self.name == "openai":
+            return {"tokenizer": self.tokenizer(tokenizer), "store": work / STORE}
+        from megatron_prism.conversion.export_hf import export_checkpoint
+        from megatron_prism.conversion.model_folder import open_weights
+
+        folder = work / EXPORTED
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        export_checkpoint(open_weights(inputs["model"].path), folder, tokenizer)
+        return {"folder": folder, "text": self.text}
