@@ -53,7 +53,7 @@ def make_checkpoint(kind: str, gigabytes: float, folder: Path) -> None:
     """A Hugging Face folder of random bf16 weights, its tokenizer two stand-in files that are only copied."""
     import torch
 
-    from megatron_prism.conversion.safetensors_io import FolderWriter
+    from megatron_prism.conversion.hf_folder.writer import FolderWriter
     from megatron_prism.models.families import hf_config, hf_shapes
 
     folder.mkdir(parents=True)
@@ -69,7 +69,7 @@ def make_checkpoint(kind: str, gigabytes: float, folder: Path) -> None:
 
 def largest_group(folder: Path) -> int:
     """Bytes of the largest set of Hugging Face tensors that make one Megatron tensor."""
-    from megatron_prism.conversion.model_folder import HFWeights
+    from megatron_prism.conversion.weights import HFWeights
     from megatron_prism.models.families import parameter_map
 
     weights = HFWeights(folder)
@@ -90,7 +90,7 @@ def convert_once(side: str, source: Path, target: Path) -> dict[str, float]:
     """One conversion (or copy) started here: seconds, and peak resident memory above what the imports took."""
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.import_hf import import_checkpoint
-    from megatron_prism.conversion.model_folder import MegatronWeights
+    from megatron_prism.conversion.weights import MegatronWeights
     from megatron_prism.platform.hardware import peak_memory_bytes
 
     # What the first save loads lazily belongs to the interpreter, not to the conversion.
@@ -118,9 +118,9 @@ def make_tiny_round_trip(folder: Path) -> None:
     import torch
 
     from megatron_prism.conversion.export_hf import export_checkpoint
+    from megatron_prism.conversion.hf_folder.writer import FolderWriter
     from megatron_prism.conversion.import_hf import import_checkpoint
-    from megatron_prism.conversion.model_folder import MegatronWeights
-    from megatron_prism.conversion.safetensors_io import FolderWriter
+    from megatron_prism.conversion.weights import MegatronWeights
     from megatron_prism.models.architecture import Architecture
     from megatron_prism.models.families import hf_config, hf_shapes
 
@@ -153,7 +153,7 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
 
 def benchmark(kind: str, gigabytes: float, rounds: int, root: Path) -> dict[str, Any]:
     """All rounds of one kind of model."""
-    from megatron_prism.conversion.safetensors_io import HFFolder
+    from megatron_prism.conversion.hf_folder.reader import HFFolder
 
     folder = root / kind
     make_checkpoint(kind, gigabytes, folder / "hf")

@@ -134,7 +134,7 @@ def compare(method: str, folder: Path, result: Path) -> dict[str, float]:
     """Elements of a result that are not the correctly rounded sum, and its error against the exact sum."""
     import torch
 
-    from megatron_prism.conversion.safetensors_io import HFFolder
+    from megatron_prism.conversion.hf_folder.reader import HFFolder
 
     sources, merged = [HFFolder(path) for path in inputs(method, folder)], HFFolder(result)
     draw, wrong, elements, by_fractions, squares, error_squares = random.Random(0), 0, 0, 0, 0.0, 0.0

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from megatron_prism.cli.main import main as prism
-from megatron_prism.conversion.model_folder import HFWeights
 from megatron_prism.conversion.stage import ExportHF, ImportHF
+from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.data.corpus import FileCorpus
 from megatron_prism.data.readers import read_texts
 from megatron_prism.data.tokenization import TokenizeCorpus

@@ -12,7 +12,7 @@ from megatron_prism.verification.code import sandbox_problem
 
 # Two test workers take one file after the other. Those that take longest come first, so that none is left for the end.
 LONGEST = (
-    "recipes/test_models.py", "training/test_train_stage.py", "conversion/test_quantize.py",
+    "recipes/test_models.py", "training/test_train_stage.py", "conversion/quantization/test_quantize.py",
     "parallel/test_rl_layouts.py", "rl/test_reinforce.py", "parallel/test_hf_layouts.py",
     "generation/test_hf_parity.py", "training/test_extension_training.py", "rl/test_vllm_sampling.py",
     "parallel/test_parity.py", "verification/test_sandbox.py", "parallel/test_long_context.py",

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer as Tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_prism.conversion.checkpoint_io import model_state, write_checkpoint
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import model_state, write_checkpoint
 from megatron_prism.pipeline.artifact import Artifact, Receipt
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 from megatron_prism.rl.gate import GateSettings

@@ -52,8 +52,8 @@ def import_(
     check_json_target(json_file)
     check_folders(hf_dir, out=out, dtype=dtype)
     check_models(hf_dir, megatron=False)
+    from megatron_prism.conversion.hf_folder.reader import HFFolder
     from megatron_prism.conversion.import_hf import import_checkpoint
-    from megatron_prism.conversion.safetensors_io import HFFolder
     from megatron_prism.pipeline.output_folder import whole_folder
 
     wanted = _dtype(dtype)
@@ -83,7 +83,7 @@ def export(
     shard = _shard_bytes(max_shard_gb)
     check_models(checkpoint, hugging_face=False)
     from megatron_prism.conversion.export_hf import export_checkpoint
-    from megatron_prism.conversion.model_folder import MegatronWeights
+    from megatron_prism.conversion.weights import MegatronWeights
     from megatron_prism.models.families import parameter_count
     from megatron_prism.pipeline.output_folder import whole_folder
 
@@ -126,8 +126,8 @@ def verify(
     if text is not None and not logits:
         raise ConfigError(f"--text {text}: a text is what --logits runs both on; add --logits")
     check_models(first, second)
-    from megatron_prism.conversion.model_folder import open_weights
     from megatron_prism.conversion.verify import compare_tensors
+    from megatron_prism.conversion.weights import open_weights
     from megatron_prism.models.families import parameter_count
 
     a, b = open_weights(first), open_weights(second)
@@ -204,7 +204,7 @@ def quantize(
     whole_number(samples, "--samples", least=1)
     whole_number(length, "--length", least=2)
     check_models(hf_dir, megatron=False)
-    from megatron_prism.conversion.quantize import quantize_checkpoint
+    from megatron_prism.conversion.quantization.quantize import quantize_checkpoint
     from megatron_prism.data.readers import read_texts
 
     texts = None if calibration is None else read_texts(calibration)

@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 
 from megatron_prism.errors import CheckpointError
-
-MEGATRON, CONFIG = "architecture.json", "config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, INDEX, SINGLE
 
 
 def check_folders(*folders: Path, out: Path | None = None, dtype: str | None = None) -> None:
@@ -41,16 +39,16 @@ def check_models(*folders: Path, megatron: bool = True, hugging_face: bool = Tru
         CheckpointError: naming the first such folder.
     """
     for folder in folders:
-        if megatron and (folder / MEGATRON).is_file():
+        if megatron and (folder / ARCHITECTURE).is_file():
             continue
         if not hugging_face:
             raise CheckpointError(
-                f"{folder / MEGATRON}: no such file; a folder of `prism convert import` has one"
+                f"{folder / ARCHITECTURE}: no such file; a folder of `prism convert import` has one"
             )
         if not (folder / CONFIG).is_file():
-            kinds = f"neither a Megatron folder ({MEGATRON}) nor" if megatron else "not"
+            kinds = f"neither a Megatron folder ({ARCHITECTURE}) nor" if megatron else "not"
             raise CheckpointError(f"{folder}: {kinds} a Hugging Face one ({CONFIG})")
-        if not any((folder / name).is_file() for name in WEIGHTS):
+        if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
             raise CheckpointError(
-                f"{folder}: neither {WEIGHTS[0]} nor {WEIGHTS[1]}; a Hugging Face folder with safetensors is needed"
+                f"{folder}: neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
             )

@@ -11,6 +11,7 @@ from megatron_prism.cli.folder_checks import check_models
 from megatron_prism.cli.number_checks import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
+from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, HF_FILES
 
 app = typer.Typer(help="RULER: long-context tasks at any length, made for a tokenizer, scored by recall.")
 
@@ -133,7 +134,7 @@ def score(
     from megatron_prism.data.ruler.samples import read_manifest
 
     read_manifest(samples)
-    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+    if checkpoint is not None and not (checkpoint / CONFIG).is_file():
         check_models(checkpoint, hugging_face=False)
     from megatron_prism.evaluation.ruler.run import score_file
     from megatron_prism.evaluation.ruler.scoring import summary
@@ -162,14 +163,14 @@ def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens
     from megatron_prism.models.architecture import Architecture
     from megatron_prism.platform.console import progress_bar
 
-    if (checkpoint / "config.json").is_file():
+    if (checkpoint / CONFIG).is_file():
         raise ConfigError(
             f"{checkpoint}: a Hugging Face folder; make a Megatron folder of it first: prism convert import"
         )
     manifest = read_manifest(samples)
-    architecture = Architecture.load(checkpoint / "architecture.json")
+    architecture = Architecture.load(checkpoint / ARCHITECTURE)
     check_positions(manifest["lengths"], architecture.max_position_embeddings, checkpoint)
-    folder = tokenizer or checkpoint / "hf"
+    folder = tokenizer or checkpoint / HF_FILES
     if tokenizer is None and not folder.is_dir():
         raise ConfigError(f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR")
     if Tokenizer.load(folder).identity != manifest["tokenizer"]:

@@ -9,17 +9,28 @@ from typing import Any
 
 import torch
 
-from megatron_prism.conversion.dist_read import quick_collection
+from megatron_prism.conversion.config_json import write_config
 from megatron_prism.conversion.gather import gather_hf
-from megatron_prism.conversion.model_folder import Weights, write_config
-from megatron_prism.conversion.safetensors_io import CONFIG, MAX_SHARD_BYTES, FolderWriter
-from megatron_prism.conversion.side_files import GENERATION, carry_files, replace_tokenizer
-from megatron_prism.conversion.token_ids import TOKEN_IDS, check_fits, disagreements, follow_tokenizer
-from megatron_prism.conversion.tokenizer_facts import has_tokenizer, stored_vocabulary, tokenizer_facts
+from megatron_prism.conversion.hf_folder.writer import MAX_SHARD_BYTES, FolderWriter
+from megatron_prism.conversion.side_files.carry import carry_files, replace_tokenizer
+from megatron_prism.conversion.side_files.token_ids import (
+    TOKEN_IDS,
+    check_fits,
+    disagreements,
+    follow_tokenizer,
+)
+from megatron_prism.conversion.side_files.tokenizer_facts import (
+    has_tokenizer,
+    stored_vocabulary,
+    tokenizer_facts,
+)
+from megatron_prism.conversion.torch_dist.reader import quick_collection
+from megatron_prism.conversion.weights import Weights
 from megatron_prism.errors import ArtifactError, PrismError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_shapes, parameter_count, parameter_map
 from megatron_prism.models.mappings import Shape
+from megatron_prism.models.model_folder import CONFIG, GENERATION_CONFIG
 from megatron_prism.pipeline.artifact import write_json
 
 Progress = Callable[[int], None]
@@ -127,7 +138,7 @@ def write_side_files(
         return remarks + follow_tokenizer(out, facts, before)
     tokens = {key: facts.ids[key] for key in TOKEN_IDS}
     write_config(out, architecture, dtype, tokens)
-    write_json(out / GENERATION, {key: value for key, value in tokens.items() if value is not None})
+    write_json(out / GENERATION_CONFIG, {key: value for key, value in tokens.items() if value is not None})
     return remarks
 
 

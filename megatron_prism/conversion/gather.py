@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_prism.conversion.checkpoint_io import model_state
-from megatron_prism.conversion.dist_layout import Place, places
+from megatron_prism.conversion.torch_dist.layout import Place, places
 from megatron_prism.errors import CheckpointError
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.checkpoint_io import model_state
 from megatron_prism.models.families import parameter_map
 from megatron_prism.models.mappings import Rule, Shape
 

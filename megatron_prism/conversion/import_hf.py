@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_layout import Place
-from megatron_prism.conversion.dist_plan import plan_checkpoint
-from megatron_prism.conversion.dist_read import quick_collection
-from megatron_prism.conversion.dist_write import Piece, write_checkpoint
 from megatron_prism.conversion.file_ranges import FileRange
-from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES, HFWeights
-from megatron_prism.conversion.side_files import carry_files
-from megatron_prism.conversion.token_ids import disagreements
+from megatron_prism.conversion.side_files.carry import carry_files
+from megatron_prism.conversion.side_files.token_ids import disagreements
+from megatron_prism.conversion.torch_dist.layout import Place
+from megatron_prism.conversion.torch_dist.plan import plan_checkpoint
+from megatron_prism.conversion.torch_dist.reader import quick_collection
+from megatron_prism.conversion.torch_dist.writer import Piece, write_checkpoint
+from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.models.families import parameter_count
 from megatron_prism.models.mappings import Rule
+from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
 
 
 def import_checkpoint(

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from megatron_prism.conversion.dist_layout import all_places
 from megatron_prism.conversion.gather import local_shards
 from megatron_prism.conversion.import_hf import read_rows
-from megatron_prism.conversion.model_folder import HFWeights
+from megatron_prism.conversion.torch_dist.layout import all_places
+from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.platform.console import get_logger, is_rank_zero
 

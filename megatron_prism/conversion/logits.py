@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_prism.conversion.checkpoint_io import load_weights
-from megatron_prism.conversion.model_folder import CHECKPOINT, HFWeights, MegatronWeights, open_weights
+from megatron_prism.conversion.weights import HFWeights, MegatronWeights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import load_weights
 from megatron_prism.models.families import family
+from megatron_prism.models.model_folder import CHECKPOINT
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import session
 

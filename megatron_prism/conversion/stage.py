@@ -86,7 +86,7 @@ class ExportHF(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.conversion.export_hf import export_checkpoint
-        from megatron_prism.conversion.model_folder import MegatronWeights
+        from megatron_prism.conversion.weights import MegatronWeights
 
         folder = out / "model"
         folder.mkdir()
@@ -129,8 +129,8 @@ class ExportHF(Stage):
 
 
 def _check_tensors(source: Any, folder: Path) -> dict[str, int]:
-    from megatron_prism.conversion.model_folder import HFWeights
     from megatron_prism.conversion.verify import compare_tensors
+    from megatron_prism.conversion.weights import HFWeights
 
     differences = compare_tensors(source, HFWeights(folder))
     if differences:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_read import quick_collection
-from megatron_prism.conversion.model_folder import Weights
+from megatron_prism.conversion.torch_dist.reader import quick_collection
+from megatron_prism.conversion.weights import Weights
 from megatron_prism.models.families import parameter_map
 
 

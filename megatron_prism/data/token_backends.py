@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_prism.data.tokenizer_files import TOKENIZER_MODEL, TokenizerFolder
+from megatron_prism.data.tokenizer_files import TokenizerFolder
 from megatron_prism.errors import DataError
+from megatron_prism.models.model_folder import TOKENIZER_MODEL
 from megatron_prism.pipeline.json_text import read_text
 
 # Any text will do that is not empty: only what is put around it counts.

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from megatron_prism.data.readers import corpus_sources, read_texts
 from megatron_prism.data.text_policy import PARSE, REFUSE, TextPolicy, TextSettings, text_policy
 from megatron_prism.data.token_backends import Backend, names_pattern, open_backend
-from megatron_prism.data.tokenizer_files import ID_FILES, TOKENIZER_CONFIG, TokenizerFolder, named_id
+from megatron_prism.data.tokenizer_files import ID_FILES, TokenizerFolder, named_id
 from megatron_prism.data.tokenizer_training import (
     BYTES,
     END_OF_TEXT,
@@ -29,7 +29,7 @@ from megatron_prism.data.tokenizer_training import (
     train_byte_level_bpe,
 )
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.models.hf_config import TOKENIZER_FILES
+from megatron_prism.models.model_folder import HF_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage
@@ -285,7 +285,7 @@ class ModelTokenizer(Stage):
     kind: ClassVar[str] = "tokenizer"
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        files = inputs["model"].file("hf")
+        files = inputs["model"].file(HF_FILES)
         # The end token may be named nowhere else; without a tokenizer_config.json transformers asks config.json.
         beside = [name for name in ID_FILES if not (files / TOKENIZER_CONFIG).is_file()]
         for name in (*TOKENIZER_FILES, *beside):

@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import DataError
+from megatron_prism.models.model_folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    TOKENIZER_MODEL,
+)
 from megatron_prism.pipeline.json_text import read_json
 
-TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
-TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
-ID_FILES = ("generation_config.json", "config.json")
+ID_FILES = (GENERATION_CONFIG, CONFIG)
 # Keys of tokenizer_config.json and special_tokens_map.json whose values are names of special tokens.
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_prism.errors import DataError
+from megatron_prism.models.model_folder import TOKENIZER_CONFIG, TOKENIZER_JSON
 from megatron_prism.pipeline.artifact import write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -52,9 +53,9 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) ->
             "lower it or give more text"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+    (folder / TOKENIZER_JSON).write_text(backend.to_str(), encoding="utf-8")
     write_json(
-        folder / "tokenizer_config.json",
+        folder / TOKENIZER_CONFIG,
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": END_OF_TEXT,

@@ -124,7 +124,7 @@ class EngineConfig:
         if self.name == "openai":
             return {"tokenizer": self.tokenizer(tokenizer), "store": work / STORE}
         from megatron_prism.conversion.export_hf import export_checkpoint
-        from megatron_prism.conversion.model_folder import open_weights
+        from megatron_prism.conversion.weights import open_weights
 
         folder = work / EXPORTED
         shutil.rmtree(folder, ignore_errors=True)

@@ -40,6 +40,7 @@ from megatron_prism.models.layers.decode_cache import (
     install_decode_cache,
     set_decode_cache,
 )
+from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT
 
 if TYPE_CHECKING:
     from megatron_prism.data.text_policy import TextSettings
@@ -107,14 +108,14 @@ class MegatronEngine:
         Args:
             text: how prompts begin; None: as the tokenizer's files say.
         """
-        from megatron_prism.conversion.checkpoint_io import load_weights
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.models.architecture import Architecture
         from megatron_prism.models.build import build_model
+        from megatron_prism.models.checkpoint_io import load_weights
         from megatron_prism.platform.hardware import device, has_gpu
         from megatron_prism.platform.process_groups import session
 
-        architecture = Architecture.load(Path(train_artifact_folder) / "architecture.json")
+        architecture = Architecture.load(Path(train_artifact_folder) / ARCHITECTURE)
         tokenizer = Tokenizer.load(Path(tokenizer_folder), text)
         if tokenizer.vocab_size > architecture.vocab_size:
             raise DataError(
@@ -124,7 +125,7 @@ class MegatronEngine:
         with session():
             dtype = torch.bfloat16 if has_gpu() else torch.float32
             model = build_model(architecture, dtype=dtype, backend="torch").to(device())
-            load_weights([model], Path(train_artifact_folder) / "checkpoint")
+            load_weights([model], Path(train_artifact_folder) / CHECKPOINT)
             yield cls(model, tokenizer, batch_size)
 
     def generate(

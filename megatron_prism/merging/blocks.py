@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.conversion.file_ranges import FileRange
-from megatron_prism.conversion.model_folder import Weights
+from megatron_prism.conversion.weights import Weights
 from megatron_prism.errors import CheckpointError
 from megatron_prism.merging.exact import Workspace
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.conversion.model_folder import ARCHITECTURE, HF_FILES, Weights, open_weights
-from megatron_prism.conversion.safetensors_io import CONFIG, read_json
-from megatron_prism.conversion.tokenizer_facts import compare_tokenizers, has_tokenizer
+from megatron_prism.conversion.side_files.tokenizer_facts import compare_tokenizers, has_tokenizer
+from megatron_prism.conversion.weights import Weights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config
+from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, HF_FILES, read_json
 
 # What is compared first, with what can be done; then every other field of the architecture.
 REMEDIES = {

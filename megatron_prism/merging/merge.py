@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.dist_read import quick_collection
-from megatron_prism.conversion.model_folder import MegatronWeights, Weights
+from megatron_prism.conversion.torch_dist.reader import quick_collection
+from megatron_prism.conversion.weights import MegatronWeights, Weights
 from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.merging.blocks import Block, OpenFiles, Scratch, TensorBytes, Workers, blocks
 from megatron_prism.merging.combine import Combiner, Terms, combiner

@@ -12,22 +12,17 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.conversion.dist_plan import plan_checkpoint
-from megatron_prism.conversion.dist_write import Piece, reserve_checkpoint
 from megatron_prism.conversion.file_ranges import FileRange
-from megatron_prism.conversion.model_folder import (
-    ARCHITECTURE,
-    CHECKPOINT,
-    HF_FILES,
-    HFWeights,
-    Weights,
-)
-from megatron_prism.conversion.safetensors_io import MAX_SHARD_BYTES, reserve_folder
+from megatron_prism.conversion.hf_folder.writer import MAX_SHARD_BYTES, reserve_folder
+from megatron_prism.conversion.torch_dist.plan import plan_checkpoint
+from megatron_prism.conversion.torch_dist.writer import Piece, reserve_checkpoint
+from megatron_prism.conversion.weights import HFWeights, Weights
 from megatron_prism.errors import ConfigError
 from megatron_prism.merging.blocks import Block, blocks
 from megatron_prism.merging.side_files import SideFiles, write_side_files
 from megatron_prism.models.families import hf_shapes, parameter_map
 from megatron_prism.models.mappings import Rule
+from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
 from megatron_prism.pipeline.config import one_of
 
 FORMATS = ("hf", "megatron")

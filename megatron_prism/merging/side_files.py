@@ -14,23 +14,22 @@ from typing import Any
 
 import torch
 
-from megatron_prism.conversion.model_folder import Weights, write_config
-from megatron_prism.conversion.safetensors_io import CONFIG, read_json
-from megatron_prism.conversion.side_files import (
+from megatron_prism.conversion.config_json import write_config
+from megatron_prism.conversion.side_files.carry import (
     CARRIED_PATTERNS,
     CODE_PATTERNS,
-    GENERATION,
     TOKENIZER_PATTERNS,
     carry_files,
     copy_files,
     matching,
     replace_tokenizer,
 )
-from megatron_prism.conversion.token_ids import TOKEN_IDS, disagreements, follow_tokenizer
-from megatron_prism.conversion.tokenizer_facts import SPECIAL, has_tokenizer, tokenizer_facts
-from megatron_prism.data.tokenizer_files import TOKENIZER_CONFIG
+from megatron_prism.conversion.side_files.token_ids import TOKEN_IDS, disagreements, follow_tokenizer
+from megatron_prism.conversion.side_files.tokenizer_facts import SPECIAL, has_tokenizer, tokenizer_facts
+from megatron_prism.conversion.weights import Weights
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.model_folder import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, read_json
 from megatron_prism.pipeline.artifact import write_json
 
 # Keys that say by what a file was written or loaded, or what a program is to print and cache.
@@ -43,7 +42,7 @@ ABSENT = "no "
 OTHER_PATTERNS = tuple(
     pattern
     for pattern in CARRIED_PATTERNS
-    if pattern not in (CONFIG, GENERATION, *TOKENIZER_PATTERNS, *CODE_PATTERNS)
+    if pattern not in (CONFIG, GENERATION_CONFIG, *TOKENIZER_PATTERNS, *CODE_PATTERNS)
 )
 # A value longer than this is named and not shown.
 SHOWN = 40
@@ -116,8 +115,8 @@ def write_side_files(sources: SideFiles, out: Path, dtype: torch.dtype) -> list[
     said = carry_files(sources.config, out)
     if sources.tokenizer is not None and sources.tokenizer != sources.config:
         said += replace_tokenizer(sources.tokenizer, out)
-        (out / GENERATION).unlink(missing_ok=True)
-        said += copy_files(sources.tokenizer, out, (GENERATION,))
+        (out / GENERATION_CONFIG).unlink(missing_ok=True)
+        said += copy_files(sources.tokenizer, out, (GENERATION_CONFIG,))
         if (sources.tokenizer / CONFIG).is_file():
             _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
         else:
@@ -199,14 +198,14 @@ def differences(folder: Path, winner: Path, bare: bool = False) -> list[str]:
         One entry for each difference, with the values where they are short.
     """
     found = []
-    for name, keys in ((CONFIG, TOKEN_IDS), (GENERATION, None), (TOKENIZER_CONFIG, None)):
+    for name, keys in ((CONFIG, TOKEN_IDS), (GENERATION_CONFIG, None), (TOKENIZER_CONFIG, None)):
         mine, theirs = _json(folder / name), _json(winner / name)
         if mine is None or theirs is None:
             continue
         for key in sorted(mine.keys() | theirs.keys()) if keys is None else keys:
             if key not in PASSING and mine.get(key) != theirs.get(key) and (key in mine or not bare):
                 found.append(f"{name} {key} {_shown(mine, key)} (kept: {_shown(theirs, key)})")
-    others = _other_files(folder, winner, (GENERATION, *TOKENIZER_PATTERNS))
+    others = _other_files(folder, winner, (GENERATION_CONFIG, *TOKENIZER_PATTERNS))
     return found + [each for each in others if not (bare and each.startswith(ABSENT))]
 
 
@@ -218,7 +217,7 @@ def _other_files(folder: Path, winner: Path, patterns: tuple[str, ...]) -> list[
             found.append(f"{ABSENT}{name}")
         elif not (winner / name).is_file():
             found.append(f"{name} (not kept)")
-        elif name not in (GENERATION, TOKENIZER_CONFIG) and not _same(folder / name, winner / name):
+        elif name not in (GENERATION_CONFIG, TOKENIZER_CONFIG) and not _same(folder / name, winner / name):
             found.append(f"another {name} (not kept)")
     return found
 

@@ -13,19 +13,6 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.harmless_keys import HARMLESS, HARMLESS_WHEN
 
-# What a Hugging Face folder may hold of its tokenizer; the first two are needed here.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "tekken.json",
-    "vocab.json",
-    "merges.txt",
-)
 # The largest size of a tensor, and more layers than any model has: beyond them a typing error would fill the memory.
 LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
 SHOWN = 80

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_prism.conversion.checkpoint_io import unwrap
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import unwrap
 from megatron_prism.models.layers.segments import check_packing, set_segments
 from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
 from megatron_prism.platform.hardware import device

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_prism.conversion.checkpoint_io import unwrap
 from megatron_prism.conversion.export_hf import export_running
 from megatron_prism.conversion.gather import gather_hf
 from megatron_prism.data.tokenizer import Tokenizer
@@ -17,6 +16,7 @@ from megatron_prism.generation.engine_config import EXPORTED
 from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.generation.open_engine import open_engine
 from megatron_prism.generation.vllm_engine import VLLMEngine
+from megatron_prism.models.checkpoint_io import unwrap
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.policy import Policy
 

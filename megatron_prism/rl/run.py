@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.conversion.checkpoint_io import load_weights
-from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
-from megatron_prism.conversion.side_files import carry_files
+from megatron_prism.conversion.side_files.carry import carry_files
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.checkpoint_io import load_weights
+from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.platform.console import get_logger
 from megatron_prism.platform.hardware import peak_memory_bytes

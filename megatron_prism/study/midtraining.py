@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_prism.conversion.stage import ExportHF, ImportHF
-from megatron_prism.conversion.tiny import RandomCheckpoint, tiny_architecture
 from megatron_prism.data.corpus import FileCorpus
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.shoebox.corpus import DEFAULT_CHARACTERS, ShoeboxCorpus
@@ -19,6 +18,7 @@ from megatron_prism.models.families import architecture_from_config, published_c
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.report.stage import Report
+from megatron_prism.study.random_checkpoint import RandomCheckpoint, tiny_architecture
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule

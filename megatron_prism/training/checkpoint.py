@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.conversion.checkpoint_io import (
+from megatron_prism.models.checkpoint_io import (
     checkpoint_metadata,
     install_weights,
     model_state,

@@ -13,6 +13,7 @@ from megatron_prism.data.mixture import YAML_SUFFIXES, Mixture
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, describe, extended
+from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -141,9 +142,9 @@ class Train(Stage):
         return Path(self.init_from) if self.init_from else None
 
     def _load_initial(self, trainer: Any, start: Path) -> None:
-        from megatron_prism.conversion.checkpoint_io import load_weights
         from megatron_prism.conversion.init_from_hf import load_hf_weights
-        from megatron_prism.conversion.model_folder import ARCHITECTURE, CHECKPOINT
+        from megatron_prism.models.checkpoint_io import load_weights
+        from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT
 
         if (start / ARCHITECTURE).is_file():
             self.architecture.require_same(Architecture.load(start / ARCHITECTURE), str(start))
@@ -156,9 +157,9 @@ class Train(Stage):
         import torch
         import torch.distributed as dist
 
-        from megatron_prism.conversion.model_folder import HF_FILES
-        from megatron_prism.conversion.side_files import carry_files
+        from megatron_prism.conversion.side_files.carry import carry_files
         from megatron_prism.data.training_data import training_dataset
+        from megatron_prism.models.model_folder import HF_FILES
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (
             TrainingState,
@@ -243,12 +244,12 @@ class Train(Stage):
                 )
         seconds = time.perf_counter() - began
         validation = validate()
-        save_checkpoint(out / "checkpoint", trainer.models, trainer.optimizer, state)
+        save_checkpoint(out / CHECKPOINT, trainer.models, trainer.optimizer, state)
         speed = (state.step - first) * size * length / seconds if state.step > first else 0.0
         if log:
             log.validation(state.step, validation)
             log.close()
-            architecture.save(out / "architecture.json")
+            architecture.save(out / ARCHITECTURE)
             if start is not None and (files := _files_of(start)) is not None:
                 for remark in carry_files(files, out / HF_FILES):
                     logger.warning(remark)
@@ -271,7 +272,7 @@ class Train(Stage):
 
 def _files_of(start: Path) -> Path | None:
     """The config and tokenizer that came with the weights a run starts from."""
-    from megatron_prism.conversion.model_folder import ARCHITECTURE, HF_FILES
+    from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES
 
     if not (start / ARCHITECTURE).is_file():
         return start

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from megatron_prism.conversion import stage as export_stage
-from megatron_prism.conversion.checkpoint_io import model_state
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models import granite
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import model_state
 from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 

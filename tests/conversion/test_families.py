@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, FAMILIES, VOCABULARY, make_checkpoint
 from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.logits import compare, folder_outputs
-from megatron_prism.conversion.model_folder import MegatronWeights
+from megatron_prism.conversion.weights import MegatronWeights
 from megatron_prism.errors import ConfigError, ParallelError
 from megatron_prism.models.families import architecture_from_config, hf_config
 from megatron_prism.platform.process_groups import ParallelConfig, session

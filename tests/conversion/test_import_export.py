@@ -13,14 +13,15 @@ from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint, make_tokenizer
 
-from megatron_prism.conversion.checkpoint_io import load_weights, model_state
-from megatron_prism.conversion.dist_read import CheckpointReader
+from megatron_prism.conversion.config_json import updated_config
 from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.import_hf import import_checkpoint
-from megatron_prism.conversion.model_folder import MegatronWeights, open_weights, updated_config
 from megatron_prism.conversion.stage import ExportHF, ImportHF
+from megatron_prism.conversion.torch_dist.reader import CheckpointReader
+from megatron_prism.conversion.weights import MegatronWeights, open_weights
 from megatron_prism.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import load_weights, model_state
 from megatron_prism.models.families import architecture_from_config
 from megatron_prism.pipeline.output_folder import whole_folder
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
@@ -101,8 +102,8 @@ from pathlib import Path
 import torch
 from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.import_hf import import_checkpoint
-from megatron_prism.conversion.model_folder import MegatronWeights
-from megatron_prism.conversion.safetensors_io import FolderWriter
+from megatron_prism.conversion.weights import MegatronWeights
+from megatron_prism.conversion.hf_folder.writer import FolderWriter
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import hf_config, hf_shapes
 from megatron_prism.platform.hardware import peak_memory_bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import CONFIGS
 
-from megatron_prism.conversion.dist_layout import places
+from megatron_prism.conversion.torch_dist.layout import places
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import (

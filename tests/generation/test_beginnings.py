@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from megatron_prism.cli.convert import app
-from megatron_prism.conversion.calibration import windows
 from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.import_hf import import_checkpoint
-from megatron_prism.conversion.model_folder import open_weights
+from megatron_prism.conversion.quantization.calibration import windows
+from megatron_prism.conversion.weights import open_weights
 from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ServerError

@@ -16,7 +16,7 @@ from tiny_models import make_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_prism.conversion.init_from_hf import load_hf_weights
-from megatron_prism.conversion.model_folder import HFWeights
+from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.megatron_engine import MegatronEngine

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer as Tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_prism.conversion.checkpoint_io import model_state
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import SamplingParams
@@ -19,6 +18,7 @@ from megatron_prism.generation.megatron_engine import MegatronEngine, _tokens_th
 from megatron_prism.generation.token_sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import model_state
 from megatron_prism.models.layers.decode_cache import Decode, DecodeCache, Prefill, install_decode_cache
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 

@@ -10,8 +10,8 @@ from data_artifacts import make_artifact
 from test_merging import assert_same_bits, linear_reference, tensors, variant
 from tiny_models import make_checkpoint
 
-from megatron_prism.conversion.model_folder import MegatronWeights
 from megatron_prism.conversion.stage import ExportHF, ImportHF
+from megatron_prism.conversion.weights import MegatronWeights
 from megatron_prism.errors import ConfigError
 from megatron_prism.merging.stage import Merge
 from megatron_prism.pipeline.config import apply_overrides

@@ -15,8 +15,8 @@ from test_exact import exact_sum, reference, wrong
 from tiny_models import make_checkpoint
 
 from megatron_prism.conversion.import_hf import import_checkpoint
-from megatron_prism.conversion.model_folder import MegatronWeights, open_weights
 from megatron_prism.conversion.verify import compare_tensors
+from megatron_prism.conversion.weights import MegatronWeights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.merging import blocks
 from megatron_prism.merging import merge as merging
@@ -346,7 +346,7 @@ def test_mismatches_are_found_before_any_tensor_is_read(family, changes, named, 
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(merging.TensorBytes, "read", refuse)
-    monkeypatch.setattr("megatron_prism.conversion.safetensors_io.HFFolder.read", refuse)
+    monkeypatch.setattr("megatron_prism.conversion.hf_folder.reader.HFFolder.read", refuse)
     # Only the header is left: whoever opens the weights would complain of that first.
     path = other / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5_000])

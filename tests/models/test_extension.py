@@ -13,11 +13,12 @@ from tiny_models import VOCABULARY, make_checkpoint
 from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.conversion.logits import compare, folder_outputs
-from megatron_prism.conversion.model_folder import ARCHITECTURE, MegatronWeights
+from megatron_prism.conversion.weights import MegatronWeights
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.extension import ContextExtension, describe, extended
 from megatron_prism.models.families import architecture_from_config, published_config
+from megatron_prism.models.model_folder import ARCHITECTURE
 from megatron_prism.models.rope import RopeScaling
 from megatron_prism.pipeline.config import from_mapping, to_mapping
 from megatron_prism.platform.process_groups import session

@@ -28,11 +28,11 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import nn
 
-from megatron_prism.conversion.checkpoint_io import load_weights, model_state
 from megatron_prism.errors import ConfigError
 from megatron_prism.models import specs_te, specs_torch
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import load_weights, model_state
 from megatron_prism.models.layers.attention import SDPACoreAttention
 from megatron_prism.models.layers.mamba import TorchMambaMixer
 from megatron_prism.models.layers.multipliers import scaled_bias_dropout_add

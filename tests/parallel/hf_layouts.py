@@ -18,12 +18,12 @@ import torch.distributed as dist
 from layouts import layout
 from megatron.core import parallel_state
 
-from megatron_prism.conversion import safetensors_io
-from megatron_prism.conversion.checkpoint_io import load_weights, unwrap
 from megatron_prism.conversion.export_hf import export_running
+from megatron_prism.conversion.hf_folder import reader
 from megatron_prism.conversion.init_from_hf import load_hf_weights
-from megatron_prism.conversion.model_folder import HFWeights
+from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.errors import ParallelError
+from megatron_prism.models.checkpoint_io import load_weights, unwrap
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -127,12 +127,12 @@ def counted_reads() -> Iterator[list[int]]:
             return counts[-1]
 
     counts: list[int] = []
-    honest = safetensors_io.os
-    safetensors_io.os = Counting()
+    honest = reader.os
+    reader.os = Counting()
     try:
         yield counts
     finally:
-        safetensors_io.os = honest
+        reader.os = honest
 
 
 def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:

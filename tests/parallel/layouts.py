@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.conversion.checkpoint_io import load_weights
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.checkpoint_io import load_weights
 from megatron_prism.models.layers import attention
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint

@@ -42,8 +42,8 @@ def answers(folder, step):
 
 
 def weights(out):
-    from megatron_prism.conversion.checkpoint_io import load_weights
     from megatron_prism.models.architecture import Architecture
+    from megatron_prism.models.checkpoint_io import load_weights
 
     with session(seed=1):
         model = build_model(Architecture.load(out / "architecture.json"))

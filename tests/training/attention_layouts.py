@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from megatron_prism.conversion.checkpoint_io import load_weights, unwrap
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.checkpoint_io import load_weights, unwrap
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from megatron_prism.training.loop import BatchConfig, Trainer

@@ -20,7 +20,7 @@ from tiny_models import VOCABULARY, make_checkpoint
 
 from megatron_prism.conversion.export_hf import export_checkpoint
 from megatron_prism.conversion.logits import compare, folder_outputs
-from megatron_prism.conversion.model_folder import MegatronWeights
+from megatron_prism.conversion.weights import MegatronWeights
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model

@@ -12,7 +12,7 @@ import yaml
 from data_artifacts import make_artifact
 from tiny_models import VOCABULARY, make_checkpoint
 
-from megatron_prism.conversion.model_folder import HFWeights
+from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.data.packed_dataset import packed_dataset
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenizer import ModelTokenizer, Tokenizer

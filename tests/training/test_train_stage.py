@@ -175,7 +175,7 @@ def test_two_processes_train_the_same_model_through_the_launcher(trained, inputs
 def test_starts_from_a_folder_and_carries_its_files(kind, inputs, tmp_path):
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.import_hf import import_checkpoint
-    from megatron_prism.conversion.model_folder import MegatronWeights
+    from megatron_prism.conversion.weights import MegatronWeights
 
     hf = make_checkpoint("granite", tmp_path / "hf", vocab_size=700, max_position_embeddings=64)
     (tmp_path / "imported").mkdir()

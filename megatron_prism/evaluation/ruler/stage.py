@@ -18,6 +18,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.run import check_positions, predict_all
 from megatron_prism.evaluation.ruler.scoring import summary
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES
 from megatron_prism.pipeline.artifact import Artifact, hash_file, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.json_lines import record_writer
@@ -96,9 +97,9 @@ class RulerEvaluate(Stage):
         from megatron_prism.generation.megatron_engine import MegatronEngine
 
         model, plan = inputs["model"].path, self.plan()
-        architecture = Architecture.load(model / "architecture.json")
+        architecture = Architecture.load(model / ARCHITECTURE)
         check_positions(plan.lengths, architecture.max_position_embeddings, model)
-        folder = inputs["tokenizer"].path if "tokenizer" in inputs else model / "hf"
+        folder = inputs["tokenizer"].path if "tokenizer" in inputs else model / HF_FILES
         tokenizer = Tokenizer.load(folder, self.text)
         check_model(inputs["model"], tokenizer)
         sources = self._sources(plan)

@@ -1,0 +1,83 @@
+"""The config.json of exported weights: the one that came with the model, changed only where the model has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.families import architecture_from_config, hf_config
+from megatron_prism.models.model_folder import CONFIG, read_json
+from megatron_prism.models.rope import RopeScaling
+from megatron_prism.models.rope_config import ROPE_KEYS
+from megatron_prism.pipeline.artifact import write_json
+
+# transformers 5 reads the first and falls back to the second; before 4.56 only the second was read.
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def write_config(
+    folder: Path, architecture: Architecture, dtype: torch.dtype, extra: Mapping[str, Any]
+) -> None:
+    """Write `folder/config.json` for these weights.
+
+    A config that is already there (carried over from the imported model) stays as it came, but for the keys in which
+    the architecture has changed since, and its dtype. Otherwise it is made from the architecture and `extra`.
+    """
+    path, name = folder / CONFIG, str(dtype).removeprefix("torch.")
+    if not path.is_file():
+        write_json(path, {**hf_config(architecture), **extra, **dict.fromkeys(DTYPE_KEYS, name)})
+        return
+    carried = read_json(path)
+    config = updated_config(carried, architecture)
+    if any(config.get(key) not in (name, None) for key in DTYPE_KEYS):
+        config |= dict.fromkeys(DTYPE_KEYS, name)
+    if config != carried:
+        write_json(path, config)
+
+
+def dtype_remarks(config: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
+    """A line where a config names two dtypes, or another one than the tensors'; they keep their own in any case."""
+    first, second = (_dtype_name(config.get(key)) for key in DTYPE_KEYS)
+    named, found = first or second, _dtype_name(str(dtype))
+    if first is None or second is None or first == second:
+        if named in (None, found):
+            return []
+        return [
+            f"config.json: dtype={named!r}, but the tensors are {found}: transformers would convert them; here they "
+            f"keep the dtype they have, and a config.json that is written for them says {found}"
+        ]
+    return [
+        f"config.json: dtype={first!r} and torch_dtype={second!r} differ: transformers 5 takes the first, and before "
+        "4.56 the second; the tensors keep the dtype they have"
+    ]
+
+
+def _dtype_name(value: Any) -> Any:
+    """'bfloat16' also for 'torch.bfloat16', which older programs wrote."""
+    return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+def updated_config(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """`config` with the keys changed in which `architecture` differs from the one it describes.
+
+    Rotary settings change together: each spelling that stays would contradict the others, or be the only one that
+    another version of transformers reads.
+    """
+    before = architecture_from_config(config)
+    old, new = hf_config(before), hf_config(architecture)
+    changed = {key: value for key, value in new.items() if old.get(key) != value}
+    made = {**config, **changed}
+    # A number that a spelling leaves out may follow from a key that changed.
+    wanted = _rope(architecture)
+    if _rope(before) != wanted or _rope(architecture_from_config(made)) != wanted:
+        made = {key: value for key, value in made.items() if key not in ROPE_KEYS}
+        made |= {key: new[key] for key in ROPE_KEYS if key in new}
+    return made
+
+
+def _rope(architecture: Architecture) -> tuple[float, RopeScaling | None]:
+    return architecture.rope_theta, architecture.rope_scaling

@@ -1,0 +1,1 @@
+"""Post-training quantization of an exported Hugging Face folder through NVIDIA ModelOpt."""

@@ -1,0 +1,182 @@
+"""Megatron `torch_dist` checkpoints written piece by piece: no model, no process group, no GPU.
+
+The format is torch's distributed checkpoint: a file of `torch.save` containers one after the other, and `.metadata`,
+which says where each chunk of each tensor lies. torch's own writer takes tensors in memory; here a piece whose bytes
+lie in other files as they are gets its container first and its bytes from the kernel after.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_prism.conversion.file_ranges import FileRange, copy_ranges
+from megatron_prism.conversion.torch_dist.reader import METADATA, data_offset
+from megatron_prism.errors import CheckpointError
+from megatron_prism.models.mappings import Shape
+from megatron_prism.models.model_folder import CHECKPOINT_METADATA
+
+# What Megatron writes beside the tensors (dist_checkpointing/core.py, CheckpointingConfig).
+BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+# torch's name for the only file of the only writer.
+DATA_FILE = "__0_0.distcp"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk of a tensor to be: its bytes where they lie, or how to make them."""
+
+    size: Shape
+    content: list[FileRange] | Callable[[], Tensor]
+
+
+@dataclass
+class PlannedTensor:
+    """A tensor of a checkpoint to be: pieces by offset, which together cover it."""
+
+    shape: Shape
+    dtype: torch.dtype
+    pieces: dict[Shape, Piece] = field(default_factory=dict)
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, PlannedTensor],
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Write a `torch_dist` checkpoint into the existing `folder`; at most one piece is in memory.
+
+    Args:
+        progress: gets the bytes of each piece that was written.
+
+    Raises:
+        CheckpointError: naming the tensor at which reading or writing failed.
+    """
+
+    def write(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:
+        progress(_write_piece(file, piece, dtype))
+
+    _write(folder, tensors, write)
+
+
+def reserve_checkpoint(
+    folder: Path, tensors: Mapping[str, PlannedTensor]
+) -> dict[tuple[str, Shape], FileRange]:
+    """Write the checkpoint that `write_checkpoint` would, with holes for the bytes; return the hole of each piece.
+
+    For a caller that fills them in any order, or several checkpoints side by side. A piece's content is not looked at.
+
+    Returns:
+        The hole by the tensor's key and the piece's offset.
+    """
+    found: dict[tuple[str, Shape], FileRange] = {}
+
+    def reserve(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:
+        start = _write_container(file, piece.size, dtype)
+        nbytes = math.prod(piece.size) * dtype.itemsize
+        found[key, offset] = FileRange(folder / DATA_FILE, start, nbytes)
+
+    _write(folder, tensors, reserve)
+    return found
+
+
+def _write(
+    folder: Path,
+    tensors: Mapping[str, PlannedTensor],
+    write: Callable[[BinaryIO, str, Shape, Piece, torch.dtype], None],
+) -> None:
+    metadata = Metadata(
+        state_dict_metadata={key: _describe(tensor) for key, tensor in tensors.items()},
+        planner_data={key: (key,) for key in tensors},
+        storage_data={},
+    )
+    writing = ""
+    try:
+        with open(folder / DATA_FILE, "w+b") as file, _without_checksums():
+            for key, tensor in tensors.items():
+                writing = key
+                for offset, piece in tensor.pieces.items():
+                    start = file.tell()
+                    write(file, key, offset, piece, tensor.dtype)
+                    info = _StorageInfo(DATA_FILE, start, file.tell() - start)
+                    metadata.storage_data[MetadataIndex(key, torch.Size(offset))] = info
+        torch.save({}, folder / "common.pt")
+        (folder / CHECKPOINT_METADATA).write_text(json.dumps(BACKEND))
+        (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    except (OSError, RuntimeError) as problem:
+        # A zip writer that fails reports its own trouble; the disk's lies beneath.
+        cause = problem.__context__ if isinstance(problem.__context__, OSError) else problem
+        raise CheckpointError(
+            f"{folder}: tensor '{writing}' cannot be written ({str(cause).splitlines()[0]})"
+        ) from problem
+
+
+def _describe(tensor: PlannedTensor) -> TensorStorageMetadata:
+    chunks = [
+        ChunkStorageMetadata(torch.Size(offset), torch.Size(piece.size))
+        for offset, piece in tensor.pieces.items()
+    ]
+    return TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks)
+
+
+def _write_piece(file: BinaryIO, piece: Piece, dtype: torch.dtype) -> int:
+    """Append a piece's container and bytes; return how many bytes."""
+    if not isinstance(piece.content, list):
+        made = piece.content()
+        assert (tuple(made.shape), made.dtype) == (piece.size, dtype)
+        torch.save(made, file)
+        return made.nbytes
+    nbytes = math.prod(piece.size) * dtype.itemsize
+    assert nbytes == sum(each.nbytes for each in piece.content)
+    start = _write_container(file, piece.size, dtype)
+    end = file.tell()
+    copy_ranges(piece.content, file.fileno(), start)
+    file.seek(end)
+    return nbytes
+
+
+def _write_container(file: BinaryIO, size: Shape, dtype: torch.dtype) -> int:
+    """Append the container of a tensor without its bytes; return where in the file they belong."""
+    start = file.tell()
+    # Never touched, so it takes no room in memory.
+    empty = torch.empty(size, dtype=dtype)
+    with torch.serialization.skip_data():
+        torch.save(empty, file)
+    end = file.tell()
+    file.flush()
+    offset = data_offset(file, start, end - start)
+    file.seek(end)
+    return offset
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """torch.save's checksum takes longer than the write itself, and torch.load does not look at it."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)

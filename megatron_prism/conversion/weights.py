@@ -1,0 +1,163 @@
+"""The weights of a model folder of either kind, Megatron's or Hugging Face's, seen as the same Hugging Face tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_prism.conversion.config_json import dtype_remarks
+from megatron_prism.conversion.file_ranges import FileRange
+from megatron_prism.conversion.hf_folder.expected_tensors import check_tensors
+from megatron_prism.conversion.hf_folder.extra_tensors import HEAD, check_head, drop_frequencies, drop_head
+from megatron_prism.conversion.hf_folder.reader import HFFolder
+from megatron_prism.conversion.torch_dist.layout import Place, places
+from megatron_prism.conversion.torch_dist.reader import CheckpointReader
+from megatron_prism.errors import CheckpointError, ConfigError
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.families import architecture_from_config, hf_shapes, parameter_map
+from megatron_prism.models.mappings import VOCABULARY, Rule, Shape
+from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, CONFIG, HF_FILES, INDEX
+
+
+class Weights(Protocol):
+    """A model's Hugging Face tensors, wherever they lie."""
+
+    path: Path
+    architecture: Architecture
+    files: Path | None
+    # What a user should hear about the folder, one line each.
+    remarks: list[str]
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor; it may be a view that lives until `release`."""
+        ...
+
+    def ranges(self, name: str) -> list[FileRange] | None:
+        """Where the bytes of a whole tensor lie, in order; None where they do not lie row by row."""
+        ...
+
+    def release(self) -> None:
+        """Called between groups of tensors: what was read may be forgotten."""
+        ...
+
+
+class HFWeights(HFFolder):
+    """A Hugging Face folder whose tensors are exactly those its config.json calls for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        config, said = self.config(), list[str]()
+        try:
+            self.architecture = architecture_from_config(config, said)
+        except ConfigError as problem:
+            raise ConfigError(f"{self.path}/{problem}") from None
+        self.files: Path | None = self.path
+        expected = hf_shapes(self.architecture)
+        family = self.architecture.family
+        if HEAD not in expected:
+            embedding, rows = next(iter(expected.items()))
+            drop_head(self, embedding, rows)
+        self.remarks += drop_frequencies(self, self.architecture, expected)
+        check_head(self.path, expected, self.shapes)
+        try:
+            check_tensors(self.shapes, expected, str(self.path), family)
+        except CheckpointError as problem:
+            # The set that was not read may be the one that fits.
+            hint = "".join(f" ({each})" for each in self.remarks if INDEX in each)
+            raise CheckpointError(f"{problem}{hint}") from None
+        said += dtype_remarks(config, self.main_dtype)
+        self.remarks += [f"{self.path}/{each}" for each in said]
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """The dtype of the embedding, which comes first: what a config.json names."""
+        return self.stored[next(iter(hf_shapes(self.architecture)))].dtype
+
+    def release(self) -> None:
+        pass
+
+
+class MegatronWeights:
+    """A Megatron folder's checkpoint, read as Hugging Face tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder)
+        self.remarks: list[str] = []
+        self.architecture = Architecture.load(self.path / ARCHITECTURE)
+        self.files = self.path / HF_FILES if (self.path / HF_FILES).is_dir() else None
+        self.reader = CheckpointReader(self.path / CHECKPOINT)
+        self._rules: dict[str, tuple[Rule, int, list[Place]]] = {}
+        for rule in parameter_map(self.architecture):
+            where = places(rule, self.architecture)
+            self._check(rule, where)
+            for part, name in enumerate(rule.hf):
+                self._rules[name] = (rule, part, where)
+        self.shapes: dict[str, Shape] = hf_shapes(self.architecture)
+        self.dtypes = {name: self.reader.dtype(where[0].key) for name, (_, _, where) in self._rules.items()}
+
+    def _check(self, rule: Rule, where: list[Place]) -> None:
+        shape = rule.megatron_shape(self.architecture)
+        for place in where:
+            found = self.reader.shape(place.key)
+            found = found[1:] if place.layer is not None else found
+            wanted = place.shape(shape)
+            # The vocabulary may be padded to divide over tensor-parallel ranks.
+            longer = found[0] > wanted[0] and rule.layout is VOCABULARY
+            if found[1:] != wanted[1:] or (found[0] != wanted[0] and not longer):
+                raise CheckpointError(
+                    f"{self.path / CHECKPOINT}: tensor '{place.key}' has shape {list(found)}, "
+                    f"{ARCHITECTURE} says {list(wanted)}"
+                )
+
+    def tensor(self, name: str) -> Tensor:
+        pieces = [
+            self.reader.rows(place.key, place.layer, row, count) for place, row, count in self._rows(name)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def ranges(self, name: str) -> list[FileRange] | None:
+        found: list[FileRange] = []
+        for place, row, count in self._rows(name):
+            part = self.reader.ranges(place.key, place.layer, row, count)
+            if part is None:
+                return None
+            found += part
+        return found
+
+    def _rows(self, name: str) -> Iterator[tuple[Place, int, int]]:
+        """The rows of stored tensors that make up a Hugging Face tensor: (where, first row, how many), in order."""
+        rule, part, where = self._rules[name]
+        runs = sorted(rule.layout.runs(self.architecture), key=lambda run: run.hf_row)
+        for run in runs:
+            for place in where if run.part == part else ():
+                first = max(run.megatron_row, place.row)
+                last = min(run.megatron_row + run.rows, place.row + place.rows)
+                if first < last:
+                    yield place, first - place.row, last - first
+
+    def release(self) -> None:
+        self.reader.release()
+
+
+def open_weights(folder: Path) -> HFWeights | MegatronWeights:
+    """The weights in a folder of either kind; a CheckpointError if it is neither."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if (folder / ARCHITECTURE).is_file():
+        return MegatronWeights(folder)
+    if (folder / CONFIG).is_file():
+        return HFWeights(folder)
+    raise CheckpointError(
+        f"{folder}: neither a Megatron folder ({ARCHITECTURE}) nor a Hugging Face one ({CONFIG})"
+    )

@@ -1,0 +1,41 @@
+"""Names of the files and folders that hold a model, and the reading of their JSON. Nothing here loads torch.
+
+Training and `prism convert import` write a Megatron folder: `architecture.json`, a `checkpoint/`, and `hf/` with the
+config, generation config and tokenizer that came with the weights. A Hugging Face folder is as published.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import CheckpointError
+from megatron_prism.pipeline.json_text import read_object
+
+# A Megatron folder.
+ARCHITECTURE, CHECKPOINT, HF_FILES = "architecture.json", "checkpoint", "hf"
+# A file of every Megatron `torch_dist` checkpoint.
+CHECKPOINT_METADATA = "metadata.json"
+# A Hugging Face folder.
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
+# Every file that may belong to a tokenizer.
+TOKENIZER_FILES = (
+    TOKENIZER_JSON,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    TOKENIZER_MODEL,
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; a CheckpointError names the file that is missing or is not one."""
+    return read_object(path, CheckpointError)

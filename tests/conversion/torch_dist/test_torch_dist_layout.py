@@ -1,0 +1,74 @@
+"""The keys and shapes of a streamed checkpoint are those a built model asks for."""
+
+from __future__ import annotations
+
+import pytest
+from megatron.core.dist_checkpointing.mapping import apply_factories
+from tiny_models import CONFIGS
+
+from megatron_prism.conversion.torch_dist import layout
+from megatron_prism.conversion.torch_dist.layout import all_places
+from megatron_prism.models.build import build_model
+from megatron_prism.models.checkpoint_io import model_state
+from megatron_prism.models.families import architecture_from_config, hf_shapes, parameter_count
+from megatron_prism.platform.process_groups import session
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    with session(seed=1):
+        yield
+
+
+def streamed(architecture):
+    found = {}
+    for rule, place in all_places(architecture):
+        shape = place.shape(rule.megatron_shape(architecture))
+        found[place.key] = (architecture.num_layers, *shape) if place.layer is not None else shape
+    return found
+
+
+def built(architecture):
+    state = model_state([build_model(architecture)])
+    apply_factories(state)
+
+    def leaves(value):
+        if isinstance(value, dict | list):
+            items = value.values() if isinstance(value, dict) else value
+            return [leaf for item in items for leaf in leaves(item)]
+        return [value]
+
+    return {tensor.key: tuple(tensor.global_shape) for tensor in leaves(state)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_keys_and_shapes_are_those_of_the_model(name):
+    architecture = architecture_from_config(CONFIGS[name])
+    assert streamed(architecture) == built(architecture)
+
+
+@pytest.mark.parametrize("name", ["granite", "nemotron-h"])
+def test_the_comparison_sees_a_wrong_name(name, monkeypatch):
+    monkeypatch.setattr(layout, "FUSED_NORMS", ())
+    architecture = architecture_from_config(CONFIGS[name])
+    assert streamed(architecture) != built(architecture)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layouts_cover_every_row_once(name):
+    architecture = architecture_from_config(CONFIGS[name])
+    for rule, _ in all_places(architecture):
+        runs = rule.layout.runs(architecture)
+        rows = [run.megatron_row + i for run in runs for i in range(run.rows)]
+        assert rows == list(range(rule.megatron_shape(architecture)[0]))
+        for part, shape in enumerate(rule.layout.hf_shapes(architecture)):
+            taken = [run.hf_row + i for run in runs if run.part == part for i in range(run.rows)]
+            assert sorted(taken) == list(range(shape[0]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_counted_from_the_table(name):
+    architecture = architecture_from_config(CONFIGS[name])
+    model = build_model(architecture)
+    assert parameter_count(architecture) == sum(p.numel() for p in model.parameters())
+    assert len(hf_shapes(architecture)) == sum(len(rule.hf) for rule in layout.parameter_map(architecture))
