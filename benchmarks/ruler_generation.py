@@ -17,11 +17,11 @@ from pathlib import Path
 
 from measure import header, write
 
+from megatron_prism.data.installed_text import code_documents, prose_documents
 from megatron_prism.data.ruler.generate import Plan, make_folder
 from megatron_prism.data.ruler.samples import read_samples
 from megatron_prism.data.ruler.sources import load_sources
 from megatron_prism.data.ruler.tasks import RULER_TASKS
-from megatron_prism.data.shoebox.prose import code_documents, web_documents
 from megatron_prism.data.tokenizer import Tokenizer, train_tokenizer
 
 LENGTHS = [8192, 16384, 32768, 65536, 131072]
@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.tokenizer or Path(scratch) / "tokenizer"
         if options.tokenizer is None:
-            train_tokenizer(chain(web_documents(), code_documents()), options.vocab_size, folder)
+            train_tokenizer(chain(prose_documents(), code_documents()), options.vocab_size, folder)
         out = Path(scratch) / "samples"
         out.mkdir()
         busy = os.getloadavg()[0]

@@ -136,7 +136,7 @@ def score(
     read_manifest(samples)
     if checkpoint is not None and not (checkpoint / CONFIG).is_file():
         check_models(checkpoint, hugging_face=False)
-    from megatron_prism.evaluation.ruler.run import score_file
+    from megatron_prism.evaluation.ruler.predictions import score_file
     from megatron_prism.evaluation.ruler.scoring import summary
 
     if predictions is not None:
@@ -158,7 +158,7 @@ def score(
 def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens: int) -> list[Any]:
     from megatron_prism.data.ruler.samples import read_manifest, read_samples
     from megatron_prism.data.tokenizer import Tokenizer
-    from megatron_prism.evaluation.ruler.run import check_positions, predict_all
+    from megatron_prism.evaluation.ruler.predictions import check_positions, predict_all
     from megatron_prism.generation.megatron_engine import MegatronEngine
     from megatron_prism.models.architecture import Architecture
     from megatron_prism.platform.console import progress_bar

@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.data.mixture import check_sources
+from megatron_prism.data.mixture import check_blend, check_sources
+from megatron_prism.data.packed_dataset import is_packed, packed_dataset
 from megatron_prism.data.token_files import token_file_stamp, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
-from megatron_prism.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 COMPLETE = "complete"
-LARGEST_SEED = 2**32 - 1
 # Megatron's default extra share of samples built per source, so that rounding never runs one dry.
 SURPLUS = 0.005
 
@@ -44,6 +43,26 @@ class _DatasetTokenizer:
     eos: int
     pad: int
     unique_identifiers: dict[str, Any]
+
+
+def training_dataset(
+    tokens: Path,
+    split: str,
+    weights: Mapping[str, float],
+    sequence_length: int,
+    num_samples: int,
+    seed: int,
+    cache: Path,
+    tokenizer: Tokenizer,
+) -> Any:
+    """At least `num_samples` samples of a folder of tokens: `packed_dataset` if it is packed, else `blended_dataset`.
+
+    Both give dicts of `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`, in proportion to
+    `weights`, and `source_counts` reads both. All ranks must call this. Only the first writes into `cache`.
+    """
+    if is_packed(tokens):
+        return packed_dataset(tokens, split, weights, sequence_length, num_samples, seed, tokenizer)
+    return blended_dataset(tokens, split, weights, sequence_length, num_samples, seed, cache, tokenizer)
 
 
 def blended_dataset(
@@ -127,20 +146,6 @@ def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[st
         return {sources[0]: samples}
     drawn = numpy.bincount(dataset.dataset_index[:samples], minlength=len(sources))
     return {name: int(count) for name, count in zip(sources, drawn, strict=True)}
-
-
-def check_blend(sequence_length: int, num_samples: int, seed: int, weights: Mapping[str, float]) -> None:
-    """Raise a ConfigError for numbers that no blend can have."""
-    for name, value in (("sequence_length", sequence_length), ("num_samples", num_samples)):
-        if value < 1:
-            raise ConfigError(f"{name}={value}: must be 1 or more")
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ConfigError(f"seed={seed}: must be 0 to {LARGEST_SEED}")
-    if not weights:
-        raise ConfigError("weights: empty; name at least one source")
-    for name, weight in weights.items():
-        if not (weight > 0 and math.isfinite(weight)):
-            raise ConfigError(f"weights.{name}={weight}: must be a number greater than zero")
 
 
 def _surplus(shares: Sequence[float], num_samples: int) -> float:

@@ -11,6 +11,7 @@ from megatron_prism.errors import ConfigError, DataError, suggest
 from megatron_prism.pipeline.config import from_mapping, load_yaml
 from megatron_prism.platform.source_tree import recipes_folder
 
+LARGEST_SEED = 2**32 - 1
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
@@ -88,3 +89,17 @@ def check_sources(weights: Mapping[str, float], available: Iterable[str], where:
     for source in weights:
         if source not in known:
             raise DataError(f"{where}: no source '{source}'{suggest(source, known)}")
+
+
+def check_blend(sequence_length: int, num_samples: int, seed: int, weights: Mapping[str, float]) -> None:
+    """Raise a ConfigError for numbers that no blend can have."""
+    for name, value in (("sequence_length", sequence_length), ("num_samples", num_samples)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: must be 1 or more")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"seed={seed}: must be 0 to {LARGEST_SEED}")
+    if not weights:
+        raise ConfigError("weights: empty; name at least one source")
+    for name, weight in weights.items():
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ConfigError(f"weights.{name}={weight}: must be a number greater than zero")

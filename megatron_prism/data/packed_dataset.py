@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.data.blend import check_blend
-from megatron_prism.data.mixture import check_sources
+from megatron_prism.data.mixture import check_blend, check_sources
 from megatron_prism.data.token_files import TokenFile, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
-from megatron_prism.evaluation.run import SuiteResult, evaluate
+from megatron_prism.evaluation.suite import SuiteResult, evaluate
 from megatron_prism.generation.engine import Engine, SamplingParams
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.pipeline.artifact import Artifact, write_json

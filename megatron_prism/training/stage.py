@@ -158,7 +158,7 @@ class Train(Stage):
         import torch.distributed as dist
 
         from megatron_prism.conversion.side_files.carry import carry_files
-        from megatron_prism.data.training_data import training_dataset
+        from megatron_prism.data.blend import training_dataset
         from megatron_prism.models.model_folder import HF_FILES
         from megatron_prism.platform.hardware import peak, peak_memory_bytes
         from megatron_prism.training.checkpoint import (

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megatron_prism.data.ruler.sources import Sources, load_sources
 from megatron_prism.data.ruler.tasks import TASKS
-from megatron_prism.data.ruler.words import ADJECTIVES, NOUNS
+from megatron_prism.data.ruler.word_lists import ADJECTIVES, NOUNS
 from megatron_prism.data.tokenizer import Tokenizer, train_tokenizer
 
 PLACES = ("harbor", "valley", "market", "library", "garden", "tower")

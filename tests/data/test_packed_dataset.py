@@ -9,12 +9,11 @@ import pytest
 import torch
 from data_artifacts import make_artifact
 
-from megatron_prism.data.blend import source_counts
+from megatron_prism.data.blend import source_counts, training_dataset
 from megatron_prism.data.packed_dataset import PACKING, packed_dataset
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.token_files import TokenFile
 from megatron_prism.data.tokenizer import Tokenizer
-from megatron_prism.data.training_data import training_dataset
 from megatron_prism.errors import ConfigError, DataError
 
 LENGTH = 96

@@ -10,9 +10,8 @@ import pytest
 from ruler_sources import all_sources, byte_level_tokenizer, crossing_tokenizer, metaspace_tokenizer
 from tokenizer_folders import sentencepiece_folder, with_begin
 
-from megatron_prism.data.ruler.counting import TokenCounter
 from megatron_prism.data.ruler.drafts import listing, random_order
-from megatron_prism.data.ruler.fitting import HaystackEnds, TooShort, fit
+from megatron_prism.data.ruler.fitting import HaystackEnds, TokenCounter, TooShort, fit
 from megatron_prism.data.ruler.generate import START_TOKENS, make_samples
 from megatron_prism.data.ruler.tasks import (
     COMPACT_TASKS,
@@ -22,7 +21,7 @@ from megatron_prism.data.ruler.tasks import (
     NeedleTask,
     named_tasks,
 )
-from megatron_prism.data.ruler.words import ADJECTIVES, NOUNS, pairs
+from megatron_prism.data.ruler.word_lists import ADJECTIVES, NOUNS, pairs
 from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError

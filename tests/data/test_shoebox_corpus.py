@@ -6,8 +6,9 @@ import re
 import pytest
 from data_artifacts import make_artifact, small_corpus
 
+from megatron_prism.data import installed_text
 from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
-from megatron_prism.data.shoebox import chat, problem, problems_math, prose
+from megatron_prism.data.shoebox import chat, problem, problems_math
 from megatron_prism.data.shoebox.corpus import DEFAULT_CHARACTERS, ShoeboxCorpus
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.verification.grade import grade
@@ -56,7 +57,9 @@ class Every:
 def test_a_leak_stops_the_stage(monkeypatch, tmp_path):
     monkeypatch.setattr(problem.Problem, "split", Every())
     # Real prose plays no part in this and takes seconds.
-    monkeypatch.setattr(prose, "web_documents", lambda: [f"text {number}" for number in range(100)])
+    monkeypatch.setattr(
+        installed_text, "prose_documents", lambda: [f"text {number}" for number in range(100)]
+    )
     with pytest.raises(DataError, match="problems are in both"):
         small_corpus().run({}, tmp_path)
 
@@ -119,22 +122,24 @@ def test_too_many_held_out_problems():
 def test_code_is_real_python_without_tests(corpus):
     texts = documents(corpus, "train", "code")
     assert all(isinstance(ast.parse(text), ast.Module) for text in texts[:10])
-    assert not [path for path in prose.source_files() if "test" in path.parts]
+    assert not [path for path in installed_text.source_files() if "test" in path.parts]
     # Negative control: the library on this machine does have what is left out.
-    assert prose.SKIPPED_FOLDERS & {path.name for path in prose.source_files()[0].parent.iterdir()}
+    assert installed_text.SKIPPED_FOLDERS & {
+        path.name for path in installed_text.source_files()[0].parent.iterdir()
+    }
 
 
 def test_docstrings_are_found_without_importing():
     tree = ast.parse(
         '"""Top."""\nclass A:\n    """In A."""\n    def f(self):\n        """In f."""\nx = """not one"""'
     )
-    assert list(prose._docstrings_of(tree)) == ["Top.", "In A.", "In f."]
+    assert list(installed_text._docstrings_of(tree)) == ["Top.", "In A.", "In f."]
 
 
 def test_a_python_without_sources(monkeypatch, tmp_path):
-    monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(installed_text.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match=r"no \.py files of the standard library"):
-        list(prose.code_documents())
+        list(installed_text.code_documents())
 
 
 def test_dialogues_remember():

@@ -6,8 +6,8 @@ import random
 import re
 from itertools import islice
 
+from megatron_prism.data import installed_text
 from megatron_prism.data.ruler.tasks import COMPACT_QUESTION, COMPACT_TASKS, COMPACT_VALUES, NOISE_SENTENCES
-from megatron_prism.data.shoebox import prose
 from megatron_prism.data.shoebox.retrieval import LONGEST, SHORTEST, documents
 
 PROSE = [f"Sentence number {number} says nothing." for number in range(50)]
@@ -50,4 +50,4 @@ def test_the_same_seed_gives_the_same_documents():
 
 def test_sentences_are_whole_and_on_one_line():
     text = "First line of\nsome ordinary prose here. second begins small. Code() is no sentence at all, x."
-    assert prose.sentences([text, text]) == ["First line of some ordinary prose here."]
+    assert installed_text.sentences([text, text]) == ["First line of some ordinary prose here."]

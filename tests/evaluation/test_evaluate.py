@@ -8,8 +8,8 @@ import pytest
 from tokenizer_folders import byte_level, save
 
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
-from megatron_prism.evaluation.run import evaluate
 from megatron_prism.evaluation.stage import Evaluate, read_samples, read_scores
+from megatron_prism.evaluation.suite import evaluate
 from megatron_prism.generation.engine import Completion, SamplingParams
 from megatron_prism.generation.open_engine import OPENERS
 from megatron_prism.pipeline.artifact import Artifact, Receipt, seal

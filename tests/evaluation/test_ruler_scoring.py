@@ -12,10 +12,10 @@ from megatron_prism.data.ruler.generate import Plan, make_folder
 from megatron_prism.data.ruler.samples import Sample, read_samples
 from megatron_prism.data.ruler.sources import Sources
 from megatron_prism.data.ruler.tasks import NOISE, named_tasks
-from megatron_prism.data.ruler.words import NOUNS
+from megatron_prism.data.ruler.word_lists import NOUNS
 from megatron_prism.data.tokenizer import train_tokenizer
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.evaluation.ruler.run import check_positions, predict, predict_all, score_file
+from megatron_prism.evaluation.ruler.predictions import check_positions, predict, predict_all, score_file
 from megatron_prism.evaluation.ruler.scoring import (
     Scored,
     mean_interval,

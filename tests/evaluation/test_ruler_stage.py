@@ -11,7 +11,7 @@ from tiny_models import make_checkpoint
 
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.data.ruler.tasks import NOISE
-from megatron_prism.data.ruler.words import NOUNS
+from megatron_prism.data.ruler.word_lists import NOUNS
 from megatron_prism.data.tokenizer import train_tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate

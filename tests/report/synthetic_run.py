@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from megatron_prism.evaluation.run import Sample, SuiteResult
 from megatron_prism.evaluation.stage import Evaluate, write_scores
+from megatron_prism.evaluation.suite import Sample, SuiteResult
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal, write_json
 from megatron_prism.pipeline.config import to_mapping
 from megatron_prism.verification.grade import Grade

@@ -9,6 +9,9 @@ from typing import Protocol
 
 import numpy
 
+# The source of a sample whose text belongs to the task.
+BUILT_IN = "built in"
+
 
 @dataclass(frozen=True)
 class Draft:

@@ -14,11 +14,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.data.ruler.counting import TokenCounter
-from megatron_prism.data.ruler.documents import DocumentBuilder
 from megatron_prism.data.ruler.drafts import Builder, Draft
-from megatron_prism.data.ruler.fitting import HaystackEnds, TooShort, fit
+from megatron_prism.data.ruler.fitting import HaystackEnds, TokenCounter, TooShort, fit
 from megatron_prism.data.ruler.needles import NeedleBuilder
+from megatron_prism.data.ruler.questions import DocumentBuilder
 from megatron_prism.data.ruler.samples import MANIFEST, Sample, sample_file, write_samples
 from megatron_prism.data.ruler.sources import Sources, load_sources
 from megatron_prism.data.ruler.tasks import (
@@ -264,7 +263,7 @@ def _builder(task: Task, sources: Sources, length: int, seed: int, keys: Sequenc
     if isinstance(task, TrackingTask):
         return TrackingBuilder(task)
     if isinstance(task, CommonWordsTask):
-        return CommonWordsBuilder(task, sources, length)
+        return CommonWordsBuilder(task, sources.words, sources.words_source, length)
     if isinstance(task, FrequentWordsTask):
         return FrequentWordsBuilder(task, length)
     if isinstance(task, QuestionTask):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_prism.data.shoebox.prose import web_documents
+from megatron_prism.data.installed_text import prose_documents
+from megatron_prism.data.ruler.drafts import Draft, random_order
+from megatron_prism.data.ruler.tasks import QuestionTask
 from megatron_prism.errors import DataError
 from megatron_prism.pipeline.json_text import read_json
 
@@ -138,15 +142,15 @@ def package_questions(kind: Literal["single", "multi"]) -> QuestionSet:
     documents = [packages[name].document() for name in names]
     # The rest of the machine's prose is there to search through.
     known = {packages[name].description[:LONGEST_WORD] for name in names}
-    documents += [_short(text) for text in machine_prose() if text[:LONGEST_WORD] not in known]
+    documents += [_short(text) for text in installed_prose() if text[:LONGEST_WORD] not in known]
     label = {"single": "one package each", "multi": "two packages each"}[kind]
     return QuestionSet(documents, questions, f"stand-in: questions about {label}, of those on this machine")
 
 
 @cache
-def machine_prose() -> tuple[str, ...]:
+def installed_prose() -> tuple[str, ...]:
     """The English prose of this machine, read once."""
-    return tuple(web_documents())
+    return tuple(prose_documents())
 
 
 @dataclass(frozen=True)
@@ -220,3 +224,54 @@ def _format_of(path: Path, form: str) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         reason = f"no key {problem}" if isinstance(problem, KeyError) else str(problem)
         raise DataError(f"{path}: not in the form of {form} ({reason})") from None
+
+
+class DocumentBuilder:
+    """Drafts of a question task; a unit is a word of the documents nobody asks about, of which the last is cut.
+
+    Sample `index` asks the same question at every length.
+    """
+
+    redraws = False
+    fewest = 0
+
+    def __init__(self, task: QuestionTask, questions: QuestionSet, seed: int) -> None:
+        self.task = task
+        self.source = questions.source
+        self._set = questions
+        self._sizes = [document.count(" ") + 1 for document in questions.documents]
+        order = list(range(len(questions.questions)))
+        random.Random(f"{seed}/{task.name}/questions").shuffle(order)
+        self._order = order
+        largest = max(sum(self._sizes[place] for place in question.gold) for question in questions.questions)
+        self.most: int | None = sum(self._sizes) - largest
+
+    @property
+    def questions(self) -> int:
+        """How many samples there can be."""
+        return len(self._order)
+
+    def draft(self, index: int, rng: random.Random, units: int) -> Draft:
+        """See `Builder`."""
+        documents = self._set.documents
+        question = self._set.questions[self._order[index]]
+        chosen = [(documents[place], True) for place in question.gold]
+        used = set(question.gold)
+        near = (question.related[place] for place in random_order(len(question.related), rng))
+        for place in chain(near, random_order(len(documents), rng)):
+            if units <= 0:
+                break
+            if place not in used:
+                used.add(place)
+                text = documents[place]
+                if self._sizes[place] > units:
+                    text = " ".join(text.split(" ")[:units])
+                chosen.append((text, False))
+                units -= self._sizes[place]
+        rng.shuffle(chosen)
+        context = "\n\n".join(f"Document {number}:\n{text}" for number, (text, _) in enumerate(chosen, 1))
+        return Draft(
+            self.task.prompt.format(context=context, query=question.text),
+            list(question.answers),
+            [round(place / len(chosen), 4) for place, (_, gold) in enumerate(chosen) if gold],
+        )

@@ -13,17 +13,16 @@ from pathlib import Path
 from megatron_prism.data.readers import read_texts
 from megatron_prism.data.ruler.questions import (
     QuestionSet,
-    machine_prose,
+    installed_prose,
     package_questions,
     read_hotpot,
     read_squad,
 )
 from megatron_prism.data.ruler.tasks import CommonWordsTask, NeedleTask, QuestionTask, Task
-from megatron_prism.data.ruler.words import ADJECTIVES, NOUNS
+from megatron_prism.data.ruler.word_lists import ADJECTIVES, NOUNS
 from megatron_prism.errors import DataError
 
 STAND_IN = "stand-in"
-BUILT_IN = "built in"
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
 ENGLISH_WORD = re.compile(r"[a-z]{3,16}")
 PUNCTUATION = ".,;:!?()[]{}\"'`*_"
@@ -111,7 +110,7 @@ def read_essays(path: Path | None) -> Essays:
         words = _text_words(path)
         source = Path(path).name
     else:
-        words = _words_of(machine_prose())
+        words = _words_of(installed_prose())
         source = f"{STAND_IN}: package descriptions and docstrings of this machine"
     if not words:
         raise DataError(f"{path}: not one word of text; name files with essays")

@@ -6,8 +6,7 @@ import random
 import string
 from itertools import pairwise
 
-from megatron_prism.data.ruler.drafts import Draft
-from megatron_prism.data.ruler.sources import BUILT_IN
+from megatron_prism.data.ruler.drafts import BUILT_IN, Draft
 from megatron_prism.data.ruler.tasks import NOISE, TrackingTask
 
 # The example is about 400 tokens of RULER's 500.

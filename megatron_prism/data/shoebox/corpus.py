@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_prism.data import installed_text
 from megatron_prism.data.corpus import source_writer, split_of, split_texts
 from megatron_prism.data.readers import SPLITS, corpus_sources, read_texts
 from megatron_prism.data.shoebox import (
@@ -22,7 +23,6 @@ from megatron_prism.data.shoebox import (
     problems_code,
     problems_math,
     problems_science,
-    prose,
     retrieval,
 )
 from megatron_prism.data.shoebox.problem import (
@@ -138,10 +138,10 @@ class ShoeboxCorpus(Stage):
     ) -> dict[str, Callable[[], dict[str, Iterator[str]]]]:
         """Source -> a call that gives its documents per split; ids of the problems among them go into `made`."""
         # Read once: parsing the standard library takes seconds.
-        written = cache(lambda: list(prose.web_documents()))
+        written = cache(lambda: list(installed_text.prose_documents()))
         sources: dict[str, Callable[[], dict[str, Iterator[str]]]] = {
             "web": lambda: self._found("web", written()),
-            "code": lambda: self._found("code", prose.code_documents()),
+            "code": lambda: self._found("code", installed_text.code_documents()),
             **{source: partial(self._solved, suite, made[suite]) for suite, (source, _) in SUITES.items()},
             "chat": lambda: {split: self._dialogues(split) for split in SPLITS},
             "retrieval": lambda: self._retrieval(written()),
@@ -172,7 +172,7 @@ class ShoeboxCorpus(Stage):
     def _retrieval(self, written: Iterable[str]) -> dict[str, Iterator[str]]:
         texts = split_texts(written, VALID_DOCUMENTS_PERCENT)
         return {
-            split: retrieval.documents(self._rng("retrieval", split), prose.sentences(texts[split]))
+            split: retrieval.documents(self._rng("retrieval", split), installed_text.sentences(texts[split]))
             for split in SPLITS
         }
 

@@ -15,7 +15,7 @@ from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.text_record import check_model
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError
-from megatron_prism.evaluation.ruler.run import check_positions, predict_all
+from megatron_prism.evaluation.ruler.predictions import check_positions, predict_all
 from megatron_prism.evaluation.ruler.scoring import summary
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES

@@ -34,7 +34,7 @@ LONGEST_PROSE = 20_000
 SENTENCE = re.compile(r"(?<![^\s])[A-Z][a-z]*\s[^.!?`<>{}\[\]()*#|=]{20,100}\.(?=\s)")
 
 
-def web_documents() -> Iterator[str]:
+def prose_documents() -> Iterator[str]:
     """English prose: what installed packages say of themselves, then the docstrings of the standard library."""
     seen: set[str] = set()
     for text in (*_descriptions(), *_docstrings()):
