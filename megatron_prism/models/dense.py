@@ -1,4 +1,4 @@
-"""What the dense families share: the parameter names of a Hugging Face decoder and the common half of its config."""
+"""The config keys that the decoders of several families share."""
 
 from __future__ import annotations
 
@@ -7,43 +7,14 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.hf_config import MOST_LAYERS, ConfigReader
-from megatron_prism.models.mappings import (
-    ATTENTION_OUTPUT,
-    GATE_UP,
-    MLP_OUTPUT,
-    NORM,
-    QUERY_KEY_VALUE,
-    VOCABULARY,
-    Rule,
-)
 
-ATTENTION_ROWS = (
-    Rule("input_layernorm.weight", ("input_layernorm.weight",), NORM),
-    Rule(
-        "self_attention.linear_qkv.weight",
-        ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-        QUERY_KEY_VALUE,
-    ),
-    Rule("self_attention.linear_proj.weight", ("self_attn.o_proj.weight",), ATTENTION_OUTPUT),
-)
-MLP_ROWS = (
-    Rule("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight",), NORM),
-    Rule("mlp.linear_fc1.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), GATE_UP),
-    Rule("mlp.linear_fc2.weight", ("mlp.down_proj.weight",), MLP_OUTPUT),
-)
-EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
-FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), NORM)
-HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
-
-
-def dense_rules(
-    architecture: Architecture, layer: tuple[Rule, ...] = ATTENTION_ROWS + MLP_ROWS
-) -> list[Rule]:
-    """Every parameter of a dense model, in layer order; a tied model has no head of its own."""
-    rows = [EMBEDDING]
-    for index in range(architecture.num_layers):
-        rows += [rule.at(f"decoder.layers.{index}.", f"model.layers.{index}.") for rule in layer]
-    return [*rows, FINAL_NORM] + ([] if architecture.tie_word_embeddings else [HEAD])
+# What every family without Granite's multipliers must leave at its neutral value.
+NO_MULTIPLIERS: dict[str, Any] = {
+    "attention_multiplier": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
 
 
 def dense_sizes(
@@ -106,12 +77,3 @@ def require_fields(architecture: Architecture, **needed: Any) -> None:
             raise ConfigError(
                 f"{name}={getattr(architecture, name)!r}: family={architecture.family} has {name}={value!r}"
             )
-
-
-# What every family without Granite's multipliers must leave at its neutral value.
-NO_MULTIPLIERS: dict[str, Any] = {
-    "attention_multiplier": None,
-    "embedding_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-    "logits_scaling": 1.0,
-}

@@ -10,98 +10,108 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP, Architecture
-from megatron_prism.models.dense import (
-    ATTENTION_ROWS,
-    EMBEDDING,
-    HEAD,
-    dense_rules,
-    dense_sizes,
-    require_fields,
-    sizes_to_config,
-)
+from megatron_prism.models.dense import dense_sizes, require_fields, sizes_to_config
 from megatron_prism.models.granite import multipliers, multipliers_to_config
 from megatron_prism.models.hf_config import ConfigReader
 from megatron_prism.models.mappings import (
+    ATTENTION_OUTPUT,
     CONV_KERNEL,
+    MAMBA_CONV_BIAS,
+    MAMBA_CONV_WEIGHT,
+    MAMBA_INPUT,
+    MAMBA_NORM,
+    MAMBA_OUTPUT,
+    MAMBA_PER_HEAD,
     MLP_INPUT,
     MLP_OUTPUT,
     NORM,
+    QUERY_KEY_VALUE,
+    VOCABULARY,
     Rule,
 )
-from megatron_prism.models.mappings import MAMBA as MAMBA_LAYOUTS
 from megatron_prism.models.rope_config import read_rope, rope_to_config
 
-_MICRO: dict[str, Any] = {
-    "architectures": ["GraniteMoeHybridForCausalLM"],
-    "model_type": "granitemoehybrid",
-    "vocab_size": 100352,
-    "intermediate_size": 8192,
-    "shared_intermediate_size": 8192,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 8,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.1,
-    "attention_bias": False,
-    "attention_multiplier": 0.015625,
-    "embedding_multiplier": 12.0,
-    "residual_multiplier": 0.22,
-    "mamba_n_groups": 1,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_chunk_size": 256,
-    "mamba_conv_bias": True,
-    "mamba_proj_bias": False,
-    "bos_token_id": 100257,
-    "eos_token_id": 100257,
-    "pad_token_id": 100256,
-}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "ibm-granite/granite-4.0-micro-base": _MICRO
-    | {
-        "hidden_size": 2560,
-        "num_attention_heads": 40,
-        "layer_types": ["attention"] * 40,
-        "position_embedding_type": "rope",
-        "rope_theta": 10000000.0,
-        "logits_scaling": 10.0,
-        # Carried by the published file, used by no layer.
-        "mamba_n_heads": 128,
-        "mamba_d_state": 256,
-        "mamba_d_head": 40,
-    },
-    "ibm-granite/granite-4.0-h-micro-base": _MICRO
-    | {
-        "hidden_size": 2048,
-        "num_attention_heads": 32,
-        "layer_types": ["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
-        "position_embedding_type": "nope",
-        "rope_theta": 10000.0,
-        "logits_scaling": 8.0,
-        "mamba_n_heads": 64,
-        "mamba_d_state": 128,
-        "mamba_d_head": 64,
-    },
-}
-
-FUSED_MLP_ROWS = (
-    Rule("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight",), NORM),
-    Rule("mlp.linear_fc1.weight", ("shared_mlp.input_linear.weight",), MLP_INPUT),
-    Rule("mlp.linear_fc2.weight", ("shared_mlp.output_linear.weight",), MLP_OUTPUT),
-)
+# Megatron's name, Hugging Face's names, and how the rows are arranged; `{}` is the number of the layer. A hybrid's
+# Hugging Face layer N is two Megatron layers: the mixer is 2 N and the MLP is 2 N + 1. In a dense model they are one.
+EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
 LAYERS = {
     MAMBA: (
-        Rule("norm.weight", ("input_layernorm.weight",), NORM),
-        *(Rule(f"mixer.{name}", (f"mamba.{name}",), layout) for name, layout in MAMBA_LAYOUTS.items()),
+        Rule("decoder.layers.{}.norm.weight", ("model.layers.{}.input_layernorm.weight",), NORM),
+        Rule(
+            "decoder.layers.{}.mixer.in_proj.weight", ("model.layers.{}.mamba.in_proj.weight",), MAMBA_INPUT
+        ),
+        Rule(
+            "decoder.layers.{}.mixer.conv1d.weight",
+            ("model.layers.{}.mamba.conv1d.weight",),
+            MAMBA_CONV_WEIGHT,
+        ),
+        Rule("decoder.layers.{}.mixer.conv1d.bias", ("model.layers.{}.mamba.conv1d.bias",), MAMBA_CONV_BIAS),
+        Rule("decoder.layers.{}.mixer.A_log", ("model.layers.{}.mamba.A_log",), MAMBA_PER_HEAD),
+        Rule("decoder.layers.{}.mixer.D", ("model.layers.{}.mamba.D",), MAMBA_PER_HEAD),
+        Rule("decoder.layers.{}.mixer.dt_bias", ("model.layers.{}.mamba.dt_bias",), MAMBA_PER_HEAD),
+        Rule("decoder.layers.{}.mixer.norm.weight", ("model.layers.{}.mamba.norm.weight",), MAMBA_NORM),
+        Rule(
+            "decoder.layers.{}.mixer.out_proj.weight",
+            ("model.layers.{}.mamba.out_proj.weight",),
+            MAMBA_OUTPUT,
+        ),
     ),
-    ATTENTION: ATTENTION_ROWS,
-    MLP: FUSED_MLP_ROWS,
+    ATTENTION: (
+        Rule("decoder.layers.{}.input_layernorm.weight", ("model.layers.{}.input_layernorm.weight",), NORM),
+        Rule(
+            "decoder.layers.{}.self_attention.linear_qkv.weight",
+            (
+                "model.layers.{}.self_attn.q_proj.weight",
+                "model.layers.{}.self_attn.k_proj.weight",
+                "model.layers.{}.self_attn.v_proj.weight",
+            ),
+            QUERY_KEY_VALUE,
+        ),
+        Rule(
+            "decoder.layers.{}.self_attention.linear_proj.weight",
+            ("model.layers.{}.self_attn.o_proj.weight",),
+            ATTENTION_OUTPUT,
+        ),
+    ),
+    MLP: (
+        Rule(
+            "decoder.layers.{}.pre_mlp_layernorm.weight",
+            ("model.layers.{}.post_attention_layernorm.weight",),
+            NORM,
+        ),
+        Rule(
+            "decoder.layers.{}.mlp.linear_fc1.weight",
+            ("model.layers.{}.shared_mlp.input_linear.weight",),
+            MLP_INPUT,
+        ),
+        Rule(
+            "decoder.layers.{}.mlp.linear_fc2.weight",
+            ("model.layers.{}.shared_mlp.output_linear.weight",),
+            MLP_OUTPUT,
+        ),
+    ),
 }
-FINAL_NORM = Rule("decoder.final_norm.weight", ("model.norm.weight",), NORM)
+DENSE_FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), NORM)
+HYBRID_FINAL_NORM = Rule("decoder.final_norm.weight", ("model.norm.weight",), NORM)
+HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
+
+
+def rules(architecture: Architecture) -> list[Rule]:
+    """Every parameter of the model, in layer order. A tied model has no head of its own."""
+    if architecture.hybrid_pattern:
+        layers = [
+            rule.in_layer(number, number // 2)
+            for number, kind in enumerate(architecture.hybrid_pattern)
+            for rule in LAYERS[kind]
+        ]
+        final_norm = HYBRID_FINAL_NORM
+    else:
+        dense = LAYERS[ATTENTION] + LAYERS[MLP]
+        layers = [rule.in_layer(number) for number in range(architecture.num_layers) for rule in dense]
+        final_norm = DENSE_FINAL_NORM
+    return [EMBEDDING, *layers, final_norm, *([] if architecture.tie_word_embeddings else [HEAD])]
+
+
 # transformers 5 has new names for layers and reads the old ones, which are all that transformers 4 reads.
 MAMBA_NAME, ATTENTION_NAME = "mamba", "attention"
 MIXERS = {
@@ -111,16 +121,6 @@ MIXERS = {
     "full_attention": ATTENTION,
 }
 POSITIONS = {"rope": "rope", "nope": "none", None: "none"}
-
-
-def rules(architecture: Architecture) -> list[Rule]:
-    """Every parameter of the model, in layer order; a tied model has no head of its own."""
-    if not architecture.hybrid_pattern:
-        return dense_rules(architecture, ATTENTION_ROWS + FUSED_MLP_ROWS)
-    rows = [EMBEDDING]
-    for layer, kind in enumerate(architecture.hybrid_pattern):
-        rows += [rule.at(f"decoder.layers.{layer}.", f"model.layers.{layer // 2}.") for rule in LAYERS[kind]]
-    return [*rows, FINAL_NORM] + ([] if architecture.tie_word_embeddings else [HEAD])
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
@@ -225,3 +225,62 @@ def _mamba(read: ConfigReader, hidden_size: int, pattern: str | None) -> dict[st
         "mamba_state_dim": read.size("mamba_d_state", 256),
         "mamba_num_groups": read.size("mamba_n_groups", 1),
     }
+
+
+_MICRO: dict[str, Any] = {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "model_type": "granitemoehybrid",
+    "vocab_size": 100352,
+    "intermediate_size": 8192,
+    "shared_intermediate_size": 8192,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.1,
+    "attention_bias": False,
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 256,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "bos_token_id": 100257,
+    "eos_token_id": 100257,
+    "pad_token_id": 100256,
+}
+# config.json of the released models, by their Hugging Face names.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "ibm-granite/granite-4.0-micro-base": _MICRO
+    | {
+        "hidden_size": 2560,
+        "num_attention_heads": 40,
+        "layer_types": ["attention"] * 40,
+        "position_embedding_type": "rope",
+        "rope_theta": 10000000.0,
+        "logits_scaling": 10.0,
+        # Carried by the published file, used by no layer.
+        "mamba_n_heads": 128,
+        "mamba_d_state": 256,
+        "mamba_d_head": 40,
+    },
+    "ibm-granite/granite-4.0-h-micro-base": _MICRO
+    | {
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "layer_types": ["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
+        "position_embedding_type": "nope",
+        "rope_theta": 10000.0,
+        "logits_scaling": 8.0,
+        "mamba_n_heads": 64,
+        "mamba_d_state": 128,
+        "mamba_d_head": 64,
+    },
+}

@@ -99,16 +99,12 @@ MLP_INPUT = one(lambda a: (a.ffn_hidden_size * (2 if a.activation == "swiglu" el
 GATE_UP = Stacked(((lambda a: (a.ffn_hidden_size, a.hidden_size)),) * 2)
 MLP_OUTPUT = one(lambda a: (a.hidden_size, a.ffn_hidden_size))
 # Mamba's in_proj rows are z, x, B, C, dt on both sides; the convolution runs over x, B, C.
-MAMBA: dict[str, Stacked] = {
-    "in_proj.weight": one(lambda a: (_inner(a) + _convolved(a) + a.mamba_num_heads, a.hidden_size)),
-    "conv1d.weight": one(lambda a: (_convolved(a), 1, CONV_KERNEL)),
-    "conv1d.bias": one(lambda a: (_convolved(a),)),
-    "A_log": one(lambda a: (a.mamba_num_heads,)),
-    "D": one(lambda a: (a.mamba_num_heads,)),
-    "dt_bias": one(lambda a: (a.mamba_num_heads,)),
-    "norm.weight": one(lambda a: (_inner(a),)),
-    "out_proj.weight": one(lambda a: (a.hidden_size, _inner(a))),
-}
+MAMBA_INPUT = one(lambda a: (_inner(a) + _convolved(a) + a.mamba_num_heads, a.hidden_size))
+MAMBA_CONV_WEIGHT = one(lambda a: (_convolved(a), 1, CONV_KERNEL))
+MAMBA_CONV_BIAS = one(lambda a: (_convolved(a),))
+MAMBA_PER_HEAD = one(lambda a: (a.mamba_num_heads,))
+MAMBA_NORM = one(lambda a: (_inner(a),))
+MAMBA_OUTPUT = one(lambda a: (a.hidden_size, _inner(a)))
 
 
 @dataclass(frozen=True)
@@ -119,9 +115,11 @@ class Rule:
     hf: tuple[str, ...]
     layout: Layout
 
-    def at(self, megatron_prefix: str, hf_prefix: str) -> Rule:
-        """The same row under a layer's prefixes."""
-        return Rule(megatron_prefix + self.megatron, tuple(hf_prefix + name for name in self.hf), self.layout)
+    def in_layer(self, megatron_layer: int, hf_layer: int | None = None) -> Rule:
+        """The rule of one layer, for names with `{}`. `hf_layer` is its number in Hugging Face where that differs."""
+        number = megatron_layer if hf_layer is None else hf_layer
+        hf = tuple(name.format(number) for name in self.hf)
+        return Rule(self.megatron.format(megatron_layer), hf, self.layout)
 
     def megatron_shape(self, architecture: Architecture) -> Shape:
         shapes = self.layout.hf_shapes(architecture)

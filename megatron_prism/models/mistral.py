@@ -12,14 +12,107 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.dense import (
     NO_MULTIPLIERS,
-    dense_rules,
     dense_sizes,
     require_fields,
     sizes_to_config,
 )
 from megatron_prism.models.hf_config import ConfigReader
+from megatron_prism.models.mappings import (
+    ATTENTION_OUTPUT,
+    GATE_UP,
+    MLP_OUTPUT,
+    NORM,
+    QUERY_KEY_VALUE,
+    VOCABULARY,
+    Rule,
+)
 from megatron_prism.models.rope_config import read_rope, rope_to_config
 
+# Megatron's name, Hugging Face's names, and how the rows are arranged; `{}` is the number of the layer.
+EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
+LAYER = (
+    Rule("decoder.layers.{}.input_layernorm.weight", ("model.layers.{}.input_layernorm.weight",), NORM),
+    Rule(
+        "decoder.layers.{}.self_attention.linear_qkv.weight",
+        (
+            "model.layers.{}.self_attn.q_proj.weight",
+            "model.layers.{}.self_attn.k_proj.weight",
+            "model.layers.{}.self_attn.v_proj.weight",
+        ),
+        QUERY_KEY_VALUE,
+    ),
+    Rule(
+        "decoder.layers.{}.self_attention.linear_proj.weight",
+        ("model.layers.{}.self_attn.o_proj.weight",),
+        ATTENTION_OUTPUT,
+    ),
+    Rule(
+        "decoder.layers.{}.pre_mlp_layernorm.weight",
+        ("model.layers.{}.post_attention_layernorm.weight",),
+        NORM,
+    ),
+    Rule(
+        "decoder.layers.{}.mlp.linear_fc1.weight",
+        ("model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"),
+        GATE_UP,
+    ),
+    Rule("decoder.layers.{}.mlp.linear_fc2.weight", ("model.layers.{}.mlp.down_proj.weight",), MLP_OUTPUT),
+)
+FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), NORM)
+HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
+
+
+def rules(architecture: Architecture) -> list[Rule]:
+    """Every parameter of the model, in layer order. A tied model has no head of its own."""
+    layers = [rule.in_layer(number) for number in range(architecture.num_layers) for rule in LAYER]
+    return [EMBEDDING, *layers, FINAL_NORM, *([] if architecture.tie_word_embeddings else [HEAD])]
+
+
+# transformers' own defaults where a config does not name the key; a window of null is none.
+DEFAULT_WINDOW = 4096
+DEFAULT_GROUPS, DEFAULT_POSITIONS = 8, 131072
+
+
+def to_config(architecture: Architecture) -> dict[str, Any]:
+    """`config.json` for transformers' MistralForCausalLM; a ConfigError for what Mistral cannot express."""
+    a = architecture
+    require_fields(a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", **NO_MULTIPLIERS)
+    config = sizes_to_config(a)
+    # Mistral has no biases and no key to ask for them.
+    del config["attention_bias"]
+    return {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        **config,
+        "intermediate_size": a.ffn_hidden_size,
+        **rope_to_config(a.rope_theta, a.rope_scaling),
+        "sliding_window": a.sliding_window,
+    }
+
+
+def from_config(read: ConfigReader) -> Architecture:
+    """The architecture of a Mistral `config.json`; a ConfigError names a key this model does not have."""
+    sizes = dense_sizes(read, DEFAULT_GROUPS, DEFAULT_POSITIONS)
+    theta, scaling = read_rope(read, sizes["max_position_embeddings"])
+    # Null is no window, where an absent key is the default one.
+    without = "sliding_window" in read and read.get("sliding_window") is None
+    window = None if without else read.size("sliding_window", DEFAULT_WINDOW)
+    if window is not None and read.get("use_sliding_window") is False:
+        raise ConfigError(
+            f"config.json: use_sliding_window=False, but sliding_window={window} is what transformers reads; set "
+            "sliding_window to null for no window, or remove use_sliding_window"
+        )
+    return Architecture(
+        family="mistral",
+        ffn_hidden_size=read.size("intermediate_size"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        sliding_window=window,
+        **sizes,
+    )
+
+
+# config.json of the released models, by their Hugging Face names.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {
         "architectures": ["MistralForCausalLM"],
@@ -61,47 +154,3 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
     },
 }
-# transformers' own defaults where a config does not name the key; a window of null is none.
-DEFAULT_WINDOW = 4096
-DEFAULT_GROUPS, DEFAULT_POSITIONS = 8, 131072
-
-rules = dense_rules
-
-
-def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' MistralForCausalLM; a ConfigError for what Mistral cannot express."""
-    a = architecture
-    require_fields(a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", **NO_MULTIPLIERS)
-    config = sizes_to_config(a)
-    # Mistral has no biases and no key to ask for them.
-    del config["attention_bias"]
-    return {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        **config,
-        "intermediate_size": a.ffn_hidden_size,
-        **rope_to_config(a.rope_theta, a.rope_scaling),
-        "sliding_window": a.sliding_window,
-    }
-
-
-def from_config(read: ConfigReader) -> Architecture:
-    """The architecture of a Mistral `config.json`; a ConfigError names a key this model does not have."""
-    sizes = dense_sizes(read, DEFAULT_GROUPS, DEFAULT_POSITIONS)
-    theta, scaling = read_rope(read, sizes["max_position_embeddings"])
-    # Null is no window, where an absent key is the default one.
-    without = "sliding_window" in read and read.get("sliding_window") is None
-    window = None if without else read.size("sliding_window", DEFAULT_WINDOW)
-    if window is not None and read.get("use_sliding_window") is False:
-        raise ConfigError(
-            f"config.json: use_sliding_window=False, but sliding_window={window} is what transformers reads; set "
-            "sliding_window to null for no window, or remove use_sliding_window"
-        )
-    return Architecture(
-        family="mistral",
-        ffn_hidden_size=read.size("intermediate_size"),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        sliding_window=window,
-        **sizes,
-    )

@@ -18,6 +18,12 @@ from megatron_prism.models.hf_config import ConfigReader
 from megatron_prism.models.mappings import (
     ATTENTION_OUTPUT,
     CONV_KERNEL,
+    MAMBA_CONV_BIAS,
+    MAMBA_CONV_WEIGHT,
+    MAMBA_INPUT,
+    MAMBA_NORM,
+    MAMBA_OUTPUT,
+    MAMBA_PER_HEAD,
     MLP_INPUT,
     MLP_OUTPUT,
     NORM,
@@ -25,68 +31,77 @@ from megatron_prism.models.mappings import (
     VOCABULARY,
     Rule,
 )
-from megatron_prism.models.mappings import MAMBA as MAMBA_LAYOUTS
 
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "nvidia/Nemotron-H-8B-Base-8K": {
-        "architectures": ["NemotronHForCausalLM"],
-        "model_type": "nemotron_h",
-        "vocab_size": 131072,
-        "hidden_size": 4096,
-        "intermediate_size": 21504,
-        "num_hidden_layers": 52,
-        "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "mlp_hidden_act": "relu2",
-        "layer_norm_epsilon": 1e-5,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "use_bias": False,
-        "mamba_num_heads": 128,
-        "mamba_head_dim": 64,
-        "mamba_hidden_act": "silu",
-        "mamba_proj_bias": False,
-        "ssm_state_size": 128,
-        "n_groups": 8,
-        "conv_kernel": 4,
-        "expand": 2,
-        "use_conv_bias": True,
-        "chunk_size": 256,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-}
-NO_CLAMP = 1e-30
-
+# Megatron's name, Hugging Face's names, and how the rows are arranged; `{}` is the number of the layer.
+EMBEDDING = Rule("embedding.word_embeddings.weight", ("backbone.embeddings.weight",), VOCABULARY)
 LAYERS: dict[str, tuple[Rule, ...]] = {
     MAMBA: (
-        Rule("norm.weight", ("norm.weight",), NORM),
-        *(Rule(f"mixer.{name}", (f"mixer.{name}",), layout) for name, layout in MAMBA_LAYOUTS.items()),
+        Rule("decoder.layers.{}.norm.weight", ("backbone.layers.{}.norm.weight",), NORM),
+        Rule(
+            "decoder.layers.{}.mixer.in_proj.weight",
+            ("backbone.layers.{}.mixer.in_proj.weight",),
+            MAMBA_INPUT,
+        ),
+        Rule(
+            "decoder.layers.{}.mixer.conv1d.weight",
+            ("backbone.layers.{}.mixer.conv1d.weight",),
+            MAMBA_CONV_WEIGHT,
+        ),
+        Rule(
+            "decoder.layers.{}.mixer.conv1d.bias", ("backbone.layers.{}.mixer.conv1d.bias",), MAMBA_CONV_BIAS
+        ),
+        Rule("decoder.layers.{}.mixer.A_log", ("backbone.layers.{}.mixer.A_log",), MAMBA_PER_HEAD),
+        Rule("decoder.layers.{}.mixer.D", ("backbone.layers.{}.mixer.D",), MAMBA_PER_HEAD),
+        Rule("decoder.layers.{}.mixer.dt_bias", ("backbone.layers.{}.mixer.dt_bias",), MAMBA_PER_HEAD),
+        Rule("decoder.layers.{}.mixer.norm.weight", ("backbone.layers.{}.mixer.norm.weight",), MAMBA_NORM),
+        Rule(
+            "decoder.layers.{}.mixer.out_proj.weight",
+            ("backbone.layers.{}.mixer.out_proj.weight",),
+            MAMBA_OUTPUT,
+        ),
     ),
     ATTENTION: (
-        Rule("input_layernorm.weight", ("norm.weight",), NORM),
+        Rule("decoder.layers.{}.input_layernorm.weight", ("backbone.layers.{}.norm.weight",), NORM),
         Rule(
-            "self_attention.linear_qkv.weight",
-            ("mixer.q_proj.weight", "mixer.k_proj.weight", "mixer.v_proj.weight"),
+            "decoder.layers.{}.self_attention.linear_qkv.weight",
+            (
+                "backbone.layers.{}.mixer.q_proj.weight",
+                "backbone.layers.{}.mixer.k_proj.weight",
+                "backbone.layers.{}.mixer.v_proj.weight",
+            ),
             QUERY_KEY_VALUE,
         ),
-        Rule("self_attention.linear_proj.weight", ("mixer.o_proj.weight",), ATTENTION_OUTPUT),
+        Rule(
+            "decoder.layers.{}.self_attention.linear_proj.weight",
+            ("backbone.layers.{}.mixer.o_proj.weight",),
+            ATTENTION_OUTPUT,
+        ),
     ),
     MLP: (
-        Rule("pre_mlp_layernorm.weight", ("norm.weight",), NORM),
-        Rule("mlp.linear_fc1.weight", ("mixer.up_proj.weight",), MLP_INPUT),
-        Rule("mlp.linear_fc2.weight", ("mixer.down_proj.weight",), MLP_OUTPUT),
+        Rule("decoder.layers.{}.pre_mlp_layernorm.weight", ("backbone.layers.{}.norm.weight",), NORM),
+        Rule(
+            "decoder.layers.{}.mlp.linear_fc1.weight", ("backbone.layers.{}.mixer.up_proj.weight",), MLP_INPUT
+        ),
+        Rule(
+            "decoder.layers.{}.mlp.linear_fc2.weight",
+            ("backbone.layers.{}.mixer.down_proj.weight",),
+            MLP_OUTPUT,
+        ),
     ),
 }
-EMBEDDING = Rule("embedding.word_embeddings.weight", ("backbone.embeddings.weight",), VOCABULARY)
 FINAL_NORM = Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",), NORM)
 HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
+
+
+def rules(architecture: Architecture) -> list[Rule]:
+    """Every parameter of the model, in layer order. A tied model has no head of its own."""
+    pattern = architecture.hybrid_pattern or ""
+    layers = [rule.in_layer(number) for number, kind in enumerate(pattern) for rule in LAYERS[kind]]
+    return [EMBEDDING, *layers, FINAL_NORM, *([] if architecture.tie_word_embeddings else [HEAD])]
+
+
+# A `time_step_min` that no dt reaches.
+NO_CLAMP = 1e-30
 TYPES = {
     "linear_attention": MAMBA,
     "mamba": MAMBA,
@@ -94,14 +109,6 @@ TYPES = {
     "attention": ATTENTION,
     "mlp": MLP,
 }
-
-
-def rules(architecture: Architecture) -> list[Rule]:
-    """Every parameter of the model, in layer order; a tied model has no head of its own."""
-    rows = [EMBEDDING]
-    for layer, symbol in enumerate(architecture.hybrid_pattern or ""):
-        rows += [rule.at(f"decoder.layers.{layer}.", f"backbone.layers.{layer}.") for rule in LAYERS[symbol]]
-    return [*rows, FINAL_NORM] + ([] if architecture.tie_word_embeddings else [HEAD])
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
@@ -223,3 +230,41 @@ def _pattern(read: ConfigReader) -> str:
         said = ", ".join(f"{key} {value!r}" for key, value in found.items())
         raise ConfigError(f"config.json: the layers are spelled differently ({said}); keep one")
     return next(iter(found.values()), "")
+
+
+# config.json of the released models, by their Hugging Face names.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "nvidia/Nemotron-H-8B-Base-8K": {
+        "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
+        "vocab_size": 131072,
+        "hidden_size": 4096,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 52,
+        "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "mlp_hidden_act": "relu2",
+        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_bias": False,
+        "mamba_num_heads": 128,
+        "mamba_head_dim": 64,
+        "mamba_hidden_act": "silu",
+        "mamba_proj_bias": False,
+        "ssm_state_size": 128,
+        "n_groups": 8,
+        "conv_kernel": 4,
+        "expand": 2,
+        "use_conv_bias": True,
+        "chunk_size": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+}
