@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import header, write
+import measure
 
 GIGABYTE = 10**9
 KINDS = {"dense": "ibm-granite/granite-3.3-8b-base", "hybrid": "ibm-granite/granite-4.0-h-micro-base"}
@@ -198,11 +198,10 @@ def extrapolated(results: dict[str, Any]) -> list[tuple[str, float, float, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
@@ -222,10 +221,7 @@ def main() -> None:
     print("extrapolated by size (not measured):")
     for name, size, reading, writing in extrapolated(results):
         print(f"  {name:40} {size:6.1f} GB  import {reading:6.1f} s  export {writing:6.1f} s")
-    write(
-        arguments.out,
-        {**header(gigabytes=arguments.gigabytes, rounds=arguments.rounds), "results": results},
-    )
+    measure.write(arguments, {"results": results})
 
 
 if __name__ == "__main__":

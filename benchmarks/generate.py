@@ -146,10 +146,8 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=[*MODELS, "both"], default="both")
+    parser = measure.argument_parser(__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64, help="texts under way at once")
     parser.add_argument("--mean", type=int, default=64, help="tokens of an answer, on average")
@@ -158,15 +156,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    kinds = list(MODELS) if arguments.model == "both" else [arguments.model]
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-    result = measure.header(**settings) | {"results": [compare(kind, arguments) for kind in kinds]}
+    results = [compare(kind, arguments) for kind in arguments.models]
     title = f"sampling, {arguments.batch} texts under way, {arguments.threads} threads"
-    measure.print_speeds(title, result["results"], "answer_tokens")
-    measure.write(arguments.json, result)
+    measure.print_speeds(title, results, "answer_tokens")
+    measure.write(arguments, {"results": results})
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ programs) is held to one core, so a rate is answers per second per core. Startin
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -73,13 +71,10 @@ def rate(mode: str, items: list[GradeItem], rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--answers", type=int, default=500, help="programs in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="rows whose name begins so, such as 'code' or 'math'", default="")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results = {
@@ -94,9 +89,7 @@ def main() -> None:
         speeds = (f"{row[key]:,.0f}" for key in ("per_second", "slowest", "fastest"))
         table.add_row(name, f"{row['answers']:,}", *speeds, f"{row['first_seconds']:.2f}")
     Console().print(table)
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-    graders = {"graders": grader_versions(["code"], STRONG)}
-    measure.write(arguments.json, measure.header(**settings) | graders | {"results": results})
+    measure.write(arguments, {"graders": grader_versions(["code"], STRONG), "results": results})
 
 
 if __name__ == "__main__":

@@ -83,15 +83,8 @@ class OneSequence:
         }
 
 
-def resident(kind: str) -> int:
-    """Bytes of this process: `VmRSS` now, or `VmHWM`, the most since `forget_peak` (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {kind}")
-
-
-def forget_peak() -> None:
+def reset_peak() -> None:
+    """Let `measure.memory_bytes("VmHWM")` begin again at what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -110,11 +103,11 @@ def worker(folder: Path, kind: str, length: int, wrong_order: bool) -> None:
         trainer = Trainer(MODELS[kind], parallel, BatchConfig(length, 1, 1), settings, torch.float32)
         data = OneSequence(length)
         dist.barrier()
-        before = resident("VmRSS")
-        forget_peak()
+        before = measure.memory_bytes("VmRSS")
+        reset_peak()
         start = time.perf_counter()
         loss, _ = trainer.step(data, 0, 0.0)
-        mine = {"seconds": time.perf_counter() - start, "peak_bytes": resident("VmHWM") - before}
+        mine = {"seconds": time.perf_counter() - start, "peak_bytes": measure.memory_bytes("VmHWM") - before}
         ranks: list[Any] = [None] * size
         dist.all_gather_object(ranks, mine)
         if dist.get_rank() == 0:
@@ -129,7 +122,7 @@ def launch(kind: str, size: int, length: int, wrong_order: bool = False) -> dict
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"),
-            *(__file__, "--worker", folder, "--model", kind, "--length", str(length)),
+            *(__file__, "--worker", folder, "--models", kind, "--length", str(length)),
             *(["--wrong-order"] if wrong_order else []),
         ]
         done = subprocess.run(
@@ -211,30 +204,26 @@ def show(results: list[dict[str, Any]], length: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=[*MODELS, "both"], default="both")
+    parser = measure.argument_parser(__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--length", type=int, default=32768, help="tokens of the sequence")
     parser.add_argument("--cp", type=int, nargs="+", default=[1, 2, 4], help="context-parallel sizes")
     parser.add_argument("--attention", action="store_true", help="time one rank's attention instead")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of --attention")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--wrong-order", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return worker(arguments.worker, arguments.model, arguments.length, arguments.wrong_order)
+        return worker(arguments.worker, *arguments.models, arguments.length, arguments.wrong_order)
     torch.set_num_threads(1)
-    header = measure.header(length=arguments.length, threads_per_process=1)
     if arguments.attention:
-        result = header | {"attention": time_attention(arguments.length, arguments.rounds)}
-        Console().print_json(json.dumps(result["attention"]))
+        timed = time_attention(arguments.length, arguments.rounds)
+        Console().print_json(json.dumps(timed))
+        measure.write(arguments, {"attention": timed})
     else:
-        kinds = list(MODELS) if arguments.model == "both" else [arguments.model]
-        result = header | {"results": [compare(kind, arguments.length, arguments.cp) for kind in kinds]}
-        show(result["results"], arguments.length)
-    measure.write(arguments.json, result)
+        results = [compare(kind, arguments.length, arguments.cp) for kind in arguments.models]
+        show(results, arguments.length)
+        measure.write(arguments, {"results": results})
 
 
 if __name__ == "__main__":

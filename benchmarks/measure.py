@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -48,13 +49,37 @@ def alternate(
     }
 
 
-def header(**settings: Any) -> dict[str, Any]:
+def argument_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the benchmark's docstring, with `--json FILE` for the result."""
+    parser = argparse.ArgumentParser(
+        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    return parser
+
+
+def memory_bytes(kind: str) -> int:
+    """Bytes of this process's resident memory: now (`VmRSS`) or at its peak (`VmHWM`); Linux.
+
+    Unlike the peak that getrusage gives, `VmHWM` does not begin with the peak of the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {kind}")
+
+
+def _header(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Date, machine, versions (with the commit) and the settings of this run."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine_facts(),
         "versions": versions(),
-        "settings": settings,
+        "settings": {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in settings.items()
+            if key != "json" and value is not None
+        },
     }
 
 
@@ -70,7 +95,7 @@ def print_speeds(title: str, results: Sequence[Mapping[str, Any]], column: str) 
     Console().print(table)
 
 
-def write(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Keep a result as JSON, if a path was given."""
-    if path is not None:
-        path.write_text(json.dumps(result, indent=2) + "\n")
+def write(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, with date, machine, versions and the arguments, if `--json` names a file."""
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(_header(vars(arguments)) | dict(result), indent=2) + "\n")

@@ -33,8 +33,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import measure
 from convert import GIGABYTE, TOUCH, make_checkpoint
-from measure import header, write
 
 # Method -> weights as typed; task arithmetic's are of the models beside the base.
 WEIGHTS = {"linear": ("0.15", "0.85"), "task-arithmetic": ("0.4", "0.7")}
@@ -93,14 +93,8 @@ def merge_once(side: str, method: str, folder: Path, target: Path, touched: int)
         "seconds": time.perf_counter() - clock,
         "touching": clock - began,
         "cpu_seconds": _cpu_seconds() - cpu,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": measure.memory_bytes("VmHWM"),
     }
-
-
-def _peak_bytes() -> int:
-    """Largest resident memory of this process; getrusage's figure begins with that of the process that started it."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _cpu_seconds() -> float:
@@ -295,14 +289,13 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--mergekit", type=Path, help="path of mergekit-yaml; without it only ours and cp")
     parser.add_argument("--before", type=Path, help="another checkout of this project, timed beside this one")
     parser.add_argument("--method", choices=WEIGHTS, default="linear")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--once", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
@@ -319,8 +312,7 @@ def main() -> None:
             Path(root),
         )
     show(result)
-    settings = header(method=arguments.method, gigabytes=arguments.gigabytes, rounds=arguments.rounds)
-    write(arguments.out, {**settings, "results": result})
+    measure.write(arguments, {"results": result})
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ have padding. Next-fit in the order of arrival stands between: whole documents, 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -73,14 +71,11 @@ def joined(lengths: Lengths, capacity: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--length", type=int, default=131_072, help="tokens per sequence")
     parser.add_argument("--min-tokens", type=int, default=2, help="shorter documents are dropped first")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     capacity = arguments.length + 1
     drawn = numpy.random.default_rng(arguments.seed).lognormal(numpy.log(MEDIAN), SIGMA, arguments.documents)
@@ -100,8 +95,7 @@ def main() -> None:
         shares = (f"{row[key]:.4%}" for key in ("padding_share", "cut", "cut_tokens"))
         table.add_row(name, f"{row['seconds']:.2f}", f"{row['sequences']:,}", *shares)
     Console().print(table)
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-    measure.write(arguments.json, measure.header(**settings) | {"results": results})
+    measure.write(arguments, {"results": results})
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ docs/results/quickstart.md. Seeds are the units of an interval over seeds (Stude
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measure import header, write
+import measure
 from restoration import one_seed, over_seeds
 
 from megatron_prism.pipeline.artifact import Artifact
@@ -123,18 +122,14 @@ def _share(share: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     runs = [one_run(model, seed, arguments.run_dir) for model in arguments.models for seed in arguments.seeds]
     show(runs)
-    settings = {"models": arguments.models, "seeds": arguments.seeds}
-    write(arguments.json, header(**settings) | {"runs": runs})
+    measure.write(arguments, {"runs": runs})
 
 
 if __name__ == "__main__":

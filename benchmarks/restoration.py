@@ -9,7 +9,6 @@ paired bootstrap over samples, and over the seeds with Student's t interval.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from measure import header, write
+import measure
 
 from megatron_prism.evaluation.ruler.recovery import read_recalls, recovered
 from megatron_prism.evaluation.ruler.scoring import Interval
@@ -74,19 +73,18 @@ def _percent(share: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--model", choices=("dense", "hybrid"), default="dense")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--run-dir", type=Path, default=Path("runs/restoration"))
     parser.add_argument("--variants", action="store_true", help="also the other rows of Table 7")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     seeds = [
         one_seed(arguments.model, seed, arguments.run_dir, arguments.variants) for seed in arguments.seeds
     ]
     names = list(seeds[0]["recovered"])
     shares = {name: [seed["recovered"][name] for seed in seeds] for name in names}
-    result = header(model=arguments.model, seeds=arguments.seeds) | {
+    result = {
         "seeds": seeds,
         # A seed that lost nothing for sure has no share, and then there is none over the seeds.
         "recovered": {
@@ -96,7 +94,7 @@ def main() -> None:
         },
     }
     show(result)
-    write(arguments.json, result)
+    measure.write(arguments, result)
 
 
 if __name__ == "__main__":

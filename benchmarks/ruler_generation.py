@@ -7,7 +7,6 @@ Without --tokenizer, one is trained on the machine's prose and code first, which
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import tempfile
@@ -15,7 +14,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from measure import header, write
+import measure
 
 from megatron_prism.data.installed_text import code_documents, prose_documents
 from megatron_prism.data.ruler.generate import Plan, make_folder
@@ -45,7 +44,7 @@ def wrong_counts(folder: Path, tokenizer: Tokenizer, every: int) -> tuple[int, i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--vocab-size", type=int, default=49_152)
     parser.add_argument("--samples", type=int, default=100)
@@ -53,7 +52,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(RULER_TASKS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--verify-every", type=int, default=50, help="encode one sample in so many, untimed")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,13 +95,10 @@ def main() -> None:
         f"in {wall:.1f} s ({cpu:.1f} s of CPU time, {options.workers} workers, load before: {busy:.1f})"
     )
     print(f"encoded again: {checked} samples, {wrong} with another count")
-    write(
-        options.json,
-        header(
-            tokenizer_vocab_size=tokenizer.vocab_size,
-            **{key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
-        )
-        | {
+    measure.write(
+        options,
+        {
+            "tokenizer_vocab_size": tokenizer.vocab_size,
             "wall_seconds": wall,
             "cpu_seconds": cpu,
             "load_before": busy,

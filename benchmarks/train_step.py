@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -137,10 +136,8 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=[*MODELS, "both"], default="both")
+    parser = measure.argument_parser(__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--size", choices=SIZES, default="shoebox")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
@@ -149,15 +146,12 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2, help="steps per round and side")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    kinds = list(MODELS) if arguments.model == "both" else [arguments.model]
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-    result = measure.header(**settings) | {"results": [compare(kind, arguments) for kind in kinds]}
+    results = [compare(kind, arguments) for kind in arguments.models]
     title = f"training step, {arguments.size}, {arguments.dtype}, {arguments.threads} threads"
-    measure.print_speeds(title, result["results"], "parameters")
-    measure.write(arguments.json, result)
+    measure.print_speeds(title, results, "parameters")
+    measure.write(arguments, {"results": results})
 
 
 if __name__ == "__main__":
