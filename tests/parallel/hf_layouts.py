@@ -1,12 +1,11 @@
 """Worker of test_hf_layouts.py: what each rank gets out of a Hugging Face folder under the layouts of one world size.
 
 The folders lie under `FOLDER/NAME`: `hf` made by transformers, `megatron` imported from it. Findings of all ranks go to
-`FOLDER/hf-worldN.json`, exports to `FOLDER/exports`.
+`FOLDER/worldN.json`, exports to `FOLDER/exports`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from layouts import layout
 from megatron.core import parallel_state
+from parallel_runs import layout, sample, write_results
 
 from megatron_prism.conversion.export_hf import export_running
 from megatron_prism.conversion.hf_folder import reader
@@ -79,12 +78,7 @@ class FixedTokens:
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         drawn = torch.randint(ODD, (LENGTH + 1,), generator=torch.Generator().manual_seed(index))
-        return {
-            "tokens": drawn[:-1],
-            "labels": drawn[1:],
-            "loss_mask": torch.ones(LENGTH),
-            "position_ids": torch.arange(LENGTH),
-        }
+        return sample(drawn)
 
 
 def trainer(hf: Path, parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> Trainer:
@@ -236,7 +230,4 @@ def findings(folder: Path, world: int) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    world = int(os.environ["WORLD_SIZE"])
-    results = findings(folder, world)
-    if int(os.environ["RANK"]) == 0:
-        (folder / f"hf-world{world}.json").write_text(json.dumps(results))
+    write_results(folder, findings(folder, dist.get_world_size()))

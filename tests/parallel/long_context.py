@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from parallel_runs import sample, wrong_chunk_order
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.layers import attention, blockwise
+from megatron_prism.models.layers import blockwise
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -41,12 +42,7 @@ class OneSequence:
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens = torch.randint(0, VOCABULARY, (LENGTH + 1,), generator=torch.Generator().manual_seed(1))
-        return {
-            "tokens": tokens[:-1],
-            "labels": tokens[1:],
-            "loss_mask": torch.ones(LENGTH),
-            "position_ids": torch.arange(LENGTH),
-        }
+        return sample(tokens)
 
 
 class Largest(TorchDispatchMode):
@@ -88,11 +84,7 @@ def main(folder: Path) -> None:
     for kind, architecture in MODELS.items():
         for size in (1, 2, 4):
             results[f"{kind}-cp{size}"] = step(architecture, size)
-        honest = attention.chunk_positions
-        attention.chunk_positions = lambda n, rank, size, dev: torch.arange(
-            rank * n, (rank + 1) * n, device=dev
-        )
-        results[f"{kind}-wrong-order"] = step(architecture, 2)
-        attention.chunk_positions = honest
+        with wrong_chunk_order():
+            results[f"{kind}-wrong-order"] = step(architecture, 2)
     if dist.get_rank() == 0:
         torch.save(results, folder / "results.pt")

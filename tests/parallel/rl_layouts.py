@@ -6,8 +6,7 @@ import json
 import os
 from pathlib import Path
 
-import torch.distributed as dist
-from layouts import layout
+from parallel_runs import layout, write_results
 from tiny_rl import MODELS, artifact, tiny_run
 
 from megatron_prism.models.layers import decode_cache
@@ -61,5 +60,4 @@ def main(folder: Path) -> None:
             tiny_run("dense", parallel=layout(tp=2)).run(inputs, folder / "wrong")
         except Exception as problem:
             found["wrong"] = f"{type(problem).__name__}: {problem}"
-    if dist.get_rank() == 0:
-        (folder / f"world{world}.json").write_text(json.dumps(found))
+    write_results(folder, found)

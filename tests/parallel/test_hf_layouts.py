@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import hf_layouts
 import pytest
 import torch
-import warm
 from hf_layouts import BATCH, EVEN, HALF, HYBRID, KINDS, LAYOUTS, ODD, SWAPPED, FixedTokens, fits, folder_name
 from hf_layouts import findings as measured
+from parallel_runs import results_of
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint
 
@@ -57,11 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    results = measured(folder, 1)
-    for world in (2, 4):
-        warm.ranks(hf_layouts.main, folder, world=world)
-        results |= json.loads((folder / f"hf-world{world}.json").read_text())
-    return results
+    return measured(folder, 1) | results_of(hf_layouts.main, folder, (2, 4))
 
 
 def tolerance(kind: str) -> float:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
-import layouts
 import pytest
-import warm
+import training_layouts
+from parallel_runs import results_of
 
 LAYOUTS = ["tp2", "tp2sp", "pp2", "cp2", "dp2", "tp2pp2", "cp2tp2sp"]
-# Where the resumed curves begin (layouts.py saves halfway).
-HALF = layouts.STEPS // 2
+# Where the resumed curves begin (training_layouts.py saves halfway).
+HALF = training_layouts.STEPS // 2
 TOLERANCE = {"dense": 1e-5, "hybrid": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    folder = tmp_path_factory.mktemp("parity")
-    found: dict[str, list[float]] = {}
-    for world in layouts.LAYOUTS:
-        warm.ranks(layouts.main, folder, world=world)
-        found |= json.loads((folder / f"world{world}.json").read_text())
-    return found
+    return results_of(training_layouts.main, tmp_path_factory.mktemp("parity"), training_layouts.LAYOUTS)
 
 
 def gap(a: list[float], b: list[float]) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import rl_layouts
-import warm
+from parallel_runs import results_of
 from tiny_rl import MODELS, make_inputs
 
 LAYOUTS = ["padded", "recomputed", "tp2", "tp2sp", "pp2", "pp2vp2", "cp2", "dp2"]
@@ -21,17 +19,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def worlds(folder, *sizes):
-    found = {}
-    for world in sizes:
-        warm.ranks(rl_layouts.main, folder, world=world)
-        found |= json.loads((folder / f"world{world}.json").read_text())
-    return found
-
-
 @pytest.fixture(scope="module")
 def runs(folder):
-    return worlds(folder, 1, 2)
+    return results_of(rl_layouts.main, folder, (1, 2))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -44,7 +34,7 @@ def test_the_same_run_as_one_process(runs, kind, layout):
 
 @pytest.mark.slow
 def test_the_same_run_on_four_processes(runs, folder):
-    found = worlds(folder, 4)
+    found = results_of(rl_layouts.main, folder, (4,))
     for kind in MODELS:
         for layout in LAYOUTS_OF_FOUR:
             same(found[f"{kind}-{layout}"], runs[f"{kind}-one"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parallel_runs import HYBRID, VOCABULARY, Motifs
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import load_weights, unwrap
@@ -20,14 +21,8 @@ from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, s
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
 
-STEPS, BROKEN_AFTER, LENGTH, BATCH, VOCABULARY = 6, 3, 32, 4, 96
+STEPS, BROKEN_AFTER, LENGTH, BATCH = 6, 3, 32, 4
 DENSE = Architecture("granite", VOCABULARY, 32, 4, 64, 4, 2, 8, residual_multiplier=0.5)
-# The first of two pipeline stages has no attention layer.
-HYBRID = Architecture(
-    "nemotron_h", VOCABULARY, 32, 4, 64, 4, 2, 8, activation="squared_relu", position_embedding="none",
-    hybrid_pattern="M-M*", mamba_num_heads=8, mamba_head_dim=8, mamba_state_dim=8, mamba_num_groups=4,
-    tie_word_embeddings=False,
-)  # fmt: skip
 # Attention in both stages, behind a Mamba layer in the second.
 HYBRID_TWICE = Architecture(**(vars(HYBRID) | {"hybrid_pattern": "*-M*"}))
 MODELS = {"dense": DENSE, "hybrid": HYBRID, "hybrid-twice": HYBRID_TWICE}
@@ -56,20 +51,6 @@ CASES = {
 }
 
 
-class Repeats:
-    """Sequences a model can learn: each repeats a short random motif."""
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        motif = torch.randint(0, VOCABULARY, (5,), generator=torch.Generator().manual_seed(index % 8))
-        tokens = motif.repeat(LENGTH // 5 + 2)[: LENGTH + 1]
-        return {
-            "tokens": tokens[:-1],
-            "labels": tokens[1:],
-            "loss_mask": torch.ones(LENGTH),
-            "position_ids": torch.arange(LENGTH),
-        }
-
-
 def trainer(architecture: Architecture, parallel: ParallelConfig, **settings: Any) -> Trainer:
     """Of attention only, in fp32, unless the settings say otherwise."""
     batch = BatchConfig(LENGTH, micro_batch_size=1, global_batch_size=BATCH)
@@ -78,7 +59,7 @@ def trainer(architecture: Architecture, parallel: ParallelConfig, **settings: An
 
 
 def steps(run: Trainer, first: int, last: int) -> list[tuple[float, float]]:
-    return [run.step(Repeats(), i * BATCH, 1e-2) for i in range(first, last)]
+    return [run.step(Motifs(LENGTH), i * BATCH, 1e-2) for i in range(first, last)]
 
 
 def weights(run: Trainer) -> dict[str, torch.Tensor]:

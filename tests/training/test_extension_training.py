@@ -227,7 +227,7 @@ def test_the_gradient_norm_is_that_of_what_is_trained(kind, alone):
         model = run.models[0].module
         loss = 0.0
         for index in range(small.BATCH):
-            sample = {key: value[None] for key, value in small.Repeats()[index].items()}
+            sample = {key: value[None] for key, value in small.Motifs(small.LENGTH)[index].items()}
             loss += model(sample["tokens"], sample["position_ids"], None, labels=sample["labels"]).mean()
         # Not `backward`, whose gradients Megatron's DDP would keep to itself.
         named = dict(model.named_parameters())

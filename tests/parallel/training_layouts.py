@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import torch
+from parallel_runs import HYBRID, VOCABULARY, Motifs, layout, write_results, wrong_chunk_order
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import load_weights
-from megatron_prism.models.layers import attention
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
 
-STEPS, LENGTH, BATCH, VOCABULARY = 6, 32, 4, 96
+STEPS, LENGTH, BATCH = 6, 32, 4
 DENSE = Architecture(
     "granite", VOCABULARY, 32, 4, 64, 4, 2, 8, attention_multiplier=0.3, embedding_multiplier=4.0,
     residual_multiplier=0.5, logits_scaling=2.0,
 )  # fmt: skip
-HYBRID = Architecture(
-    "nemotron_h", VOCABULARY, 32, 4, 64, 4, 2, 8, activation="squared_relu", position_embedding="none",
-    hybrid_pattern="M-M*", mamba_num_heads=8, mamba_head_dim=8, mamba_state_dim=8, mamba_num_groups=4,
-    tie_word_embeddings=False,
-)  # fmt: skip
 MODELS = {"dense": DENSE, "hybrid": HYBRID}
-
-
-def layout(
-    tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, sp: bool = False, vp: int | None = None
-) -> ParallelConfig:
-    return ParallelConfig(
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
-        context_parallel_size=cp,
-        data_parallel_size=dp,
-        sequence_parallel=sp,
-        virtual_pipeline_model_parallel_size=vp,
-    )
 
 
 LAYOUTS = {
@@ -56,27 +37,13 @@ LAYOUTS = {
 }
 
 
-class Repeats:
-    """Sequences a model can learn: each repeats a short random motif."""
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        motif = torch.randint(0, VOCABULARY, (5,), generator=torch.Generator().manual_seed(index % 8))
-        tokens = motif.repeat(LENGTH // 5 + 2)[: LENGTH + 1]
-        return {
-            "tokens": tokens[:-1],
-            "labels": tokens[1:],
-            "loss_mask": torch.ones(LENGTH),
-            "position_ids": torch.arange(LENGTH),
-        }
-
-
 def trainer(architecture: Architecture, parallel: ParallelConfig) -> Trainer:
     batch = BatchConfig(LENGTH, micro_batch_size=2, global_batch_size=BATCH)
     return Trainer(architecture, parallel, batch, OptimizerSettings(eps=1e-8), torch.float32)
 
 
 def losses(run: Trainer, first: int, steps: int) -> list[float]:
-    return [run.step(Repeats(), i * BATCH, 1e-2)[0] for i in range(first, steps)]
+    return [run.step(Motifs(LENGTH), i * BATCH, 1e-2)[0] for i in range(first, steps)]
 
 
 def main(folder: Path) -> None:
@@ -104,15 +71,9 @@ def main(folder: Path) -> None:
                     step = load_checkpoint(halfway, resumed.models, resumed.optimizer).step
                     results[f"{kind}-{name}-resumed"] = losses(resumed, step, STEPS)
         if world == 2:
-            honest = attention.chunk_positions
-            attention.chunk_positions = lambda n, rank, size, dev: torch.arange(
-                rank * n, (rank + 1) * n, device=dev
-            )
-            with session(LAYOUTS[2]["cp2"], seed=5):
+            with wrong_chunk_order(), session(LAYOUTS[2]["cp2"], seed=5):
                 run = trainer(architecture, LAYOUTS[2]["cp2"])
                 load_weights(run.models, initial)
                 run.optimizer.reload_model_params()
                 results[f"{kind}-cp2-wrong-order"] = losses(run, 0, STEPS)
-            attention.chunk_positions = honest
-    if int(os.environ["RANK"]) == 0:
-        (folder / f"world{world}.json").write_text(json.dumps(results))
+    write_results(folder, results)
