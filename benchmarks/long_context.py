@@ -35,8 +35,8 @@ from megatron_prism.models.layers import attention
 from megatron_prism.models.layers.blockwise import Blocks, blockwise_attention
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 VOCABULARY = 2048
 SHAPE: dict[str, Any] = {

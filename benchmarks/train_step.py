@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --dtype bf16 --json result.json
 
 Both sides train the same shape on the same tokens in one process, in turns: forward, backward, gradient clipping and
-fused AdamW with fp32 main weights. Ours is `training.loop.Trainer`, as the `train` stage uses it, reading samples and
+fused AdamW with fp32 main weights. Ours is `training.trainer.Trainer`, as the `train` stage uses it, reading samples and
 all. The peer is the loop its documentation shows: `model(input_ids, labels=...)` of the same architecture (made from
 the config we export), SDPA attention, autocast for bf16, `clip_grad_norm_`, `torch.optim.AdamW(fused=True)`.
 """
@@ -24,8 +24,8 @@ from megatron_prism.models.families import hf_config
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.study.small_models import MODELS
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 LEARNING_RATE = 1e-4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

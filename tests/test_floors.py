@@ -127,7 +127,7 @@ def test_only_platform_names_devices(module: Path) -> None:
 
 def test_the_checks_see_violations() -> None:
     module = Path("data/x.py")
-    assert upward(module, "def f():\n    from megatron_prism.training.loop import x\n")
+    assert upward(module, "def f():\n    from megatron_prism.training.trainer import x\n")
     assert upward(module, "import megatron_prism.conversion.stage\n")
     assert upward(Path("__init__.py"), "from megatron_prism.pipeline import stage\n")
     assert upward(module, "from megatron_prism import cli\n")

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
         "megatron.core.dist_checkpointing",
         "megatron_prism.conversion.stage",
         "megatron_prism.rl.run",
-        "megatron_prism.training.loop",
+        "megatron_prism.training.trainer",
         "pytest",
         "transformers.models.auto.modeling_auto",
     ):

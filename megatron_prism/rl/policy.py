@@ -22,8 +22,8 @@ from megatron_prism.rl.gate import GateReport, GateSettings, conclude, observe
 from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build, plan_rows
 from megatron_prism.rl.objective import METRICS, Objective, policy_loss, sequence_log_ratio
 from megatron_prism.training.batch import BatchConfig
-from megatron_prism.training.loop import Trainer, sum_over_ranks
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import Trainer, sum_over_ranks
 
 
 @dataclass

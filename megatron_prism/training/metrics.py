@@ -1,4 +1,4 @@
-"""What a step reports: one log line, one JSON line, TensorBoard; and the arithmetic behind TFLOP/s and MFU."""
+"""The log of a training run: a console line, a line of metrics.jsonl and a TensorBoard point per step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_prism.models.architecture import ATTENTION, MAMBA, Architecture
 from megatron_prism.platform.console import get_logger
 from megatron_prism.platform.hardware import Peak
 
@@ -28,25 +27,6 @@ class StepRecord:
     tokens_per_second: float
     tflops: float
     mfu: float
-
-
-def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
-    """Training FLOPs per token: 6 per matrix weight, plus causal attention and the Mamba state products.
-
-    Attention: 2 products of s/2 keys on average, forward and twice backward. SSD: the state is written and read
-    (2 x heads x dim x state multiply-adds). The embedding lookup costs nothing; the output layer counts.
-    """
-    a = architecture
-    pattern = a.hybrid_pattern or "*-" * a.num_layers
-    attention_width = a.num_attention_heads * a.head_dim
-    attention = a.hidden_size * (2 * attention_width + 2 * a.num_query_groups * a.head_dim)
-    attention += attention_width * sequence_length
-    mlp = a.hidden_size * a.ffn_hidden_size * (3 if a.activation == "swiglu" else 2)
-    inner = a.mamba_num_heads * a.mamba_head_dim
-    mamba = a.hidden_size * (3 * inner + 2 * a.mamba_num_groups * a.mamba_state_dim + a.mamba_num_heads)
-    mamba += 2 * inner * a.mamba_state_dim
-    layers = sum({ATTENTION: attention, MAMBA: mamba}.get(kind, mlp) for kind in pattern)
-    return 6.0 * (layers + a.hidden_size * a.vocab_size)
 
 
 class RunLog:

@@ -24,8 +24,8 @@ from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.checkpoint_io import load_weights, unwrap
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 ODD, EVEN = 61, 62
 LENGTH, BATCH = 32, 4

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.layers import blockwise
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 # Blocks so small that a mask of all local queries would be seen beside one of a block.
 LENGTH, VOCABULARY, WORLD, ROWS = 1024, 64, 4, 64

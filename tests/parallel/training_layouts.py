@@ -12,8 +12,8 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import load_weights
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 STEPS, LENGTH, BATCH = 6, 32, 4
 DENSE = Architecture(

@@ -11,8 +11,8 @@ from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.hardware import has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 pytestmark = pytest.mark.skipif(has_gpu(), reason="the seam is not installed where CUDA exists")
 

@@ -42,7 +42,7 @@ TRAINING = """
 import json, sys
 from megatron_prism.platform.console import setup_logging
 setup_logging()
-import megatron_prism.training.stage, megatron_prism.training.loop, megatron_prism.training.checkpoint
+import megatron_prism.training.stage, megatron_prism.training.trainer, megatron_prism.training.checkpoint
 import megatron_prism.training.metrics, megatron_prism.conversion.init_from_hf, megatron_prism.data.blend
 import megatron_prism.models.specs_torch, megatron_prism.models.layers.recompute
 import megatron_prism.generation.megatron_engine, megatron_prism.rl.loop

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training.loop import BatchConfig
+from megatron_prism.training.trainer import BatchConfig
 
 
 def test_the_world_is_the_product_and_a_wrong_one_is_named():

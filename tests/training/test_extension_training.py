@@ -29,10 +29,10 @@ from megatron_prism.models.families import architecture_from_config
 from megatron_prism.models.rope import RopeScaling
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training import metrics
-from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
+from megatron_prism.training.trainer import BatchConfig
 
 OLD, NEW = 32, 96
 YARN = RopeScaling(rope_type="yarn", factor=3.0, original_max_position_embeddings=OLD)

@@ -20,9 +20,9 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, Receipt
 from megatron_prism.pipeline.launch import run_task, write_task
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
+from megatron_prism.training.trainer import BatchConfig
 
 LENGTH = 32
 # A rate this small leaves every weight as it was, so each step's loss is that of the weights given.

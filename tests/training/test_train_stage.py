@@ -22,10 +22,10 @@ from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.launch import run_stage
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training import metrics
-from megatron_prism.training.loop import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
+from megatron_prism.training.trainer import BatchConfig
 
 TINY = Architecture("granite", 700, 32, 2, 48, 4, 2, 8, max_position_embeddings=64)
 HYBRID = Architecture(
@@ -195,7 +195,7 @@ def test_starts_from_a_folder_and_carries_its_files(kind, inputs, tmp_path):
 
 def test_a_start_that_does_not_fit_is_refused(trained, inputs, tmp_path):
     hf = make_checkpoint("granite", tmp_path / "hf", vocab_size=700, max_position_embeddings=64)
-    with pytest.raises(ConfigError, match="gives this stage an 'init' already"):
+    with pytest.raises(ConfigError, match="already gives this stage an `init` input"):
         stage(init_from=str(hf)).run(inputs | {"init": trained}, tmp_path)
     with pytest.raises(CheckpointError, match="the checkpoint has num_layers=3, this model has 2"):
         stage(init_from=str(hf)).run(inputs, tmp_path)

@@ -12,8 +12,8 @@ from tiny_models import CONFIGS
 
 from megatron_prism.models.families import architecture_from_config
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 
 def model_of_a_trainer(hold: bool) -> Any:

@@ -9,8 +9,8 @@ import torch
 
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.study.small_models import DENSE
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 LENGTH = 16
 ARCHITECTURE = dataclasses.replace(

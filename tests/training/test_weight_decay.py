@@ -11,8 +11,8 @@ from tiny_models import CONFIGS
 from megatron_prism.models.families import architecture_from_config
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from megatron_prism.training.loop import BatchConfig, Trainer
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.trainer import BatchConfig, Trainer
 
 LR, DECAY, STEPS = 0.1, 0.1, 5
 SHRINKS = (1 - LR * DECAY) ** STEPS
@@ -110,7 +110,7 @@ def test_the_check_sees_decay_of_every_group(monkeypatch: pytest.MonkeyPatch) ->
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-    monkeypatch.setattr("megatron_prism.training.loop.set_group_values", rate_only)
+    monkeypatch.setattr("megatron_prism.training.trainer.set_group_values", rate_only)
     with session(ParallelConfig(), 1):
         made = trainer("granite", ParallelConfig())
         before = weights(made)

@@ -1,0 +1,98 @@
+"""What the `train` stage is configured with, and the checks that need no tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_prism.data.mixture import YAML_SUFFIXES
+from megatron_prism.errors import ConfigError
+from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
+from megatron_prism.models.extension import ContextExtension, extended
+from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.stage import tuning
+from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.schedule import Schedule
+from megatron_prism.training.trainable import check_trainable
+
+FP8_FORMATS = ("hybrid", "e4m3")
+
+
+@dataclass
+class TrainConfig:
+    """The fields of the `train` stage.
+
+    Attributes:
+        architecture: of the model that training starts from.
+        extension: extends the context length and changes the rotary settings of that model.
+        mixture: name of a packaged mixture, or path of a YAML file.
+        init_from: a Hugging Face or Megatron folder to start from, in place of the input `init`.
+        dtype: 'fp32', or 'bf16' with fp32 main weights in the optimizer.
+        fp8: 'hybrid' or 'e4m3', Megatron's FP8 formats, with bf16 weights; needs Transformer Engine.
+        backend: 'te', 'torch', or 'auto': te where this machine has what it needs.
+        trainable: 'all' parameters, or 'attention': the query, key, value and output projections of self-attention.
+            All other tensors stay bit-identical. TFLOP/s and MFU always count the work of training all parameters.
+        recompute: 'none', or 'full': each layer keeps only its input and is computed again in the backward pass. This
+            takes a third more compute and far less memory, and gives the same numbers.
+        validation_batches: global batches of held-out text per source.
+        validate_every: steps between validations; 0 validates at the end only.
+        checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
+        log_every: steps between lines on the console; metrics.jsonl and TensorBoard get every step.
+    """
+
+    architecture: Architecture
+    mixture: str
+    init_from: str = ""
+    extension: ContextExtension | None = None
+    steps: int = 100
+    seed: int = 1
+    dtype: str = "fp32"
+    fp8: str | None = None
+    backend: str = "auto"
+    trainable: str = "all"
+    recompute: str = tuning("none")
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    validation_batches: int = 4
+    validate_every: int = 0
+    checkpoint_every: int = tuning(0)
+    log_every: int = tuning(1)
+
+    def __post_init__(self) -> None:
+        positive(self, "steps", "validation_batches", "log_every")
+        one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        if Path(self.mixture).suffix in YAML_SUFFIXES:
+            # Launched workers may run in another working directory.
+            self.mixture = str(Path(self.mixture).resolve())
+        one_of(self.backend, BACKENDS, "backend")
+        if self.fp8 is not None:
+            one_of(self.fp8, FP8_FORMATS, "fp8")
+            if self.dtype != "bf16":
+                raise ConfigError(f"fp8={self.fp8}: needs dtype=bf16, not {self.dtype}")
+        if self.init_from:
+            self.init_from = str(Path(self.init_from).resolve())
+        trained = self.trained_architecture
+        if self.batch.sequence_length > trained.max_position_embeddings:
+            owner, remedy = (
+                ("architecture", "; an `extension` gives it more")
+                if self.extension is None
+                else ("extension", "")
+            )
+            raise ConfigError(
+                f"batch.sequence_length={self.batch.sequence_length} is longer than "
+                f"{owner}.max_position_embeddings={trained.max_position_embeddings}{remedy}"
+            )
+        check_trainable(self.trainable, trained, self.parallel)
+        check_recompute(self.recompute, trained, self.fp8)
+        self.architecture.check_parallel(self.parallel)
+        self.parallel.check_sequence(self.batch.sequence_length)
+        self.batch.micro_batches(self.parallel)
+
+    @property
+    def trained_architecture(self) -> Architecture:
+        """The architecture of the trained model: `architecture` with the `extension`, if there is one."""
+        return extended(self.architecture, self.extension) if self.extension else self.architecture

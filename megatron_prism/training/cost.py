@@ -1,0 +1,52 @@
+"""How large a model is and how many FLOPs training it takes: the arithmetic behind TFLOP/s and MFU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_prism.models.architecture import ATTENTION, MAMBA, Architecture
+
+
+def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
+    """Training FLOPs per token: 6 per matrix weight, plus causal attention and the Mamba state products.
+
+    Attention: 2 products of s/2 keys on average, forward and twice backward. SSD: the state is written and read
+    (2 x heads x dim x state multiply-adds). The embedding lookup costs nothing; the output layer counts.
+    """
+    a = architecture
+    pattern = a.hybrid_pattern or "*-" * a.num_layers
+    attention_width = a.num_attention_heads * a.head_dim
+    attention = a.hidden_size * (2 * attention_width + 2 * a.num_query_groups * a.head_dim)
+    attention += attention_width * sequence_length
+    mlp = a.hidden_size * a.ffn_hidden_size * (3 if a.activation == "swiglu" else 2)
+    inner = a.mamba_num_heads * a.mamba_head_dim
+    mamba = a.hidden_size * (3 * inner + 2 * a.mamba_num_groups * a.mamba_state_dim + a.mamba_num_heads)
+    mamba += 2 * inner * a.mamba_state_dim
+    layers = sum({ATTENTION: attention, MAMBA: mamba}.get(kind, mlp) for kind in pattern)
+    return 6.0 * (layers + a.hidden_size * a.vocab_size)
+
+
+def count_parameters(models: Sequence[Any], *, trainable: bool = False) -> int:
+    """Parameters of the whole model, each counted once however it is spread over tensor and pipeline ranks.
+
+    Args:
+        models: this rank's chunks, wrapped for training.
+        trainable: count only those that training changes.
+    """
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    first = parallel_state.is_pipeline_first_stage()
+    count = 0
+    for model in models:
+        for name, parameter in model.module.named_parameters():
+            replica = not getattr(parameter, "tensor_model_parallel", False) and tensor_rank != 0
+            tied_copy = getattr(parameter, "shared_embedding", False) and not first and "output_layer" in name
+            skipped = replica or tied_copy or (trainable and not parameter.requires_grad)
+            count += 0 if skipped else parameter.numel()
+    total = torch.tensor([count], dtype=torch.int64)
+    dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    return int(total.item())

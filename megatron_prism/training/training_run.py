@@ -1,0 +1,183 @@
+"""The body of the `train` stage, inside its process groups: build, resume or load, train, validate, save."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_prism.data.blend import training_dataset
+from megatron_prism.data.mixture import Mixture
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.models.extension import describe
+from megatron_prism.platform.hardware import peak, peak_memory_bytes
+from megatron_prism.training.checkpoint import TrainingState
+from megatron_prism.training.config import TrainConfig
+from megatron_prism.training.cost import count_parameters, flops_per_token
+from megatron_prism.training.loop import run_steps
+from megatron_prism.training.metrics import MetricsLog, StepRecord, logger
+from megatron_prism.training.run_folder import RunFolder
+from megatron_prism.training.trainer import Trainer
+
+INDEX_CACHE = "index_cache"
+
+
+def train_on_text(
+    config: TrainConfig, tokens: Path, tokenizer: Tokenizer, start: Path | None, out: Path
+) -> dict[str, Any]:
+    """Train to the last step and leave the model in `out`; returns the metrics of the receipt.
+
+    Args:
+        tokens: folder of tokenized text.
+        start: folder with the weights to start from; None for random weights.
+    """
+    trainer = _trainer(config)
+    folder = RunFolder(out, trainer)
+    state = _first_state(config, folder, start)
+    run = _TextRun(config, trainer, _Data(config, tokens, out / INDEX_CACHE, tokenizer), state, out)
+    run_steps(
+        state,
+        config.steps,
+        take_step=run.step,
+        evaluate=run.validate,
+        evaluate_every=config.validate_every,
+        save=lambda: folder.save_step(state),
+        checkpoint_every=config.checkpoint_every,
+    )
+    metrics = run.finish()
+    folder.save_model(state, config.trained_architecture, start)
+    folder.remove_checkpoints()
+    if dist.get_rank() == 0:
+        shutil.rmtree(out / INDEX_CACHE, ignore_errors=True)
+    dist.barrier()
+    return metrics
+
+
+def _trainer(config: TrainConfig) -> Trainer:
+    return Trainer(
+        config.trained_architecture,
+        config.parallel,
+        config.batch,
+        config.optimizer,
+        torch.bfloat16 if config.dtype == "bf16" else torch.float32,
+        backend=config.backend,
+        fp8=config.fp8,
+        trainable=config.trainable,
+        recompute=config.recompute,
+    )
+
+
+def _first_state(config: TrainConfig, folder: RunFolder, start: Path | None) -> TrainingState:
+    """The state after the newest checkpoint, or step 0 with the weights of `start`."""
+    state = folder.resume()
+    if state is not None:
+        return state
+    if start is not None:
+        folder.load_start(start, config.architecture)
+    return TrainingState()
+
+
+class _Data:
+    """The training set of the mixture, and the validation set of each of its sources."""
+
+    def __init__(self, config: TrainConfig, tokens: Path, cache: Path, tokenizer: Tokenizer) -> None:
+        size = config.batch.global_batch_size
+        weights = Mixture.load(config.mixture).weights
+
+        def dataset(split: str, shares: Mapping[str, float], samples: int) -> Any:
+            return training_dataset(
+                tokens,
+                split,
+                shares,
+                config.batch.sequence_length,
+                samples,
+                config.seed,
+                cache,
+                tokenizer,
+            )
+
+        self.training = dataset("train", weights, config.steps * size)
+        self.validation = {
+            source: dataset("valid", {source: 1.0}, config.validation_batches * size) for source in weights
+        }
+
+
+class _TextRun:
+    """The steps of a run and its log, which only rank 0 writes."""
+
+    def __init__(
+        self, config: TrainConfig, trainer: Trainer, data: _Data, state: TrainingState, out: Path
+    ) -> None:
+        self.config, self.trainer, self.data, self.state = config, trainer, data, state
+        self.peak = peak(config.dtype)
+        self.flops = flops_per_token(config.trained_architecture, config.batch.sequence_length)
+        self.log: MetricsLog | None = None
+        if dist.get_rank() == 0:
+            if config.extension is not None:
+                logger.info("extension: %s", describe(config.architecture, config.trained_architecture))
+            self.log = MetricsLog(out, config.steps, self.peak, state.step, config.log_every)
+        self.first_step, self.loss, self.began = state.step, float("nan"), time.perf_counter()
+
+    def step(self) -> bool:
+        """One optimizer step, logged; always asks for the next one."""
+        began = time.perf_counter()
+        lr = self.config.schedule.at(self.state.step, self.config.steps)
+        self.loss, grad_norm = self.trainer.step(self.data.training, self.state.consumed_samples, lr)
+        self.state.step += 1
+        self.state.consumed_samples += self.config.batch.global_batch_size
+        speed = self._tokens(1) / (time.perf_counter() - began)
+        if self.log:
+            tflops = self.flops * speed / self.config.parallel.world_size / 1e12
+            self.log.step(
+                StepRecord(
+                    step=self.state.step,
+                    consumed_tokens=self.state.consumed_samples * self.config.batch.sequence_length,
+                    loss=self.loss,
+                    lr=lr,
+                    grad_norm=grad_norm,
+                    tokens_per_second=round(speed, 1),
+                    tflops=tflops,
+                    mfu=tflops * 1e12 / self.peak.flops_per_second,
+                )
+            )
+        return True
+
+    def validate(self) -> dict[str, float]:
+        """The validation loss of every source, logged."""
+        batches = self.config.validation_batches
+        losses = {
+            source: self.trainer.evaluate(data, batches) for source, data in self.data.validation.items()
+        }
+        if self.log:
+            self.log.validation(self.state.step, losses)
+        return losses
+
+    def finish(self) -> dict[str, Any]:
+        """Validate, close the log, and return the metrics of the receipt."""
+        seconds = time.perf_counter() - self.began
+        steps = self.state.step - self.first_step
+        speed = self._tokens(steps) / seconds if steps else 0.0
+        validation = self.validate()
+        if self.log:
+            self.log.close()
+        models = self.trainer.models
+        return {
+            "loss": self.loss,
+            "validation": validation,
+            "steps": self.state.step,
+            "tokens": self.state.consumed_samples * self.config.batch.sequence_length,
+            "tokens_per_second": round(speed, 1),
+            "mfu": self.flops * speed / self.config.parallel.world_size / self.peak.flops_per_second,
+            "peak": self.peak.name,
+            "parameters": count_parameters(models),
+            "trainable_parameters": count_parameters(models, trainable=True),
+            "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
+        }
+
+    def _tokens(self, steps: int) -> int:
+        return steps * self.config.batch.global_batch_size * self.config.batch.sequence_length
