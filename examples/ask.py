@@ -26,7 +26,7 @@ def main() -> None:
     )
     prompt = f"{arguments.question}\nAssistant:"
     with MegatronEngine.load(arguments.run_dir / arguments.stage, arguments.run_dir / "tokenizer") as engine:
-        for answer in engine.generate([prompt], params, arguments.samples)[0]:
+        for answer in engine.generate([prompt], params, samples=arguments.samples)[0]:
             print(
                 f"{prompt}{answer.text}\n[{answer.finish_reason}, log-probability {sum(answer.logprobs):.2f}]\n"
             )

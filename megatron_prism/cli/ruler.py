@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +15,9 @@ from megatron_prism.cli.number_checks import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, HF_FILES
+
+if TYPE_CHECKING:
+    from megatron_prism.generation.engine_config import EngineConfig
 
 app = typer.Typer(help="RULER: long-context tasks at any length, made for a tokenizer, scored by recall.")
 
@@ -77,7 +83,11 @@ def make(
     with whole_folder(out) as folder, progress_bar("making samples", total) as bar:
         sources = load_sources(plan.tasks, essays, squad, hotpot, words, repeat_haystack)
         manifest = make_folder(
-            *(plan, tokenizer, sources, folder, workers),
+            plan,
+            tokenizer,
+            sources,
+            folder,
+            workers=workers,
             progress=lambda finished: bar.advance(bar.task_ids[0], finished),
         )
     rows = [
@@ -103,31 +113,56 @@ def score(
     samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="A folder of `prism ruler make`.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            "--checkpoint", metavar="DIR", help="A Megatron folder to ask, with its tokenizer in hf/."
-        ),
+        typer.Option("--checkpoint", metavar="DIR", help="Score this Megatron folder (tokenizer in hf/)."),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
             "--predictions",
             metavar="FILE",
-            help="JSON lines with task, length, index and prediction, from any engine.",
+            help="Score predictions made elsewhere: JSON lines with task, length, index and prediction.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="Engine that runs the checkpoint (megatron or vllm), or openai for the model of a server.",
+        ),
+    ] = "megatron",
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="Option of the engine, for example base_url=http://...; repeat it.",
         ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", metavar="DIR", help="Default: the checkpoint's hf/.")
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", help="Most tokens decoded together.")
+        int,
+        typer.Option(
+            "--batch-tokens", help="Maximum number of tokens that engine megatron decodes together."
+        ),
     ] = 65536,
     confidence: Annotated[float, typer.Option("--confidence", help="Coverage of the intervals.")] = 0.95,
     json_file: JsonOption = None,
 ) -> None:
-    """Score a checkpoint (asked here) or predictions (made elsewhere) on samples."""
+    """Score a checkpoint, the model of a server, or predictions made elsewhere on samples."""
     check_json_target(json_file)
-    if (checkpoint is None) == (predictions is None):
-        raise ConfigError("prism ruler score: give either --checkpoint DIR or --predictions FILE")
+    served = engine == "openai"
+    if [checkpoint is not None, predictions is not None, served].count(True) != 1:
+        raise ConfigError(
+            "prism ruler score: give either --checkpoint DIR or --predictions FILE, or --engine openai for the model "
+            "of a server"
+        )
+    if served and tokenizer is None:
+        raise ConfigError(
+            "prism ruler score --engine openai: name the tokenizer of the model with --tokenizer DIR"
+        )
     whole_number(batch_tokens, "--batch-tokens", least=1)
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence {confidence}: must lie between 0 and 1, for example 0.95")
@@ -142,8 +177,11 @@ def score(
     if predictions is not None:
         scored = list(score_file(samples, predictions))
     else:
-        assert checkpoint is not None
-        scored = _asked(samples, checkpoint, tokenizer, batch_tokens)
+        from megatron_prism.generation.engine_config import EngineConfig
+        from megatron_prism.pipeline.config import parse_override
+
+        config = EngineConfig(engine, dict(map(parse_override, options or [])))
+        scored = _score_model(samples, checkpoint, tokenizer, config, batch_tokens)
     result = summary(scored, confidence)
     tasks = list(next(iter(result["lengths"].values()))["tasks"])
     rows = [
@@ -155,27 +193,33 @@ def score(
     write_result(json_file, result)
 
 
-def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens: int) -> list[Any]:
+def _score_model(
+    samples: Path, checkpoint: Path | None, tokenizer: Path | None, config: EngineConfig, batch_tokens: int
+) -> list[Any]:
+    """The scores of a checkpoint, or of the model of a server if `checkpoint` is None."""
     from megatron_prism.data.ruler.samples import read_manifest, read_samples
-    from megatron_prism.data.tokenizer import Tokenizer
-    from megatron_prism.evaluation.ruler.predictions import check_positions, predict_all
-    from megatron_prism.generation.megatron_engine import MegatronEngine
+    from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
     from megatron_prism.models.architecture import Architecture
     from megatron_prism.platform.console import progress_bar
 
-    if (checkpoint / CONFIG).is_file():
-        raise ConfigError(
-            f"{checkpoint}: a Hugging Face folder; make a Megatron folder of it first: prism convert import"
-        )
     manifest = read_manifest(samples)
-    architecture = Architecture.load(checkpoint / ARCHITECTURE)
-    check_positions(manifest["lengths"], architecture.max_position_embeddings, checkpoint)
-    folder = tokenizer or checkpoint / HF_FILES
-    if tokenizer is None and not folder.is_dir():
-        raise ConfigError(f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR")
-    if Tokenizer.load(folder).identity != manifest["tokenizer"]:
+    if checkpoint is not None:
+        if (checkpoint / CONFIG).is_file():
+            raise ConfigError(
+                f"{checkpoint}: a Hugging Face folder; make a Megatron folder of it first: prism convert import"
+            )
+        architecture = Architecture.load(checkpoint / ARCHITECTURE)
+        check_positions(manifest["lengths"], architecture.max_position_embeddings, checkpoint)
+        if tokenizer is None and not (checkpoint / HF_FILES).is_dir():
+            raise ConfigError(
+                f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR"
+            )
+        tokenizer = tokenizer or checkpoint / HF_FILES
+    assert tokenizer is not None
+    if config.tokenizer(tokenizer).identity != manifest["tokenizer"]:
         raise ConfigError(
-            f"{samples}: made for another tokenizer than {folder}; lengths would be wrong: make them anew with it"
+            f"{samples}: made for another tokenizer than {tokenizer}, so its lengths would be wrong; make the samples "
+            "again with this tokenizer"
         )
     groups = (
         list(read_samples(samples, task, length))
@@ -183,14 +227,30 @@ def _asked(samples: Path, checkpoint: Path, tokenizer: Path | None, batch_tokens
         for task in manifest["tasks"]
     )
     total = manifest["samples"] * len(manifest["lengths"]) * len(manifest["tasks"])
+    work = _work_folder(samples, checkpoint, config)
     with (
-        MegatronEngine.load(checkpoint, folder, 1) as engine,
+        config.open(
+            model=checkpoint,
+            tokenizer=tokenizer,
+            batch_size=batch_size(batch_tokens, min(manifest["lengths"])),
+            work=work,
+        ) as engine,
         progress_bar("answering RULER", total) as bar,
     ):
         found = predict_all(
             engine, groups, batch_tokens, lambda finished: bar.advance(bar.task_ids[0], finished)
         )
-        return [each.scored() for each in found]
+        scored = [each.scored() for each in found]
+    with suppress(OSError):
+        work.rmdir()
+    return scored
+
+
+def _work_folder(samples: Path, checkpoint: Path | None, config: EngineConfig) -> Path:
+    """A folder next to the samples, in which a repeated command finds the finished completions of a server."""
+    identity = json.dumps([str(checkpoint), config.identity()], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return samples.absolute().with_name(f"{samples.absolute().name}.{digest}.partial")
 
 
 def _split(text: str) -> list[str]:

@@ -88,7 +88,12 @@ class Evaluate(Stage):
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}
         with (
-            self.engine.open(inputs, self.batch_size, out) as engine,
+            self.engine.open(
+                model=inputs["model"].path if "model" in inputs else None,
+                tokenizer=inputs["tokenizer"].path,
+                batch_size=self.batch_size,
+                work=out,
+            ) as engine,
             GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
             progress_bar("sampling answers", total) as bar,
         ):

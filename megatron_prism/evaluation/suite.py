@@ -102,7 +102,9 @@ def evaluate(
     Raises:
         RuntimeError: if the engine does not return `samples` completions for every prompt.
     """
-    generated = engine.generate([problem.prompt for problem in problems], params, samples, progress)
+    generated = engine.generate(
+        [problem.prompt for problem in problems], params, samples=samples, progress=progress
+    )
     if len(generated) != len(problems) or any(len(row) != samples for row in generated):
         raise RuntimeError(f"the engine did not return {samples} completions for each of its prompts")
     pairs = list(zip(problems, generated, strict=True))

@@ -1,4 +1,4 @@
-"""What every sampler offers, whatever runs it: prompts in, completions with log-probabilities out."""
+"""The interface of every engine: prompts in, completions with log-probabilities out."""
 
 from __future__ import annotations
 
@@ -50,18 +50,26 @@ class Completion:
 
 
 class Engine(Protocol):
-    """A sampler. `generate` returns, for each prompt, `samples` completions.
+    """Generates completions.
 
-    `seeds` name the draws of each prompt; without them they follow from `params.seed` and the prompt's place.
+    `generate` returns `samples` completions for each prompt, in order.
+
+    Args:
+        progress: called with the number of completions that have just finished.
+        seeds: a seed for each prompt; None: they follow from `params.seed` and the prompts.
+        batch_size: maximum number of sequences decoded together, if that is less than the engine's own maximum.
+            Engine 'megatron' needs it to bound its memory; vLLM and servers bound theirs themselves and ignore it.
     """
 
     def generate(
         self,
         prompts: Sequence[str],
         params: SamplingParams,
+        *,
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
         seeds: Sequence[int] | None = None,
+        batch_size: int | None = None,
     ) -> list[list[Completion]]: ...
 
 

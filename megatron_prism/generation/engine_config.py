@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The arguments of each engine that the stage sets itself; a config must not set them.
 STAGE_OPTIONS = {
-    "megatron": ("train_artifact_folder", "tokenizer_folder", "batch_size", "text"),
+    "megatron": ("model_folder", "tokenizer_folder", "batch_size", "text"),
     "vllm": ("folder", "text"),
     "openai": ("tokenizer", "store"),
 }
@@ -87,11 +87,12 @@ class EngineConfig:
         return tokenizer.record()
 
     @contextmanager
-    def open(self, inputs: Mapping[str, Artifact], batch_size: int, work: Path) -> Iterator[Engine]:
+    def open(self, *, model: Path | None, tokenizer: Path, batch_size: int, work: Path) -> Iterator[Engine]:
         """The engine on a frozen model. Its files in `work` are removed at the end, unless an error ended the stage.
 
         Args:
-            inputs: of the stage: `tokenizer`, and `model` for all engines except 'openai'.
+            model: a Megatron folder; all engines except 'openai' need it.
+            tokenizer: the folder of the tokenizer that encodes prompts.
             batch_size: maximum number of sequences that engine 'megatron' decodes together.
             work: a folder that an interrupted stage finds again; it holds the finished completions of a server.
 
@@ -100,34 +101,36 @@ class EngineConfig:
         """
         from megatron_prism.generation.open_engine import open_engine
 
-        if self.name != "openai" and "model" not in inputs:
+        if self.name != "openai" and model is None:
             raise ConfigError(
                 f"engine '{self.name}' samples from a 'model' input, and this stage has none; give one, or use "
                 "engine 'openai' for a server"
             )
-        stage_options = self._stage_options(inputs, batch_size, work)
+        stage_options = self._stage_options(model, tokenizer, batch_size, work)
         with open_engine(self.name, **stage_options, **self.options) as engine:
             yield engine
         for folder in (STORE, EXPORTED):
             shutil.rmtree(work / folder, ignore_errors=True)
 
-    def _stage_options(self, inputs: Mapping[str, Artifact], batch_size: int, work: Path) -> dict[str, Any]:
+    def _stage_options(
+        self, model: Path | None, tokenizer: Path, batch_size: int, work: Path
+    ) -> dict[str, Any]:
         """Values for the options in STAGE_OPTIONS; for vLLM this exports the model."""
-        tokenizer = inputs["tokenizer"].path
+        if self.name == "openai":
+            return {"tokenizer": self.tokenizer(tokenizer), "store": work / STORE}
+        assert model is not None
         if self.name == "megatron":
             return {
-                "train_artifact_folder": inputs["model"].path,
+                "model_folder": model,
                 "tokenizer_folder": tokenizer,
                 "batch_size": batch_size,
                 "text": self.text,
             }
-        if self.name == "openai":
-            return {"tokenizer": self.tokenizer(tokenizer), "store": work / STORE}
         from megatron_prism.conversion.export_hf import export_checkpoint
         from megatron_prism.conversion.weights import open_weights
 
         folder = work / EXPORTED
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        export_checkpoint(open_weights(inputs["model"].path), folder, tokenizer)
+        folder.mkdir(parents=True)
+        export_checkpoint(open_weights(model), folder, tokenizer)
         return {"folder": folder, "text": self.text}

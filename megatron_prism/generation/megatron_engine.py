@@ -98,7 +98,7 @@ class MegatronEngine:
     @contextmanager
     def load(
         cls,
-        train_artifact_folder: Path,
+        model_folder: Path,
         tokenizer_folder: Path,
         batch_size: int = 64,
         text: TextSettings | None = None,
@@ -115,26 +115,28 @@ class MegatronEngine:
         from megatron_prism.platform.hardware import device, has_gpu
         from megatron_prism.platform.process_groups import session
 
-        architecture = Architecture.load(Path(train_artifact_folder) / ARCHITECTURE)
+        architecture = Architecture.load(Path(model_folder) / ARCHITECTURE)
         tokenizer = Tokenizer.load(Path(tokenizer_folder), text)
         if tokenizer.vocab_size > architecture.vocab_size:
             raise DataError(
-                f"{tokenizer_folder}: {tokenizer.vocab_size} tokens, but {train_artifact_folder} "
+                f"{tokenizer_folder}: {tokenizer.vocab_size} tokens, but {model_folder} "
                 f"has vocab_size={architecture.vocab_size}; use the tokenizer it was trained with"
             )
         with session():
             dtype = torch.bfloat16 if has_gpu() else torch.float32
             model = build_model(architecture, dtype=dtype, backend="torch").to(device())
-            load_weights([model], Path(train_artifact_folder) / CHECKPOINT)
+            load_weights([model], Path(model_folder) / CHECKPOINT)
             yield cls(model, tokenizer, batch_size)
 
     def generate(
         self,
         prompts: Sequence[str],
         params: SamplingParams,
+        *,
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
         seeds: Sequence[int] | None = None,
+        batch_size: int | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
@@ -147,7 +149,8 @@ class MegatronEngine:
         queue = deque(self._requests(prompts, params, samples, seeds))
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
-        batch = _Batch(self, params, min(self.batch_size, len(queue)))
+        size = min(self.batch_size, batch_size or self.batch_size, len(queue))
+        batch = _Batch(self, params, size)
         for chunk in self.models:
             chunk.eval()
             set_decode_cache(chunk, batch.cache)

@@ -107,9 +107,11 @@ class OpenAIEngine:
         self,
         prompts: Sequence[str],
         params: SamplingParams,
+        *,
         samples: int = 1,
         progress: Callable[[int], None] = lambda finished: None,
         seeds: Sequence[int] | None = None,
+        batch_size: int | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What a stage gives the engine itself, and nobody else may.
 GIVEN = {
-    "megatron": ("train_artifact_folder", "tokenizer_folder", "batch_size", "text"),
+    "megatron": ("model_folder", "tokenizer_folder", "batch_size", "text"),
     "vllm": ("folder", "text"),
     "openai": ("tokenizer", "store"),
 }

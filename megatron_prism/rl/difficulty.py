@@ -81,7 +81,12 @@ class Difficulty(Stage):
         parts.mkdir(exist_ok=True)
         files = [parts / f"{start:07d}.parquet" for start in range(0, len(problems), self.chunk)]
         with (
-            self.engine.open(inputs, self.slots, out) as engine,
+            self.engine.open(
+                model=inputs["model"].path if "model" in inputs else None,
+                tokenizer=inputs["tokenizer"].path,
+                batch_size=self.slots,
+                work=out,
+            ) as engine,
             GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
             progress_bar("counting right answers", len(problems)) as bar,
         ):

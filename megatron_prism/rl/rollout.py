@@ -90,7 +90,9 @@ class Rollouts:
         completions: list[list[Completion]] = []
         if mine:
             prompts = [problem.prompt for problem in mine]
-            completions = self.engine.generate(prompts, self.sampling, samples, seeds=seeds[rank::size])
+            completions = self.engine.generate(
+                prompts, self.sampling, samples=samples, seeds=seeds[rank::size]
+            )
         graded = None if self.pool is None else self._graded(mine, completions, self.pool)
         return _gathered(graded, len(problems))
 

@@ -114,6 +114,6 @@ def test_mistakes_are_one_line_and_leave_nothing(
 def test_score_wants_one_of_two(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert prism("ruler", "score", str(samples)) == 2
-    assert "either --checkpoint DIR or --predictions FILE" in one_line_error(capsys)
+    assert "either --checkpoint DIR or --predictions FILE, or --engine openai" in one_line_error(capsys)
     assert prism("ruler", "score", str(tmp_path), "--predictions", "absent") == 2
     assert "ruler.json: no such file" in one_line_error(capsys)

@@ -25,7 +25,7 @@ class ScriptedEngine:
         self.answers = answers
         self.seen: list[SamplingParams] = []
 
-    def generate(self, prompts, params, samples=1, progress=lambda finished: None):
+    def generate(self, prompts, params, *, samples=1, progress=lambda finished: None):
         self.seen.append(params)
         made = []
         for prompt in prompts:
@@ -121,8 +121,8 @@ def engine(monkeypatch):
     loaded = []
 
     @contextmanager
-    def load(train_artifact_folder, tokenizer_folder, batch_size, text):
-        loaded.append((train_artifact_folder, tokenizer_folder, batch_size))
+    def load(model_folder, tokenizer_folder, batch_size, text):
+        loaded.append((model_folder, tokenizer_folder, batch_size))
         yield scripted
 
     monkeypatch.setitem(OPENERS, "megatron", load)

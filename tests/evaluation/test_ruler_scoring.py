@@ -110,10 +110,10 @@ class Parrot:
     """An engine that answers with a function of the prompt."""
 
     def __init__(self, answer):
-        self.answer, self.batch_size, self.seen = answer, 1, []
+        self.answer, self.seen = answer, []
 
-    def generate(self, prompts, params, samples=1, progress=lambda finished: None):
-        self.seen.append((len(prompts), self.batch_size, params.max_new_tokens, params.temperature))
+    def generate(self, prompts, params, *, progress, batch_size):
+        self.seen.append((len(prompts), batch_size, params.max_new_tokens, params.temperature))
         progress(len(prompts))
         return [[Completion(self.answer(prompt), [1], [0.0], "length")] for prompt in prompts]
 
@@ -152,7 +152,7 @@ def test_an_engine_that_knows_is_right_and_one_that_guesses_is_not(made):
     assert record["prediction"] == answers[found[0].sample.prompt]
     assert len(record["prompt_end"]) <= 300
     lossy = Parrot(str)
-    lossy.generate = lambda *arguments: []
+    lossy.generate = lambda *arguments, **keywords: []
     with pytest.raises(RuntimeError, match="one completion"):
         predict(lossy, groups(made)[0])
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as parquet
 import pytest
 from tiny_rl import artifact, make_inputs
 
+from megatron_prism.cli.main import main
+from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.errors import ConfigError, ServerError
+from megatron_prism.evaluation.ruler.stage import PREDICTIONS, RulerEvaluate
 from megatron_prism.evaluation.stage import Evaluate, read_samples
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.engine_config import STORE, EngineConfig
 from megatron_prism.generation.openai_engine import OpenAIEngine
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
+from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.rl import difficulty
 from megatron_prism.rl.difficulty import Difficulty
 from megatron_prism.rl.rewards import RewardSettings
@@ -95,6 +100,57 @@ def test_scores_of_a_model_behind_a_server(server, inputs, tmp_path):
     by_id = sorted(zip([s["id"] for s in read_samples(tmp_path)], texts, strict=True))
     assert [text for _, text in by_id] == [row[0].text for row in engine.generate(PROMPTS, SAMPLED)]
     assert not (tmp_path / STORE).exists()
+
+
+def ruler_records(folder):
+    return [(record["prompt_end"], record["prediction"]) for record, _ in read_records(folder / PREDICTIONS)]
+
+
+def test_ruler_of_a_model_behind_a_server(server, served_folder, inputs, tmp_path):
+    """The same samples and answers as from the same model in this process."""
+    server.start()
+    ours, theirs, model = tmp_path / "ours", tmp_path / "theirs", tmp_path / "model"
+    for folder in (ours, theirs, model):
+        folder.mkdir()
+    stage = RulerEvaluate(tasks=["needle_single"], lengths=[128], samples=3, batch_tokens=256)
+    import_checkpoint(served_folder, model, None)
+    assert stage.run(inputs | {"model": artifact(model)}, ours)["engine"] == "megatron"
+    behind = replace(stage, engine=served_engine(server))
+    assert behind.run(inputs, theirs)["engine"] == "openai"
+    assert ruler_records(ours) == ruler_records(theirs)
+    assert len(server.asked) == 3
+    assert not (theirs / STORE).exists()
+    with pytest.raises(ConfigError, match="needs a 'tokenizer' input"):
+        behind.run({}, theirs)
+    with pytest.raises(ConfigError, match="engine 'vllm' samples from a 'model' input"):
+        replace(stage, engine=EngineConfig("vllm")).run(inputs, theirs)
+
+
+def test_ruler_goes_on_after_the_server_died(server, inputs, tmp_path):
+    server.start(die_at=2)
+    stage = RulerEvaluate(tasks=["needle_single"], lengths=[128], samples=3)
+    stage.engine = served_engine(server, concurrency=1)
+    with pytest.raises(ServerError, match="1 of 3 completions are kept in"):
+        stage.run(inputs, tmp_path)
+    server.kill()
+    server.start()
+    assert stage.run(inputs, tmp_path)["lengths"]["128"]["samples"] == 3
+    assert len(server.asked) == 2 + 2, "the first completion is not requested again"
+
+
+def test_the_command_scores_a_model_behind_a_server(server, served_folder, tmp_path, capsys):
+    samples = str(tmp_path / "samples")
+    tokenizer = ["--tokenizer", str(served_folder)]
+    options = ["--tasks", "needle_single", "--lengths", "128", "--samples", "2", "--workers", "1"]
+    assert main(["ruler", "make", samples, *tokenizer, *options]) == 0
+    server.start()
+    engine = ["--engine", "openai", "--option", f"base_url={server.url}", "--option", "model=tiny"]
+    assert main(["ruler", "score", samples, *engine]) == 2
+    assert "name the tokenizer of the model with --tokenizer DIR" in capsys.readouterr().err
+    engine += ["--option", "extra={return_token_ids: true}"]
+    assert main(["ruler", "score", samples, *engine, *tokenizer, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["lengths"]["128"]["samples"] == 2
+    assert [file.name for file in tmp_path.iterdir() if "samples" in file.name] == ["samples"]
 
 
 def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):

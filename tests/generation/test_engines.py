@@ -31,7 +31,7 @@ def test_open_by_name():
         ),
         ("openai", {"model": "tiny"}, "option 'base_url' is missing"),
         ("megatron", {"batch": 3}, "unknown option 'batch'; did you mean 'batch_size'"),
-        ("megatron", {}, "option 'train_artifact_folder' is missing"),
+        ("megatron", {}, "option 'model_folder' is missing"),
     ],
 )
 def test_bad_names_and_options(name, options, message):

@@ -283,6 +283,13 @@ def test_freed_slots_take_the_next_texts(model, tokenizer, monkeypatch):
     assert sum(drawn) == sum(lengths) - len(lengths)
     waiting = sum(max(lengths[start : start + 8]) for start in range(0, len(lengths), 8))
     assert len(drawn) < 0.8 * waiting
+    # A call may ask for a smaller batch than the engine's, but not for a larger one.
+    for batch_size, largest in ((3, 3), (100, 8)):
+        steps.clear()
+        engine = MegatronEngine(model, tokenizer, batch_size=8)
+        again = engine.generate(PROMPTS, params, samples=16, batch_size=batch_size)
+        assert [[c.token_ids for c in row] for row in again] == [[c.token_ids for c in row] for row in made]
+        assert max(step.count for step in steps if isinstance(step, Decode)) == largest
     # A prompt is read once for all samples that begin together.
     steps.clear()
     MegatronEngine(model, tokenizer, batch_size=96).generate(PROMPTS, params, samples=16)
@@ -299,9 +306,9 @@ def test_a_context_length_below_the_models(model, tokenizer):
 
 def test_seeds_belong_to_prompts(engine):
     params = SamplingParams(max_new_tokens=8)
-    pair = engine.generate(["ABC", "D"], params, 2, seeds=[4, 5])
-    assert engine.generate(["D", "ABC"], params, 2, seeds=[5, 4]) == pair[::-1]
-    assert engine.generate(["ABC"], params, 2, seeds=[6]) != pair[:1]
+    pair = engine.generate(["ABC", "D"], params, samples=2, seeds=[4, 5])
+    assert engine.generate(["D", "ABC"], params, samples=2, seeds=[5, 4]) == pair[::-1]
+    assert engine.generate(["ABC"], params, samples=2, seeds=[6]) != pair[:1]
 
 
 def test_a_stop_string_over_several_tokens_and_at_a_broken_character():

@@ -47,15 +47,22 @@ class Prediction:
 
 
 def predict(
-    engine: Engine, samples: Sequence[Sample], progress: Callable[[int], None] = lambda finished: None
+    engine: Engine,
+    samples: Sequence[Sample],
+    progress: Callable[[int], None] = lambda finished: None,
+    batch_size: int | None = None,
 ) -> list[Prediction]:
     """Greedy completions of samples of one task and length, scored.
+
+    Args:
+        batch_size: maximum number of samples decoded together; None: the engine's own maximum.
 
     Raises:
         RuntimeError: if the engine does not return one completion per prompt.
     """
     params = SamplingParams(max_new_tokens=samples[0].max_new_tokens, temperature=0.0)
-    made = engine.generate([sample.prompt for sample in samples], params, 1, progress)
+    prompts = [sample.prompt for sample in samples]
+    made = engine.generate(prompts, params, progress=progress, batch_size=batch_size)
     if [len(row) for row in made] != [1] * len(samples):
         raise RuntimeError("the engine did not return one completion for each of its prompts")
     return [
@@ -72,9 +79,12 @@ def predict_all(
 ) -> Iterator[Prediction]:
     """`predict` for samples grouped by task and length, with as many decoded together as `batch_tokens` allows."""
     for samples in groups:
-        if hasattr(engine, "batch_size"):
-            engine.batch_size = max(1, batch_tokens // samples[0].length)
-        yield from predict(engine, samples, progress)
+        yield from predict(engine, samples, progress, batch_size(batch_tokens, samples[0].length))
+
+
+def batch_size(batch_tokens: int, length: int) -> int:
+    """How many samples of `length` tokens are decoded together: as many as `batch_tokens` allows, but at least one."""
+    return max(1, batch_tokens // length)
 
 
 def check_positions(lengths: Iterable[int], max_position_embeddings: int, model: Path) -> None:

@@ -1,4 +1,4 @@
-"""The stage that makes RULER samples for a model's tokenizer, asks the model, and scores it."""
+"""The stage that makes RULER samples for a model's tokenizer, runs the model on them, and scores its answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from megatron_prism.data.readers import source_files
 from megatron_prism.data.ruler.generate import Plan, check_plan, make_samples
 from megatron_prism.data.ruler.sources import Sources, load_sources
 from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
-from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.text_record import check_model
-from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError
-from megatron_prism.evaluation.ruler.predictions import check_positions, predict_all
+from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
 from megatron_prism.evaluation.ruler.scoring import summary
+from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES
 from megatron_prism.pipeline.artifact import Artifact, hash_file, write_json
@@ -35,23 +34,25 @@ log = get_logger(__name__)
 
 @dataclass
 class RulerEvaluate(Stage):
-    """RULER of a model; inputs: "model" (any Megatron folder) and "tokenizer" (else the one in the model's hf/).
+    """RULER scores of a model.
 
-    The samples depend on tokenizer, seed and sources alone: models that share these are asked the same.
+    Inputs: "model" (any Megatron folder; not needed if a server has the model) and "tokenizer" (default: the one in the
+    model's hf/). The samples depend only on tokenizer, seed and sources, so models that share these get the same ones.
 
     Fields:
         tasks: registered names (`data.ruler.tasks.TASKS`).
-        lengths: in tokens, prompt and answer.
-        samples: per task and length.
-        keys: words that the keys of needle tasks are drawn from (None: the task's own).
-        essays, squad, hotpot, words: the user's files; None takes text of this machine, and the samples say so.
-        repeat_haystack: let essays shorter than a length begin again.
-        text: how prompts begin, and what names of special tokens in them mean.
-        batch_tokens: most tokens decoded together; a longer sample is decoded alone.
+        lengths: number of tokens of prompt and answer together.
+        samples: number of samples for each task and length.
+        keys: words from which the keys of needle tasks are drawn; None: the task's own.
+        essays, squad, hotpot, words: the user's files; None: text from this machine, which the samples' `source` says.
+        repeat_haystack: repeat essays that are shorter than a length.
+        engine: the engine; with `openai`, the model behind a server is scored.
+        batch_tokens: maximum number of tokens that 'megatron' decodes together; a longer sample is decoded alone.
         confidence: coverage of the intervals.
     """
 
     kind: ClassVar[str] = "ruler"
+    resumable: ClassVar[bool] = True
 
     tasks: list[str] = field(default_factory=lambda: list(RULER_TASKS))
     lengths: list[int] = field(default_factory=lambda: [8192, 16384, 32768, 65536, 131072])
@@ -63,7 +64,7 @@ class RulerEvaluate(Stage):
     hotpot: str | None = None
     words: str | None = None
     repeat_haystack: bool = False
-    text: TextSettings = field(default_factory=TextSettings)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     batch_tokens: int = tuning(65536)
     confidence: float = 0.95
 
@@ -74,7 +75,7 @@ class RulerEvaluate(Stage):
         self.plan()
 
     def plan(self) -> Plan:
-        """What is asked.
+        """The samples to make.
 
         Raises:
             ConfigError: for an unknown task or an impossible length.
@@ -83,7 +84,7 @@ class RulerEvaluate(Stage):
         return Plan(tuple(named_tasks(self.tasks)), tuple(self.lengths), self.samples, self.seed, keys)
 
     def identity(self) -> dict[str, Any]:
-        """With what the named files hold instead of their names: another text makes other samples."""
+        """The contents of the user's files count instead of their names, because they decide the samples."""
         named = {name: getattr(self, name) for name in FILES}
         hashes = {
             name: [hash_file(file) for file in source_files(Path(path))]
@@ -93,21 +94,22 @@ class RulerEvaluate(Stage):
         return {key: value for key, value in super().identity().items() if key not in FILES} | hashes
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-
-        from megatron_prism.generation.megatron_engine import MegatronEngine
-
-        model, plan = inputs["model"].path, self.plan()
-        architecture = Architecture.load(model / ARCHITECTURE)
-        check_positions(plan.lengths, architecture.max_position_embeddings, model)
-        folder = inputs["tokenizer"].path if "tokenizer" in inputs else model / HF_FILES
-        tokenizer = Tokenizer.load(folder, self.text)
-        check_model(inputs["model"], tokenizer)
+        plan = self.plan()
+        model = inputs["model"].path if "model" in inputs else None
+        if model is not None:
+            architecture = Architecture.load(model / ARCHITECTURE)
+            check_positions(plan.lengths, architecture.max_position_embeddings, model)
+        folder = self._tokenizer_folder(inputs)
+        tokenizer = self.engine.tokenizer(folder)
+        if "model" in inputs:
+            check_model(inputs["model"], tokenizer)
         sources = self._sources(plan)
         check_plan(plan, tokenizer, sources)
         scored = []
         total = plan.samples * len(plan.tasks) * len(plan.lengths)
+        largest_batch = batch_size(self.batch_tokens, min(plan.lengths))
         with (
-            MegatronEngine.load(model, folder, 1, self.text) as engine,
+            self.engine.open(model=model, tokenizer=folder, batch_size=largest_batch, work=out) as engine,
             progress_bar("answering RULER", total) as bar,
             record_writer(out / PREDICTIONS) as write,
         ):
@@ -127,11 +129,23 @@ class RulerEvaluate(Stage):
         for length, entry in metrics["lengths"].items():
             log.info(
                 "%s tokens: recall %.1f%% (%.1f to %.1f) on %d samples",
-                *(length, 100 * entry["recall"], 100 * entry["low"], 100 * entry["high"], entry["samples"]),
+                length,
+                100 * entry["recall"],
+                100 * entry["low"],
+                100 * entry["high"],
+                entry["samples"],
             )
-        metrics |= {"engine": "megatron", "text": tokenizer.record()}
+        metrics |= {"engine": self.engine.name, "text": tokenizer.record()}
         write_json(out / SCORES, metrics)
         return metrics
+
+    @staticmethod
+    def _tokenizer_folder(inputs: Mapping[str, Artifact]) -> Path:
+        if "tokenizer" in inputs:
+            return inputs["tokenizer"].path
+        if "model" in inputs:
+            return inputs["model"].path / HF_FILES
+        raise ConfigError("RULER needs a 'tokenizer' input where no 'model' input brings one")
 
     def _sources(self, plan: Plan) -> Sources:
         named = {name: getattr(self, name) for name in FILES}
