@@ -138,17 +138,23 @@ def test_ruler_goes_on_after_the_server_died(server, inputs, tmp_path):
     assert len(server.asked) == 2 + 2, "the first completion is not requested again"
 
 
+def run_command(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return end.value.code
+
+
 def test_the_command_scores_a_model_behind_a_server(server, served_folder, tmp_path, capsys):
     samples = str(tmp_path / "samples")
     tokenizer = ["--tokenizer", str(served_folder)]
     options = ["--tasks", "needle_single", "--lengths", "128", "--samples", "2", "--workers", "1"]
-    assert main(["ruler", "make", samples, *tokenizer, *options]) == 0
+    assert run_command("ruler", "make", samples, *tokenizer, *options) == 0
     server.start()
     engine = ["--engine", "openai", "--option", f"base_url={server.url}", "--option", "model=tiny"]
-    assert main(["ruler", "score", samples, *engine]) == 2
+    assert run_command("ruler", "score", samples, *engine) == 2
     assert "name the tokenizer of the model with --tokenizer DIR" in capsys.readouterr().err
     engine += ["--option", "extra={return_token_ids: true}"]
-    assert main(["ruler", "score", samples, *engine, *tokenizer, "--json", "-"]) == 0
+    assert run_command("ruler", "score", samples, *engine, *tokenizer, "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["lengths"]["128"]["samples"] == 2
     assert [file.name for file in tmp_path.iterdir() if "samples" in file.name] == ["samples"]
 
