@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --dtype bf16 --json result.json
 
 Both sides train the same shape on the same tokens in one process, in turns: forward, backward, gradient clipping and
-fused AdamW with fp32 main weights. Ours is `training.trainer.Trainer`, as the `train` stage uses it, reading samples and
-all. The peer is the loop its documentation shows: `model(input_ids, labels=...)` of the same architecture (made from
+fused AdamW with fp32 main weights. Ours is `training.trainer.Trainer`, as the `train` stage uses it, with its
+data. The peer is the loop its documentation shows: `model(input_ids, labels=...)` of the same architecture (made from
 the config we export), SDPA attention, autocast for bf16, `clip_grad_norm_`, `torch.optim.AdamW(fused=True)`.
 """
 
