@@ -149,16 +149,8 @@ def make_checkpoint(
     config = AutoConfig.for_model(**(CONFIGS[name] | changes))
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(config)
+    randomize(model)
     with torch.no_grad():
-        for parameter, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape)
-            if parameter.endswith("dt_bias"):
-                # Small enough steps that transformers' clamp of dt would show.
-                tensor.copy_(noise - 6)
-            elif tensor.dim() == 1:
-                tensor.add_(0.3 * noise)
-            else:
-                tensor.copy_(0.2 * noise)
         if confident:
             embedding = model.get_input_embeddings().weight
             embedding.mul_(20)
@@ -167,6 +159,23 @@ def make_checkpoint(
         model.to(dtype).save_pretrained(folder)
     make_tokenizer(folder)
     return folder
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module, generator: torch.Generator | None = None, dt_bias: float = -6) -> None:
+    """Give a model weights so large that attention, dt, every norm and every multiplier matter.
+
+    Args:
+        dt_bias: mean of Mamba's; at -6 the steps are so small that transformers' clamp of dt would show.
+    """
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        if name.endswith("dt_bias"):
+            parameter.copy_(noise + dt_bias)
+        elif parameter.dim() == 1:
+            parameter.add_(0.3 * noise)
+        else:
+            parameter.copy_(0.2 * noise)
 
 
 def make_tokenizer(folder: Path, vocabulary: int = VOCABULARY) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from heavy_modules import STACKS, TRANSFORMERS
 
 RECIPE = """
 from dataclasses import replace
@@ -56,20 +57,6 @@ for arguments in json.loads(sys.argv[1]):
 OURS = re.compile(
     r"\[\d/\d\] \w+: (start|done|skipped)|(\[\d\d:\d\d:\d\d\]| {10}) (step \d|\d+ tokens: recall)"
 )
-# Compilers, other people's training stacks, and what draws or tabulates.
-STACKS = {
-    "nemo_run",
-    "torchx",
-    "datasets",
-    "modelopt",
-    "wandb",
-    "pandas",
-    "pyarrow",
-    "matplotlib",
-    "ray",
-    "IPython",
-}
-TRANSFORMERS = {"transformers", "torch._dynamo", "torch._inductor", "scipy", "sklearn"}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import CONFIGS, FAMILIES, VOCABULARY, make_tokenizer
+from tiny_models import CONFIGS, FAMILIES, VOCABULARY, make_tokenizer, randomize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_prism.conversion.export_hf import export_running
@@ -39,16 +39,7 @@ def architecture_of(name):
 
 def random_model(architecture):
     model = build_model(architecture)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("dt_bias"):
-                parameter.copy_(noise - 6)
-            elif parameter.dim() == 1:
-                parameter.add_(0.3 * noise)
-            else:
-                parameter.copy_(0.2 * noise)
+    randomize(model, torch.Generator().manual_seed(3))
     return model
 
 

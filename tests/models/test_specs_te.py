@@ -26,6 +26,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.tensor_parallel import layers as upstream_linear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
+from tiny_models import randomize
 from torch import nn
 
 from megatron_prism.errors import ConfigError
@@ -275,16 +276,7 @@ def torch_model(architecture):
     """Weights large enough that every norm and the residual multiplier matter."""
     model = build_model(architecture).to(device())
     assert not any(name.endswith("layer_norm_weight") for name, _ in model.named_parameters())
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-            if name.endswith("dt_bias"):
-                parameter.copy_(noise - 3)
-            elif parameter.dim() == 1:
-                parameter.add_(0.3 * noise)
-            else:
-                parameter.copy_(0.2 * noise)
+    randomize(model, torch.Generator().manual_seed(3), dt_bias=-3)
     return model
 
 

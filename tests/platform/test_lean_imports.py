@@ -10,34 +10,10 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from heavy_modules import STACKS, TRANSFORMERS
 
 from megatron_prism.platform import lean_imports
 
-# Compilers, other people's training stacks, and what draws or tabulates: no training, sampling or export needs them.
-NEVER = {
-    *(
-        "torch._dynamo",
-        "torch._inductor",
-        "transformers",
-        "nemo_run",
-        "torchx",
-        "datasets",
-        "modelopt",
-        "wandb",
-    ),
-    *(
-        "pandas",
-        "pyarrow",
-        "scipy",
-        "sklearn",
-        "matplotlib",
-        "IPython",
-        "tensorflow",
-        "onnx",
-        "lightning",
-        "ray",
-    ),
-}
 TRAINING = """
 import json, sys
 from megatron_prism.platform.console import setup_logging
@@ -71,7 +47,7 @@ def modules_after(code: str) -> set[str]:
 def test_training_sampling_and_reinforcement_load_no_compiler_and_nobody_elses_stack():
     loaded = modules_after(TRAINING)
     assert "megatron.core.optimizer" in loaded
-    assert not NEVER & loaded
+    assert not (STACKS | TRANSFORMERS) & loaded
 
 
 def test_megatrons_functions_are_plain_ones():

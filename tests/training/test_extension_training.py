@@ -53,11 +53,6 @@ def train(architecture: Architecture, **changes) -> Train:
     return Train(**(fields | changes))
 
 
-@pytest.fixture(scope="module")
-def inputs(tokens, tokenizer_artifact):
-    return {"tokens": tokens, "tokenizer": tokenizer_artifact}
-
-
 def start(name: str, folder: Path, **changes) -> tuple[Path, Architecture]:
     """A tiny Hugging Face model of the shoebox's vocabulary, with few positions."""
     hf = make_checkpoint(name, folder, vocab_size=700, max_position_embeddings=OLD, **changes)

@@ -50,11 +50,6 @@ def stage(architecture: Architecture = TINY, **changes) -> Train:
 
 
 @pytest.fixture(scope="module")
-def inputs(tokens, tokenizer_artifact):
-    return {"tokens": tokens, "tokenizer": tokenizer_artifact}
-
-
-@pytest.fixture(scope="module")
 def trained(inputs, tmp_path_factory):
     return make_artifact(stage(), tmp_path_factory.mktemp("train") / "trained", **inputs)
 
