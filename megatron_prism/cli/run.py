@@ -64,7 +64,7 @@ def run(
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name
     if dry_run:
-        again = graph.again(target, from_stage, force)
+        again = graph.stages_to_rerun(target, from_stage, force)
         located = locate(graph.needed(target), folder)
         rows = [_planned(each, name in again) for name, each in located.items()]
         show_table(
@@ -82,7 +82,12 @@ def run(
     )
     with progress.shown(live=processes > 1):
         artifacts = graph.run(
-            folder, target, start_from=from_stage, force=force, jobs=processes, observer=progress
+            folder,
+            target=target,
+            start_from=from_stage,
+            force=force,
+            jobs=processes,
+            observer=progress,
         )
     report = _finish(json_file, folder, artifacts)
     stages = [_result(stage, artifact, progress.events[stage]) for stage, artifact in artifacts.items()]

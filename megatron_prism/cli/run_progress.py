@@ -54,10 +54,10 @@ class Estimate:
         still = {name: max(1.0, self.expected[name] * scale - ran) for name, ran in running.items()}
         return seconds_left(
             [job for name, job in self.jobs.items() if name in waiting],
-            still,
-            {name: self.expected[name] * scale for name in waiting},
-            {name: self.jobs[name].processes for name in running},
-            self.processes,
+            running=still,
+            seconds={name: self.expected[name] * scale for name in waiting},
+            processes={name: self.jobs[name].processes for name in running},
+            total=self.processes,
         )
 
 

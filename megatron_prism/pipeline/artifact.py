@@ -1,7 +1,7 @@
-"""An artifact: a folder with a `receipt.json` that says what made it, from what, and what lies in it.
+"""An artifact: a folder with a `receipt.json` that records what made it, its inputs and its files.
 
-A folder is written under `NAME.partial` and renamed when its receipt is complete, so a folder under its final name
-is whole or has been tampered with, and opening it says which.
+A folder is written under `NAME.partial` and renamed when its receipt is complete. So a folder under its final name is
+either complete or was changed afterwards; opening it tells which.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class OutputFile:
 
 @dataclass
 class Receipt:
-    """What made an artifact. Everything a report or an audit needs, without opening the outputs."""
+    """How an artifact was made: everything a report or an audit needs, without reading the outputs."""
 
     kind: str
     fingerprint: str
@@ -69,17 +69,17 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> Artifact:
-        """Read and check a folder: receipt present and readable, every output there with its size.
+        """Read and check a folder: the receipt is readable, and every output exists with the recorded size.
 
         Raises:
-            ArtifactError: naming the folder, what is wrong with it, and the remedy.
+            ArtifactError: names the folder, what is wrong with it, and the remedy.
         """
         path = Path(path)
         if not path.is_dir():
             raise ArtifactError(f"{path}: no such artifact folder")
-        remedy = "delete the folder (or run again with --force) to make it anew"
+        remedy = "delete the folder, or run again with --force"
         if not (path / RECEIPT).exists():
-            raise ArtifactError(f"{path}: no {RECEIPT}, so it is half written; {remedy}")
+            raise ArtifactError(f"{path}: the folder has no {RECEIPT}, so it is incomplete; {remedy}")
         try:
             raw = read_object(path / RECEIPT, ArtifactError, keep_half_pairs=True)
         except ArtifactError as problem:
@@ -87,41 +87,46 @@ class Artifact:
         try:
             receipt = _receipt(raw)
         except (KeyError, TypeError) as problem:
-            raise ArtifactError(f"{path / RECEIPT}: not a receipt ({problem}); {remedy}") from None
+            raise ArtifactError(f"{path / RECEIPT}: not a valid receipt ({problem}); {remedy}") from None
         for output in receipt.outputs:
             file = path / output.path
             if not file.is_file():
-                raise ArtifactError(f"{file}: listed in {RECEIPT} but missing; {remedy}")
+                raise ArtifactError(f"{file}: the file is listed in {RECEIPT} but does not exist; {remedy}")
             if file.stat().st_size != output.size:
                 raise ArtifactError(
-                    f"{file}: {file.stat().st_size} bytes, {RECEIPT} says {output.size}; {remedy}"
+                    f"{file}: the file has {file.stat().st_size} bytes, but {RECEIPT} records {output.size}; {remedy}"
                 )
         if kind is not None and receipt.kind != kind:
-            raise ArtifactError(f"{path}: is a '{receipt.kind}' artifact, a '{kind}' is needed here")
+            raise ArtifactError(
+                f"{path}: this is an artifact of kind '{receipt.kind}', but kind '{kind}' is needed"
+            )
         return cls(path, receipt)
 
     def file(self, relative: str) -> Path:
-        """Absolute path of one output; an `ArtifactError` if it is not there."""
+        """Absolute path of one output; an `ArtifactError` if it does not exist."""
         path = self.path / relative
         if not path.exists():
             raise ArtifactError(
-                f"{path}: a '{self.kind}' artifact should hold this; make it anew with --force"
+                f"{path}: a '{self.kind}' artifact must have this file; make the artifact again with --force"
             )
         return path
 
     def verify(self) -> None:
-        """Read every output again and compare its hash with the receipt (slow; `open` checks sizes only)."""
+        """Hash every output and compare with the receipt (slow; `open` checks sizes only)."""
         for output in self.receipt.outputs:
             if hash_file(self.path / output.path) != output.sha256:
-                raise ArtifactError(f"{self.path / output.path}: contents differ from {RECEIPT}")
+                raise ArtifactError(
+                    f"{self.path / output.path}: the contents do not match the hash in {RECEIPT}"
+                )
 
 
 def _receipt(raw: dict[str, Any]) -> Receipt:
-    """The receipt in a JSON object; a KeyError or TypeError says what is missing or of another type."""
+    """The receipt in a JSON object; a KeyError or TypeError names a missing key or a value of a wrong type."""
     raw["outputs"] = [OutputFile(**item) for item in raw["outputs"]]
     receipt = Receipt(**raw)
     texts = [(key, getattr(receipt, key)) for key in ("kind", "fingerprint", "stage")]
-    for key, value in [*texts, *(("outputs.path", each.path) for each in receipt.outputs)]:
+    texts += [("outputs.path", output.path) for output in receipt.outputs]
+    for key, value in texts:
         if not isinstance(value, str):
             raise TypeError(f"{key} must be text, found {type(value).__name__}")
     for key in ("config", "inputs", "metrics", "versions", "machine"):
@@ -137,7 +142,7 @@ def hash_file(path: Path) -> str:
 
 
 def folder_stamp(folder: Path) -> list[list[Any]]:
-    """Name, size and time of every file directly in a folder: cheap to take, and different when a file changed."""
+    """Name, size and modification time of every file directly in a folder: cheap, and different when a file changed."""
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -145,14 +150,14 @@ def folder_stamp(folder: Path) -> list[list[Any]]:
 
 
 def partial_path(final: Path) -> Path:
-    """Where an artifact is written until it is complete."""
+    """The folder an artifact is written to until it is complete."""
     return final.with_name(final.name + PARTIAL_SUFFIX)
 
 
 def seal(partial: Path, final: Path, receipt: Receipt) -> Artifact:
-    """List the outputs of `partial`, write its receipt, and move it to `final` in one rename.
+    """Record the outputs of `partial` in its receipt and move it to `final` in one rename.
 
-    An older folder at `final` is replaced only after the new one is complete.
+    An older folder at `final` is replaced only when the new one is complete.
     """
     receipt.outputs = [
         OutputFile(str(path.relative_to(partial)), path.stat().st_size, hash_file(path))
@@ -172,7 +177,7 @@ def seal(partial: Path, final: Path, receipt: Receipt) -> Artifact:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    """Write JSON so that a reader sees either the old file or the new one, never a part of it."""
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
     os.replace(temporary, path)

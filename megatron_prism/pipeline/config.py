@@ -1,6 +1,6 @@
-"""One config language: dataclasses, checked when made, changed by dotted overrides or YAML through OmegaConf.
+"""Configs are dataclasses that check themselves; dotted overrides and YAML change them through OmegaConf.
 
-An unknown key is refused with the nearest known one; a value of the wrong type names the key and the type wanted.
+The error for an unknown key suggests the nearest known one; the error for a wrong type names the key and the type.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def apply_overrides(config: T, overrides: Mapping[str, Any], where: str = "") ->
     Args:
         config: any dataclass instance whose fields OmegaConf can hold.
         overrides: dotted key -> value, or nested mappings.
-        where: what to call the config in an error, e.g. "stage 'midtrain'".
+        where: how an error names the config, for example "stage 'midtrain'".
 
     Raises:
         ConfigError: for an unknown key (nearest suggested), a wrong type, or a value the dataclass refuses.
@@ -62,7 +62,7 @@ def apply_overrides(config: T, overrides: Mapping[str, Any], where: str = "") ->
 
 
 def to_object(node: DictConfig, prefix: str = "") -> Any:
-    """The dataclass a structured node stands for; what its `__post_init__` raises as ValueError becomes ConfigError."""
+    """The dataclass of a structured node; a ValueError from its `__post_init__` becomes a ConfigError."""
     try:
         return OmegaConf.to_object(node)
     except ConfigError as problem:
@@ -77,12 +77,12 @@ def check_key(node: DictConfig, key: str, prefix: str = "") -> None:
     walked: list[str] = []
     for part in key.split("."):
         if not isinstance(current, DictConfig):
-            raise ConfigError(f"{prefix}'{key}': '{'.'.join(walked)}' is a value, it has no keys")
+            raise ConfigError(f"{prefix}unknown key '{key}': '{'.'.join(walked)}' is a value and has no keys")
         # A free-form mapping (typed dict[str, X]) takes any key; a dataclass only its fields.
         if OmegaConf.get_type(current) is not dict and part not in list(current):
             raise ConfigError(f"{prefix}unknown key '{key}'{suggest(part, map(str, current))}")
         walked.append(part)
-        # `in` and `get` treat a mandatory field without a value as absent; its name is known all the same.
+        # `in` and `get` treat a mandatory field without a value as absent, although its name is valid.
         current = current.get(part) if part in current else None
         if current is None:
             return
@@ -103,7 +103,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping; a ConfigError names the file if it is missing, not YAML, or not a mapping."""
+    """A YAML file as a mapping; a ConfigError names a file that is missing, not YAML, or not a mapping."""
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -111,9 +111,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise ConfigError(f"{path}: not readable YAML ({str(problem).splitlines()[0]})") from None
     except RecursionError:
-        raise ConfigError(f"{path}: nested too deep for a config") from None
+        raise ConfigError(f"{path}: the YAML is nested too deeply for a config") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
+        raise ConfigError(f"{path}: expected KEY: VALUE lines at the top level, found {type(data).__name__}")
     return data
 
 
@@ -134,19 +134,19 @@ def _jsonable(value: Any) -> Any:
 
 
 def one_of(value: str, allowed: Iterable[str], key: str) -> None:
-    """Validation helper for `__post_init__`: refuse a value outside `allowed`, suggesting the nearest."""
+    """For `__post_init__`: raise a ConfigError for a value outside `allowed`, with the nearest one."""
     choices = list(allowed)
     if value not in choices:
         raise ConfigError(f"{key}={value!r} is not possible{suggest(value, choices)}")
 
 
 def positive(config: Any, *names: str) -> None:
-    """Validation helper for `__post_init__`: the named fields must be greater than zero, and finite."""
+    """For `__post_init__`: raise a ConfigError unless the named fields are finite and greater than zero."""
     for name in names:
         value = getattr(config, name)
-        # Written so that a NaN fails, too.
+        # In this form the comparison also fails for NaN.
         if value is None or not 0 < value < math.inf:
-            raise ConfigError(f"{name}={value}: must be greater than zero, and finite")
+            raise ConfigError(f"{name}={value}: must be a finite number greater than zero")
 
 
 def field_names(cls: type) -> list[str]:

@@ -1,6 +1,6 @@
-"""Running the nodes of a graph: in this process one after the other, or side by side in a pool of workers.
+"""Run the nodes of a graph: one after the other in this process, or in parallel in a pool of workers.
 
-Both skip what is done, keep what was finished when a stage fails, and say so to the same observer.
+Both skip stages that are done, keep finished artifacts when a stage fails, and report to the same observer.
 """
 
 from __future__ import annotations
@@ -17,77 +17,83 @@ from megatron_prism.pipeline.pool import Result, WorkerPool, worker_pool
 from megatron_prism.pipeline.schedule import Job, startable
 from megatron_prism.pipeline.stage_run import StageRun, artifact_lock
 
-# How often an observer that draws the time left is called while nothing happens.
+# How often the observer's `tick` is called while nothing else happens.
 TICK_SECONDS = 1.0
 
 
 class Observer:
-    """What a run tells while it goes; subclass it and override what is of interest."""
+    """Callbacks for the progress of a run; a subclass overrides those it needs."""
 
     def skipped(self, node: Node, artifact: Artifact) -> None:
-        """`node` was done before."""
+        """The artifact of `node` existed already."""
 
     def started(self, node: Node) -> None:
-        """`node` begins."""
+        """`node` starts to run."""
 
     def logged(self, name: str, text: str) -> None:
-        """A log line of stage `name` in a worker. (Stages in this process log by themselves.)"""
+        """Stage `name` logged a line in a worker. (Stages in this process log directly.)"""
 
     def done(self, node: Node, artifact: Artifact) -> None:
-        """`node` ended well."""
+        """`node` finished without an error."""
 
     def failed(self, node: Node, problem: BaseException, running: Sequence[str]) -> None:
-        """`node` failed beside the stages `running`; the run ends when those have ended."""
+        """`node` failed; the run ends when the stages in `running` have ended."""
 
     def tick(self) -> None:
-        """About once a second while stages run side by side."""
+        """Called about once a second while stages run in parallel."""
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A stage in the pool, and the lock on its folder."""
+    """A stage that runs in the pool, and the lock on its folder."""
 
     located: Located
     stage_run: StageRun
     lock: ExitStack
 
 
-def in_turn(
-    located: Mapping[str, Located], run_dir: Path, again: set[str], observer: Observer
+def run_in_order(
+    located: Mapping[str, Located], run_dir: Path, rerun: set[str], observer: Observer
 ) -> dict[str, Artifact]:
-    """Make the nodes in this process in their order; a stage of several processes is launched with torchrun."""
+    """Run the nodes one after the other in this process; stages of several processes are launched with torchrun.
+
+    Args:
+        located: the nodes, by name.
+        rerun: names of the stages to run even if their artifact exists.
+    """
     artifacts: dict[str, Artifact] = {}
     for each in located.values():
-        artifact = _made_before(each, again, observer) or _make_here(each, artifacts, observer)
+        artifact = _existing(each, rerun, observer) or _run_here(each, artifacts, observer)
         artifacts[each.node.name] = artifact
         each.link(run_dir)
     return artifacts
 
 
-def side_by_side(
-    located: Mapping[str, Located], run_dir: Path, again: set[str], observer: Observer, processes: int
+def run_in_pool(
+    located: Mapping[str, Located], run_dir: Path, rerun: set[str], observer: Observer, *, processes: int
 ) -> dict[str, Artifact]:
-    """Make the nodes in up to `processes` workers, each as soon as its inputs are there, first come first served.
+    """Run the nodes in up to `processes` workers, in order, each as soon as its inputs exist.
 
-    A stage that needs more processes than that runs alone, launched with torchrun. When a stage fails, no more are
-    started, those under way end, and the first error is raised.
+    A stage that needs more processes runs alone and is launched with torchrun. When a stage fails, no further stage is
+    started, the running ones finish, and the first error is raised.
     """
     with worker_pool(processes) as pool:
-        return _SideBySide(located, run_dir, again, observer, pool).run()
+        return _PoolRun(located, run_dir, rerun, observer, pool=pool).run()
 
 
-class _SideBySide:
-    """The state of such a run: what waits, what is under way, what is there."""
+class _PoolRun:
+    """The state of a run in a pool: waiting nodes, running nodes, and finished artifacts."""
 
     def __init__(
         self,
         located: Mapping[str, Located],
         run_dir: Path,
-        again: set[str],
+        rerun: set[str],
         observer: Observer,
+        *,
         pool: WorkerPool,
     ) -> None:
-        self.waiting, self.run_dir, self.again = list(located.values()), run_dir, again
+        self.waiting, self.run_dir, self.rerun = list(located.values()), run_dir, rerun
         self.observer, self.pool = observer, pool
         self.running: dict[str, _Running] = {}
         self.artifacts: dict[str, Artifact] = {}
@@ -105,18 +111,18 @@ class _SideBySide:
                 elif not self.waiting:
                     return self.artifacts
         finally:
-            for under_way in self.running.values():
-                under_way.lock.close()
+            for running in self.running.values():
+                running.lock.close()
 
     def _to_start(self) -> list[Located]:
-        """The waiting stages to start now; those that are done leave `waiting` at once."""
+        """The waiting stages to start now; those whose artifact exists are removed from `waiting`."""
         if self.problem is not None:
             return []
         for each in list(self.waiting):
             ready = all(parent.name in self.artifacts for parent in each.node.inputs.values())
-            if ready and (artifact := _made_before(each, self.again, self.observer)):
+            if ready and (artifact := _existing(each, self.rerun, self.observer)):
                 self._keep(each, artifact)
-        # Two stages may be the same one by another name: the second finds the first one's artifact when it is done.
+        # Two stages with equal configs and inputs share a folder: the second waits and then finds the artifact.
         folders = {each.stage_run.folder for each in self.running.values()}
         candidates = {}
         for each in self.waiting:
@@ -139,7 +145,7 @@ class _SideBySide:
         self.waiting.remove(each)
         try:
             if node.stage.world_size > self.pool.size:
-                self._keep(each, _make_here(each, self.artifacts, self.observer))
+                self._keep(each, _run_here(each, self.artifacts, self.observer))
                 return
             with ExitStack() as lock:
                 lock.enter_context(artifact_lock(each.folder))
@@ -178,23 +184,23 @@ class _SideBySide:
 
 
 def jobs_of(nodes: Iterable[Node]) -> list[Job]:
-    """The nodes as the schedule sees them."""
+    """The nodes as jobs of the schedule."""
     return [
         Job(node.name, frozenset(parent.name for parent in node.inputs.values()), node.stage.world_size)
         for node in nodes
     ]
 
 
-def _made_before(each: Located, again: set[str], observer: Observer) -> Artifact | None:
-    """The artifact, if it is there and need not be made again."""
-    if not each.folder.exists() or each.node.name in again:
+def _existing(each: Located, rerun: set[str], observer: Observer) -> Artifact | None:
+    """The artifact, if it exists and the stage is not in `rerun`."""
+    if not each.folder.exists() or each.node.name in rerun:
         return None
     artifact = Artifact.open(each.folder, kind=each.node.stage.kind)
     observer.skipped(each.node, artifact)
     return artifact
 
 
-def _make_here(each: Located, artifacts: Mapping[str, Artifact], observer: Observer) -> Artifact:
+def _run_here(each: Located, artifacts: Mapping[str, Artifact], observer: Observer) -> Artifact:
     observer.started(each.node)
     with artifact_lock(each.folder):
         stage_run = _stage_run(each, artifacts)
@@ -211,4 +217,6 @@ def _make_here(each: Located, artifacts: Mapping[str, Artifact], observer: Obser
 
 def _stage_run(each: Located, artifacts: Mapping[str, Artifact]) -> StageRun:
     inputs = {key: artifacts[parent.name] for key, parent in each.node.inputs.items()}
-    return StageRun(each.node.name, each.node.stage, each.fingerprint, each.folder, inputs)
+    return StageRun(
+        each.node.name, each.node.stage, fingerprint=each.fingerprint, folder=each.folder, inputs=inputs
+    )

@@ -1,8 +1,8 @@
-"""The graph of a recipe: named stages in order, each skipped when its artifact is already there.
+"""The graph of a recipe: named stages in order, each skipped when its artifact already exists.
 
-A stage's folder is `RUN_DIR/artifacts/KIND-FINGERPRINT`, so two branches of a study share what they have in common
-and a changed config never meets an old result. `RUN_DIR/NAME` links to the folder of the stage called NAME, and
-`RUN_DIR/graph.json` keeps the shape of the last run.
+A stage's folder is `RUN_DIR/artifacts/KIND-FINGERPRINT`. So two branches of a study share the stages they have in
+common, and a changed config never reads an old result. `RUN_DIR/NAME` links to the folder of the stage called NAME,
+and `RUN_DIR/graph.json` records the stages of the last run.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import apply_overrides, field_names, to_mapping
-from megatron_prism.pipeline.execution import Observer, in_turn, side_by_side
+from megatron_prism.pipeline.execution import Observer, run_in_order, run_in_pool
 from megatron_prism.pipeline.node import Located, Node, locate
 from megatron_prism.pipeline.stage import Stage
 
 
 class Graph:
-    """Stages in the order they were added, which is an order they can run in: inputs must exist before users.
+    """Stages in the order they were added; a stage is added after its inputs, so they can run in this order.
 
     Args:
         name: of the recipe.
-        jobs: how many processes of this machine the recipe is made to use at once.
-        expected_seconds: about how long each stage takes, by name, for an estimate of the time left.
+        jobs: how many processes on one machine the recipe uses by default.
+        expected_seconds: roughly how long each stage takes, by name, to estimate the remaining time.
     """
 
     def __init__(self, name: str, jobs: int = 1, expected_seconds: Mapping[str, float] | None = None) -> None:
@@ -41,16 +41,17 @@ class Graph:
 
         Args:
             name: unique in the graph.
-            derive: gives a stage the values that follow from other nodes' stages (their architecture, say). It is
-                applied now and again after overrides, so one override reaches every stage that depends on it.
-            inputs: nodes added before.
+            derive: takes the stage and returns it with the values that follow from other stages (for example their
+                architecture). It is applied now, and again after overrides, so that one override reaches every stage
+                that depends on it.
+            inputs: nodes that were added before.
         """
         if name in self.nodes:
             raise ConfigError(f"recipe '{self.name}': two stages are called '{name}'")
         for key, node in inputs.items():
             if self.nodes.get(node.name) is not node:
                 raise ConfigError(
-                    f"recipe '{self.name}': input '{key}' of '{name}' is not a stage of this recipe"
+                    f"recipe '{self.name}': input '{key}' of stage '{name}' is not a stage of this recipe"
                 )
         node = Node(name, stage if derive is None else derive(stage), dict(inputs), derive)
         self.nodes[name] = node
@@ -64,14 +65,14 @@ class Graph:
     def override(
         self, overrides: Mapping[str, Any], target: str | None = None, also_known: Iterable[str] = ()
     ) -> None:
-        """Apply `STAGE.key=value`; with `target`, a bare `key=value` belongs to that stage.
+        """Apply `STAGE.key=value`; with `target`, a bare `key=value` sets a field of that stage.
 
         Args:
-            also_known: other keys that a misspelled one may stand for.
+            also_known: further keys to suggest for a misspelled one.
 
         Raises:
-            ConfigError: for a key that names no stage and no field of the target, that the stage refuses, or that
-                contradicts what follows from other stages.
+            ConfigError: for an unknown key, a value that the stage refuses, or one that contradicts a value derived
+                from other stages.
         """
         for key, value in overrides.items():
             head, _, rest = key.partition(".")
@@ -81,7 +82,7 @@ class Graph:
                 node, rest = self.node(target), key
             elif head in self.nodes:
                 raise ConfigError(
-                    f"recipe '{self.name}': '{key}' is a stage; change one of its keys, for example {head}.KEY=VALUE"
+                    f"recipe '{self.name}': '{key}' is a stage and cannot be set; set one of its keys, {head}.KEY=VALUE"
                 )
             else:
                 known = [
@@ -91,7 +92,7 @@ class Graph:
                 ]
                 raise ConfigError(f"recipe '{self.name}': unknown key '{key}'{suggest(head, known)}")
             self._overrides.setdefault(node.name, {})[rest] = value
-        # In the graph's order: what a node derives from the ones before it follows their overrides.
+        # In the graph's order, so that derived values follow the overrides of earlier stages.
         for node in self.nodes.values():
             node.rederive()
             if chosen := self._overrides.get(node.name):
@@ -99,7 +100,7 @@ class Graph:
                 node.check_derived()
 
     def needed(self, target: str | None) -> list[Node]:
-        """The nodes to have for `target` (all, if None), in order."""
+        """`target` and the nodes it depends on (all nodes if None), in order."""
         if target is None:
             return list(self.nodes.values())
         wanted = {self.node(target).name}
@@ -109,57 +110,60 @@ class Graph:
         return [node for node in self.nodes.values() if node.name in wanted]
 
     def downstream(self, start: str) -> set[str]:
-        """`start` and every stage that takes, directly or not, what it makes."""
+        """`start` and every stage that depends on it, directly or indirectly."""
         affected = {self.node(start).name}
         for node in self.nodes.values():
             if any(parent.name in affected for parent in node.inputs.values()):
                 affected.add(node.name)
         return affected
 
-    def again(self, target: str | None, start_from: str | None, force: bool) -> set[str]:
-        """Names of the stages to make even if they are done; see `run` for the arguments."""
-        again = self.downstream(start_from) if start_from is not None else set()
+    def stages_to_rerun(self, target: str | None, start_from: str | None, force: bool) -> set[str]:
+        """Names of the stages to run even if they are done; see `run` for the arguments."""
+        rerun = self.downstream(start_from) if start_from is not None else set()
         if force:
-            again |= {target} if target is not None else set(self.nodes)
-        return again
+            rerun |= {target} if target is not None else set(self.nodes)
+        return rerun
 
     def run(
         self,
         run_dir: Path,
+        *,
         target: str | None = None,
         start_from: str | None = None,
         force: bool = False,
         jobs: int | None = None,
         observer: Observer | None = None,
     ) -> dict[str, Artifact]:
-        """Make every artifact that is needed and missing; return them by stage name, in the graph's order.
+        """Run every stage whose artifact is needed and missing; return the artifacts by stage name, in order.
 
         Args:
-            run_dir: where artifacts lie; created if absent.
-            target: stop at this stage (and run only what it needs).
-            start_from: run this stage and all after it again, even if done.
-            force: run the target (or, without one, everything) again, even if done.
-            jobs: processes to run stages in, side by side where the graph allows it; 1 runs them in this process, one
-                after the other. None: the recipe's own number.
-            observer: is told of each stage before and after.
+            run_dir: the folder for the artifacts; created if absent.
+            target: run only this stage and what it depends on.
+            start_from: run this stage and everything that depends on it, even if done.
+            force: run the target (or, without one, every stage) even if done.
+            jobs: how many worker processes run stages in parallel; 1 runs them in this process, one after the other.
+                None: the recipe's default.
+            observer: receives the progress.
 
         Raises:
-            PrismError: from a stage, or for a damaged artifact in the way; whatever was finished stays.
+            PrismError: from a stage, or for a damaged artifact; finished artifacts are kept.
         """
         run_dir = Path(run_dir)
         located = locate(self.needed(target), run_dir)
-        again = self.again(target, start_from, force)
+        rerun = self.stages_to_rerun(target, start_from, force)
         try:
             (run_dir / "artifacts").mkdir(parents=True, exist_ok=True)
             self._record(run_dir, located)
         except OSError as problem:
-            raise ConfigError(f"{run_dir}: cannot be made a run folder ({problem.strerror})") from None
+            raise ConfigError(
+                f"{run_dir}: cannot write to this run folder ({problem.strerror}); choose another with --run-dir"
+            ) from None
         processes = self.jobs if jobs is None else jobs
         observer = observer or Observer()
         if processes == 1:
-            artifacts = in_turn(located, run_dir, again, observer)
+            artifacts = run_in_order(located, run_dir, rerun, observer)
         else:
-            artifacts = side_by_side(located, run_dir, again, observer, processes)
+            artifacts = run_in_pool(located, run_dir, rerun, observer, processes=processes)
         return {name: artifacts[name] for name in located}
 
     def _record(self, run_dir: Path, located: Mapping[str, Located]) -> None:

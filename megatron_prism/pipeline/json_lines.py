@@ -1,6 +1,7 @@
-"""Records to files of JSON lines, which `json_text.read_records` reads: in ASCII, and whole under their final name.
+"""Write records to files of JSON lines (`json_text.read_records` reads them), complete when under their final name.
 
-ASCII, because a text that a model sampled may hold half a surrogate pair, which UTF-8 refuses; JSON's escapes keep it.
+The files are ASCII: a text that a model sampled may contain half a surrogate pair, which UTF-8 cannot encode but a JSON
+escape can.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ COMPRESSION_LEVEL = 3
 def record_writer(
     path: Path, level: int = COMPRESSION_LEVEL
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that adds a record to `path`, which is there when the block ends well; otherwise nothing is left.
+    """Yield a function that appends a record; `path` appears if the block succeeds, otherwise nothing is left.
 
     Args:
-        path: compressed where its name ends with .zst. Its folder is made.
-        level: of compression.
+        path: compressed if its name ends with .zst; its folder is created.
+        level: compression level.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")

@@ -1,16 +1,16 @@
-"""JSON and text out of files that others wrote: one set of rules for every reader, whatever it reads them for.
+"""Read JSON and text files that other programs wrote, by one set of rules for every reader.
 
-- Text is UTF-8. A byte order mark at the start of a file is dropped; before a later line it is refused, for it shows
-  files that were joined; within a text it is a character like any.
-- A line ends at a line feed (with a carriage return before it or not) and nowhere else. Blank lines are passed over.
-- A record is a JSON object, nested at most `DEEPEST` levels, with no key twice, and with whole numbers of at most 4,300
-  digits. NaN and Infinity are read, as Python writes them; no field of text takes them.
-- Half a surrogate pair is no character: a record that holds one, written `\\ud83d`, is refused. (What a model answered
-  may hold one all the same, and so may the name of a folder: readers of answers and of receipts keep it.)
-- A text without one visible character is blank (`is_blank`).
+- Text is UTF-8. A byte order mark at the start of a file is dropped; at the start of a later line it is an error,
+  because it shows that files were joined; elsewhere it is an ordinary character.
+- A line ends only at a line feed, with or without a carriage return before it. Blank lines are skipped.
+- A record is a JSON object, nested at most `MAX_DEPTH` levels, without duplicate keys, with integers of at most 4,300
+  digits. NaN and Infinity are read, as Python writes them; no text field accepts them.
+- Half a surrogate pair, written `\\ud83d`, is not a character, and a record that contains one is refused. (A model's
+  answer or the name of a folder may contain one, so readers of answers and receipts keep it.)
+- A text without any visible character is blank (`is_blank`).
 
-Files of JSON that are not lines (a tokenizer's, a dataset's) follow the same rules, but a key that comes twice counts
-as their own programs count it: the last one wins.
+JSON files that are not JSON lines (a tokenizer's, a dataset's) follow the same rules, except for a duplicate key: its
+last value counts, as in the programs that wrote them.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from typing import Any
 from megatron_prism.errors import DataError, PrismError
 
 CHUNK_BYTES = 1 << 20
-DEEPEST = 100
+MAX_DEPTH = 100
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# What stands in a file's place where a repository was cloned without its large files.
+# The first bytes of a pointer file, which replaces a large file in a clone without Git LFS.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-FETCH_LFS = "a pointer of Git LFS stands in the file's place; fetch the file (git lfs pull)"
+FETCH_LFS = "this is a Git LFS pointer instead of the file; fetch the file with `git lfs pull`"
 INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-# Python's own message for a number that is too long ends in advice to programmers.
+# Python's message for a number that is too long ends with advice for programmers.
 ADVICE = "; use sys.set_int_max_str_digits"
 
 
 def read_records(path: Path, keep_half_pairs: bool = False) -> Iterator[tuple[dict[str, Any], str]]:
-    """The JSON objects of a file of JSON lines (also .gz or .zst), each with the FILE:LINE an error names.
+    """The JSON objects of a file of JSON lines (also .gz or .zst), each with its FILE:LINE for error messages.
 
     Args:
-        keep_half_pairs: for what a model said.
+        keep_half_pairs: accept half surrogate pairs, which sampled text may contain.
 
     Raises:
-        DataError: for a file that cannot be read, or a line that breaks a rule above.
+        DataError: for a file that cannot be read, or a line that breaks one of the rules above.
     """
     path = Path(path)
     try:
@@ -63,14 +63,18 @@ def parse_record(line: bytes, where: str, keep_half_pairs: bool = False) -> dict
     """One line as a JSON object.
 
     Raises:
-        DataError: naming `where`.
+        DataError: names `where`.
     """
     if line.startswith(BYTE_ORDER_MARK):
         raise DataError(
-            f"{where}: a byte order mark in the middle of the file, as files have that were joined; remove it"
+            f"{where}: a byte order mark in the middle of the file, probably from joining files; remove it"
         )
     record = _parse(
-        _decode(line, where), where, "every line must be one JSON object", DataError, _no_key_twice
+        _decode(line, where),
+        where,
+        error=DataError,
+        remedy="every line must be one JSON object",
+        pairs_hook=_no_duplicate_keys,
     )
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON object is needed, found {type(record).__name__}")
@@ -80,16 +84,16 @@ def parse_record(line: bytes, where: str, keep_half_pairs: bool = False) -> dict
 
 
 def read_json(path: Path, error: type[PrismError] = DataError, keep_half_pairs: bool = False) -> Any:
-    """What a file of JSON holds.
+    """The contents of a JSON file.
 
     Args:
-        keep_half_pairs: for what a model said, and for names of files.
+        keep_half_pairs: accept half surrogate pairs, which sampled text and file names may contain.
 
     Raises:
-        error: naming the file that is missing, not readable or not JSON by the rules above.
+        error: names a file that is missing, not readable, or not JSON by the rules above.
     """
     text = read_text(path, error)
-    found = _parse(text, str(path), "", error, dict)
+    found = _parse(text, str(path), error=error)
     if not keep_half_pairs:
         _check_pairs(text, found, str(path), error)
     return found
@@ -98,10 +102,10 @@ def read_json(path: Path, error: type[PrismError] = DataError, keep_half_pairs: 
 def read_object(
     path: Path, error: type[PrismError] = DataError, keep_half_pairs: bool = False
 ) -> dict[str, Any]:
-    """What a file of JSON holds, which must be an object.
+    """The contents of a JSON file, which must be an object.
 
     Raises:
-        error: as `read_json`, and for anything but an object.
+        error: as `read_json`, and for any other JSON value.
     """
     found = read_json(path, error, keep_half_pairs)
     if not isinstance(found, dict):
@@ -110,10 +114,10 @@ def read_object(
 
 
 def read_text(path: Path, error: type[PrismError] = DataError) -> str:
-    """A file of text, whole and with its line ends, without a byte order mark at its start.
+    """The contents of a text file, with its line ends, without a byte order mark at the start.
 
     Raises:
-        error: naming the file that is missing, not readable, not UTF-8 or a pointer of Git LFS.
+        error: names a file that is missing, not readable, not UTF-8, or a Git LFS pointer.
     """
     try:
         data = Path(path).read_bytes()
@@ -127,12 +131,12 @@ def read_text(path: Path, error: type[PrismError] = DataError) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has no visible character: nothing, white space, control and format characters only."""
+    """Whether a text has no visible character: it is empty, or white space, control and format characters only."""
     return all(unicodedata.category(character) in INVISIBLE for character in text)
 
 
 def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their line feeds; the last one needs none. A byte order mark before the first is dropped."""
+    """Lines without their line feeds; the last may lack one. A byte order mark before the first line is dropped."""
     parts: list[bytes] = []
     first = True
     for piece in pieces:
@@ -147,7 +151,7 @@ def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked where its name ends with .gz or .zst.
+    """The bytes of a file, decompressed if its name ends with .gz or .zst.
 
     Raises:
         DataError: for damaged or truncated data.
@@ -166,34 +170,38 @@ def _decode(data: bytes, where: str, error: type[PrismError] = DataError) -> str
 
 
 def _parse(
-    text: str, where: str, needed: str, error: type[PrismError], pairs: Callable[[list[tuple[str, Any]]], Any]
+    text: str,
+    where: str,
+    *,
+    error: type[PrismError],
+    remedy: str = "",
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    hook = None if pairs is dict else pairs
     try:
-        found = json.loads(text, object_pairs_hook=hook)
-        too_deep = _is_deep(found) if text.count("[") + text.count("{") > DEEPEST else False
+        found = json.loads(text, object_pairs_hook=pairs_hook)
+        too_deep = _is_deep(found) if text.count("[") + text.count("{") > MAX_DEPTH else False
     except RecursionError:
         too_deep = True
     except ValueError as problem:
         reason = str(problem).partition(ADVICE)[0]
-        raise error(f"{where}: not JSON ({reason})" + (f"; {needed}" if needed else "")) from None
+        raise error(f"{where}: not JSON ({reason})" + (f"; {remedy}" if remedy else "")) from None
     if too_deep:
-        raise error(f"{where}: JSON nested more than {DEEPEST} levels deep")
+        raise error(f"{where}: JSON nested more than {MAX_DEPTH} levels deep")
     return found
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key '{twice}' comes twice in one object")
+        raise ValueError(f"key '{twice}' appears twice in one object")
     return found
 
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inside: list[Any] = []
         for each in level:
             if isinstance(each, dict):
@@ -216,7 +224,7 @@ def _check_pairs(text: str, value: Any, where: str, error: type[PrismError]) -> 
         except UnicodeEncodeError:
             shown = name.encode("ascii", "backslashreplace").decode("ascii")
             raise error(
-                f"{where}: '{shown}' holds half a surrogate pair, which is no character; mend or drop it"
+                f"{where}: '{shown}' holds half a surrogate pair, which is not a character; correct or remove it"
             ) from None
 
 
@@ -240,7 +248,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    # Not stream_reader: that takes a file cut in the middle of a frame for a shorter file.
+    # Not stream_reader: it reads a file that was cut in the middle of a frame as a shorter file, without an error.
     frame, complete = decompressor.decompressobj(), True
     try:
         for chunk in _plain_chunks(path):
@@ -254,4 +262,6 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
     except zstandard.ZstdError as problem:
         raise DataError(f"{path}: damaged zstd data ({problem}); fetch or compress the file again") from None
     if not complete:
-        raise DataError(f"{path}: damaged zstd data (it ends too early); fetch or compress the file again")
+        raise DataError(
+            f"{path}: damaged zstd data (the file is truncated); fetch or compress the file again"
+        )

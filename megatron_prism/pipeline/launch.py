@@ -1,8 +1,8 @@
-"""How a stage reaches its processes: one runs here, more go through nemo-run's local torchrun executor.
+"""Run a stage on its processes: in this process if it needs one, else with nemo-run's local torchrun executor.
 
-The stage, its inputs and its output folder travel as a small JSON task file, so a worker needs nothing but the file.
-nemo-run reports success for a failed task (its exit status is 0), so the job states are read and checked here. What it
-and torchrun print stays in their log files; the log lines of the workers come through log_relay.py.
+A small JSON task file holds the stage, its inputs and its output folder; a worker needs nothing else. nemo-run exits
+with 0 when a task fails, so the job states are checked here. The output of nemo-run and torchrun stays in their log
+files; the workers' log lines are relayed by log_relay.py.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ USER_ERROR_EXIT = 2
 
 
 def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Run a stage on as many processes as it asks for and return its metrics.
+    """Run a stage on `stage.world_size` processes and return its metrics.
 
     Raises:
-        StageFailed: if a worker process failed; the message repeats its last words and names its log.
+        StageFailed: if a worker process failed; the message has the worker's error or names its log.
     """
     if stage.world_size == 1:
         return stage.run(inputs, out)
@@ -37,7 +37,7 @@ def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[s
 
 
 def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
-    """Everything a worker needs to run `stage`, as one file under `out`."""
+    """Write the task file, with everything a worker needs to run `stage`, under `out`."""
     folder = out / TASK_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.json*"):
@@ -57,7 +57,7 @@ def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
 
 
 def run_task(task: Path) -> None:
-    """The worker's side: run the stage of a task file in this process; rank 0 leaves the metrics beside it."""
+    """In a worker: run the stage of a task file; rank 0 writes the metrics next to the file."""
     data = json.loads(task.read_text())
     module, _, name = data["stage"].partition(":")
     cls = getattr(importlib.import_module(module), name)
@@ -76,8 +76,8 @@ def run_task(task: Path) -> None:
 
 def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     task = write_task(stage, inputs, out)
-    # nemo-run takes seconds to import and finds `python` and `torchrun` by name, so it is imported only here and
-    # the running interpreter's folder goes first on PATH.
+    # nemo-run takes seconds to import, so it is imported only here. It looks up `python` and `torchrun` on PATH, so the
+    # folder of the running interpreter comes first there.
     os.environ.setdefault("NEMORUN_HOME", str(out.resolve().parent / ".nemo_run"))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     import nemo_run as run
@@ -105,10 +105,10 @@ def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) 
     metrics = task.with_name("metrics.json")
     if any(state != AppState.SUCCEEDED for state in states) or not metrics.exists():
         reasons = sorted({json.loads(p.read_text())["error"] for p in task.parent.glob("error-*.json")})
-        said = (
-            f": {reasons[0]}" if reasons else f"; its log is under {os.environ['NEMORUN_HOME']}/experiments"
+        reason = (
+            f": {reasons[0]}" if reasons else f"; see its log in {os.environ['NEMORUN_HOME']}/experiments"
         )
-        raise StageFailed(f"stage kind '{stage.kind}' failed on {stage.world_size} processes{said}")
+        raise StageFailed(f"a stage of kind '{stage.kind}' failed on {stage.world_size} processes{reason}")
     result: dict[str, Any] = json.loads(metrics.read_text())
     for leftover in task.parent.iterdir():
         leftover.unlink()

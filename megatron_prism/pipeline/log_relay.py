@@ -1,7 +1,7 @@
-"""How the log lines of launched workers reach the launcher's terminal: through a file per rank beside the task.
+"""Relay the log lines of launched workers to the launcher's terminal, through one file per rank next to the task file.
 
-Only this package's lines come this way. What libraries print in a worker stays in the launcher's log files, and stdout
-stays free for results.
+Only log lines of this package are relayed. What libraries print in a worker stays in the launcher's log files, and
+stdout is left for results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class _ToFile(logging.Handler):
-    """Appends each record as one JSON line; opened per line, so a killed worker has written what it said."""
+    """Appends each record as one JSON line. The file is opened per line, so a killed worker loses nothing."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _ToFile(logging.Handler):
 
 @contextmanager
 def relay_lines(folder: Path) -> Iterator[None]:
-    """The worker's side: this package's log lines go into `folder`, too."""
+    """In a worker: also write this package's log lines into `folder`."""
     handler = _ToFile(folder / LINES.format(rank=os.environ.get("RANK", "0")))
     root = logging.getLogger("megatron_prism")
     root.addHandler(handler)
@@ -46,7 +46,7 @@ def relay_lines(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def show_lines(folder: Path) -> Iterator[None]:
-    """The launcher's side: while the block runs, lines that appear in `folder` are logged here; then the last ones."""
+    """In the launcher: log the lines that workers write into `folder`, until the block ends."""
     ended = threading.Event()
     reader = threading.Thread(target=_follow, args=(folder, ended), name="relayed lines", daemon=True)
     reader.start()
@@ -68,7 +68,7 @@ def _follow(folder: Path, ended: threading.Event) -> None:
 
 
 def _show(file: Path, start: int) -> int:
-    """Log what stands in `file` after byte `start`, whole lines only; returns where the next begins."""
+    """Log the complete lines of `file` after byte `start`; return the position after the last one."""
     with file.open("rb") as opened:
         opened.seek(start)
         for line in opened:

@@ -1,4 +1,4 @@
-"""A node of a graph: one stage with its place, and where its artifact lies."""
+"""A node of a graph: a stage with its name and inputs, its fingerprint, and the folder of its artifact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_prism.pipeline.stage import Stage
 
 @dataclass(eq=False)
 class Node:
-    """One stage in a graph, with the nodes whose artifacts it takes, by input name."""
+    """One stage in a graph; `inputs` maps input names to the nodes whose artifacts it reads."""
 
     name: str
     stage: Stage
@@ -24,14 +24,14 @@ class Node:
 
     @property
     def fingerprint(self) -> str:
-        """Of the stage and all before it; `locate` is for many nodes at once."""
+        """The fingerprint of the stage and its inputs; for many nodes at once use `locate`."""
         return _fingerprint(self, {})
 
     def folder(self, run_dir: Path) -> Path:
         return _folder(self, self.fingerprint, run_dir)
 
     def rederive(self) -> None:
-        """Give the stage again what follows from other stages, which have changed."""
+        """Apply `derive` again, after other stages have changed."""
         if self.derive is None:
             return
         try:
@@ -40,32 +40,32 @@ class Node:
             raise type(problem)(f"stage '{self.name}': {problem}") from None
 
     def check_derived(self) -> None:
-        """Refuse a stage that contradicts what follows from other stages.
+        """Check the stage against the values derived from other stages.
 
         Raises:
-            ConfigError: naming the first value that does.
+            ConfigError: names the first value that differs.
         """
         if self.derive is None:
             return
-        has, follows = _flat(to_mapping(self.stage)), _flat(to_mapping(self.derive(self.stage)))
-        for key in follows:
-            if has.get(key) != follows[key]:
+        current, derived = _flat(to_mapping(self.stage)), _flat(to_mapping(self.derive(self.stage)))
+        for key in derived:
+            if current.get(key) != derived[key]:
                 raise ConfigError(
-                    f"stage '{self.name}': {key}={has.get(key)} contradicts the stages before it, from which "
-                    f"{follows[key]} follows; change it there"
+                    f"stage '{self.name}': {key}={current.get(key)} contradicts an earlier stage, from which the value "
+                    f"{derived[key]} is derived; change that stage instead"
                 )
 
 
 @dataclass(frozen=True)
 class Located:
-    """A node with its fingerprint, which takes time to compute, and its artifact's folder in a run."""
+    """A node with its fingerprint (costly to compute) and the folder of its artifact in a run."""
 
     node: Node
     fingerprint: str
     folder: Path
 
     def link(self, run_dir: Path) -> None:
-        """Point RUN_DIR/NAME at the artifact; a real file or folder in the way is left alone."""
+        """Link RUN_DIR/NAME to the artifact, unless a file or folder with that name exists."""
         link = run_dir / self.node.name
         if link.is_symlink() or not link.exists():
             temporary = link.with_name(f".{link.name}.link")
@@ -75,7 +75,7 @@ class Located:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
+    """Nested dicts as one dict with dotted keys."""
     if not isinstance(values, dict):
         return {prefix: values}
     flat: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def locate(nodes: Iterable[Node], run_dir: Path) -> dict[str, Located]:
-    """Every node by name, in the given order, with each stage's fingerprint computed once."""
+    """The nodes by name, in the same order; each fingerprint is computed once."""
     known: dict[str, str] = {}
     return {
         node.name: Located(node, fingerprint, _folder(node, fingerprint, run_dir))

@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all: under a temporary name until it is complete."""
+"""Output folders that are written completely or not at all: they have a temporary name until they are complete."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FULL_DISK_BYTES = 1 << 20
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder to write into; it takes the name `out` when the block ends well and vanishes when it does not.
+    """Yield a folder to write into; it is renamed to `out` when the block succeeds and removed when it fails.
 
     Raises:
-        DataError: when `out` exists and is not an empty folder, or the disk is full.
+        DataError: if `out` exists and is not an empty folder, or the disk is full.
     """
     out = Path(out)
     check_free(out)
@@ -29,7 +29,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
     except OSError as problem:
-        raise DataError(f"{partial}: cannot be made ({problem.strerror})") from None
+        raise DataError(f"{partial}: cannot create this folder ({problem.strerror})") from None
     try:
         yield partial
         if out.exists():
@@ -39,26 +39,24 @@ def whole_folder(out: Path) -> Iterator[Path]:
         full = is_full_disk(problem, partial.parent)
         shutil.rmtree(partial, ignore_errors=True)
         if full and not isinstance(problem, PrismError):
-            raise DataError(
-                f"{out}: the disk that holds it is full; free some space and try again"
-            ) from problem
+            raise DataError(f"{out}: the disk is full; free some space and try again") from problem
         raise
 
 
 def check_free(out: Path) -> None:
-    """A DataError if `out` exists and is not an empty folder, or is no name that a file can have."""
+    """Raise a DataError if `out` exists and is not an empty folder, or is not a valid file name."""
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as problem:
-        raise DataError(f"{out}: cannot be used ({problem.strerror}); choose another name") from None
+        raise DataError(f"{out}: cannot use this path ({problem.strerror}); choose another") from None
     if taken:
-        raise DataError(f"{out}: exists and is not an empty folder; choose another name or remove it")
+        raise DataError(f"{out}: already exists and is not an empty folder; choose another name or remove it")
 
 
 def is_full_disk(problem: BaseException | None, folder: Path) -> bool:
-    """Whether an error says so itself, or the disk has next to nothing left.
+    """Whether an error came from a full disk: by its error number, or because almost no space is left.
 
-    Libraries report a full disk in many ways (OSError, RuntimeError from a zip writer), so the disk is asked, too.
+    Libraries report a full disk in many ways (OSError, RuntimeError from a zip writer), so free space counts, too.
     """
     seen = problem
     while seen is not None:

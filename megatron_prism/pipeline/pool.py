@@ -1,7 +1,7 @@
-"""A few worker processes on this machine that run stages side by side, each with one thread.
+"""Worker processes on this machine that run stages in parallel, each with one thread.
 
-A worker loads the training stack once and keeps it, so the next stage starts at once. A stage of several processes gets
-as many workers as ranks. Workers die with this process, however it ends.
+A worker imports the training stack once, so its next stage starts immediately. A stage of several processes runs on one
+worker per rank. The kernel ends the workers when this process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Result:
-    """How a stage ended: the metrics of its rank 0, or what went wrong first."""
+    """How a stage ended: the metrics of its rank 0, or the first error."""
 
     name: str
     metrics: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """Workers, and what they are doing. Use `worker_pool`, which ends them."""
+    """Workers and their current tasks. Use `worker_pool`, which ends the workers."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -50,11 +50,11 @@ class WorkerPool:
 
     @property
     def free(self) -> int:
-        """How many processes can take a stage now."""
+        """How many workers are idle or not started yet."""
         return self.size - sum(worker.task is not None for worker in self._workers)
 
     def start(self, name: str, stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> None:
-        """Run `stage` on as many workers as it has ranks, which must be free; `events` tells how it ended.
+        """Start `stage` on one free worker per rank; `events` yields its result.
 
         Raises:
             ConfigError: for a stage whose class a worker cannot import.
@@ -64,8 +64,8 @@ class WorkerPool:
             pickle.dumps(stage)
         except (pickle.PicklingError, AttributeError):
             raise ConfigError(
-                f"stage '{name}': its class {type(stage).__qualname__} cannot be imported by a worker process; move it "
-                "into a module of its own, or use --jobs 1"
+                f"stage '{name}': a worker process cannot import its class {type(stage).__qualname__}; move the class "
+                "into a module, or use --jobs 1"
             ) from None
         port = free_port() if count > 1 else 0
         idle = [worker for worker in self._workers if worker.task is None]
@@ -76,12 +76,12 @@ class WorkerPool:
             worker.connection.send(worker.task)
 
     def events(self, timeout: float | None) -> Iterator[LogLine | Result]:
-        """What workers have to tell: log lines, and stages that ended. Waits up to `timeout` seconds for the first."""
+        """Log lines and results from the workers. Waits up to `timeout` seconds for the first."""
         busy = {worker.connection: worker for worker in self._workers if worker.task is not None}
         for connection in wait(list(busy), timeout):
             worker = busy[connection]  # type: ignore[index]
             if worker.task is None:
-                # Its stage failed on another rank a moment ago, and took this worker along.
+                # Its stage just failed on another rank, so this worker was ended, too.
                 continue
             try:
                 message = worker.connection.recv()
@@ -89,8 +89,8 @@ class WorkerPool:
                 worker.process.join(EXIT_SECONDS)
                 message = Failed(
                     StageFailed(
-                        f"stage '{worker.task.name}': its process was ended from outside or crashed "
-                        f"(exit code {worker.process.exitcode}); run again to go on"
+                        f"stage '{worker.task.name}': its worker process crashed or was killed "
+                        f"(exit code {worker.process.exitcode}); run the same command again to continue"
                     )
                 )
             if isinstance(message, LogLine):
@@ -116,7 +116,7 @@ class WorkerPool:
             yield Result(task.name, metrics=self._metrics.pop(task.name))
 
     def _spawn(self) -> _Worker:
-        # A fresh interpreter: a fork would copy the threads' locks of this one.
+        # A new interpreter, because a fork would copy locks that other threads hold.
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=work, args=(there,), name="prism worker")
@@ -127,7 +127,7 @@ class WorkerPool:
         return worker
 
     def close(self, kill: bool) -> None:
-        """End the workers: at once, or after what they are doing."""
+        """End the workers: immediately, or after their current tasks."""
         if kill:
             for worker in self._workers:
                 worker.process.kill()
@@ -137,7 +137,7 @@ class WorkerPool:
 
 @contextmanager
 def worker_pool(size: int) -> Iterator[WorkerPool]:
-    """A pool of up to `size` workers, started when first needed."""
+    """A pool of up to `size` workers, which start when they are first needed."""
     pool = WorkerPool(size)
     try:
         yield pool

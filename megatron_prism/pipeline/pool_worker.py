@@ -1,4 +1,4 @@
-"""The worker's side of a pool (see pool.py): take a stage, run it, tell how it ended, wait for the next."""
+"""The worker process of a pool (see pool.py): receive a stage, run it, send back how it ended, repeat."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCALHOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Task:
-    """One rank of a stage: what torchrun would say through the environment, and the stage itself."""
+    """One rank of a stage, with what torchrun would put into the environment."""
 
     name: str
     stage: Stage
@@ -42,24 +42,24 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Done:
-    """A rank ended well; rank 0's metrics count."""
+    """A rank finished; the metrics of rank 0 are kept."""
 
     metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A rank ended with an error: a user's mistake as it is, anything else as a `StageBug` with its traceback."""
+    """A rank failed: a PrismError or OSError as it is, anything else as a `StageBug` with its traceback."""
 
     problem: BaseException
 
 
 class StageBug(Exception):
-    """An error that is no PrismError, from a worker; its text is the worker's traceback."""
+    """An error in a worker that is not a PrismError; its text is the worker's traceback."""
 
 
 class _Forward(logging.Handler):
-    """Sends log lines of the running stage to the parent, which owns the terminal."""
+    """Sends log lines of the running stage to the parent, which writes to the terminal."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class _Forward(logging.Handler):
 
 
 def work(connection: Connection) -> None:
-    """Serve tasks from `connection` until it is closed."""
-    # Ctrl-C reaches the whole terminal: the parent decides, and ends its workers.
+    """Run tasks from `connection` until it is closed."""
+    # Ctrl-C is sent to every process of the terminal; only the parent handles it, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    # Two workers with two threads each would only get into each other's way on two cores; and one thread computes the
-    # same numbers on every machine.
+    # Two workers with two threads each would compete for two cores. With one thread the numbers are also the same on
+    # every machine.
     os.environ["OMP_NUM_THREADS"] = "1"
-    # The parent draws on the terminal; Rich takes this one for a file.
+    # Only the parent draws on the terminal; here Rich must treat it as a file.
     os.environ["TTY_COMPATIBLE"] = "0"
     from megatron_prism.platform.console import setup_logging
 
@@ -118,14 +118,14 @@ def _run(task: Task) -> Done | Failed:
 
 
 def _portable(problem: BaseException) -> BaseException:
-    """An error that reaches the parent whole: an OSError keeps its number (a full disk), others their traceback."""
+    """An error that can be pickled: an OSError keeps its number (for a full disk), others their traceback."""
     if isinstance(problem, OSError) and problem.errno is not None:
         return OSError(problem.errno, problem.strerror)
     return StageBug("".join(traceback.format_exception(problem)))
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that happens (Linux)."""
+    """Let the kernel kill this process when its parent ends, even if the parent is killed (Linux)."""
     import ctypes
 
     prctl = getattr(ctypes.CDLL(None), "prctl", None)

@@ -1,4 +1,4 @@
-"""Which stages may start now, and how long the rest will take: plain functions over names and numbers."""
+"""Which stages can start now, and an estimate of the remaining time; plain functions over names and numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """A stage to be made.
+    """A stage to run.
 
     Attributes:
-        needs: names of the stages whose artifacts it takes.
-        processes: how many it runs on, at least 1.
+        needs: names of the stages whose artifacts it reads.
+        processes: how many processes it runs on, at least 1.
     """
 
     name: str
@@ -24,8 +24,8 @@ class Job:
 def startable(waiting: Sequence[Job], done: Collection[str], free: int, total: int) -> list[Job]:
     """The jobs to start now, in order of `waiting`, on `free` of `total` processes.
 
-    A job that is ready but does not fit keeps its place: nothing behind it starts before it, or small jobs could put
-    it off for ever. A job that needs more than `total` processes starts alone.
+    If a job is ready but does not fit, no later job starts before it; otherwise small jobs could delay it without end.
+    A job that needs more than `total` processes runs alone.
     """
     chosen: list[Job] = []
     for job in waiting:
@@ -41,16 +41,19 @@ def startable(waiting: Sequence[Job], done: Collection[str], free: int, total: i
 
 def seconds_left(
     waiting: Sequence[Job],
+    *,
     running: Mapping[str, float],
     seconds: Mapping[str, float],
     processes: Mapping[str, int],
     total: int,
 ) -> float:
-    """Seconds until the last job ends, if each takes what `seconds` says and they start as `startable` lets them.
+    """Seconds until the last job ends, when jobs start by the rule of `startable`.
 
     Args:
-        running: seconds still to go, by name, of the jobs under way.
-        processes: how many processes each of the running jobs occupies.
+        running: remaining seconds of the running jobs, by name.
+        seconds: how long each waiting job takes, by name.
+        processes: how many processes each running job occupies.
+        total: how many processes there are.
     """
     names = {job.name for job in waiting} | set(running)
     done = {need for job in waiting for need in job.needs} - names

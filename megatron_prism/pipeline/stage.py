@@ -1,8 +1,8 @@
 """A stage: a typed config whose `run` turns input artifacts into one output artifact.
 
-To make one, subclass `Stage` as a dataclass, give it a `kind`, and write `run`. Its fields are its config: overridable
-from the command line, kept in the receipt, hashed into the fingerprint. Fields that cannot change the output (how
-often to log) are declared with `tuning(default)` and stay out of the hash.
+To write one, subclass `Stage` as a dataclass, give it a `kind`, and implement `run`. Its fields are its config: the
+command line can override them, the receipt records them, and the fingerprint hashes them. Fields that cannot change the
+output (such as how often to log) are declared with `tuning(default)` and are not hashed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_prism.pipeline.config import to_mapping
 
 
 def tuning(default: Any) -> Any:
-    """A config field that cannot change a stage's output, and so stays out of its fingerprint."""
+    """A config field that cannot change a stage's output and therefore is not part of its fingerprint."""
     return field(default=default, metadata={"fingerprint": False})
 
 
@@ -30,9 +30,9 @@ class Stage(ABC):
     """Base of all stages.
 
     Class attributes:
-        kind: what the artifact is called; folders start with it.
-        version: raised by the author when the same config begins to give another output.
-        resumable: `run` finds what an interrupted run left in `out` and goes on from there; others start clean.
+        kind: the kind of the artifact; its folder name starts with it.
+        version: the author raises it when the same config starts to give a different output.
+        resumable: `run` continues from what an interrupted run left in `out`; otherwise `out` is emptied first.
     """
 
     kind: ClassVar[str] = ""
@@ -41,12 +41,12 @@ class Stage(ABC):
 
     @property
     def world_size(self) -> int:
-        """How many processes `run` needs. One runs in this process; more are launched with torchrun."""
+        """How many processes `run` needs: one runs in this process, more are launched with torchrun."""
         return 1
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        """Write the outputs under `out` and return the metrics for the receipt (JSON-ready, rank 0's are kept)."""
+        """Write the outputs under `out` and return the metrics for the receipt (JSON-ready; rank 0's are kept)."""
 
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the output: every field not declared with `tuning`.
@@ -59,7 +59,7 @@ class Stage(ABC):
         return found | {key: part.identity() for key, part in parts.items() if hasattr(part, "identity")}
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
-        """sha256 over kind, version, deciding config and the inputs' fingerprints."""
+        """sha256 over kind, version, `identity` and the inputs' fingerprints."""
         content = {
             "kind": self.kind,
             "version": self.version,

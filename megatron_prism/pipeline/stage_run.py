@@ -20,16 +20,16 @@ from megatron_prism.platform.hardware import machine_facts, versions
 
 
 class StageRun:
-    """One stage's run into its half-written folder, from the lock to the seal.
+    """One run of a stage: it writes into the folder `partial`, which `seal` turns into the artifact.
 
     Args:
-        name: of the stage in its graph.
-        fingerprint: of the stage with its inputs.
-        folder: the artifact's final folder; `partial` beside it is where the stage writes.
+        name: the stage's name in its graph.
+        fingerprint: of the stage and its inputs.
+        folder: the artifact's final folder; `partial` is next to it.
     """
 
     def __init__(
-        self, name: str, stage: Stage, fingerprint: str, folder: Path, inputs: Mapping[str, Artifact]
+        self, name: str, stage: Stage, *, fingerprint: str, folder: Path, inputs: Mapping[str, Artifact]
     ) -> None:
         self.name, self.stage, self.fingerprint = name, stage, fingerprint
         self.folder, self.partial, self.inputs = folder, partial_path(folder), dict(inputs)
@@ -40,11 +40,11 @@ class StageRun:
 
     @property
     def seconds(self) -> float:
-        """Since the stage was started."""
+        """Seconds since the stage started."""
         return time.perf_counter() - self._clock
 
     def seal(self, metrics: dict[str, Any]) -> Artifact:
-        """Complete the artifact with its receipt, under its final name."""
+        """Write the receipt and move the folder to its final name."""
         receipt = Receipt(
             kind=self.stage.kind,
             fingerprint=self.fingerprint,
@@ -61,25 +61,25 @@ class StageRun:
         return seal(self.partial, self.folder, receipt)
 
     def explain(self, problem: BaseException) -> BaseException:
-        """A DataError in place of whatever a library raised because the disk is full; otherwise `problem` itself."""
+        """A DataError if `problem` came from a full disk, whatever its type; otherwise `problem` itself."""
         if isinstance(problem, PrismError) or not is_full_disk(problem, self.partial):
             return problem
         return DataError(
-            f"stage '{self.name}': the disk that holds {self.partial} is full; nothing finished was lost: "
-            "free some space (or choose another --run-dir) and run again"
+            f"stage '{self.name}': the disk of {self.partial} is full; finished stages are kept: "
+            "free some space or choose another --run-dir, and run again"
         )
 
 
 @contextmanager
 def artifact_lock(folder: Path) -> Iterator[None]:
-    """Hold the right to make `folder`; a second process is told so instead of writing into the same place."""
+    """Hold the lock on `folder`; in a second process this raises an ArtifactError."""
     lock = folder.with_name(f".{folder.name}.lock")
     with open(lock, "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ArtifactError(
-                f"{folder}: another process is making this artifact; wait for it or stop it"
+                f"{folder}: another process is writing this artifact; wait for it to finish, or stop it"
             ) from None
         try:
             yield

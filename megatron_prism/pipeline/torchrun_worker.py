@@ -1,4 +1,4 @@
-"""`python -m megatron_prism.pipeline.torchrun_worker TASK.json`: one process of a launched stage (see launch.py)."""
+"""`python -m megatron_prism.pipeline.torchrun_worker TASK.json`: one rank of a stage that launch.py runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_prism.pipeline.launch import run_task
 from megatron_prism.platform.console import setup_logging
 
-# Saving a checkpoint spawns helper processes that import this file again: without the guard they would run the task.
+# Saving a checkpoint spawns helper processes that import this file again; without the guard they would run the task.
 if __name__ == "__main__":
     setup_logging()
     run_task(Path(sys.argv[1]))

@@ -58,7 +58,7 @@ def test_weights_are_normalised_and_their_sum_kept(tmp_path):
         ("name: x\nweigths: {a: 1}", "did you mean 'weights'"),
         ("weights: [1]", "mine.yaml"),
         ("weights: {a: 1}", "name"),
-        ("- a", "expected keys and values"),
+        ("- a", "expected KEY: VALUE lines"),
     ],
 )
 def test_bad_files(tmp_path, text, said):

@@ -41,17 +41,19 @@ def test_seal_replaces_an_older_folder(sealed: Artifact) -> None:
 def test_changed_size_and_missing_output_are_named(sealed: Artifact) -> None:
     output = sealed.path / "train" / "web.txt"
     output.write_text("hello!")
-    with pytest.raises(ArtifactError, match=r"web\.txt: 6 bytes, receipt\.json says 5"):
+    with pytest.raises(ArtifactError, match=r"web\.txt: the file has 6 bytes, but receipt\.json records 5"):
         Artifact.open(sealed.path)
     output.unlink()
-    with pytest.raises(ArtifactError, match=r"web\.txt: listed in receipt\.json but missing"):
+    with pytest.raises(
+        ArtifactError, match=r"web\.txt: the file is listed in receipt\.json but does not exist"
+    ):
         Artifact.open(sealed.path)
 
 
 def test_verify_finds_changed_bytes_of_the_same_size(sealed: Artifact) -> None:
     (sealed.path / "train" / "web.txt").write_text("jello")
     opened = Artifact.open(sealed.path)
-    with pytest.raises(ArtifactError, match="contents differ"):
+    with pytest.raises(ArtifactError, match="contents do not match"):
         opened.verify()
 
 
@@ -59,21 +61,21 @@ def test_half_written_unreadable_and_foreign_folders(sealed: Artifact, tmp_path:
     with pytest.raises(ArtifactError, match="no such artifact folder"):
         Artifact.open(tmp_path / "absent")
     (tmp_path / "half").mkdir()
-    with pytest.raises(ArtifactError, match="half written"):
+    with pytest.raises(ArtifactError, match="incomplete"):
         Artifact.open(tmp_path / "half")
     receipt = sealed.path / RECEIPT
     whole = receipt.read_text()
     receipt.write_text(whole[:40])
-    with pytest.raises(ArtifactError, match=r"not JSON .*make it anew"):
+    with pytest.raises(ArtifactError, match=r"not JSON .*run again with --force"):
         Artifact.open(sealed.path)
     receipt.write_text(json.dumps({"kind": "corpus"}))
-    with pytest.raises(ArtifactError, match="not a receipt"):
+    with pytest.raises(ArtifactError, match="not a valid receipt"):
         Artifact.open(sealed.path)
     receipt.write_text("[1]")
-    with pytest.raises(ArtifactError, match=r"JSON object is needed.*make it anew"):
+    with pytest.raises(ArtifactError, match=r"JSON object is needed.*run again with --force"):
         Artifact.open(sealed.path)
     receipt.write_text(whole)
-    with pytest.raises(ArtifactError, match="is a 'corpus' artifact, a 'tokens' is needed"):
+    with pytest.raises(ArtifactError, match="kind 'corpus', but kind 'tokens' is needed"):
         Artifact.open(sealed.path, kind="tokens")
 
 

@@ -49,7 +49,7 @@ def test_overrides_change_a_copy() -> None:
     [
         ("txt", "b", "unknown key 'txt'; did you mean 'text'"),
         ("inner.lrr", 1, "unknown key 'inner.lrr'; did you mean 'lr'"),
-        ("text.more", 1, "'text' is a value"),
+        ("text.more", 1, "unknown key 'text.more': 'text' is a value"),
         ("repeats", "many", "repeats='many'"),
         ("repeats", 0, "repeats=0: must be 1 or more"),
     ],
@@ -75,7 +75,7 @@ def test_yaml(tmp_path: Path) -> None:
     path.write_text("web: 0.5\n")
     assert load_yaml(path) == {"web": 0.5}
     path.write_text("- a\n")
-    with pytest.raises(ConfigError, match="expected keys and values"):
+    with pytest.raises(ConfigError, match="expected KEY: VALUE lines"):
         load_yaml(path)
     path.write_text("a: [1\n")
     with pytest.raises(ConfigError, match="not readable YAML"):

@@ -37,19 +37,26 @@ def test_a_job_larger_than_all_starts_alone() -> None:
 def test_time_left_follows_the_longest_way_through() -> None:
     seconds = {"a": 10.0, "b": 20.0, "c": 5.0, "d": 1.0}
     diamond = [job("a"), job("b", "a"), job("c", "a"), job("d", "b", "c")]
-    assert seconds_left(diamond, {}, seconds, {}, total=1) == 36
-    assert seconds_left(diamond, {}, seconds, {}, total=2) == 31
+    assert seconds_left(diamond, running={}, seconds=seconds, processes={}, total=1) == 36
+    assert seconds_left(diamond, running={}, seconds=seconds, processes={}, total=2) == 31
 
 
 def test_time_left_counts_what_is_under_way_and_the_processes_it_holds() -> None:
     rest = [job("b", "a"), job("c", "a"), job("d", "b", "c")]
     seconds = {"b": 20.0, "c": 5.0, "d": 1.0}
-    assert seconds_left(rest, {"a": 4.0}, seconds, {"a": 2}, total=2) == 25
+    assert seconds_left(rest, running={"a": 4.0}, seconds=seconds, processes={"a": 2}, total=2) == 25
     # An unrelated job holds one of the two processes for a long time.
-    assert seconds_left(rest, {"a": 4.0, "x": 100.0}, seconds, {"a": 1, "x": 1}, total=2) == 100
-    assert seconds_left([], {"x": 3.0}, {}, {"x": 2}, total=2) == 3
+    assert (
+        seconds_left(
+            rest, running={"a": 4.0, "x": 100.0}, seconds=seconds, processes={"a": 1, "x": 1}, total=2
+        )
+        == 100
+    )
+    assert seconds_left([], running={"x": 3.0}, seconds={}, processes={"x": 2}, total=2) == 3
 
 
 def test_a_wide_job_waits_for_all_processes() -> None:
     jobs = [job("a"), job("wide", processes=2)]
-    assert seconds_left(jobs, {}, {"a": 3.0, "wide": 4.0}, {}, total=2) == pytest.approx(7)
+    assert seconds_left(
+        jobs, running={}, seconds={"a": 3.0, "wide": 4.0}, processes={}, total=2
+    ) == pytest.approx(7)

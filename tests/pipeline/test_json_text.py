@@ -37,7 +37,7 @@ BROKEN = {
     "101 levels": (b"[" * 101 + b"]" * 101, "JSON nested more than 100 levels"),
     "levels without end": (b"[" * 100_000, "JSON nested more than 100 levels"),
     "a long number": (b"9" * 5000, "not JSON (Exceeds the limit"),
-    "a key twice": (b'{"a": 1, "a": 2}', "not JSON (key 'a' comes twice"),
+    "a key twice": (b'{"a": 1, "a": 2}', "not JSON (key 'a' appears twice"),
     "a byte that is no text": (b'"\xff"', "not UTF-8"),
     "nothing": (b"", "not JSON"),
 }
@@ -157,7 +157,7 @@ def test_plain_text_loses_its_mark_and_yaml_too(tmp_path):
     (tmp_path / "a.yaml").write_bytes(MARK + b"name: x")
     assert load_yaml(tmp_path / "a.yaml") == {"name": "x"}
     (tmp_path / "a.yaml").write_text("name: " + "[" * 3000)
-    with pytest.raises(ConfigError, match=r"a\.yaml: nested too deep"):
+    with pytest.raises(ConfigError, match=r"a\.yaml: the YAML is nested too deeply"):
         load_yaml(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         parse_override("a=" + "[" * 3000)
@@ -257,7 +257,7 @@ def test_a_ruler_sample_with_a_wrong_value(key, value, said, tmp_path):
 def test_a_receipt_with_a_wrong_value(key, value, tmp_path):
     receipt = {"kind": "x", "fingerprint": "f", "stage": "s", "config": {}, "inputs": {}, "outputs": []}
     (tmp_path / "receipt.json").write_text(json.dumps(receipt | {key: value}))
-    with pytest.raises(ArtifactError, match=r"receipt.json: not a receipt \(.*must be"):
+    with pytest.raises(ArtifactError, match=r"receipt.json: not a valid receipt \(.*must be"):
         Artifact.open(tmp_path)
 
 

@@ -61,4 +61,4 @@ def test_a_worker_leaves_its_error_for_the_launcher(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit) as caught:
         run_task(task)
     assert caught.value.code == 2
-    assert "half written" in (task.parent / "error-3.json").read_text()
+    assert "incomplete" in (task.parent / "error-3.json").read_text()

@@ -123,7 +123,7 @@ def test_only_pickled_weights_or_an_adapter_are_refused_with_the_remedy(folder):
 def test_what_stands_in_the_weights_place_is_named(name, layout, folder, tmp_path):
     hf = folder(layout)
     (hf / name).write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
-    with pytest.raises(CheckpointError, match=rf"{hf}/{name}: a pointer of Git LFS .*git lfs pull"):
+    with pytest.raises(CheckpointError, match=rf"{hf}/{name}: this is a Git LFS pointer.*git lfs pull"):
         HFWeights(hf)
     (hf / name).unlink()
     (hf / name).symlink_to(tmp_path / "nothing")

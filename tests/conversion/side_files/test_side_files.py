@@ -137,7 +137,7 @@ def test_what_stands_in_a_files_place_is_said(tmp_path):
     (source / "tokenizer.model").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
     link, pointer = carry_files(source, tmp_path / "out")
     assert f"{source}/tokenizer.json: not carried: a link to a file that is not there" in link
-    assert f"{source}/tokenizer.model: a pointer of Git LFS" in pointer
+    assert f"{source}/tokenizer.model: this is a Git LFS pointer" in pointer
     assert "git lfs pull" in pointer
 
 

@@ -100,11 +100,11 @@ def test_when_one_fails_the_other_ends_and_nothing_else_starts(
     ("stage", "kind", "words"),
     [
         (Break("bug"), StageBug, "in run\n.*ZeroDivisionError: a mistake in the code"),
-        (Break("disk"), DataError, "stage 'it': the disk that holds .* is full"),
+        (Break("disk"), DataError, "stage 'it': the disk of .* is full"),
         (
             Break("die"),
             StageFailed,
-            r"stage 'it': its process was ended from outside or crashed \(exit code -9\)",
+            r"stage 'it': its worker process crashed or was killed \(exit code -9\)",
         ),
         # The other rank waits in a collective; it must not wait until that times out.
         (AllReduce(failing_rank=1), DataError, r"shard-7\.bin: truncated"),
@@ -125,7 +125,7 @@ def test_a_stage_class_out_of_reach_of_workers_is_refused(tmp_path: Path) -> Non
 
     graph = Graph("local", jobs=2)
     graph.add("it", Local())
-    with pytest.raises(ConfigError, match=r"stage 'it': its class .*Local cannot be imported by a worker"):
+    with pytest.raises(ConfigError, match=r"stage 'it': a worker process cannot import its class .*Local"):
         graph.run(tmp_path / "run")
 
 
@@ -135,7 +135,7 @@ def test_a_second_run_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
     (tmp_path / "artifacts").mkdir()
     with (
         artifact_lock(node.folder(tmp_path)),
-        pytest.raises(ArtifactError, match="another process is making this artifact"),
+        pytest.raises(ArtifactError, match="another process is writing this artifact"),
     ):
         graph.run(tmp_path)
 
@@ -143,7 +143,7 @@ def test_a_second_run_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from pathlib import Path; from test_side_by_side import two_that_meet\n"
+        "from pathlib import Path; from test_execution import two_that_meet\n"
         "if __name__ == '__main__':\n"
         "    graph = two_that_meet(Path(sys.argv[3]), 120.0)\n"
         "    graph.node('left').stage.other = graph.node('right').stage.other = 'nobody'\n"
