@@ -129,7 +129,7 @@ def test_damaged_and_unfinished_stages_are_marked(tmp_path):
     (tmp_path / "run" / (folder_of("tokens") + ".partial")).mkdir()
     text = Page(build_report(tmp_path / "run").read_text()).text
     assert re.search(
-        r"tokenizer \(tokenizer\): damaged: .*data\.bin: listed in receipt\.json but missing", text
+        r"tokenizer \(tokenizer\): damaged: .*data\.bin: the file is listed in receipt\.json but does not exist", text
     )
     assert "tokens (tokens): unfinished" in text
 
