@@ -1,4 +1,4 @@
-"""`prism convert`: Hugging Face folders to Megatron checkpoints and back, and the proof that nothing was lost."""
+"""`prism convert`: convert between Hugging Face folders and Megatron checkpoints, verify, and quantize."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MegatronArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder with architecture.json and checkpoint/.")
 ]
 OutArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")
+    Path, typer.Argument(metavar="OUT", help="Folder to create; it appears when it is complete.")
 ]
-# An exabyte: no file is larger, and any larger number means the same.
+# One exabyte: no file is larger, so a larger number has the same effect.
 LARGEST_SHARD_GB = 1e9
 DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, fp32, bf16 or fp16.")]
 
 
 @app.callback()
-def _quietly() -> None:
+def _setup() -> None:
     from megatron_prism.platform.console import setup_logging
 
     setup_logging()
@@ -69,7 +69,7 @@ def export(
     out: OutArgument,
     tokenizer: Annotated[
         Path | None,
-        typer.Option("--tokenizer", metavar="DIR", help="Default: the one that came with the model."),
+        typer.Option("--tokenizer", metavar="DIR", help="Tokenizer to export; default: the model's own."),
     ] = None,
     dtype: DtypeOption = "keep",
     max_shard_gb: Annotated[
@@ -100,31 +100,34 @@ def verify(
     first: Annotated[Path, typer.Argument(metavar="A", help="A folder of either kind.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="A folder of either kind.")],
     logits: Annotated[
-        bool, typer.Option("--logits", help="Also run both and compare what they compute.")
+        bool, typer.Option("--logits", help="Also run both models and compare their logits.")
     ] = False,
     text: Annotated[
         Path | None,
         typer.Option(
             "--text",
             metavar="FILE",
-            help="What to run them on, by either's tokenizer; default: random tokens.",
+            help="Text to run both on, with the tokenizer of A or B; default: random tokens.",
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="To compute the logits in: fp32, bf16.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Dtype of the computation: fp32, bf16 or fp16.")
+    ] = "fp32",
     tolerance: Annotated[
         float,
         typer.Option(
-            "--tolerance", help="Largest logit difference, as a share of the largest logit below 1."
+            "--tolerance",
+            help="Largest allowed difference of logits; if all are below 1, relative to the largest.",
         ),
     ] = 1e-4,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare two checkpoints tensor by tensor, bit for bit; with --logits also by what they compute."""
+    """Compare two checkpoints tensor by tensor, bit for bit; with --logits also their logits."""
     check_json_target(json_file)
     check_folders(first, second, dtype=dtype)
     above_zero(tolerance, "--tolerance")
     if text is not None and not logits:
-        raise ConfigError(f"--text {text}: a text is what --logits runs both on; add --logits")
+        raise ConfigError(f"--text {text}: a text is used only with --logits; add --logits")
     check_models(first, second)
     from megatron_prism.conversion.verify import compare_tensors
     from megatron_prism.conversion.weights import open_weights
@@ -147,7 +150,11 @@ def verify(
         ]
         show_table(json_file, "tensors that differ", ["tensor", "how", "max abs difference"], rows)
     show_line(json_file, f"{result['identical']} of {result['tensors']} tensors are identical, bit for bit")
-    problem = None if not differences else f"{len(differences)} tensors differ, first '{differences[0].name}'"
+    problem = (
+        None
+        if not differences
+        else f"{len(differences)} tensors differ, the first is '{differences[0].name}'"
+    )
     if logits:
         compared, allowed, what = _compare_logits(a, b, text, dtype, tolerance)
         result["logits"] = asdict(compared) | {"allowed": allowed, "input": what}
@@ -180,7 +187,7 @@ def verify(
             )
     write_result(json_file, result)
     if problem:
-        raise CheckpointError(f"{second} is not {first}: {problem}")
+        raise CheckpointError(f"{second} differs from {first}: {problem}")
 
 
 @app.command("quantize")
@@ -191,7 +198,9 @@ def quantize(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", metavar="FILE", help="Text, JSON lines or Parquet like what the model will see."
+            "--calibration",
+            metavar="FILE",
+            help="Text, JSON lines or Parquet, similar to the text the model will be used on.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", help="Windows of text to calibrate on.")] = 128,
@@ -240,13 +249,13 @@ def quantize(
 def _compare_logits(
     a: Any, b: Any, text: Path | None, dtype: str, tolerance: float
 ) -> tuple[Any, float, str]:
-    """The comparison, the difference that is allowed, and what both models were run on."""
+    """The comparison, the allowed difference, and a description of the input."""
     from megatron_prism.conversion.logits import compare, folder_outputs, random_tokens
     from megatron_prism.conversion.stage import CHECK_SEED
 
     wanted = _dtype(dtype)
     if wanted is None:
-        raise ConfigError(f"--dtype {dtype}: fp32, bf16 or fp16 is needed to compute in")
+        raise ConfigError(f"--dtype {dtype}: --logits needs fp32, bf16 or fp16")
     if text is not None:
         tokens, what = _tokens_of(text, a, b), f"the tokens of {text}"
     else:
@@ -259,7 +268,7 @@ def _compare_logits(
 
 
 def _tokens_of(text: Path, a: Any, b: Any) -> Any:
-    """A text as token ids `[1, seq]`, by the tokenizer that came with either model."""
+    """A text as token ids `[1, seq]`, by the tokenizer of the first model that has one."""
     import torch
 
     from megatron_prism.data.tokenizer import Tokenizer
@@ -276,14 +285,14 @@ def _tokens_of(text: Path, a: Any, b: Any) -> Any:
             limit = min(model.architecture.max_position_embeddings for model in (a, b))
             rows = min(model.architecture.vocab_size for model in (a, b))
             if not ids:
-                raise ConfigError(f"--text {text}: {each} makes no tokens of it")
+                raise ConfigError(f"--text {text}: the tokenizer of {each} makes no tokens of this text")
             if max(ids) >= rows:
                 raise ConfigError(
-                    f"{each}: its tokenizer gives id {max(ids)}, the models have vocab_size={rows}"
+                    f"--text {text}: the tokenizer of {each} gives token id {max(ids)}, but vocab_size is {rows}"
                 )
             return torch.tensor([ids[:limit]])
     raise ConfigError(
-        f"--text {text}: neither {a.path} nor {b.path} holds a tokenizer; leave --text out for random tokens"
+        f"--text {text}: neither {a.path} nor {b.path} has a tokenizer; omit --text to use random tokens"
     )
 
 
@@ -296,7 +305,7 @@ def _dtype(name: str) -> Any:
 
 
 def _shard_bytes(gigabytes: float) -> int:
-    """Bytes of a weight file; of the largest numbers only that they are larger than any file."""
+    """The largest size of a weight file, in bytes."""
     above_zero(gigabytes, "--max-shard-gb")
     return max(1, int(min(gigabytes, LARGEST_SHARD_GB) * 1e9))
 

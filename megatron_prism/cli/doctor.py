@@ -1,4 +1,4 @@
-"""`prism doctor`: what this machine has and what that unlocks."""
+"""`prism doctor`: what this machine has and what each thing is needed for."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from megatron_prism.cli.output import JsonOption, check_json_target, show_table,
 
 
 def doctor(json_file: JsonOption = None) -> None:
-    """Show what this machine has and what each thing unlocks."""
+    """Show what this machine has and what each thing is needed for."""
     check_json_target(json_file)
     from megatron_prism.platform.doctor import Check, diagnose
     from megatron_prism.verification.code import sandbox_problem
     from megatron_prism.verification.sandbox import bubblewrap_version
 
     problem = sandbox_problem()
-    found = f"bubblewrap {bubblewrap_version()}, a program ran in it" if problem is None else problem
-    unlocks = "grading programs that a model wrote, isolated; without it only with sandbox=weak"
+    found = f"bubblewrap {bubblewrap_version()}, tested with a program" if problem is None else problem
+    unlocks = "grading programs in isolation; without it only with sandbox=weak"
     checks = [*diagnose(), Check("sandbox", problem is None, found, unlocks)]
     rows = [("yes" if check.found else "no", check.name, check.detail, check.unlocks) for check in checks]
-    show_table(json_file, "this machine", ["has", "what", "found", "unlocks"], rows)
+    show_table(json_file, "this machine", ["found", "what", "details", "needed for"], rows)
     write_result(json_file, [asdict(check) for check in checks])

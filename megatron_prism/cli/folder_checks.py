@@ -1,4 +1,4 @@
-"""What a verb can refuse at once: folders that are not there, a result that is, a dtype nobody knows. No torch."""
+"""Checks of folders and dtypes that need no torch, so that a mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, INDEX, SING
 
 
 def check_folders(*folders: Path, out: Path | None = None, dtype: str | None = None) -> None:
-    """Refuse before the seconds that torch takes to load; what the files in the folders hold is checked later.
+    """Check arguments before torch is imported, which takes seconds; the contents of the files are checked later.
 
     Raises:
-        CheckpointError: for one of `folders` that is none.
+        CheckpointError: for one of `folders` that is not a folder.
         DataError: if `out` exists and is not an empty folder.
         ConfigError: for an unknown `dtype`.
     """
     for folder in folders:
-        # Path.is_dir raises for a name that is too long.
+        # Unlike os.path.isdir, Path.is_dir raises for a name that is too long.
         if not os.path.isdir(folder):
             raise CheckpointError(f"{folder}: no such folder")
     if out is not None:
@@ -33,22 +33,23 @@ def check_folders(*folders: Path, out: Path | None = None, dtype: str | None = N
 
 
 def check_models(*folders: Path, megatron: bool = True, hugging_face: bool = True) -> None:
-    """Refuse folders that lack the very files by which a model of either kind is known.
+    """Check that each folder has the files of a Megatron or Hugging Face model.
 
     Raises:
-        CheckpointError: naming the first such folder.
+        CheckpointError: names the first folder that does not.
     """
     for folder in folders:
         if megatron and (folder / ARCHITECTURE).is_file():
             continue
         if not hugging_face:
             raise CheckpointError(
-                f"{folder / ARCHITECTURE}: no such file; a folder of `prism convert import` has one"
+                f"{folder / ARCHITECTURE}: no such file; give a Megatron folder, as `prism convert import` writes it"
             )
         if not (folder / CONFIG).is_file():
-            kinds = f"neither a Megatron folder ({ARCHITECTURE}) nor" if megatron else "not"
-            raise CheckpointError(f"{folder}: {kinds} a Hugging Face one ({CONFIG})")
+            both = f"neither {ARCHITECTURE} (Megatron) nor {CONFIG} (Hugging Face)"
+            missing = both if megatron else f"no {CONFIG}"
+            raise CheckpointError(f"{folder}: the folder has {missing}; give the folder of a model")
         if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
             raise CheckpointError(
-                f"{folder}: neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
+                f"{folder}: the folder has neither {SINGLE} nor {INDEX}; give a Hugging Face folder with safetensors"
             )

@@ -1,7 +1,6 @@
-"""The entry point: registers the verbs and turns a user's mistake into one line and exit code 2.
+"""The entry point: registers the verbs and turns a PrismError into one line and exit code 2.
 
-Exit codes: 0 done, 2 a mistake of the user's (or a failed stage), 130 interrupted. A bug keeps its traceback
-(code 1).
+Exit codes: 0 done, 2 a user's mistake or a failed stage, 130 interrupted. A bug ends with its traceback and code 1.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from megatron_prism import __version__
 from megatron_prism.cli import convert, doctor, merge, recipes, report, ruler, run
 from megatron_prism.errors import PrismError
 
-# Typer carries its own copy of click, so click's UsageError is named through one of its subclasses.
+# Typer has its own copy of click; its UsageError is reachable as the base of BadParameter.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -64,9 +63,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(f"{problem.format_message()} (see prism --help)")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    # Typer turns Ctrl-C into this code itself, in silence.
+    # Typer itself returns this code after Ctrl-C, without a message.
     if code == INTERRUPTED:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""`prism merge`: several checkpoints of one architecture become one, or one for each alpha of a list."""
+"""`prism merge`: merge checkpoints of one architecture into one, or into one for each alpha of a list."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from megatron_prism.errors import ConfigError
 
 
 def merge(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; it appears when it is complete.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to create; it appears when it is complete.")
+    ],
     model: Annotated[
         list[str],
         typer.Option(
             "--model",
             metavar="PATH=WEIGHT",
-            help="A folder of either kind; once for each. With --alpha without '=WEIGHT'.",
+            help="A Hugging Face or Megatron folder with its weight; repeat for each. With --alpha, only PATH.",
         ),
     ],
     method: Annotated[
@@ -37,7 +39,9 @@ def merge(
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", metavar="DIR", help="For task-arithmetic, ties, dare, interpolate: what changes are of."
+            "--base",
+            metavar="DIR",
+            help="The model that changes are relative to: task-arithmetic, ties, dare, interpolate.",
         ),
     ] = None,
     weights: Annotated[
@@ -45,7 +49,7 @@ def merge(
         typer.Option(
             "--weights",
             metavar="COMPONENT=ALPHA,...",
-            help="The last model's weight in attention, mlp, mamba, embedding, head or norm.",
+            help="The last model's weight per component: attention, mlp, mamba, embedding, head, norm.",
         ),
     ] = None,
     alpha: Annotated[
@@ -53,16 +57,17 @@ def merge(
         typer.Option(
             "--alpha",
             metavar="A,B,...",
-            help="One result for each, of two models: (1 - alpha) first + alpha last; in OUT/alpha-A ...",
+            help="One merge of two models per alpha, (1 - alpha) first + alpha last, in OUT/alpha-A ...",
         ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Divide the weights by their sum; without it they are exact.")
+        bool,
+        typer.Option("--normalize", help="Divide the weights by their sum; default: use them as they are."),
     ] = False,
     density: Annotated[
-        float | None, typer.Option("--density", help="ties, dare: the share of each change that is kept.")
+        float | None, typer.Option("--density", help="ties, dare: the fraction of each change to keep.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="dare: of what is dropped.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="dare: random seed of the dropped elements.")] = 1,
     format: Annotated[
         str | None, typer.Option("--format", help="hf or megatron; default: that of the first model.")
     ] = None,
@@ -71,7 +76,7 @@ def merge(
         typer.Option(
             "--tokenizer-from",
             metavar="MODEL",
-            help="Whose tokenizer, generation config and token ids to keep; default: the heaviest model's.",
+            help="Whose tokenizer, generation config and token ids to keep; default: those of the heaviest model.",
         ),
     ] = None,
     dtype: Annotated[
@@ -122,8 +127,8 @@ def merge(
 
 
 def _split(model: str) -> tuple[str, str]:
-    """PATH=WEIGHT at its last '=': a path may hold others."""
+    """Split PATH=WEIGHT at the last '=', because a path may contain others."""
     path, equals, weight = model.rpartition("=")
     if not equals or not path:
-        raise ConfigError(f"--model {model}: PATH=WEIGHT is needed, for example --model {model or 'DIR'}=0.5")
+        raise ConfigError(f"--model {model}: expected PATH=WEIGHT, for example --model {model or 'DIR'}=0.5")
     return path, weight

@@ -1,4 +1,4 @@
-"""`prism recipes`: what can be run."""
+"""`prism recipes`: list the recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prism report`: the page of a run, made from its receipts."""
+"""`prism report`: write the HTML report of a run from its receipts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from megatron_prism.cli.output import JsonOption, check_json_target, show_line, 
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, e.g. runs/shoebox.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder, for example runs/shoebox.")],
     json_file: JsonOption = None,
 ) -> None:
-    """Write one HTML page about a run from what its finished stages left."""
+    """Write one HTML page about a run from the artifacts of its finished stages."""
     check_json_target(json_file)
     from megatron_prism.report.stage import build_report
 

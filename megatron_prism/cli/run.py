@@ -1,7 +1,7 @@
-"""`prism run RECIPE[:STAGE] [key=value ...]`: make every artifact of a recipe that is not there yet.
+"""`prism run RECIPE[:STAGE] [key=value ...]`: run the stages of a recipe whose artifacts do not exist yet.
 
-A key belongs to the recipe if its first part is one of the recipe's parameters; `STAGE.key` belongs to that
-stage; with `RECIPE:STAGE`, any other bare key belongs to STAGE.
+A key that is a parameter of the recipe sets that parameter, and `STAGE.key` sets a field of that stage. With
+`RECIPE:STAGE`, any other key sets a field of STAGE.
 """
 
 from __future__ import annotations
@@ -26,32 +26,39 @@ REPORT_FILE = "report.html"
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE[:STAGE]", help="A recipe's name or .py file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE[:STAGE]",
+            help="Name of a recipe, or a .py file; with :STAGE only up to that stage.",
+        ),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option("--run-dir", metavar="DIR", help="Where artifacts lie; default runs/RECIPE."),
+        typer.Option("--run-dir", metavar="DIR", help="Folder for the artifacts; default runs/RECIPE."),
     ] = None,
     from_stage: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Run STAGE and all after it again.")
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Run STAGE and all that depends on it again."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run again even what is done.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run STAGE (or all stages) even if done.")] = False,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="The recipe's small form, where it has one; short for tiny=true.")
+        bool, typer.Option("--tiny", help="Run the small variant, if the recipe has one; same as tiny=true.")
     ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", metavar="N", help="Processes to run stages in, side by side; default the recipe's."
+            "--jobs", metavar="N", help="How many processes run stages in parallel; default: the recipe's."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Run a recipe's stages in order (up to STAGE, if one is named), skipping what is done."""
+    """Run the stages of a recipe (up to STAGE, if given), except those that are done."""
     check_json_target(json_file)
     if jobs is not None and jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: must be 1 or more")
+        raise ConfigError(f"--jobs {jobs}: must be at least 1")
     from megatron_prism.pipeline.node import locate
     from megatron_prism.platform.console import setup_logging
     from megatron_prism.study.registry import load_recipe
@@ -64,9 +71,9 @@ def run(
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name
     if dry_run:
-        again = graph.stages_to_rerun(target, from_stage, force)
+        rerun = graph.stages_to_rerun(target, from_stage, force)
         located = locate(graph.needed(target), folder)
-        rows = [_planned(each, name in again) for name, each in located.items()]
+        rows = [_planned(each, name in rerun) for name, each in located.items()]
         show_table(
             json_file, f"{loaded.name} in {folder}", list(rows[0]), [list(row.values()) for row in rows]
         )
@@ -102,15 +109,15 @@ def split_target(text: str) -> tuple[str, str | None]:
     if not colon:
         return text, None
     if not name or not stage:
-        raise ConfigError(f"'{text}': expected RECIPE or RECIPE:STAGE")
+        raise ConfigError(f"'{text}': expected RECIPE or RECIPE:STAGE, for example shoebox:midtrain")
     return name, stage
 
 
 def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Graph:
-    """The recipe's graph with `overrides` (texts 'key=value') applied by the rule at the top of this file.
+    """The recipe's graph with `overrides` ('key=value'), by the rules in the docstring of this module.
 
     Raises:
-        ConfigError: for a key that is neither a parameter nor a stage's, or a value that is refused.
+        ConfigError: for an unknown key, or a value that is refused.
     """
     from megatron_prism.pipeline.config import parse_override
 
@@ -122,19 +129,19 @@ def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Gra
     return graph
 
 
-def _planned(each: Located, again: bool) -> dict[str, str]:
+def _planned(each: Located, rerun: bool) -> dict[str, str]:
     return {
         "stage": each.node.name,
         "kind": each.node.stage.kind,
         "folder": each.folder.name,
-        "state": _state(each, again),
+        "state": _state(each, rerun),
     }
 
 
-def _state(each: Located, again: bool) -> str:
+def _state(each: Located, rerun: bool) -> str:
     from megatron_prism.pipeline.artifact import Artifact, partial_path
 
-    if again and each.folder.exists():
+    if rerun and each.folder.exists():
         return "again"
     if each.folder.exists():
         try:
@@ -146,7 +153,7 @@ def _state(each: Located, again: bool) -> str:
 
 
 def _finish(json_file: str | None, run_dir: Path, artifacts: Mapping[str, Artifact]) -> str | None:
-    """Show the scores, if anything was evaluated, and where the report is; return its path."""
+    """Show the scores, if there are any, and the path of the report; return that path."""
     _show_scores(json_file, artifacts, "scores")
     for name, artifact in artifacts.items():
         if artifact.kind == REPORT_KIND:

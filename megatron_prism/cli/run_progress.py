@@ -1,4 +1,4 @@
-"""What `prism run` shows while it goes: a line per stage, the stages' own lines, the time left, the scores so far."""
+"""The progress of `prism run`: a line per stage, the stages' log lines, the remaining time, and scores so far."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from megatron_prism.pipeline.node import Node
 from megatron_prism.pipeline.schedule import seconds_left
 from megatron_prism.platform.console import console
 
-# Without a terminal there is no live line: this often, a line says how far the run is.
+# Without a terminal there is no live line; instead a status line is printed at this interval.
 QUIET_SECONDS = 60.0
-# Stages shorter than this say nothing about how fast the machine is.
+# Shorter stages are too noisy to estimate the speed of the machine.
 TELLING_SECONDS = 5.0
 
 
 class Estimate:
-    """The time left over all stages, from what each is expected to take and what those that are done took.
+    """The remaining time of a run, from expected times scaled by how long finished stages took.
 
     Args:
         nodes: all stages of the run.
-        processes: how many run side by side.
-        expected: about how many seconds each takes, by name; stages that it does not name make it know nothing.
+        processes: how many processes run stages in parallel.
+        expected: roughly how many seconds each stage takes, by name; if one is missing, there is no estimate.
     """
 
     def __init__(self, nodes: Sequence[Node], processes: int, expected: Mapping[str, float]) -> None:
@@ -37,16 +37,16 @@ class Estimate:
         self._took = self._should_have_taken = 0.0
 
     def done(self, name: str, seconds: float) -> None:
-        """Stage `name` took that long."""
+        """Record that stage `name` took so many seconds."""
         if self.expected.get(name, 0.0) >= TELLING_SECONDS:
             self._took += seconds
             self._should_have_taken += self.expected[name]
 
     def seconds(self, waiting: Collection[str], running: Mapping[str, float]) -> float | None:
-        """Seconds until the last stage ends, or None where nothing is known.
+        """Seconds until the last stage ends, or None without an estimate.
 
         Args:
-            running: how many seconds each of those under way has run.
+            running: how many seconds each running stage has run so far.
         """
         if not self._known:
             return None
@@ -62,7 +62,7 @@ class Estimate:
 
 
 class RunProgress(Observer):
-    """Prints what happens. Use `shown`, which draws and removes the live line.
+    """Prints the progress of a run. Use `shown`, which draws and removes the live line.
 
     Attributes:
         events: the last event of each stage, "done" or "skipped".
@@ -80,13 +80,17 @@ class RunProgress(Observer):
         self._estimate, self._evaluated = estimate, evaluated
         self._artifacts: dict[str, Artifact] = {}
         self._last_line = time.monotonic()
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} stages {task.description}"))
-        self._bar = Progress(*columns, console=console, transient=True)
+        self._bar = Progress(
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} stages {task.description}"),
+            console=console,
+            transient=True,
+        )
         self._bar_task = self._bar.add_task("", total=self._total)
 
     @contextmanager
     def shown(self, live: bool) -> Iterator[RunProgress]:
-        """With a live line at the bottom of a terminal, if `live`: only where nothing else draws one."""
+        """Show a live line at the bottom of a terminal, if `live`."""
         if not (live and console.is_terminal):
             yield self
             return
@@ -96,7 +100,7 @@ class RunProgress(Observer):
     def skipped(self, node: Node, artifact: Artifact) -> None:
         self._waiting.remove(node.name)
         self._ended(node, artifact, "skipped")
-        self._line(node.name, f"skipped, done before (it took {artifact.receipt.wall_seconds:.1f} s)")
+        self._line(node.name, f"skipped, already done (took {artifact.receipt.wall_seconds:.1f} s)")
 
     def started(self, node: Node) -> None:
         self._waiting.remove(node.name)
@@ -123,12 +127,10 @@ class RunProgress(Observer):
         self._line(node.name, f"failed{reason}{waits}")
 
     def tick(self) -> None:
-        under_way = ", ".join(self._running)
-        self._bar.update(
-            self._bar_task, completed=len(self.events), description=f"| {under_way}{self._left()}"
-        )
+        running = ", ".join(self._running)
+        self._bar.update(self._bar_task, completed=len(self.events), description=f"| {running}{self._left()}")
         if not console.is_terminal and time.monotonic() - self._last_line > QUIET_SECONDS:
-            self._print(f"[{len(self.events)}/{self._total}] under way: {under_way}{self._left()}")
+            self._print(f"[{len(self.events)}/{self._total}] running: {running}{self._left()}")
 
     def _ended(self, node: Node, artifact: Artifact, event: str) -> None:
         self.events[node.name] = event
@@ -152,7 +154,7 @@ class RunProgress(Observer):
 
 
 def minutes(seconds: float) -> str:
-    """'about 4 min', or seconds under a minute and a half in steps of ten."""
+    """'about 4 min', or below 90 seconds 'about 40 s', rounded to ten seconds."""
     if seconds < 90:
         return f"about {max(10, round(seconds, -1)):.0f} s"
     return f"about {seconds / 60:.0f} min"

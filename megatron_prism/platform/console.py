@@ -1,4 +1,4 @@
-"""What people see: rank-0 logging, tables and progress bars, all on stderr so that stdout stays for results."""
+"""Terminal output: rank-0 logging and progress bars on stderr, result tables on stdout."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from rich.table import Table
 
 T = TypeVar("T")
 
-# Modules whose warnings are not this program's reader's to mend; the function mode of the CPU seam repeats torch's.
+# Modules whose warnings a user can do nothing about; the function mode of the CPU seam repeats torch's warnings.
 UPSTREAM = (r"megatron\.core\b", r"torch\.distributed\b", r"megatron_prism\.platform\.cpu_seam\b")
 
-# Without a terminal there is no width to keep to: a log line stays one line in a file, too.
+# Without a terminal there is no width to respect, so a log line stays one line in a file.
 FILE_WIDTH = 240
 console = Console(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
 results = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def is_rank_zero() -> bool:
-    """True in a plain process and in rank 0 of a torchrun job (read from the environment: works before init)."""
+    """True in a single process and in rank 0 of a torchrun job (from the environment, so it works before init)."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger that speaks on rank 0 only (warnings and errors on every rank)."""
+    """A logger that logs on rank 0 only, except for warnings and errors, which it logs on every rank."""
     logger = logging.getLogger(name)
     logger.addFilter(lambda record: record.levelno >= logging.WARNING or is_rank_zero())
     return logger
 
 
 def setup_logging(level: int = logging.INFO, handler: logging.Handler | None = None) -> None:
-    """Send this package's log lines through Rich. Called by the command line and by workers, never at import.
+    """Log this package's lines with Rich. The command line and workers call this; it never runs at import.
 
     Args:
-        handler: takes the lines in place of Rich, for a process that does not own the terminal.
+        handler: replaces Rich in a process that does not write to the terminal itself.
     """
     root = logging.getLogger("megatron_prism")
     if not root.handlers:
@@ -60,14 +60,14 @@ def setup_logging(level: int = logging.INFO, handler: logging.Handler | None = N
         )
         root.propagate = False
     root.setLevel(level)
-    # A dozen times at each start: which extension is absent (`prism doctor` says it once), what torch renamed.
+    # Otherwise each start warns a dozen times about missing extensions (see `prism doctor`) and torch's renamings.
     for module in UPSTREAM:
         warnings.filterwarnings("ignore", module=module)
-    # transformers draws a bar of its own for each folder it loads.
+    # transformers shows a progress bar for each folder that it loads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # And tells of a kernel that is absent for each kind of layer; its errors remain.
+    # It also warns about a missing kernel for each kind of layer; its errors are still shown.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # What torch's C++ warns of (W1128 ...): sockets that it tries again, threads at a fork.
+    # Warnings of torch's C++ code (W1128 ...): sockets that are retried, threads during a fork.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
@@ -85,10 +85,17 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 @contextmanager
 def progress_bar(description: str, total: float | None = None) -> Iterator[Progress]:
-    """A transient progress bar on a terminal, silent elsewhere; call `.advance(0)` on what it yields."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """A progress bar that disappears at the end; nothing without a terminal. Call `.advance(0)` on what it yields."""
     live = console.is_terminal and is_rank_zero()
-    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not live,
+    ) as progress:
         progress.add_task(description, total=total)
         yield progress
 

@@ -1,6 +1,6 @@
-"""What Megatron-Core 0.16.1 needs to run without CUDA: a handful of named patches, installed only then.
+"""Patches that let Megatron-Core 0.16.1 run without CUDA.
 
-Each patch names the upstream lines it answers. On a machine with CUDA `install` does nothing.
+Each patch names the upstream lines that need it. On a machine with CUDA `install` does nothing.
 
 A  `torch.cuda.current_device` returns the CPU device: Megatron passes it as `device=` wherever it allocates
    (rotary_pos_embedding.py:162, tensor_parallel/layers.py:552, param_and_grad_buffer.py:800, ...).
@@ -31,7 +31,7 @@ _installed = False
 
 
 class CudaLiteralsOnCpu(TorchFunctionMode):
-    """Seam D: reads Megatron's literal CUDA requests as CPU ones."""
+    """Seam D: executes Megatron's hard-coded CUDA requests on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs:
@@ -51,13 +51,13 @@ class CudaLiteralsOnCpu(TorchFunctionMode):
 
 
 def cuda_requests_on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Seam D as a context: put it around model and optimizer building, schedules, steps and checkpoints."""
+    """Seam D as a context for building models and optimizers, schedules, steps and checkpoints."""
     return contextlib.nullcontext() if has_gpu() else CudaLiteralsOnCpu()
 
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """A context in which Megatron builds shapes without memory: torch's meta device, also where it names CUDA's."""
+    """A context in which Megatron builds models without memory, on the meta device, even where it asks for CUDA."""
     meta, before = torch.device("meta"), torch.cuda.current_device
     torch.cuda.current_device = lambda: meta  # type: ignore[assignment, return-value]
     try:
@@ -68,7 +68,7 @@ def on_meta() -> Iterator[None]:
 
 
 def install() -> None:
-    """Install seams A, B, C and E once; nothing where CUDA exists."""
+    """Install seams A, B, C and E once; does nothing on a machine with CUDA."""
     global _installed
     if _installed or has_gpu():
         return
@@ -88,7 +88,7 @@ def _install_random_states() -> None:
         def add(self, name: str, seed: int) -> None:
             self._is_initialized = True
             if seed in self.seeds_ or name in self.states_:
-                raise ValueError(f"random state '{name}' or seed {seed} is already there")
+                raise ValueError(f"random state '{name}' or seed {seed} exists already")
             self.seeds_.add(seed)
             self.states_[name] = torch.Generator().manual_seed(seed).get_state()
 
@@ -134,7 +134,7 @@ def _torch_optimizers(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
 
 
 def prime_adam_state(optimizer: Any) -> None:
-    """Seam E, before a load: create the moments that torch's AdamW makes only in its first step."""
+    """Seam E, before a load: create the moments, which torch's AdamW otherwise creates in its first step."""
     for inner in _torch_optimizers(optimizer):
         for group in inner.param_groups:
             for parameter in group["params"]:
@@ -147,7 +147,7 @@ def prime_adam_state(optimizer: Any) -> None:
 
 
 def unshare_adam_steps(optimizer: Any) -> None:
-    """Seam E, after a load: upstream puts one `step` tensor into every state, and AdamW would count it many times."""
+    """Seam E, after a load: give each state its own `step`; upstream shares one, which AdamW would count many times."""
     for inner in _torch_optimizers(optimizer):
         for state in inner.state.values():
             if "step" in state:
@@ -155,7 +155,7 @@ def unshare_adam_steps(optimizer: Any) -> None:
 
 
 def use_fused_adam(optimizer: Any) -> None:
-    """Let torch's AdamW update each parameter in one fused kernel, which its CPU build has too."""
+    """Let torch's AdamW update each parameter with one fused kernel, which exists on the CPU, too."""
     for inner in _torch_optimizers(optimizer):
         if isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
             for group in inner.param_groups:

@@ -1,7 +1,7 @@
-"""What this machine has, and what each thing unlocks.
+"""Which hardware, packages and programs this machine has, and what each is needed for.
 
-Packages are looked up in the metadata, not imported: `import transformer_engine` raises when only its empty
-meta package is installed, and importing vLLM is slow.
+Packages are looked up in the installed metadata and not imported: `import transformer_engine` raises when only its
+empty meta package is installed, and importing vLLM is slow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron_prism.platform import hardware
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked for: its name, whether it is there, what was found, and what it is good for."""
+    """One check: its name, whether it was found, details, and what it is needed for."""
 
     name: str
     found: bool
@@ -24,7 +24,7 @@ class Check:
     unlocks: str
 
 
-# Name shown, distribution that has the code, module that must be there too, what it unlocks.
+# Name to show, distribution with the code, module that must exist, too, and what it is needed for.
 PACKAGES = (
     ("torch", "torch", "torch", "everything that touches a model"),
     ("megatron-core", "megatron-core", "megatron.core", "models, parallelism, checkpoints, datasets"),
@@ -49,7 +49,7 @@ PROGRAMS = (
 
 
 def diagnose() -> list[Check]:
-    """Every check, in the order to show them. Takes seconds: it asks torch for the GPU."""
+    """Every check, in the order of the table. It takes seconds, because torch looks for a GPU."""
     return [*_machine(), *_packages(), *_programs()]
 
 
@@ -61,15 +61,16 @@ def _machine() -> list[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
         Check(
-            "CUDA", gpu, _cuda_version() if gpu else "none", "GPU training; without it all runs on the CPU"
+            "CUDA",
+            gpu,
+            _cuda_version() if gpu else "none",
+            "GPU training; without it everything runs on the CPU",
         ),
-        Check("GPU", gpu, hardware.device_name() if gpu else "none", "the peak speed that MFU divides by"),
+        Check("GPU", gpu, hardware.device_name() if gpu else "none", "the peak speed for MFU"),
         Check("CPU", True, f"{hardware.cpu_name()}, {cores} cores usable", "data work and small models"),
         Check("AMX", bool(amx), ", ".join(amx) or "none", "fast bf16 matrix products on the CPU"),
         Check("AVX-512", bool(avx512), ", ".join(avx512) or "none", "fast vector code on the CPU"),
-        Check(
-            "memory", True, f"{hardware.memory_total_bytes() / 2**30:.1f} GiB", "the size of model that fits"
-        ),
+        Check("memory", True, f"{hardware.memory_total_bytes() / 2**30:.1f} GiB", "limits the model size"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Facts about the machine: the device to compute on, its peak speed, memory, and what is installed."""
+"""Facts about the machine: the device to compute on, its peak speed, its memory, and installed versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from megatron_prism.platform.lean_imports import may_have_gpu
 from megatron_prism.platform.source_tree import ROOT
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets (no sparsity), by a piece of the device name.
+# Dense bf16 peaks in FLOP/s (without sparsity) from the vendor's data sheets, by a part of the device name.
 GPU_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 
 PACKAGES = (
@@ -34,14 +34,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Peak:
-    """A peak speed and where it comes from: an MFU is only as honest as the peak it divides by."""
+    """A peak speed and its source, which a reader needs to judge an MFU."""
 
     flops_per_second: float
     name: str
 
 
 def has_gpu() -> bool:
-    """Whether this process can compute on a CUDA device; torch is loaded only where there may be one."""
+    """Whether this process can compute on a CUDA device; torch is imported only if a driver is loaded."""
     if "torch" not in sys.modules and not may_have_gpu():
         return False
     import torch
@@ -73,7 +73,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets that matter for speed here, of the ones the kernel lists."""
+    """The instruction sets that matter for speed, among those the kernel lists."""
     for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("flags"):
             return set(line.split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}
@@ -82,10 +82,10 @@ def cpu_flags() -> set[str]:
 
 @lru_cache(maxsize=2)
 def peak(dtype: str = "bf16") -> Peak:
-    """Peak of one device: the data sheet's bf16 figure for a known GPU; a measured matmul elsewhere.
+    """Peak speed of one device: the data sheet's bf16 value for a known GPU, otherwise of a measured matmul.
 
     Args:
-        dtype: 'bf16' or 'fp32'; only the measured (CPU) peak differs by it.
+        dtype: 'bf16' or 'fp32'; it changes only a measured peak.
     """
     name = device_name()
     if has_gpu():
@@ -102,7 +102,7 @@ def _threads() -> int:
 
 
 def _measured_matmul(dtype: str, size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of a few `size`^3 matmuls: a peak the machine has shown it can reach."""
+    """FLOP/s of the fastest of a few `size`^3 matmuls."""
     import time
 
     import torch
@@ -131,7 +131,7 @@ def memory_total_bytes() -> int:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a receipt keeps of the machine."""
+    """Facts about the machine for a receipt."""
     return {
         "device": device_name(),
         "cores": os.cpu_count(),
@@ -143,7 +143,7 @@ def machine_facts() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions a receipt keeps, with the source commit when this is a git checkout."""
+    """Package versions for a receipt, with the commit if this is a git checkout."""
     found = {name: version for name in PACKAGES if (version := package_version(name))}
     commit = _source_commit()
     if commit:
@@ -152,7 +152,7 @@ def versions() -> dict[str, str]:
 
 
 def package_version(name: str) -> str | None:
-    """Installed version of a distribution, or None."""
+    """Installed version of a distribution, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,19 +1,19 @@
-"""Importing torch and Megatron-Core in half the time, on a machine without a GPU; elsewhere nothing here acts.
+"""Import torch and Megatron-Core in half the time on a machine without a GPU; on other machines this does nothing.
 
-`install` puts a finder first on `sys.meta_path`. It finds nothing itself: for the few modules in `RULES` it lets
-Python find the file as ever and does one thing before or after the module's code runs. A module that was imported
-before, or that another finder provides, is left as it is and only costs its usual time.
+`install` puts a finder first on `sys.meta_path`. For the few modules in `RULES`, Python finds the file as usual, and
+the rule runs before or after the module's code. A module that was already imported, or that another finder provides,
+is not changed.
 
-F  torch, megatron.core, transformers and nemo_run: no garbage collection while they are imported. Each of their
-   million objects stays, yet Python walks all of them several times on the way (0.2 s each time); what was made is
-   then frozen, so that later collections pass over it.
-G  megatron.core.jit: `disable_jit_fuser()`, Megatron's own switch. jit.py:21 sets it to `torch.compile`, so a
-   decorator on some forty functions loads dynamo and inductor. The torch layers of this package call none of the
-   functions at a place where a compiler would act (`bias_*_fusion` is off), so the results are the same bit for bit.
-H  torch._compile: functions that are never compiled (`Optimizer.zero_grad`, `checkpoint`) import dynamo to tell it
-   so (torch/_compile.py:44). As long as nobody has loaded dynamo there is nobody to tell.
-I  torch.optim.optimizer: each optimizer's step imports dynamo to break its graph (optimizer.py:61, 79). As long as
-   nobody has loaded dynamo there is no graph.
+F  torch, megatron.core, transformers and nemo_run: no garbage collection during their import. All of their million
+   objects stay, yet Python would visit them several times (0.2 s each time). Afterwards they are frozen, so that later
+   collections skip them.
+G  megatron.core.jit: `disable_jit_fuser()`, a switch of Megatron. jit.py:21 sets the fuser to `torch.compile`, so a
+   decorator on about forty functions loads dynamo and inductor. The torch layers of this package call none of these
+   functions in a way that would be compiled (`bias_*_fusion` is off), so the results are bitwise the same.
+H  torch._compile: functions that must not be compiled (`Optimizer.zero_grad`, `checkpoint`) import dynamo to disable it
+   (torch/_compile.py:44). While dynamo is not loaded, there is nothing to disable.
+I  torch.optim.optimizer: each optimizer's step imports dynamo to break its graph (optimizer.py:61, 79). While dynamo is
+   not loaded, there is no graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# What a GPU's driver leaves: NVIDIA's, the same under Windows' Linux, AMD's. Asking torch would mean importing it.
+# Device files of a GPU driver: NVIDIA, NVIDIA under WSL, AMD. Torch could tell, but would have to be imported.
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 DYNAMO = "torch._dynamo"
@@ -38,18 +38,18 @@ Execute = Callable[[ModuleType], None]
 
 
 def may_have_gpu() -> bool:
-    """True where a GPU's driver is loaded. A process that cannot use that GPU only starts more slowly."""
+    """True if a GPU driver is loaded. A process that cannot use the GPU then only starts more slowly."""
     return any(Path(file).exists() for file in DRIVER_FILES)
 
 
 def install() -> None:
-    """Apply the rules to what is imported from now on. Does nothing the second time, or where there may be a GPU."""
+    """Apply the rules to later imports. Does nothing when called again, or if there may be a GPU."""
     if not may_have_gpu() and not any(isinstance(finder, LeanFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, LeanFinder())
 
 
 class LeanFinder(MetaPathFinder):
-    """Finds the modules of `RULES` where Python finds them, and wraps how their code is run."""
+    """Finds the modules of `RULES` like Python does, and wraps the execution of their code."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -63,7 +63,7 @@ class LeanFinder(MetaPathFinder):
 
 
 def _without_collecting(execute: Execute, module: ModuleType) -> None:
-    """Rule F. Inside another such import, or where the caller has switched collection off, it changes nothing."""
+    """Rule F. If collection is already off, by an outer import or by the caller, this changes nothing."""
     if not gc.isenabled():
         execute(module)
         return
@@ -72,7 +72,7 @@ def _without_collecting(execute: Execute, module: ModuleType) -> None:
         execute(module)
     finally:
         gc.freeze()
-        # Libraries that count what is left at exit (triton's does) would take frozen objects for leaks.
+        # Libraries that count remaining objects at exit (such as triton's) would report frozen objects as leaks.
         atexit.register(gc.unfreeze)
         gc.enable()
 

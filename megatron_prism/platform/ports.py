@@ -1,21 +1,21 @@
-"""A port of this machine for a server that starts a moment later."""
+"""Find a free port on this machine for a server that will start soon."""
 
 from __future__ import annotations
 
 import random
 import socket
 
-# Below the ports that Linux hands to outgoing connections (32768 and up): one of those could be taken by any process
-# in between, and a probe of it can even be connected with itself.
+# Below the ports that Linux uses for outgoing connections (32768 and up): another process could take one of those
+# before the server starts, and a probe of such a port can even connect to itself.
 FIRST, LAST = 20_000, 32_000
 TRIES = 100
 
 
 def free_port() -> int:
-    """A port on which nothing listens; drawn at random, so two callers do not get the same.
+    """A random port on which no process listens; at random, so that two callers get different ports.
 
     Raises:
-        OSError: when many ports in a row are taken.
+        OSError: if many ports in a row are in use.
     """
     source = random.SystemRandom()
     for _ in range(TRIES):

@@ -12,7 +12,7 @@ from megatron_prism.errors import ParallelError
 
 @dataclass
 class ParallelConfig:
-    """How a model is spread over processes. What is left of the world is data parallel."""
+    """How a model is distributed over processes; the product of the sizes is the number of processes."""
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
@@ -36,8 +36,8 @@ class ParallelConfig:
         virtual = self.virtual_pipeline_model_parallel_size
         if virtual is not None and (virtual < 2 or self.pipeline_model_parallel_size < 2):
             raise ParallelError(
-                f"virtual_pipeline_model_parallel_size={virtual} needs to be at least 2, "
-                f"with pipeline_model_parallel_size at least 2 (it is {self.pipeline_model_parallel_size})"
+                f"virtual_pipeline_model_parallel_size={virtual} must be at least 2, and needs "
+                f"pipeline_model_parallel_size of at least 2 (it is {self.pipeline_model_parallel_size})"
             )
 
     @property
@@ -50,33 +50,36 @@ class ParallelConfig:
         )
 
     def check_world(self, world_size: int) -> None:
-        """Raise a ParallelError that says which product does not make up the world."""
+        """Raise a ParallelError unless the product of the sizes is `world_size`."""
         if world_size != self.world_size:
             raise ParallelError(
                 f"tensor {self.tensor_model_parallel_size} x pipeline {self.pipeline_model_parallel_size} x "
                 f"context {self.context_parallel_size} x data {self.data_parallel_size} = {self.world_size} processes, "
-                f"but {world_size} are running: change the sizes or the number of processes"
+                f"but {world_size} are running; change the sizes or the number of processes"
             )
 
     def check_sequence(self, sequence_length: int) -> None:
-        """Context parallelism cuts a sequence into 2 chunks per rank; sequence parallelism into one per TP rank."""
+        """Raise a ParallelError unless a sequence divides evenly: context parallelism needs 2 chunks per rank, sequence
+        parallelism one per tensor-parallel rank.
+        """
         parts = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
         parts *= self.tensor_model_parallel_size if self.sequence_parallel else 1
         if sequence_length % parts:
             raise ParallelError(
-                f"sequence_length={sequence_length} does not divide into {parts} parts "
-                f"(context_parallel_size={self.context_parallel_size}, sequence_parallel={self.sequence_parallel})"
+                f"sequence_length={sequence_length} does not divide into {parts} parts, as context_parallel_size="
+                f"{self.context_parallel_size} and sequence_parallel={self.sequence_parallel} require; choose a "
+                f"multiple of {parts}"
             )
 
 
 @contextlib.contextmanager
 def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[None]:
-    """Process groups, Megatron's parallel state and random states for the duration of the block.
+    """Process groups, Megatron's parallel state and random states, for the duration of the block.
 
-    Inside another session this is a no-op. One process needs no launcher; more come from torchrun.
+    Inside another session this does nothing. A single process needs no launcher; several are started by torchrun.
 
     Raises:
-        ParallelError: when the sizes do not multiply to the number of processes.
+        ParallelError: if the product of the sizes is not the number of processes.
     """
     import torch
     import torch.distributed as dist
@@ -117,7 +120,7 @@ def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[N
 
 
 def cuda_requests_on_cpu() -> contextlib.AbstractContextManager[object]:
-    """Seam D (see cpu_seam): the context Megatron's build, schedule, step and checkpoint code runs in."""
+    """The context in which Megatron's build, schedule, step and checkpoint code runs (seam D of cpu_seam)."""
     from megatron_prism.platform import cpu_seam
 
     return cpu_seam.cuda_requests_on_cpu()

@@ -1,4 +1,4 @@
-"""Seeds and the whole random state of a rank, so that a resumed run draws what the unbroken one would have."""
+"""Seeds and the complete random state of a rank, so that a resumed run draws the same numbers as an unbroken one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """This rank's random state, to be kept in a checkpoint."""
+    """This rank's random state, for a checkpoint."""
     import numpy
     import torch
     from megatron.core import tensor_parallel
 
     generator: Any = numpy.random.get_state(legacy=False)
     generator["state"]["key"] = generator["state"]["key"].tolist()
-    # Plain types and tensors only, so that a checkpoint's copy loads without unpickling code.
+    # Only plain types and tensors, so that it can be loaded from a checkpoint without unpickling code.
     return {
         "python": random.getstate(),
         "numpy": generator,
@@ -40,7 +40,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore what `random_state` returned."""
     import numpy
     import torch
     from megatron.core import tensor_parallel

@@ -1,6 +1,6 @@
-"""Where this package lies, and its recipes: beside it in a checkout, inside it when installed from a wheel.
+"""The folder of this package, and of its recipes: next to the package in a checkout, inside it in a wheel.
 
-No other module looks for files outside its own room, so moving a room breaks nothing.
+No other module looks for files outside its own folder, so folders can be moved.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 from megatron_prism.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# What has to be on a process's path for `import megatron_prism`.
+# The folder that must be on the Python path for `import megatron_prism`.
 ROOT = PACKAGE.parent
-# A wheel holds nothing but packages, so it has the folder under the second name (setup.py).
+# A wheel contains only packages, so it has the folder under the second name (setup.py).
 RECIPES = (ROOT / "recipes", PACKAGE / "_recipes")
 
 
@@ -20,9 +20,9 @@ def recipes_folder() -> Path:
     """The folder with a `.py` file per recipe and `mixtures/`.
 
     Raises:
-        ConfigError: when the installation has lost it.
+        ConfigError: if the installation is incomplete.
     """
     for folder in RECIPES:
         if (folder / "shoebox.py").is_file():
             return folder
-    raise ConfigError(f"{PACKAGE}: the recipes that belong to this package are missing; install it again")
+    raise ConfigError(f"{PACKAGE}: the recipes of this package are missing; install the package again")

@@ -1,7 +1,6 @@
-"""Figures as inline SVG text: training curves and scores. No state is shared and no display is needed.
+"""Figures as inline SVG: training curves and scores. They need no display and no global state.
 
-Text stays text (the page's reader can select it), ids are seeded, and there is no date, so the same numbers
-give the same bytes.
+Text in a figure can be selected. Ids are seeded and there is no date, so equal numbers give equal bytes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from megatron_prism.report.records import History
 from megatron_prism.report.restoration import RulerScores
 from megatron_prism.report.tables import ScoreRow
 
-# Okabe and Ito's palette, told apart with every common form of colour blindness (jfly.uni-koeln.de/color).
+# Okabe and Ito's palette, distinguishable with every common form of colour blindness (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, FAINT = "#333333", "#d8d8d8"
-# Points kept of a long curve: more than a page is wide is only file size.
+# Points of a long curve; more than fit into the width of a page would only make the file larger.
 CURVE_POINTS = 600
 SMOOTHING_SHARE = 0.02
 
@@ -45,7 +44,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "svg.fonttype": "none",
-    # A stage may be called "a$b$c": its name is no formula.
+    # A stage may be called "a$b$c", which is not a formula.
     "text.parse_math": False,
 }
 
@@ -55,8 +54,7 @@ def training_figure(name: str, history: History, sources: Sequence[str]) -> str:
 
     Args:
         name: the stage's name; seeds the ids.
-        sources: every validation source of the run in order, so that a source has one colour on the whole
-        page.
+        sources: every validation source of the run, in order, so that a source has the same colour in all figures.
     """
     panels = [kind for kind in ("loss", "validation", "lr") if getattr(history, kind)]
     if not panels:
@@ -126,13 +124,13 @@ def retrieval_figure(rows: Sequence[RulerScores]) -> str:
     with canvas("retrieval", 9.4, 3.2, 1) as (axes, render):
         axis = axes[0]
         for number, row in enumerate(rows):
-            # Side by side, so that whiskers of models that do alike can be told apart.
+            # Shifted a little, so that the whiskers of models with similar scores can be distinguished.
             shift = 1 + 0.02 * (number - (len(rows) - 1) / 2)
             axis.errorbar(
                 [each.length * shift for each in row.lengths],
                 [100 * each.score.mean for each in row.lengths],
                 yerr=[
-                    # A rate of 1 is its interval's end, but not always to the last bit.
+                    # Rounding can put the end of an interval slightly beyond the mean.
                     [max(0.0, 100 * (each.score.mean - each.score.low)) for each in row.lengths],
                     [max(0.0, 100 * (each.score.high - each.score.mean)) for each in row.lengths],
                 ],
@@ -155,7 +153,7 @@ def retrieval_figure(rows: Sequence[RulerScores]) -> str:
 
 
 def thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most `CURVE_POINTS` points: means of equal runs of neighbours."""
+    """At most `CURVE_POINTS` points: means of equally long runs of neighbours."""
     if len(points) <= CURVE_POINTS:
         return list(points)
     edges = [round(i * len(points) / CURVE_POINTS) for i in range(CURVE_POINTS + 1)]
@@ -164,7 +162,7 @@ def thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def smooth(values: Sequence[float], share: float = SMOOTHING_SHARE) -> list[float]:
-    """Exponential moving average with a memory of `share` of the curve, the start corrected as in Adam."""
+    """Exponential moving average over about `share` of the curve, with Adam's bias correction at the start."""
     keep = 1 - 1 / max(1.0, share * len(values))
     average, weight, out = 0.0, 0.0, []
     for value in values:
@@ -215,11 +213,11 @@ def canvas(
 
 
 def inline(svg: str) -> str:
-    """An SVG document as an element for a page: no prologue, no metadata, no group ids (they repeat)."""
+    """An SVG document as an element of a page: without prologue, metadata and group ids, which would repeat."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # The page's column decides the width; the view box keeps the shape.
+    # The page's column sets the width; the view box keeps the aspect ratio.
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     return f'{head} class="figure" role="img">{rest}'.strip()

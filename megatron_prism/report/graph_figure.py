@@ -1,7 +1,7 @@
-"""The stage graph as SVG: one row of boxes for each depth, arrows from what is made to what uses it.
+"""The stage graph as SVG: a row of boxes per depth, and arrows from each stage to the stages that use its artifact.
 
-A simple layered layout (Sugiyama, Tagawa and Toda 1981): depth by longest path, edges over several layers
-bent through invisible nodes, order within a layer by the mean position of the neighbours.
+A simple layered layout (Sugiyama, Tagawa and Toda 1981): the depth is the longest path, edges over several layers bend
+at invisible nodes, and the order within a layer follows the mean position of the neighbours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Point:
 def graph_figure(stages: Sequence[StageRecord]) -> str:
     """The stages with name, kind, state and wall time, as an SVG element; empty without stages.
 
-    Arrows that repeat what a longer path already says are drawn lighter.
+    Arrows between stages that a longer path connects, too, are drawn lighter.
     """
     if not stages:
         return ""
@@ -60,7 +60,7 @@ def graph_figure(stages: Sequence[StageRecord]) -> str:
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#555"/></marker></defs>',
     ]
-    # Light arrows first, so that the others lie on top of them.
+    # Light arrows first, so that the others are drawn over them.
     for path in sorted(paths, key=lambda path: not _implied(path, parents)):
         parts.append(_arrow(path, _implied(path, parents)))
     parts += [_box(stage, boxes[stage.name]) for stage in stages]
@@ -68,7 +68,7 @@ def graph_figure(stages: Sequence[StageRecord]) -> str:
 
 
 def depths(parents: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Longest path from a stage without inputs; `parents` lists stages after their inputs."""
+    """Length of the longest path from a stage without inputs; in `parents`, stages come after their inputs."""
     found: dict[str, int] = {}
     for name, made_from in parents.items():
         found[name] = 1 + max((found.get(parent, -1) for parent in made_from), default=-1)
@@ -76,7 +76,7 @@ def depths(parents: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 
 def _layout(parents: Mapping[str, Sequence[str]]) -> tuple[list[list[_Point]], list[list[_Point]]]:
-    """Layers of points in a good order, and each edge as its points from top to bottom."""
+    """Layers of points, ordered so that few edges cross, and each edge as its points from top to bottom."""
     depth = depths(parents)
     layers: list[list[_Point]] = [[] for _ in range(max(depth.values()) + 1)]
     boxes = {name: _Point((name,), level, BOX_WIDTH) for name, level in depth.items()}
@@ -109,7 +109,7 @@ def _mean(place: Mapping[tuple[str, ...], float], points: Sequence[_Point], othe
 
 
 def _place(layers: Sequence[Sequence[_Point]], width: float) -> None:
-    """Give every point an x: packed and centred, then pulled to its neighbours within the order."""
+    """Set the x of every point: packed and centred, then moved towards its neighbours without changing the order."""
     for layer in layers:
         x = (width - sum(p.width for p in layer) - GAP_X * (len(layer) - 1)) / 2
         for point in layer:
@@ -129,7 +129,7 @@ def _place(layers: Sequence[Sequence[_Point]], width: float) -> None:
 
 
 def _implied(path: Sequence[_Point], parents: Mapping[str, Sequence[str]]) -> bool:
-    """Whether the user of an artifact also reaches it through another of its inputs."""
+    """Whether the last stage of the path also depends on the first one through another of its inputs."""
     maker, user = path[0].key[0], path[-1].key[0]
     waiting = [parent for parent in parents[user] if parent != maker]
     seen = set(waiting)

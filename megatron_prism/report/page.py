@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run: scores, stages, losses, sample answers and provenance.
 
-The page needs no network and no script. Text from a model or a config is escaped by the template; only the
-figures made here go in as markup.
+The page needs no network and no scripts. The template escapes text from models and configs; only the figures made here
+are inserted as markup.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from megatron_prism.report.tables import (
 )
 
 TEMPLATE = "page.html"
-# Answers shown for each suite of an evaluation, and how much of one.
+# How many answers are shown for each suite of an evaluation, and how many characters of each.
 SHOWN_CORRECT, SHOWN_WRONG = 2, 2
 LONGEST_TEXT = 4000
 
@@ -43,7 +43,7 @@ def render_page(run: Run, title: str) -> str:
     """The page as one string of HTML.
 
     Raises:
-        ArtifactError: if a file that a receipt lists cannot be read as what it should be.
+        ArtifactError: if a file of an artifact does not have the expected contents.
     """
     import jinja2
     from markupsafe import Markup
@@ -77,26 +77,26 @@ def render_page(run: Run, title: str) -> str:
         training=[(name, Markup(svg)) for name, svg in _training_figures(artifacts)],
         training_table=training_table(artifacts),
         validation=validation_table(artifacts),
-        samples=[(label, suites) for label, suites in _samples(artifacts)],
+        samples=_samples(artifacts),
         stage_table=stage_table(artifacts),
         provenance=provenance(artifacts),
         configs=[(stage, json.dumps(stage.config, indent=2, ensure_ascii=False)) for stage in run.stages],
     )
-    # A sampled text may hold lone surrogates, which no UTF-8 file can.
+    # A sampled text may contain lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
-    """The run in a few sentences: how much is done, and what it did to the scores."""
+    """The run in a few sentences: how many stages are done, and how the scores changed."""
     done = list(run.artifacts.values())
     seconds = sum(artifact.receipt.wall_seconds for artifact in done)
     what = f"of the recipe {run.recipe} " if run.recipe else ""
     count = f"{len(done)} of {len(run.stages)} stages {what}are done"
-    said = [f"{count}, in {duration(seconds)} of work." if done else f"{count}."]
+    sentences = [f"{count}, in {duration(seconds)} of work." if done else f"{count}."]
     changes = differences(rows)
     for change in changes:
         before, after = change.before, change.after
-        said.append(
+        sentences.append(
             f"On {change.suite} the pass rate went "
             f"from {100 * before.estimate.rate:.1f} % ({before.model}) to "
             f"{100 * after.estimate.rate:.1f} % ({after.model}): {signed(change.change)} points, "
@@ -106,14 +106,14 @@ def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
     changed = {change.suite for change in changes}
     for row in rows:
         if row.suite not in changed:
-            said.append(
+            sentences.append(
                 f"{row.model} solves {100 * row.estimate.rate:.1f} % of {row.problems:,} "
                 f"held-out {row.suite} problems "
                 f"({100 * row.estimate.low:.1f} to {100 * row.estimate.high:.1f})."
             )
     if not rows:
-        said.append("Nothing has been evaluated yet.")
-    return said
+        sentences.append("Nothing has been evaluated yet.")
+    return sentences
 
 
 def _training_figures(artifacts: dict[str, Artifact]) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
-"""What a report knows of a run: its stages with their state, and the training curves on disk.
+"""The data of a report: the stages of a run with their status, and the training curves.
 
-A run is read from a run folder's graph.json (stages that are not made yet included) or put together from
-artifacts.
+A run is read from the graph.json of its folder, with stages that have not run yet, or built from artifacts.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ CURVES = ("loss", "lr")
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of a run; `inputs` maps the input's name to the name of the stage that made it."""
+    """One stage of a run; `inputs` maps the name of each input to the stage that made it."""
 
     name: str
     kind: str
@@ -37,7 +36,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """The stages of a run in the order they run; `recipe` is empty where only artifacts are known."""
+    """The stages of a run in order; `recipe` is empty if it is unknown."""
 
     stages: list[StageRecord]
     recipe: str = ""
@@ -50,7 +49,7 @@ class Run:
 
 @dataclass
 class History:
-    """Curves of one training stage as `(step, value)` points; validation loss by source."""
+    """The curves of one training stage as `(step, value)` points; validation losses by source."""
 
     loss: list[tuple[int, float]] = field(default_factory=list)
     lr: list[tuple[int, float]] = field(default_factory=list)
@@ -58,7 +57,7 @@ class History:
 
 
 def run_from_artifacts(artifacts: Mapping[str, Artifact], recipe: str = "") -> Run:
-    """A run of finished artifacts by stage name; who made whose input is told by the fingerprints."""
+    """A run of finished artifacts by stage name; fingerprints show which stage made which input."""
     makers = {artifact.fingerprint: name for name, artifact in artifacts.items()}
     stages = [
         StageRecord(
@@ -75,39 +74,44 @@ def run_from_artifacts(artifacts: Mapping[str, Artifact], recipe: str = "") -> R
 
 
 def read_run(run_dir: Path) -> Run:
-    """The run in a run folder, with every stage's state; report stages are left out.
+    """The run in a run folder, with the status of every stage, without report stages.
 
     Raises:
-        ArtifactError: if the folder is missing, holds no graph.json, or holds one that is damaged.
+        ArtifactError: if the folder does not exist, or its graph.json is missing or damaged.
     """
     file = run_dir / "graph.json"
     if not run_dir.is_dir():
         raise ArtifactError(f"{run_dir}: no such run folder")
     if not file.exists():
-        raise ArtifactError(f"{run_dir}: no graph.json, so no run folder; give one that `prism run` made")
+        raise ArtifactError(f"{run_dir}: the folder has no graph.json; give a run folder of `prism run`")
     try:
         graph = read_object(file, ArtifactError, keep_half_pairs=True)
         records = [_stage(run_dir, item) for item in graph["stages"] if item["kind"] != REPORT_KIND]
         recipe = str(graph["recipe"])
     except ArtifactError as problem:
-        raise ArtifactError(f"{problem}; run the recipe again to mend it") from None
+        raise ArtifactError(f"{problem}; run the recipe again to rewrite it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ArtifactError(f"{file}: not readable ({problem!r}); run the recipe again to mend it") from None
+        raise ArtifactError(
+            f"{file}: not the graph of a run ({problem!r}); run the recipe again to rewrite it"
+        ) from None
     names = {record.name for record in records}
     for record in records:
         for parent in record.inputs.values():
             if parent not in names:
-                raise ArtifactError(f"{file}: stage '{record.name}' takes '{parent}', which is not a stage")
+                raise ArtifactError(
+                    f"{file}: stage '{record.name}' has the input '{parent}', which is not a stage; "
+                    "run the recipe again to rewrite it"
+                )
     return Run(records, recipe)
 
 
 def read_history(artifact: Artifact) -> History | None:
     """The curves of a training artifact, or None if it has no metrics.jsonl.
 
-    A step logged twice (before and after a resume) counts once, the later line wins.
+    If a step was logged twice, before and after a resume, the later line counts.
 
     Raises:
-        ArtifactError: naming file and line of a line that is not a metrics record.
+        ArtifactError: names file and line of a line that is not a metrics record.
     """
     file = artifact.path / METRICS
     if not file.is_file():

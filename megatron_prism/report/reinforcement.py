@@ -1,4 +1,4 @@
-"""What reinforcement learning did: every run's curves on common axes, its held-out pass rates, and the frontier."""
+"""Reinforcement learning in the report: the curves of all runs, held-out pass rates, and the solvability frontier."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Points = list[tuple[int, float]]
 class Curves:
     """Of one run: the pass rate of each step's answers, and held-out pass rates by domain, in 0..1.
 
-    `given_up`: it ended early, because no group had rewards that differ.
+    `given_up`: the run ended early, because all groups had equal rewards for too many steps.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Curves:
 
 
 def rl_curves(artifacts: Mapping[str, Artifact]) -> list[Curves]:
-    """Every run's curves, in order; `start` is the stage whose model it started from.
+    """The curves of every run, in order; `start` is the stage that made its initial model.
 
     Raises:
         ArtifactError: if a run's metrics are damaged.
@@ -51,7 +51,9 @@ def rl_curves(artifacts: Mapping[str, Artifact]) -> list[Curves]:
                 for domain, rate in rates.items():
                     held_out.setdefault(domain, []).append((step, float(rate)))
         except (KeyError, TypeError, ValueError) as problem:
-            raise ArtifactError(f"{artifact.path}: metrics.jsonl is no record of rl ({problem!r})") from None
+            raise ArtifactError(
+                f"{artifact.path}: metrics.jsonl is not a record of an rl stage ({problem!r}); run the stage again"
+            ) from None
         start = makers.get(artifact.receipt.inputs.get("model", ""), DASH)
         given_up = bool(artifact.metrics.get("given_up"))
         found.append(Curves(name, start, steps, held_out, artifact.receipt.wall_seconds, given_up))
@@ -59,7 +61,7 @@ def rl_curves(artifacts: Mapping[str, Artifact]) -> list[Curves]:
 
 
 def rl_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """Runs down; per domain the held-out pass rate before and after, and the change in points."""
+    """A row per run; per domain the held-out pass rate before and after, and the change in points."""
     curves = rl_curves(artifacts)
     domains = list(dict.fromkeys(domain for each in curves for domain in each.held_out))
     rows = []
@@ -82,7 +84,7 @@ def rl_table(artifacts: Mapping[str, Artifact]) -> Table:
 
 
 def rl_figure(artifacts: Mapping[str, Artifact]) -> str:
-    """Pass rates over the steps, one colour for each run: of the sampled answers, and of held-out problems."""
+    """Pass rates over the steps, one colour per run: of the sampled answers, and of held-out problems."""
     curves = rl_curves(artifacts)
     if not curves:
         return ""
@@ -114,7 +116,7 @@ def rl_figure(artifacts: Mapping[str, Artifact]) -> str:
 
 
 def frontier_figure(artifacts: Mapping[str, Artifact]) -> str:
-    """Pass rates over the steps of prompts that were out of reach at the start, a panel per frontier stage."""
+    """Pass rates over the steps of prompts that were rarely solved at the start; one panel per frontier stage."""
     stages = {name: artifact for name, artifact in artifacts.items() if artifact.kind == FRONTIER_KIND}
     if not stages:
         return ""
@@ -146,6 +148,6 @@ def _frontier(artifact: Artifact) -> Sequence[Mapping[str, Any]]:
                 raise KeyError(str(curve))
     except (KeyError, TypeError) as problem:
         raise ArtifactError(
-            f"{artifact.path}: the receipt's metrics are no frontier ({problem!r}); run the stage again"
+            f"{artifact.path}: the receipt has no metrics of a frontier stage ({problem!r}); run the stage again"
         ) from None
     return curves

@@ -1,7 +1,7 @@
-"""The paper's Table 7 from receipts: retrieval by length, and the domains beside it, for every model of a run.
+"""The paper's Table 7 from receipts: retrieval by length, and scores on the domains, for every model of a run.
 
-The first model asked is the one whose ability is to be kept, the second the one that lost it (the base and the
-mid-trained model); what came back is counted from there.
+The first evaluated model (the base model) has the ability to be restored, and the second (the mid-trained model) lost
+it. Recovery is measured between these two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LengthScore:
 
 @dataclass(frozen=True)
 class RulerScores:
-    """A model's retrieval by length; `model` is the stage that made the model, `stage` the one that asked it."""
+    """A model's retrieval by length; `model` is the stage that made the model, `stage` the one that evaluated it."""
 
     model: str
     stage: str
@@ -40,7 +40,7 @@ def ruler_scores(artifacts: Mapping[str, Artifact]) -> list[RulerScores]:
     """Every ruler artifact's scores, in order.
 
     Raises:
-        ArtifactError: if a receipt lacks a figure.
+        ArtifactError: if a receipt lacks a value.
     """
     makers = {artifact.fingerprint: name for name, artifact in artifacts.items()}
     found = []
@@ -63,14 +63,14 @@ def ruler_scores(artifacts: Mapping[str, Artifact]) -> list[RulerScores]:
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise ArtifactError(
-                f"{artifact.path}: the receipt's metrics are no RULER scores ({problem!r}); evaluate again"
+                f"{artifact.path}: the receipt's metrics are not RULER scores ({problem!r}); evaluate again"
             ) from None
         found.append(RulerScores(makers.get(artifact.receipt.inputs.get("model", ""), name), name, lengths))
     return found
 
 
 def restoration_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """Models down; lengths, then domain suites across; percent with intervals."""
+    """A row per model; columns for lengths and domain suites; in percent, with intervals."""
     scores = ruler_scores(artifacts)
     lengths = sorted({each.length for row in scores for each in row.lengths})
     domains = {(row.model, row.suite): row.estimate for row in score_rows(artifacts)}
@@ -89,10 +89,10 @@ def restoration_table(artifacts: Mapping[str, Artifact]) -> Table:
 
 
 def recoveries(artifacts: Mapping[str, Artifact]) -> dict[str, dict[int, Interval | None]]:
-    """Model -> length -> share of the first model's score that the second had lost and this one has again.
+    """Model -> length -> which share of the recall that the second model lost this model has recovered.
 
     Raises:
-        ArtifactError: when the models were not asked the same samples.
+        ArtifactError: if the models were not evaluated on the same samples.
     """
     scores = ruler_scores(artifacts)
     if len(scores) < 3:
@@ -108,7 +108,7 @@ def recoveries(artifacts: Mapping[str, Artifact]) -> dict[str, dict[int, Interva
 
 
 def recovery_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """`recoveries` in percent; a dash where nothing was lost for sure."""
+    """`recoveries` in percent; a dash where the loss is not significant."""
     found = recoveries(artifacts)
     lengths = sorted({length for row in found.values() for length in row})
     body = [[model, *(_percent(row.get(length)) for length in lengths)] for model, row in found.items()]

@@ -1,4 +1,4 @@
-"""The report as a stage of a recipe, and the report of any run folder, finished or not."""
+"""The report as a stage of a recipe, and the report of a run folder, finished or not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ REPORT = "report.html"
 
 @dataclass
 class Report(Stage):
-    """Writes report.html; inputs: every artifact to report on, under its stage's name.
+    """Writes report.html; the inputs are the artifacts to report on, by stage name.
 
     Fields:
-        title: the page's heading.
-        recipe: name of the recipe, for the commands the page gives; empty leaves them out.
+        title: the heading of the page.
+        recipe: name of the recipe, for the commands shown on the page; if empty, there are none.
     """
 
     kind: ClassVar[str] = "report"
@@ -38,11 +38,11 @@ class Report(Stage):
 
 
 def build_report(run_dir: Path) -> Path:
-    """Write RUN_DIR/report.html from whatever the run has made so far, and return its path.
+    """Write RUN_DIR/report.html from the artifacts that exist so far, and return its path.
 
     Raises:
-        ArtifactError: if RUN_DIR is no run folder, or a finished artifact's file is damaged.
-        ConfigError: if the page cannot be written there.
+        ArtifactError: if RUN_DIR is not a run folder, or a file of an artifact is damaged.
+        ConfigError: if the page cannot be written.
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir)
@@ -55,6 +55,6 @@ def build_report(run_dir: Path) -> Path:
     except OSError as problem:
         temporary.unlink(missing_ok=True)
         raise ConfigError(
-            f"{target}: cannot be written ({problem.strerror}); check the folder and the disk"
+            f"{target}: cannot write this file ({problem.strerror}); check its folder and the disk"
         ) from None
     return target

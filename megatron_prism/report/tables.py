@@ -1,6 +1,6 @@
-"""Receipts into tables: scores before and after, validation losses, and what was run with what.
+"""Tables from receipts: scores and their changes, validation losses, configs and versions.
 
-Numbers stay numbers in the row classes; `score_table` and its like format them for a page or a terminal.
+The row classes hold numbers; functions such as `score_table` format them for a page or a terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron_prism.pipeline.artifact import Artifact
 EVALUATION_KIND = "evaluation"
 DASH = "–"
 MINUS = "−"
-# Keys worth a column of their own in the overview, in this order, where a stage has them.
+# Config keys to show in the overview, in this order.
 KEY_CONFIG = (
     *("model", "steps", "global_batch_size", "micro_batch_size", "sequence_length", "seq_length"),
     *("lr", "learning_rate", "weights", "vocab_size", "suites", "samples_per_problem", "limit", "seed"),
@@ -25,7 +25,7 @@ KEY_CONFIG = (
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One suite of one evaluation; `model` is the label of what was evaluated."""
+    """One suite of one evaluation; `model` is the label of the evaluated model."""
 
     suite: str
     evaluation: str
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; `numeric` says which columns are right-aligned."""
+    """A table of strings; columns with `numeric` are right-aligned."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -63,7 +63,7 @@ def evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 
 def model_labels(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """Evaluation stage name -> label of its model: the stage that made it (and how, if scored twice)."""
+    """Evaluation stage -> label of its model: the stage that made it, with the evaluation if there are several."""
     makers = {artifact.fingerprint: name for name, artifact in artifacts.items()}
     models = {
         name: makers.get(artifact.receipt.inputs.get("model", ""), name)
@@ -74,34 +74,33 @@ def model_labels(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
 
 
 def score_rows(artifacts: Mapping[str, Artifact]) -> list[ScoreRow]:
-    """Every suite of every evaluation among `artifacts` (by stage name), evaluation by evaluation.
+    """A row for every suite of every evaluation among `artifacts` (by stage name).
 
     Raises:
-        ArtifactError: if an evaluation's receipt lacks a figure.
+        ArtifactError: if a receipt lacks a value.
     """
     labels = model_labels(artifacts)
     return [
-        _score_row(artifact, suite, values, name, labels[name])
+        _score_row(artifact, suite, values, evaluation=name, model=labels[name])
         for name, artifact in evaluations(artifacts).items()
         for suite, values in artifact.metrics.get("suites", {}).items()
     ]
 
 
 def differences(rows: Sequence[ScoreRow]) -> list[Difference]:
-    """For each suite scored at least twice, the change from its first evaluation to its last."""
+    """For each suite with at least two evaluations, the change from the first to the last."""
     found = []
     for suite in dict.fromkeys(row.suite for row in rows):
         same = [row for row in rows if row.suite == suite]
         if len(same) > 1:
             before, after = same[0], same[-1]
-            found.append(
-                Difference(suite, before, after, *difference_interval(before.estimate, after.estimate))
-            )
+            change, low, high = difference_interval(before.estimate, after.estimate)
+            found.append(Difference(suite, before, after, change=change, low=low, high=high))
     return found
 
 
 def score_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """Suites down, models across, rates with intervals in percent; with two models the change in points."""
+    """A row per suite, a column per model, rates in percent with intervals, and the change in points."""
     rows = score_rows(artifacts)
     models = list(dict.fromkeys(row.model for row in rows))
     changes = {change.suite: change for change in differences(rows)}
@@ -118,7 +117,7 @@ def score_table(artifacts: Mapping[str, Artifact]) -> Table:
 
 
 def validation_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """Final validation loss (nats per token) of every training stage, sources across."""
+    """Final validation loss (nats per token) of every training stage, a column per source."""
     stages = {
         name: artifact.metrics["validation"]
         for name, artifact in artifacts.items()
@@ -155,7 +154,7 @@ def training_table(artifacts: Mapping[str, Artifact]) -> Table:
 
 
 def stage_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """What was run: kind, time, size, processes and the telling part of the config, stage by stage."""
+    """A row per stage: kind, time, size, processes and the main config keys."""
     rows = [
         [
             name,
@@ -173,7 +172,7 @@ def stage_table(artifacts: Mapping[str, Artifact]) -> Table:
 
 
 def provenance(artifacts: Mapping[str, Artifact]) -> list[tuple[str, str]]:
-    """Machine, versions and dates as (name, value); where stages differ, every value with its stages."""
+    """Machine, versions and dates as (name, value); if stages differ, every value with its stages."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, artifact in artifacts.items():
         facts = {**artifact.receipt.machine, **artifact.receipt.versions}
@@ -188,7 +187,7 @@ def provenance(artifacts: Mapping[str, Artifact]) -> list[tuple[str, str]]:
 
 
 def key_config(config: Mapping[str, Any]) -> str:
-    """The settings in `KEY_CONFIG` that a config has, nested ones included, as 'key=value, ...'."""
+    """The keys of `KEY_CONFIG` in a config, nested ones included, as 'key=value, ...'."""
     flat: dict[str, Any] = {}
     _flatten(config, flat)
     shown = [f"{key}={_short(flat[key])}" for key in KEY_CONFIG if flat.get(key) is not None]
@@ -217,15 +216,24 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
 
 
-def _score_row(artifact: Artifact, suite: str, values: Mapping[str, Any], name: str, model: str) -> ScoreRow:
+def _score_row(
+    artifact: Artifact, suite: str, values: Mapping[str, Any], *, evaluation: str, model: str
+) -> ScoreRow:
     try:
         rate, low, high, confidence = (float(values[k]) for k in ("pass_rate", "low", "high", "confidence"))
         estimate = Estimate(rate, low, high, confidence, str(values["interval"]))
-        counts = int(values["problems"]), int(values["samples"])
-        return ScoreRow(suite, name, model, estimate, *counts, float(values["truncated"]))
+        return ScoreRow(
+            suite=suite,
+            evaluation=evaluation,
+            model=model,
+            estimate=estimate,
+            problems=int(values["problems"]),
+            samples=int(values["samples"]),
+            truncated=float(values["truncated"]),
+        )
     except (KeyError, TypeError, ValueError) as problem:
         raise ArtifactError(
-            f"{artifact.path}: the receipt's metrics for suite '{suite}' are no scores ({problem!r}); "
+            f"{artifact.path}: the receipt's metrics for suite '{suite}' are not scores ({problem!r}); "
             "evaluate again"
         ) from None
 

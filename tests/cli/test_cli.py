@@ -111,7 +111,7 @@ def test_dry_run_shows_and_runs_nothing(toy: Path, capsys: pytest.CaptureFixture
         (["run", "toy.py", "seed=0"], "repeats=0: must be 1 or more"),
         (["run", "toy.py", "seed"], "expected key=value"),
         (["run", "toy.py", "--from", "x"], "no stage 'x'"),
-        (["run", "toy.py", "--json", "absent/x.json"], "is not a folder"),
+        (["run", "toy.py", "--json", "absent/x.json"], "is not a writable folder"),
         (["run", "toy.py", "--fast"], "No such option: --fast"),
         (["run"], "Missing argument"),
         (["rum"], "No such command 'rum'"),
@@ -128,7 +128,7 @@ def test_mistakes_are_one_line_and_exit_2(
 
 def test_interrupt_is_130_and_the_rerun_goes_on(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prism("run", "toy.py", "stop=true") == 130
-    assert "goes on where it stopped" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     assert prism("run", "toy.py") == 0
     assert "first: skipped" in capsys.readouterr().err
 

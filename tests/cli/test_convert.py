@@ -59,7 +59,7 @@ def test_logits_are_compared_on_random_tokens_where_no_tokenizer_lies(
     text = tmp_path / "text"
     text.write_text("ABC")
     assert prism(*arguments, "--text", str(text)) == 2
-    assert "leave --text out for random tokens" in capsys.readouterr().err.splitlines()[-1]
+    assert "omit --text to use random tokens" in capsys.readouterr().err.splitlines()[-1]
     assert prism("convert", "verify", str(hf), str(bare), "--logits", "--text", str(text), "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["logits"]["input"] == f"the tokens of {text}"
 

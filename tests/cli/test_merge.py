@@ -106,7 +106,7 @@ def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--model", "{a}", "--model", "{b}=1"), "PATH=WEIGHT is needed"),
+        (("--model", "{a}", "--model", "{b}=1"), "expected PATH=WEIGHT"),
         (("--model", "{a}=x", "--model", "{b}=1"), "'x' is not a number"),
         (("--model", "{a}=1/0", "--model", "{b}=1"), "'1/0' is not a number"),
         (("--model", "{a}=nan", "--model", "{b}=1"), "'nan' is not a finite number"),

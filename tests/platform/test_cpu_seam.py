@@ -47,7 +47,7 @@ def test_c_a_fork_has_its_own_stream_and_leaves_the_outer_one():
     tracker.set_states(states)
     with tracker.fork():
         assert torch.equal(torch.rand(2), here)
-    with pytest.raises(ValueError, match="already there"):
+    with pytest.raises(ValueError, match="exists already"):
         tracker.add("model-parallel-rng", 1)
 
 

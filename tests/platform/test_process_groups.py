@@ -34,7 +34,7 @@ def test_the_world_is_the_product_and_a_wrong_one_is_named():
         ({"tensor_model_parallel_size": 0}, "tensor_model_parallel_size=0: must be 1 or more"),
         ({"context_parallel_size": -1}, "context_parallel_size=-1"),
         ({"sequence_parallel": True}, "needs tensor_model_parallel_size > 1"),
-        ({"virtual_pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size at least 2"),
+        ({"virtual_pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size of at least 2"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message):

@@ -129,7 +129,8 @@ def test_damaged_and_unfinished_stages_are_marked(tmp_path):
     (tmp_path / "run" / (folder_of("tokens") + ".partial")).mkdir()
     text = Page(build_report(tmp_path / "run").read_text()).text
     assert re.search(
-        r"tokenizer \(tokenizer\): damaged: .*data\.bin: the file is listed in receipt\.json but does not exist", text
+        r"tokenizer \(tokenizer\): damaged: .*data\.bin: the file is listed in receipt\.json but does not exist",
+        text,
     )
     assert "tokens (tokens): unfinished" in text
 
@@ -147,14 +148,14 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     graph = json.loads((tmp_path / "graph.json").read_text())
     graph["stages"][1]["inputs"] = {"corpus": "nobody"}
     (tmp_path / "graph.json").write_text(json.dumps(graph))
-    with pytest.raises(ArtifactError, match="takes 'nobody'"):
+    with pytest.raises(ArtifactError, match="has the input 'nobody'"):
         build_report(tmp_path)
 
 
 def test_a_page_that_cannot_be_written_is_one_clear_error(tmp_path):
     make_run(tmp_path / "run", ["corpus"])
     (tmp_path / "run" / "report.html").mkdir()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write this file"):
         build_report(tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.partial"))
 

@@ -80,10 +80,10 @@ def test_the_page_shows_both_curves_and_no_loss_of_rl(artifacts):
 
 def test_damage_is_named(artifacts, tmp_path):
     (tmp_path / "rl_mid" / "metrics.jsonl").write_text('{"step": 1, "reward": 1}\n')
-    with pytest.raises(ArtifactError, match=r"metrics\.jsonl is no record of rl"):
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl is not a record of an rl stage"):
         rl_figure(artifacts)
     broken = {"f": Artifact(tmp_path, Receipt("frontier", "f", "f", {}, {}, metrics={"curves": [{}]}))}
-    with pytest.raises(ArtifactError, match="no frontier"):
+    with pytest.raises(ArtifactError, match="no metrics of a frontier"):
         frontier_figure(broken)
 
 

@@ -99,5 +99,5 @@ def test_the_page_has_the_section_when_there_is_something_to_show(artifacts):
 
 def test_a_receipt_without_scores_is_refused(tmp_path):
     broken = artifact(tmp_path, "ruler_x", "ruler", {"lengths": {"128": {"recall": 1}}}, {})
-    with pytest.raises(ArtifactError, match="are no RULER scores"):
+    with pytest.raises(ArtifactError, match="are not RULER scores"):
         ruler_scores({"ruler_x": broken})

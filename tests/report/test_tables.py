@@ -76,7 +76,7 @@ def test_a_receipt_without_scores_is_named(artifacts):
     broken = dataclasses.replace(
         whole, receipt=dataclasses.replace(whole.receipt, metrics={"suites": {"math": {"pass_rate": 1}}})
     )
-    with pytest.raises(ArtifactError, match="suite 'math' are no scores"):
+    with pytest.raises(ArtifactError, match="suite 'math' are not scores"):
         score_rows({"eval-base": broken})
 
 
