@@ -64,7 +64,7 @@ def main() -> None:
         began, used = time.perf_counter(), cpu_seconds()
         tasks = tuple(RULER_TASKS[name] for name in options.tasks)
         plan = Plan(tasks, tuple(options.lengths), options.samples)
-        manifest = make_folder(plan, folder, load_sources(tasks), out, options.workers)
+        manifest = make_folder(plan, folder, load_sources(tasks), out, workers=options.workers)
         wall, cpu = time.perf_counter() - began, cpu_seconds() - used
         size = sum(file.stat().st_size for file in out.rglob("*.zst"))
         tokenizer = Tokenizer.load(folder)

@@ -81,7 +81,14 @@ def make(
     TokenizerFolder(tokenizer)
     total = len(plan.tasks) * len(plan.lengths) * plan.samples
     with whole_folder(out) as folder, progress_bar("making samples", total) as bar:
-        sources = load_sources(plan.tasks, essays, squad, hotpot, words, repeat_haystack)
+        sources = load_sources(
+            plan.tasks,
+            essays=essays,
+            squad=squad,
+            hotpot=hotpot,
+            words=words,
+            repeat_haystack=repeat_haystack,
+        )
         manifest = make_folder(
             plan,
             tokenizer,
@@ -181,7 +188,9 @@ def score(
         from megatron_prism.pipeline.config import parse_override
 
         config = EngineConfig(engine, dict(map(parse_override, options or [])))
-        scored = _score_model(samples, checkpoint, tokenizer, config, batch_tokens)
+        scored = _score_model(
+            samples, checkpoint, tokenizer=tokenizer, config=config, batch_tokens=batch_tokens
+        )
     result = summary(scored, confidence)
     tasks = list(next(iter(result["lengths"].values()))["tasks"])
     rows = [
@@ -194,7 +203,12 @@ def score(
 
 
 def _score_model(
-    samples: Path, checkpoint: Path | None, tokenizer: Path | None, config: EngineConfig, batch_tokens: int
+    samples: Path,
+    checkpoint: Path | None,
+    *,
+    tokenizer: Path | None,
+    config: EngineConfig,
+    batch_tokens: int,
 ) -> list[Any]:
     """The scores of a checkpoint, or of the model of a server if `checkpoint` is None."""
     from megatron_prism.data.ruler.samples import read_manifest, read_samples

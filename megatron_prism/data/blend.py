@@ -49,6 +49,7 @@ def training_dataset(
     tokens: Path,
     split: str,
     weights: Mapping[str, float],
+    *,
     sequence_length: int,
     num_samples: int,
     seed: int,
@@ -61,14 +62,32 @@ def training_dataset(
     `weights`, and `source_counts` reads both. All ranks must call this. Only the first writes into `cache`.
     """
     if is_packed(tokens):
-        return packed_dataset(tokens, split, weights, sequence_length, num_samples, seed, tokenizer)
-    return blended_dataset(tokens, split, weights, sequence_length, num_samples, seed, cache, tokenizer)
+        return packed_dataset(
+            tokens,
+            split,
+            weights,
+            sequence_length=sequence_length,
+            num_samples=num_samples,
+            seed=seed,
+            tokenizer=tokenizer,
+        )
+    return blended_dataset(
+        tokens,
+        split,
+        weights,
+        sequence_length=sequence_length,
+        num_samples=num_samples,
+        seed=seed,
+        cache=cache,
+        tokenizer=tokenizer,
+    )
 
 
 def blended_dataset(
     tokens: Path,
     split: str,
     weights: Mapping[str, float],
+    *,
     sequence_length: int,
     num_samples: int,
     seed: int,

@@ -8,8 +8,7 @@ cannot stand on both sides.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any, ClassVar
 from megatron_prism.data.readers import CORPUS_SUFFIX, SPLITS, Blank, read_texts, source_files
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 
-COMPRESSION_LEVEL = 3
 TRAIN, VALID = SPLITS
 logger = get_logger(__name__)
 
@@ -91,12 +90,12 @@ class FileCorpus(Stage):
 class SourceWriter:
     """Writes one source's documents and counts them."""
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    def __init__(self, write: Callable[[Mapping[str, Any]], None]) -> None:
+        self._write = write
         self.documents = self.characters = 0
 
     def write(self, text: str) -> None:
-        self._handle.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        self._write({"text": text})
         self.documents += 1
         self.characters += len(text)
 
@@ -107,13 +106,8 @@ class SourceWriter:
 @contextmanager
 def source_writer(corpus: Path, split: str, source: str) -> Iterator[SourceWriter]:
     """Open `CORPUS/SPLIT/SOURCE.jsonl.zst` for writing."""
-    import zstandard
-
-    path = corpus / split / f"{source}{CORPUS_SUFFIX}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compressor = zstandard.ZstdCompressor(COMPRESSION_LEVEL)
-    with zstandard.open(path, "wt", encoding="utf-8", cctx=compressor) as handle:
-        yield SourceWriter(handle)
+    with record_writer(corpus / split / f"{source}{CORPUS_SUFFIX}", "utf-8") as write:
+        yield SourceWriter(write)
 
 
 def split_of(text: str, valid_percent: float) -> str:

@@ -41,6 +41,7 @@ class PackedDataset:
 
     def __init__(
         self,
+        *,
         sources: Sequence[TokenFile],
         dataset_index: NDArray[int16],
         sequence_index: NDArray[int64],
@@ -75,6 +76,7 @@ def packed_dataset(
     packed: Path,
     split: str,
     weights: Mapping[str, float],
+    *,
     sequence_length: int,
     num_samples: int,
     seed: int,
@@ -113,7 +115,13 @@ def packed_dataset(
     for number, (name, source) in enumerate(zip(weights, sources, strict=True)):
         drawn = dataset_index == number
         sequence_index[drawn] = _order(len(source.lengths), int(drawn.sum()), seed, name)
-    return PackedDataset(sources, dataset_index, sequence_index, sequence_length, tokenizer.pad_id)
+    return PackedDataset(
+        sources=sources,
+        dataset_index=dataset_index,
+        sequence_index=sequence_index,
+        sequence_length=sequence_length,
+        pad_id=tokenizer.pad_id,
+    )
 
 
 def is_packed(tokens: Path) -> bool:

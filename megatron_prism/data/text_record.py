@@ -85,7 +85,10 @@ def _warn(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: 
     if first.get("begin") != second.get("begin"):
         log.warning(
             "%s begin with %s, and %s would begin a text with %s; unless that is meant, make them equal (text.begin)",
-            *(one, _shown(first["begin"]), other, _shown(second["begin"])),
+            one,
+            _shown(first["begin"]),
+            other,
+            _shown(second["begin"]),
         )
 
 

@@ -121,13 +121,11 @@ class Evaluate(Stage):
         scores = result.metrics(self.confidence)
         log.info(
             "%s: %.1f%% (%.1f to %.1f) on %d problems",
-            *(
-                suite,
-                100 * scores["pass_rate"],
-                100 * scores["low"],
-                100 * scores["high"],
-                scores["problems"],
-            ),
+            suite,
+            100 * scores["pass_rate"],
+            100 * scores["low"],
+            100 * scores["high"],
+            scores["problems"],
         )
         return result
 

@@ -36,6 +36,7 @@ ASK_FOR_IDS = "ask the server for token ids (vLLM: extra={'return_token_ids': Tr
 
 
 def request_body(
+    *,
     model: str,
     prompt: str | list[int],
     seed: int,
@@ -125,7 +126,7 @@ def read_answer(
     values = _logprobs(choice) if logprobs else []
     ids = _reported_ids(choice)
     if ids is None:
-        ids = _encoded_ids(choice, text, finish, logprobs, tokenizer)
+        ids = _encoded_ids(choice, text=text, finish=finish, logprobs=logprobs, tokenizer=tokenizer)
     elif tokenizer is not None:
         _check_spelling(ids, text, tokenizer)
     if logprobs and len(ids) != len(values):
@@ -168,7 +169,7 @@ def _check_spelling(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> None
 
 
 def _encoded_ids(
-    choice: Mapping[str, Any], text: str, finish: FinishReason, logprobs: bool, tokenizer: Tokenizer | None
+    choice: Mapping[str, Any], *, text: str, finish: FinishReason, logprobs: bool, tokenizer: Tokenizer | None
 ) -> list[int]:
     """Token ids that the server does not report."""
     if tokenizer is None:

@@ -74,6 +74,7 @@ class OpenAIEngine:
         base_url: str,
         model: str,
         tokenizer: Tokenizer | None = None,
+        *,
         api_key_variable: str | None = None,
         logprobs: bool = True,
         extra: Mapping[str, Any] | None = None,
@@ -99,7 +100,11 @@ class OpenAIEngine:
         self.extra = dict(extra or {})
         self.concurrency = concurrency
         self.endpoint = JsonEndpoint(
-            f"{base_url.rstrip('/')}/completions", _api_key(api_key_variable), timeout, retries, first_wait
+            f"{base_url.rstrip('/')}/completions",
+            api_key=_api_key(api_key_variable),
+            timeout=timeout,
+            retries=retries,
+            first_wait=first_wait,
         )
         self.store = None if store is None else CompletionStore(Path(store))
 
@@ -164,7 +169,12 @@ class OpenAIEngine:
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             for number in range(samples):
                 body = request_body(
-                    self.model, prompt, sample_seed(seed, number), params, self.logprobs, self.extra
+                    model=self.model,
+                    prompt=prompt,
+                    seed=sample_seed(seed, number),
+                    params=params,
+                    logprobs=self.logprobs,
+                    extra=self.extra,
                 )
                 request = _Request(body, None if ids is None else ids[index])
                 order.append(request_key(request.body(IDS if ids else TEXT)))

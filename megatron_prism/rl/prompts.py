@@ -6,13 +6,13 @@ nothing else is needed to go on with the next, and none is skipped or met twice 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_prism.errors import DataError
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.verification.problems import Problem, load_suite, suite_names
 
 PROMPTS = "prompts"
@@ -61,8 +61,10 @@ def write_prompts(folder: Path, problems: Sequence[Problem]) -> None:
     """Write `prompts/DOMAIN.jsonl`, in the order given."""
     (folder / PROMPTS).mkdir(parents=True)
     for domain in count_by_domain(problems):
-        lines = [json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems if p.domain == domain]
-        (folder / PROMPTS / f"{domain}.jsonl").write_text("".join(lines), encoding="utf-8")
+        with record_writer(folder / PROMPTS / f"{domain}.jsonl", "utf-8") as write:
+            for problem in problems:
+                if problem.domain == domain:
+                    write(asdict(problem))
 
 
 def check_lengths(

@@ -94,11 +94,11 @@ class _Data:
                 tokens,
                 split,
                 shares,
-                config.batch.sequence_length,
-                samples,
-                config.seed,
-                cache,
-                tokenizer,
+                sequence_length=config.batch.sequence_length,
+                num_samples=samples,
+                seed=config.seed,
+                cache=cache,
+                tokenizer=tokenizer,
             )
 
         self.training = dataset("train", weights, config.steps * size)

@@ -24,7 +24,16 @@ def tokenizer(tokenizer_artifact):
 @pytest.fixture
 def blend(tokens, tokenizer, tmp_path):
     def build(split="train", weights=SHARES, samples=300, seed=1, folder=tokens.path, length=LENGTH):
-        return blended_dataset(folder, split, weights, length, samples, seed, tmp_path / "cache", tokenizer)
+        return blended_dataset(
+            folder,
+            split,
+            weights,
+            sequence_length=length,
+            num_samples=samples,
+            seed=seed,
+            cache=tmp_path / "cache",
+            tokenizer=tokenizer,
+        )
 
     return build
 
@@ -121,7 +130,14 @@ def test_one_token_for_end_and_padding(tokens, tokenizer, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         dataset = blended_dataset(
-            tokens.path, "train", {"math": 1}, LENGTH, 20, 1, tmp_path / "cache", shared
+            tokens.path,
+            "train",
+            {"math": 1},
+            sequence_length=LENGTH,
+            num_samples=20,
+            seed=1,
+            cache=tmp_path / "cache",
+            tokenizer=shared,
         )
     # The end of a document is learnt, not masked as padding.
     assert any((dataset[i]["labels"] == shared.eos_id).any() for i in range(20))
@@ -155,7 +171,14 @@ def test_refusals(blend, tokens, tmp_path, tokenizer):
 def _rows_of_a_rank(tokens, tokenizer, work):
     shares = {"math": 0.6, "web": 0.4}
     dataset = blended_dataset(
-        tokens, "train", shares, LENGTH, 100, 3, work / "cache", Tokenizer.load(tokenizer)
+        tokens,
+        "train",
+        shares,
+        sequence_length=LENGTH,
+        num_samples=100,
+        seed=3,
+        cache=work / "cache",
+        tokenizer=Tokenizer.load(tokenizer),
     )
     torch.save(rows(dataset, 100), work / f"{dist.get_rank()}.pt")
 

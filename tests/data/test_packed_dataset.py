@@ -37,7 +37,15 @@ def blend(packed):
     def build(
         weights=WEIGHTS, samples=200, seed=1, folder=packed.path, length=LENGTH, split="train", pad=PAD
     ):
-        return packed_dataset(folder, split, weights, length, samples, seed, SimpleNamespace(pad_id=pad))
+        return packed_dataset(
+            folder,
+            split,
+            weights,
+            sequence_length=length,
+            num_samples=samples,
+            seed=seed,
+            tokenizer=SimpleNamespace(pad_id=pad),
+        )
 
     return build
 
@@ -148,11 +156,12 @@ def test_the_arguments_decide_the_order(blend):
 
 
 def test_the_dispatcher_knows_a_packed_folder(packed, tokens, tokenizer, blend, tmp_path):
-    arguments = ("train", {"math": 1.0}, LENGTH, 20, 1, tmp_path / "cache", tokenizer)
+    arguments = {"sequence_length": LENGTH, "num_samples": 20, "seed": 1, "tokenizer": tokenizer}
+    arguments |= {"split": "train", "weights": {"math": 1.0}, "cache": tmp_path / "cache"}
     expected = blend({"math": 1.0}, samples=20, pad=tokenizer.pad_id)
-    assert torch.equal(rows(training_dataset(packed.path, *arguments), 20), rows(expected, 20))
+    assert torch.equal(rows(training_dataset(packed.path, **arguments), 20), rows(expected, 20))
     assert not (tmp_path / "cache").exists()
-    joined = training_dataset(tokens.path, *arguments)
+    joined = training_dataset(tokens.path, **arguments)
     assert all(joined[index]["loss_mask"].all() for index in range(20))
     assert (tmp_path / "cache").exists()
 

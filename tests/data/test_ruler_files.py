@@ -36,7 +36,9 @@ def test_a_folder_holds_what_was_asked(workers, tmp_path, tokenizer_folder, path
     sources = load_sources(TASKS, hotpot=paths["hotpot"])
     finished = []
     plan = Plan(TASKS, (2048, 3000), samples=3, seed=5)
-    manifest = make_folder(plan, tokenizer_folder, sources, tmp_path, workers, finished.append)
+    manifest = make_folder(
+        plan, tokenizer_folder, sources, tmp_path, workers=workers, progress=finished.append
+    )
     assert sum(finished) == 18
     assert read_manifest(tmp_path) == manifest
     assert manifest["tokenizer"] == Tokenizer.load(tokenizer_folder).identity
@@ -44,7 +46,7 @@ def test_a_folder_holds_what_was_asked(workers, tmp_path, tokenizer_folder, path
     for task in TASKS:
         for length in (2048, 3000):
             read = list(read_samples(tmp_path, task.name, length))
-            assert read == make_samples(task, tokenizer, length, 3, 5, sources)
+            assert read == make_samples(task, tokenizer, length, 3, seed=5, sources=sources)
             entry = manifest["files"][str(length)][task.name]
             assert entry["max_tokens"] == max(sample.tokens for sample in read)
             assert entry["source"] == ("hotpot.json" if task.name == "qa_2" else "built in")
@@ -55,7 +57,7 @@ def test_what_cannot_be_made_is_said_before_anything_is_written(tmp_path, tokeni
     sources = load_sources(TASKS, hotpot=paths["hotpot"])
     for lengths, error in (((2048, 100_000), DataError), ((64, 2048), ConfigError)):
         with pytest.raises(error):
-            make_folder(Plan(TASKS, lengths, 2), tokenizer_folder, sources, tmp_path, 1)
+            make_folder(Plan(TASKS, lengths, 2), tokenizer_folder, sources, tmp_path, workers=1)
         assert not list(tmp_path.iterdir())
 
 

@@ -59,7 +59,7 @@ def made(tokenizer, sources):
     """Three samples of every task, 12k tokens where a list of words shall be long enough for the long form."""
     counter = TokenCounter(tokenizer)
     return {
-        name: make_samples(task, tokenizer, LENGTH, 3, 7, sources, counter=counter)
+        name: make_samples(task, tokenizer, LENGTH, 3, seed=7, sources=sources, counter=counter)
         for name, task in RULER_TASKS.items()
     }
 
@@ -84,7 +84,7 @@ def context_of(sample, task):
 def test_needles_hold_the_answers_and_nothing_else_does(name, tokenizer, sources):
     task = (RULER_TASKS | OWN)[name]
     length = 160 if name in OWN else LENGTH
-    for sample in make_samples(task, tokenizer, length, 3, 7, sources):
+    for sample in make_samples(task, tokenizer, length, 3, seed=7, sources=sources):
         pattern = re.escape(task.needle).replace(r"\{key\}", r"([\w-]+)")
         pattern = pattern.replace(r"\{value\}", r"(\d{3,7}|[\da-f-]{36})")
         needles = re.findall(pattern, sample.prompt)
@@ -111,7 +111,7 @@ def test_needles_hold_the_answers_and_nothing_else_does(name, tokenizer, sources
 @pytest.mark.parametrize("name", COMPACT_TASKS)
 def test_compact_tasks_say_what_they_ask(name, tokenizer, sources):
     task = COMPACT_TASKS[name]
-    for sample in make_samples(task, tokenizer, 160, 20, 7, sources):
+    for sample in make_samples(task, tokenizer, 160, 20, seed=7, sources=sources):
         assert len(sample.answers) == task.num_queries
         for answer in sample.answers:
             keys = [key for key, values in task.value_words.items() if answer in values]
@@ -120,7 +120,8 @@ def test_compact_tasks_say_what_they_ask(name, tokenizer, sources):
 
 def test_needles_are_everywhere(tokenizer, sources):
     depths = [
-        sample.depths[0] for sample in make_samples(TASKS["niah_single_1"], tokenizer, 1024, 60, 1, sources)
+        sample.depths[0]
+        for sample in make_samples(TASKS["niah_single_1"], tokenizer, 1024, 60, seed=1, sources=sources)
     ]
     assert min(depths) < 0.15
     assert max(depths) > 0.85
@@ -143,7 +144,7 @@ def test_chains_are_true(made):
 
 @pytest.mark.parametrize(("length", "common", "others"), [(2048, 6, 1), (12_000, 30, 3)])
 def test_common_words_are_common(length, common, others, tokenizer, sources):
-    for sample in make_samples(RULER_TASKS["cwe"], tokenizer, length, 2, 7, sources):
+    for sample in make_samples(RULER_TASKS["cwe"], tokenizer, length, 2, seed=7, sources=sources):
         asked = sample.prompt[sample.prompt.rindex("Below is") :].split("\nQuestion")[0]
         counts = Counter(re.findall(r"\d+\. ([a-z]+)", asked))
         numbers = [int(number) for number in re.findall(r"(\d+)\. ", asked)]
@@ -193,7 +194,7 @@ def test_a_question_stays_at_every_length(tokenizer, sources):
     ends = {
         length: [
             sample.prompt.rsplit("Question: ", 1)[1]
-            for sample in make_samples(RULER_TASKS["qa_1"], tokenizer, length, 4, 7, sources)
+            for sample in make_samples(RULER_TASKS["qa_1"], tokenizer, length, 4, seed=7, sources=sources)
         ]
         for length in (2048, 6000)
     }
@@ -207,7 +208,7 @@ def test_lengths_are_exact_and_within_a_percent(kind, name, tmp_path_factory, so
     tokenizer, counter = tokenizer_of(kind)
     task = TASKS[name]
     for length in (128, 1000) if name in COMPACT_TASKS else (4096, 8192):
-        for sample in make_samples(task, tokenizer, length, 2, 3, sources, counter=counter):
+        for sample in make_samples(task, tokenizer, length, 2, seed=3, sources=sources, counter=counter):
             assert sample.tokens == len(tokenizer.encode(sample.prompt))
             used = sample.tokens + task.max_new_tokens + START_TOKENS
             assert used <= length
@@ -234,13 +235,15 @@ def test_a_start_token_of_the_tokenizer_is_counted(tmp_path, sources):
     """It takes the place that other tokenizers leave to a server's, so the prompts are the same."""
     folder, task = with_begin(tmp_path), RULER_TASKS["niah_single_1"]
     begun, bare = Tokenizer.load(folder), Tokenizer.load(folder, TextSettings(begin="none"))
-    with_token, without = (make_samples(task, each, 4096, 2, 1, sources) for each in (begun, bare))
+    with_token, without = (
+        make_samples(task, each, 4096, 2, seed=1, sources=sources) for each in (begun, bare)
+    )
     for one, other in zip(with_token, without, strict=True):
         assert one.prompt == other.prompt
         assert one.tokens == other.tokens + 1 == len(begun.encode(one.prompt))
         assert one.tokens + one.max_new_tokens <= 4096
     pieces = Tokenizer.load(sentencepiece_folder(tmp_path / "pieces", "bpe", add_bos_token=True))
-    for sample in make_samples(task, pieces, 4096, 2, 1, sources):
+    for sample in make_samples(task, pieces, 4096, 2, seed=1, sources=sources):
         assert sample.tokens == len(pieces.encode(sample.prompt)) <= 4096 - sample.max_new_tokens
 
 
@@ -248,17 +251,17 @@ def test_tokens_over_spaces_are_noticed_and_encoded_as_a_whole(tmp_path, sources
     tokenizer = crossing_tokenizer(tmp_path / "crossing")
     assert not TokenCounter(tokenizer).agrees("The grass is green. The sky is blue.")
     for name in ("niah_single_1", "niah_multikey_2"):
-        for sample in make_samples(RULER_TASKS[name], tokenizer, 2048, 2, 1, sources):
+        for sample in make_samples(RULER_TASKS[name], tokenizer, 2048, 2, seed=1, sources=sources):
             assert sample.tokens == len(tokenizer.encode(sample.prompt))
             assert 2048 - 41 <= sample.tokens + sample.max_new_tokens + START_TOKENS <= 2048
 
 
 @pytest.mark.parametrize("name", RULER_TASKS)
 def test_a_sample_depends_on_nothing_but_who_it_is(name, tokenizer, sources, made):
-    again = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, 7, sources, first=2)
+    again = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, seed=7, sources=sources, first=2)
     assert again == made[name][2:]
     assert len({sample.prompt for sample in made[name]}) == 3
-    other = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, 8, sources)[0]
+    other = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, seed=8, sources=sources)[0]
     assert other.prompt != made[name][0].prompt
 
 
@@ -300,16 +303,16 @@ def test_names_are_distinct():
 )
 def test_what_cannot_be_made_is_said(task, length, samples, error, message, tokenizer, sources):
     with pytest.raises(error, match=re.escape(message)):
-        make_samples(RULER_TASKS[task], tokenizer, length, samples, 1, sources)
+        make_samples(RULER_TASKS[task], tokenizer, length, samples, seed=1, sources=sources)
 
 
 def test_a_short_haystack_is_repeated_when_asked(tokenizer, sources):
     essays = replace(sources.essays, words=sources.essays.words[:500], ends=sources.essays.ends[:40])
     task = RULER_TASKS["niah_single_2"]
     with pytest.raises(DataError, match="set repeat_haystack"):
-        make_samples(task, tokenizer, 8192, 1, 1, replace(sources, essays=essays))
+        make_samples(task, tokenizer, 8192, 1, seed=1, sources=replace(sources, essays=essays))
     repeating = replace(sources, essays=essays, repeat_haystack=True)
-    sample = make_samples(task, tokenizer, 8192, 1, 1, repeating)[0]
+    sample = make_samples(task, tokenizer, 8192, 1, seed=1, sources=repeating)[0]
     assert 0 <= 8192 - sample.tokens - 51 <= 81
 
 
@@ -364,13 +367,13 @@ def test_fit_finds_the_largest_that_fits():
         return 10 + 7 * units
 
     for budget in range(10, 400):
-        units, tokens = fit(lambda n: n, tokens_of, budget, 0, 0, None)
+        units, tokens = fit(lambda n: n, tokens_of, budget=budget, slack=0, min_units=0, max_units=None)
         assert tokens == tokens_of(units) <= budget < tokens_of(units + 1)
-    units, tokens = fit(lambda n: n, tokens_of, 10_000, 50, 0, None)
+    units, tokens = fit(lambda n: n, tokens_of, budget=10_000, slack=50, min_units=0, max_units=None)
     assert 9950 <= tokens <= 10_000
     with pytest.raises(TooShort) as short:
-        fit(lambda n: n, tokens_of, 9, 0, 0, None)
+        fit(lambda n: n, tokens_of, budget=9, slack=0, min_units=0, max_units=None)
     assert short.value.tokens == 10
     with pytest.raises(HaystackEnds) as ends:
-        fit(lambda n: n, tokens_of, 400, 0, 0, 50)
+        fit(lambda n: n, tokens_of, budget=400, slack=0, min_units=0, max_units=50)
     assert ends.value.tokens == 360

@@ -126,7 +126,7 @@ def made(tmp_path_factory):
     train_tokenizer(texts, 300, root / "tokenizer")
     (root / "samples").mkdir()
     tasks = tuple(named_tasks(["needle_single", "needle_multiquery"]))
-    make_folder(Plan(tasks, (200, 320), 6), root / "tokenizer", Sources(), root / "samples", 1)
+    make_folder(Plan(tasks, (200, 320), 6), root / "tokenizer", Sources(), root / "samples", workers=1)
     return root
 
 

@@ -26,6 +26,14 @@ def test_what_is_written_is_read_back(name, tmp_path):
         assert path.read_bytes().isascii()
 
 
+def test_utf8_is_written_as_it_is(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with record_writer(path, "utf-8") as write:
+        write(RECORDS[0])
+    assert "\u00e9\U0001f600" in path.read_text(encoding="utf-8")
+    assert [record for record, _ in read_records(path)] == RECORDS[:1]
+
+
 def write_one_and_fail(path):
     with record_writer(path) as write:
         write({"lost": 1})

@@ -82,7 +82,15 @@ def losses_of(model, inputs, samples):
 
     network = AutoModelForCausalLM.from_pretrained(model).eval()
     tokenizer = Tokenizer.load(model)
-    dataset = packed_dataset(inputs["tokens"].path, "train", {"mixed": 1.0}, LENGTH, samples, 1, tokenizer)
+    dataset = packed_dataset(
+        inputs["tokens"].path,
+        "train",
+        {"mixed": 1.0},
+        sequence_length=LENGTH,
+        num_samples=samples,
+        seed=1,
+        tokenizer=tokenizer,
+    )
     found = []
     for sample in map(dataset.__getitem__, range(samples)):
         with torch.no_grad():

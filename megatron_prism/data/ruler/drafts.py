@@ -32,8 +32,8 @@ class Builder(Protocol):
     """
 
     source: str
-    fewest: int
-    most: int | None
+    min_units: int
+    max_units: int | None
     redraws: bool
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:

@@ -32,10 +32,11 @@ class HaystackEnds(PrismError):
 def fit(
     draft: Callable[[int], D],
     count: Callable[[D], int],
+    *,
     budget: int,
     slack: int,
-    fewest: int,
-    most: int | None,
+    min_units: int,
+    max_units: int | None,
 ) -> tuple[D, int]:
     """A draft of at most `budget` tokens, and its tokens.
 
@@ -49,7 +50,7 @@ def fit(
     Raises:
         TooShort, HaystackEnds
     """
-    low, best = fewest, draft(fewest)
+    low, best = min_units, draft(min_units)
     tokens = count(best)
     if tokens > budget:
         raise TooShort(tokens)
@@ -62,10 +63,10 @@ def fit(
             step = missing * (high - low) // max(1, high_tokens - tokens)
             units = min(max(low + step, low + 1), high - 1)
         else:
-            if low == most:
+            if low == max_units:
                 raise HaystackEnds(tokens)
             units = low + (max(1, int(missing / rate)) if rate else PROBE_UNITS)
-            units = units if most is None else min(units, most)
+            units = units if max_units is None else min(units, max_units)
         made = draft(units)
         found = count(made)
         if found <= budget:

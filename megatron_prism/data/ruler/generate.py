@@ -51,6 +51,7 @@ def make_samples(
     tokenizer: Tokenizer,
     length: int,
     samples: int,
+    *,
     seed: int = 1,
     sources: Sources | None = None,
     keys: Sequence[str] | None = None,
@@ -76,7 +77,7 @@ def make_samples(
     """
     _check(length, samples)
     sources = sources or load_sources([task])
-    builder = _builder(task, sources, length, seed, keys)
+    builder = _builder(task, sources, length=length, seed=seed, keys=keys)
     if isinstance(builder, DocumentBuilder) and builder.questions < first + samples:
         raise DataError(
             f"{builder.source}: {builder.questions} questions for task '{task.name}', samples={first + samples} asked "
@@ -85,7 +86,7 @@ def make_samples(
     for counts in (counter or TokenCounter(tokenizer), TokenCounter(tokenizer, exact=True)):
         made: list[Sample] = []
         for index in range(first, first + samples):
-            made.append(_sample(task, builder, counts, length, seed, index))
+            made.append(_sample(task, builder, counts, length=length, seed=seed, index=index))
             checked = not counts.exact and (index - first) % check_every == 0
             if checked and not counts.agrees(made[-1].prompt):
                 break
@@ -120,7 +121,15 @@ def check_plan(plan: Plan, tokenizer: Tokenizer, sources: Sources) -> None:
     for task in plan.tasks:
         for length in sorted({min(plan.lengths), max(plan.lengths)}):
             make_samples(
-                task, tokenizer, length, 1, plan.seed, sources, plan.keys, first=last, counter=counter
+                task,
+                tokenizer,
+                length,
+                samples=1,
+                seed=plan.seed,
+                sources=sources,
+                keys=plan.keys,
+                first=last,
+                counter=counter,
             )
 
 
@@ -129,6 +138,7 @@ def make_folder(
     tokenizer_folder: Path,
     sources: Sources,
     out: Path,
+    *,
     workers: int = 2,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, Any]:
@@ -152,7 +162,9 @@ def make_folder(
     if workers == 1:
         counter = TokenCounter(tokenizer)
         for task, length in jobs:
-            files[length, task.name] = _write(plan, task, length, counter, sources, out)
+            files[length, task.name] = _write(
+                task, length, plan=plan, counter=counter, sources=sources, out=out
+            )
             progress(plan.samples)
     else:
         # Spawned, because tokenizers' threads do not survive a fork.
@@ -196,14 +208,21 @@ def _start_worker(plan: Plan, tokenizer_folder: Path, sources: Sources, out: Pat
 
 
 def _write_in_worker(task: Task, length: int) -> dict[str, Any]:
-    return _write(task=task, length=length, **_worker)
+    return _write(task, length, **_worker)
 
 
 def _write(
-    plan: Plan, task: Task, length: int, counter: TokenCounter, sources: Sources, out: Path
+    task: Task, length: int, *, plan: Plan, counter: TokenCounter, sources: Sources, out: Path
 ) -> dict[str, Any]:
     samples = make_samples(
-        *(task, counter.tokenizer, length, plan.samples, plan.seed, sources, plan.keys), counter=counter
+        task,
+        counter.tokenizer,
+        length,
+        plan.samples,
+        seed=plan.seed,
+        sources=sources,
+        keys=plan.keys,
+        counter=counter,
     )
     write_samples(sample_file(out, task.name, length), samples)
     tokens = [sample.tokens for sample in samples]
@@ -217,7 +236,7 @@ def _write(
 
 
 def _sample(
-    task: Task, builder: Builder, counter: TokenCounter, length: int, seed: int, index: int
+    task: Task, builder: Builder, counter: TokenCounter, *, length: int, seed: int, index: int
 ) -> Sample:
     # `count` counts what begins the prompt.
     reserved = max(0, START_TOKENS - len(counter.tokenizer.policy.begin))
@@ -233,7 +252,10 @@ def _sample(
             found = fit(
                 draft,
                 lambda made: counter.count(made.prompt),
-                *(budget, length // SLACK, builder.fewest, builder.most),
+                budget=budget,
+                slack=length // SLACK,
+                min_units=builder.min_units,
+                max_units=builder.max_units,
             )
         except TooShort as problem:
             raise ConfigError(
@@ -252,14 +274,25 @@ def _sample(
     assert best is not None
     made, tokens = best
     return Sample(
-        *(task.name, length, index, seed, tokens, task.max_new_tokens, made.prompt),
-        *(made.answers, task.metric, made.depths, builder.source),
+        task=task.name,
+        length=length,
+        index=index,
+        seed=seed,
+        tokens=tokens,
+        max_new_tokens=task.max_new_tokens,
+        prompt=made.prompt,
+        answers=made.answers,
+        metric=task.metric,
+        depths=made.depths,
+        source=builder.source,
     )
 
 
-def _builder(task: Task, sources: Sources, length: int, seed: int, keys: Sequence[str] | None) -> Builder:
+def _builder(task: Task, sources: Sources, *, length: int, seed: int, keys: Sequence[str] | None) -> Builder:
     if isinstance(task, NeedleTask):
-        return NeedleBuilder(task, sources, length, seed, keys if task.keys == "words" else None)
+        return NeedleBuilder(
+            task, sources, length=length, seed=seed, keys=keys if task.keys == "words" else None
+        )
     if isinstance(task, TrackingTask):
         return TrackingBuilder(task)
     if isinstance(task, CommonWordsTask):

@@ -28,22 +28,22 @@ class NeedleBuilder:
     """
 
     def __init__(
-        self, task: NeedleTask, sources: Sources, length: int, seed: int, keys: Sequence[str] | None = None
+        self, task: NeedleTask, sources: Sources, *, length: int, seed: int, keys: Sequence[str] | None = None
     ) -> None:
         self.task = task
         self._key_values = KeyValues(task, length, seed, keys)
-        self.fewest = task.num_keys * task.num_values
-        self.most: int | None = None
+        self.min_units = task.num_keys * task.num_values
+        self.max_units: int | None = None
         self.redraws = task.haystack == "needle"
         self.source = BUILT_IN
         if task.haystack == "essay":
             assert sources.essays is not None
             self._essays = sources.essays
             self.source = sources.essays.source
-            self.fewest = 0
-            self.most = None if sources.repeat_haystack else len(sources.essays.words)
+            self.min_units = 0
+            self.max_units = None if sources.repeat_haystack else len(sources.essays.words)
         elif task.haystack == "needle":
-            self.most = self._key_values.most_others
+            self.max_units = self._key_values.max_others
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""
@@ -121,7 +121,7 @@ class KeyValues:
     """Draws the keys and values of one task; no key and no value comes twice in a draw.
 
     Attributes:
-        most_others: how many keys with one value there are beyond those of the task (None: any number).
+        max_others: how many keys with one value there are beyond those of the task (None: any number).
 
     Args:
         keys: draw keys from these words instead of the task's own.
@@ -153,7 +153,7 @@ class KeyValues:
         if self._uuids:
             per_other = (task.keys == "uuids") + uuid_values
             free.append((len(self._uuids) - task.num_keys - needed) // per_other)
-        self.most_others = min(free)
+        self.max_others = min(free)
 
     def draw(self, rng: random.Random, others: int) -> list[tuple[str, list[str]]]:
         """(key, values) of the task's keys, then of `others` more with one value each."""

@@ -233,7 +233,7 @@ class DocumentBuilder:
     """
 
     redraws = False
-    fewest = 0
+    min_units = 0
 
     def __init__(self, task: QuestionTask, questions: QuestionSet, seed: int) -> None:
         self.task = task
@@ -244,7 +244,7 @@ class DocumentBuilder:
         random.Random(f"{seed}/{task.name}/questions").shuffle(order)
         self._order = order
         largest = max(sum(self._sizes[place] for place in question.gold) for question in questions.questions)
-        self.most: int | None = sum(self._sizes) - largest
+        self.max_units: int | None = sum(self._sizes) - largest
 
     @property
     def questions(self) -> int:

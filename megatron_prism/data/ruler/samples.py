@@ -14,7 +14,6 @@ from megatron_prism.pipeline.json_text import read_object, read_records
 
 MANIFEST = "ruler.json"
 SUFFIX = ".jsonl.zst"
-COMPRESSION_LEVEL = 3
 METRICS = ("recall", "any")
 # Whether a value is a list, and what it, or each of its elements, must be.
 TEXT, WHOLE, NUMBER = (str,), (int,), (int, float)
@@ -71,7 +70,7 @@ def sample_file(folder: Path, task: str, length: int) -> Path:
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write one file; under its final name it is complete."""
-    with record_writer(path, COMPRESSION_LEVEL) as write:
+    with record_writer(path) as write:
         for sample in samples:
             write(asdict(sample))
 

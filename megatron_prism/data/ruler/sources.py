@@ -66,6 +66,7 @@ class Sources:
 
 def load_sources(
     tasks: Iterable[Task],
+    *,
     essays: Path | None = None,
     squad: Path | None = None,
     hotpot: Path | None = None,

@@ -231,6 +231,7 @@ COMPACT_VALUES: Mapping[str, Sequence[str]] = {
 
 def compact_task(
     name: str,
+    *,
     num_keys: int = 1,
     num_queries: int = 1,
     question: str = COMPACT_QUESTION,
@@ -239,7 +240,11 @@ def compact_task(
 ) -> NeedleTask:
     """A needle task among RULER's five sentences, one after the other, or in prose."""
     return NeedleTask(
-        *(name, "{context}" + question, room, COMPACT_NEEDLE, haystack),
+        name=name,
+        prompt="{context}" + question,
+        max_new_tokens=room,
+        needle=COMPACT_NEEDLE,
+        haystack=haystack,
         value_words=COMPACT_VALUES,
         num_keys=num_keys,
         num_queries=num_queries,

@@ -19,12 +19,12 @@ class TrackingBuilder:
     """Drafts of variable tracking; a unit is a line of noise."""
 
     source = BUILT_IN
-    most: int | None = None
+    max_units: int | None = None
     redraws = False
 
     def __init__(self, task: TrackingTask) -> None:
         self.task = task
-        self.fewest = task.num_hops + 1
+        self.min_units = task.num_hops + 1
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""

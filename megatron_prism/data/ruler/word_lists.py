@@ -71,8 +71,8 @@ class CommonWordsBuilder:
         short = length < task.short_length
         self._example = SHORT_EXAMPLE if short else LONG_EXAMPLE
         self._repeats = task.short_repeats if short else (task.common_repeats, task.uncommon_repeats)
-        self.fewest = task.num_common + 1
-        self.most: int | None = len(words)
+        self.min_units = task.num_common + 1
+        self.max_units: int | None = len(words)
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""
@@ -93,7 +93,7 @@ class FrequentWordsBuilder:
     """Drafts of frequent words; a unit is a word of the text, as far as the power law gives whole words."""
 
     source = BUILT_IN
-    most: int | None = None
+    max_units: int | None = None
     redraws = False
 
     def __init__(self, task: FrequentWordsTask, length: int) -> None:
@@ -102,7 +102,7 @@ class FrequentWordsBuilder:
         zeta = sum(rank**-task.alpha for rank in range(1, ZETA_TERMS))
         zeta += (ZETA_TERMS - 0.5) ** (1 - task.alpha) / (task.alpha - 1)
         self._shares = [rank**-task.alpha / zeta for rank in range(1, self._vocabulary + 1)]
-        self.fewest = 1 + max(units for units in range(MOST_TIED) if not self._distinct(units))
+        self.min_units = 1 + max(units for units in range(MOST_TIED) if not self._distinct(units))
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""

@@ -5,7 +5,6 @@ The same config on the same Python installation gives the same files, byte for b
 
 from __future__ import annotations
 
-import json
 import platform
 import random
 from collections import Counter
@@ -37,6 +36,7 @@ from megatron_prism.data.shoebox.problem import (
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage
 
 DEFAULT_CHARACTERS = {
@@ -195,6 +195,6 @@ def _write(corpus: Path, split: str, source: str, texts: Iterator[str], characte
 
 
 def _write_problems(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    path.write_text("".join(lines), encoding="utf-8")
+    with record_writer(path, "utf-8") as write:
+        for record in records:
+            write(record)

@@ -118,7 +118,15 @@ class RulerEvaluate(Stage):
                 bar.advance(bar.task_ids[0], finished)
 
             groups = (
-                make_samples(task, tokenizer, length, plan.samples, plan.seed, sources, plan.keys)
+                make_samples(
+                    task,
+                    tokenizer,
+                    length,
+                    plan.samples,
+                    seed=plan.seed,
+                    sources=sources,
+                    keys=plan.keys,
+                )
                 for length in plan.lengths
                 for task in plan.tasks
             )
