@@ -20,7 +20,8 @@ def check_folders(*folders: Path, out: Path | None = None, dtype: str | None = N
     for folder in folders:
         # Unlike os.path.isdir, Path.is_dir raises for a name that is too long.
         if not os.path.isdir(folder):
-            raise CheckpointError(f"{folder}: no such folder")
+            kind = "this is not a folder" if os.path.exists(folder) else "no such folder"
+            raise CheckpointError(f"{folder}: {kind}")
     if out is not None:
         from megatron_prism.pipeline.output_folder import check_free
 

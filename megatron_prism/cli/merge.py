@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +96,7 @@ def merge(
     one_of(dtype, DTYPES, "--dtype")
     whole_number(seed, "--seed", least=0)
     alphas = [exact_number(each, "--alpha") for each in alpha.split(",")] if alpha is not None else []
-    pairs = [(each, "") if alphas else _split(each) for each in model]
+    pairs = [_path_only(each) if alphas else _split(each) for each in model]
     settings = MergeSettings(
         method=method,
         weights=[] if alphas else [exact_number(weight, f"--model {path}") for path, weight in pairs],
@@ -124,6 +125,14 @@ def merge(
         f"{metrics['bytes'] / 1e9:.2f} GB, to {out}",
     )
     write_result(json_file, {**metrics, "format": plan.format, "out": str(out)})
+
+
+def _path_only(model: str) -> tuple[str, str]:
+    """The path and no weight, for --alpha."""
+    path, equals, _ = model.rpartition("=")
+    if equals and not os.path.exists(model) and os.path.exists(path):
+        raise ConfigError(f"--model {model}: with --alpha a model has no weight; give --model {path}")
+    return model, ""
 
 
 def _split(model: str) -> tuple[str, str]:

@@ -39,7 +39,10 @@ def write_result(target: str | None, value: Any) -> None:
         return
     from megatron_prism.pipeline.artifact import write_json
 
-    write_json(Path(target), value)
+    try:
+        write_json(Path(target), value)
+    except OSError as problem:
+        raise ConfigError(f"--json {target}: cannot write this file ({problem.strerror})") from None
 
 
 def show_table(

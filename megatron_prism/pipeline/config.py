@@ -57,7 +57,7 @@ def apply_overrides(config: T, overrides: Mapping[str, Any], where: str = "") ->
             unknown = getattr(problem, "full_key", None)
             if "not in" in str(problem) and unknown:
                 check_key(node, str(unknown), prefix)
-            raise ConfigError(f"{prefix}{key}={value!r}: {str(problem).splitlines()[0]}") from None
+            raise ConfigError(f"{prefix}{key}={value!r}: {_plain_reason(problem)}") from None
     return to_object(node, prefix)
 
 
@@ -97,9 +97,27 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     try:
         merged = OmegaConf.merge(node, dict(values))
     except OmegaConfBaseException as problem:
-        raise ConfigError(f"{prefix}{str(problem).splitlines()[0]}") from None
+        raise ConfigError(f"{prefix}{_plain_reason(problem)}") from None
     assert isinstance(merged, DictConfig)
     return to_object(merged, prefix)
+
+
+# Part of a message of OmegaConf -> what the value must be.
+WRONG_TYPES = {
+    "could not be converted to Integer": "must be a whole number",
+    "could not be converted to Float": "must be a number",
+    "is not a valid bool": "must be true or false",
+    "is not a ListConfig": "must be a list, for example [a, b]",
+    "to Dict[": "must be a mapping, for example {a: 1}",
+    "is not Optional": "must have a value",
+    "is not a subclass of": "has keys of its own; set one of them",
+}
+
+
+def _plain_reason(problem: OmegaConfBaseException) -> str:
+    """OmegaConf's message about a wrong type, in a user's terms."""
+    message = str(problem).splitlines()[0]
+    return next((reason for part, reason in WRONG_TYPES.items() if part in message), message)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def read_run(run_dir: Path) -> Run:
     """
     file = run_dir / "graph.json"
     if not run_dir.is_dir():
-        raise ArtifactError(f"{run_dir}: no such run folder")
+        kind = "this is not a folder" if run_dir.exists() else "no such run folder"
+        raise ArtifactError(f"{run_dir}: {kind}")
     if not file.exists():
         raise ArtifactError(f"{run_dir}: the folder has no graph.json; give a run folder of `prism run`")
     try:

@@ -46,7 +46,12 @@ class Recipe:
                     f"recipe '{self.name}': unknown parameter '{key}'{suggest(key, self.parameters)}"
                 )
             checked[key] = self._checked(key, value)
-        return self.function(**checked)
+        graph = self.function(**checked)
+        if not isinstance(graph, Graph):
+            raise ConfigError(
+                f"recipe '{self.name}': recipe() must return a Graph, not {type(graph).__name__}"
+            )
+        return graph
 
     def _checked(self, key: str, value: Any) -> Any:
         wanted = type(self.parameters[key])
@@ -55,8 +60,8 @@ class Recipe:
         # Exact types: to Python a bool is an int, to a reader of `seed=true` it is a mistake.
         if type(value) is not wanted:
             raise ConfigError(
-                f"recipe '{self.name}': {key}={value!r} is of type {type(value).__name__}, "
-                f"{wanted.__name__} is needed (for example {key}={self.parameters[key]})"
+                f"recipe '{self.name}': {key}={value!r} must be of type {wanted.__name__}, for example "
+                f"{key}={self.parameters[key]}"
             )
         return value
 
@@ -75,8 +80,8 @@ def load_recipe(name_or_path: str) -> Recipe:
     module = _module_name(name_or_path)
     if module not in by_module:
         raise ConfigError(
-            f"no recipe '{name_or_path}'{suggest(name_or_path, known)} (recipes: {', '.join(known)}; "
-            "or give the path of a .py file)"
+            f"no recipe '{name_or_path}'{suggest(name_or_path, known)} (`prism recipes` lists all; the path of a .py "
+            "file is possible, too)"
         )
     return _from_module(recipe_module(module), by_module[module])
 
@@ -131,7 +136,9 @@ def _module_of_file(path: Path) -> ModuleType:
 def _from_module(module: ModuleType, name: str) -> Recipe:
     function = getattr(module, "recipe", None)
     if not callable(function):
-        raise ConfigError(f"{module.__file__}: has no function recipe(...) that returns a Graph")
+        raise ConfigError(
+            f"{module.__file__}: a recipe file must define a function recipe(...) that returns a Graph"
+        )
     parameters = {}
     for key, parameter in inspect.signature(function).parameters.items():
         if type(parameter.default) not in PARAMETER_TYPES:

@@ -106,9 +106,10 @@ def test_dry_run_shows_and_runs_nothing(toy: Path, capsys: pytest.CaptureFixture
         (["run", "toy.py:"], "expected RECIPE or RECIPE:STAGE"),
         (["run", "toy.py", "sed=1"], "unknown key 'sed'; did you mean 'seed'"),
         (["run", "toy.py", "first.txt=1"], "did you mean 'text'"),
-        (["run", "toy.py", "seed=one"], "seed='one' is of type str, int is needed"),
-        (["run", "toy.py", "seed=true"], "seed=True is of type bool"),
+        (["run", "toy.py", "seed=one"], "seed='one' must be of type int"),
+        (["run", "toy.py", "seed=true"], "seed=True must be of type int"),
         (["run", "toy.py", "seed=0"], "repeats=0: must be 1 or more"),
+        (["run", "toy.py", "first.repeats=two"], "repeats='two': must be a whole number"),
         (["run", "toy.py", "seed"], "expected key=value"),
         (["run", "toy.py", "--from", "x"], "no stage 'x'"),
         (["run", "toy.py", "--json", "absent/x.json"], "is not a writable folder"),
@@ -142,7 +143,8 @@ def test_a_bug_keeps_its_traceback(toy: Path) -> None:
 def test_recipe_files_that_cannot_be_used(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, message in (
         ("def recipe(:\n", "toy.py, line 1"),
-        ("x = 1\n", "has no function recipe"),
+        ("x = 1\n", "must define a function recipe(...)"),
+        ("def recipe():\n    return 1\n", "recipe() must return a Graph, not int"),
         ("def recipe(seed):\n    pass\n", "parameter 'seed' of recipe() needs a default"),
     ):
         toy.write_text(text)
