@@ -16,7 +16,7 @@ with warnings.catch_warnings():
         "megatron.core.datasets.gpt_dataset",
         "megatron.core.dist_checkpointing",
         "megatron_prism.conversion.stage",
-        "megatron_prism.rl.run",
+        "megatron_prism.rl.rl_run",
         "megatron_prism.training.trainer",
         "pytest",
         "transformers.models.auto.modeling_auto",

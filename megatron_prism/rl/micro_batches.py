@@ -22,7 +22,7 @@ class TrainingText:
         prompt_ids, answer_ids: tokens.
         logprobs: of the answer's tokens, as the sampler reported them.
         advantage: of the answer.
-        weight: of each of its tokens in the sum over tokens that is the loss.
+        weight: of each token of the answer in the loss.
     """
 
     prompt_ids: list[int]
@@ -33,7 +33,7 @@ class TrainingText:
 
     @property
     def length(self) -> int:
-        """Positions that predict a token: all but the last."""
+        """Number of positions that predict a token: all but the last."""
         return len(self.prompt_ids) + len(self.answer_ids) - 1
 
 
@@ -42,22 +42,31 @@ class MicroBatch:
     """Rows of equal length; every tensor is `[rows, length]`, cut to this rank's part under context parallelism.
 
     Attributes:
-        values: `tokens`, `labels`, `position_ids`, and per position that predicts an answer's token (`mask` 1.0):
-            `advantages`, `weights`, `sampler` (log-probabilities), `texts` (numbers of the texts, from 0).
+        tokens, labels, position_ids: the model's inputs.
+        mask: 1.0 at positions that predict a token of an answer, else 0.0.
+        advantages, weights, sampler_logprobs: of that token.
+        texts: number of the text that a position belongs to, from 0.
         segments: the texts of a packed row.
-        old, reference: log-probabilities under the policy before the step and under the reference, once known.
+        old_logprobs, reference_logprobs: under the policy before the step and under the reference, once computed.
     """
 
-    values: dict[str, Tensor]
+    tokens: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    mask: Tensor
+    advantages: Tensor
+    weights: Tensor
+    sampler_logprobs: Tensor
+    texts: Tensor
     segments: Segments | None = None
-    old: Tensor | None = None
-    reference: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
 
 
 def plan_rows(lengths: Sequence[int], capacity: int, packing: bool, micro_batch_size: int) -> list[list[int]]:
-    """Which texts make up each micro-batch: one packed row, or `micro_batch_size` texts of like length.
+    """The texts of each micro-batch, by index: one packed row, or `micro_batch_size` texts of similar length.
 
-    The order is by falling size, so dealing micro-batches out in turn gives ranks like amounts of work.
+    Micro-batches are sorted by decreasing size, so that assigning them to ranks in turn balances the work.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     if not packing:
@@ -70,10 +79,11 @@ def plan_rows(lengths: Sequence[int], capacity: int, packing: bool, micro_batch_
 
 
 def build(texts: Sequence[TrainingText], chosen: Sequence[int], row_length: int, packing: bool) -> MicroBatch:
-    """The micro-batch of these texts; no texts give one that changes nothing.
+    """The micro-batch of these texts; without texts, one of zero weight.
 
     Args:
-        row_length: tokens of a row; at least the texts' (packed: together).
+        chosen: indices into `texts`.
+        row_length: tokens of a row: at least those of the longest text, or of all texts together if packed.
     """
     from megatron.core.utils import get_batch_on_this_cp_rank
 
@@ -81,19 +91,19 @@ def build(texts: Sequence[TrainingText], chosen: Sequence[int], row_length: int,
     integers = {name: numpy.zeros((rows, row_length), numpy.int64) for name in ("tokens", "labels", "texts")}
     floats = {
         name: numpy.zeros((rows, row_length), numpy.float32)
-        for name in ("mask", "advantages", "weights", "sampler")
+        for name in ("mask", "advantages", "weights", "sampler_logprobs")
     }
     start = 0
-    for place, number in enumerate(chosen):
+    for position, number in enumerate(chosen):
         text = texts[number]
-        row, start = (0, start) if packing else (place, 0)
+        row, start = (0, start) if packing else (position, 0)
         ids = text.prompt_ids + text.answer_ids
         whole = slice(start, start + text.length)
         # Position p predicts token p + 1: the prompt's last position predicts the answer's first token.
         answer = slice(start + len(text.prompt_ids) - 1, start + text.length)
         integers["tokens"][row, whole], integers["labels"][row, whole] = ids[:-1], ids[1:]
         integers["texts"][row, whole] = number
-        floats["mask"][row, answer], floats["sampler"][row, answer] = 1.0, text.logprobs
+        floats["mask"][row, answer], floats["sampler_logprobs"][row, answer] = 1.0, text.logprobs
         floats["advantages"][row, answer], floats["weights"][row, answer] = text.advantage, text.weight
         start += text.length
     values = {name: torch.from_numpy(array).to(device()) for name, array in (integers | floats).items()}
@@ -102,4 +112,4 @@ def build(texts: Sequence[TrainingText], chosen: Sequence[int], row_length: int,
     if packing and chosen:
         lengths = [texts[number].length for number in chosen]
         segments = Segments(lengths, row_length, device()) if len(lengths) > 1 else None
-    return MicroBatch(get_batch_on_this_cp_rank(values), segments)
+    return MicroBatch(**get_batch_on_this_cp_rank(values), segments=segments)

@@ -4,13 +4,15 @@
     A_i = (r_i - mean) / (std + eta)        r_it = pi / pi_old        w_it = min(pi_old / pi_sampler, C)
 
 i runs over the answers of a group, t over the tokens of an answer. w is truncated importance sampling: it corrects for
-a sampler whose probabilities are not quite the trainer's, and carries no gradient. The KL term is not multiplied by it.
+a sampler whose probabilities differ slightly from the trainer's, and carries no gradient. It does not multiply the KL
+term.
 
-Everything here is arithmetic on tensors; what is a token of which answer is the caller's to say.
+Everything here is arithmetic on tensors. The caller says which tokens belong to which answer.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from megatron_prism.rl.settings import Objective
 
 # Bounds of differences of log-probabilities before they are exponentiated (open-instruct, grpo_fast.py at 2e01163ad).
 KL_BOUND, TIS_BOUND, RATIO_BOUND = 40.0, 10.0, 40.0
-# What `policy_loss` reports, as sums over tokens.
+# The metrics of `policy_loss`, each a sum over tokens.
 METRICS = (
     "ratio",
     "clipped_low",
@@ -36,17 +38,17 @@ METRICS = (
 def advantages(rewards: Tensor, objective: Objective) -> Tensor:
     """Advantage of each answer, `[groups, samples]` in fp64, from rewards of that shape.
 
-    A group of equal rewards has advantages of exactly 0: rounding of its mean, divided by as small a deviation, would
-    make large ones.
+    A group of equal rewards has advantages of exactly 0. The rounding error of its mean, divided by a standard
+    deviation of the same size, would otherwise give large ones.
 
     Raises:
-        ValueError: if a reward is not finite, or a group has one answer only.
+        ValueError: if a reward is not finite, or groups have only one answer.
     """
     if not torch.isfinite(rewards).all():
         raise ValueError("a reward is not a finite number")
     samples = rewards.shape[1]
     if samples < 2:
-        raise ValueError("a group of one answer has nothing to compare it with")
+        raise ValueError("a group needs at least two answers")
     rewards = rewards.double()
     equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
     centred = torch.where(equal, 0.0, rewards - rewards.mean(1, keepdim=True))
@@ -59,71 +61,77 @@ def advantages(rewards: Tensor, objective: Objective) -> Tensor:
     return torch.where(equal, 0.0, centred / deviation)
 
 
-def token_weights(lengths: Tensor, objective: Objective, most_tokens: int) -> Tensor:
-    """What each token of an answer weighs in the sum over all tokens, `[groups, samples]` in fp64.
+def token_weights(lengths: Tensor, objective: Objective, max_new_tokens: int) -> Tensor:
+    """The weight of each token of an answer in the loss, which is a sum over all tokens; `[groups, samples]` in fp64.
 
     Args:
         lengths: tokens of each answer, `[groups, samples]`.
-        most_tokens: the longest an answer could have been.
+        max_new_tokens: the longest answer that could have been sampled; normalization 'constant' divides by it.
 
     Raises:
-        ValueError: if an answer has no tokens, or, where `most_tokens` is used, more than those.
+        ValueError: if an answer has no tokens, or more than `max_new_tokens` where these are the divisor.
     """
     if int(lengths.min()) < 1:
-        raise ValueError("an answer without tokens")
-    if objective.normalization == "constant" and int(lengths.max()) > most_tokens:
-        raise ValueError(f"an answer of {int(lengths.max())} tokens, of at most {most_tokens}")
+        raise ValueError("an answer has no tokens")
+    if objective.normalization == "constant" and int(lengths.max()) > max_new_tokens:
+        raise ValueError(
+            f"an answer has {int(lengths.max())} tokens, more than max_new_tokens={max_new_tokens}"
+        )
     sizes = lengths.double()
     if objective.normalization == "batch_tokens":
         return torch.ones_like(sizes) / sizes.sum()
     if objective.normalization == "sequence":
         return 1 / (sizes * sizes.numel())
     if objective.normalization == "constant":
-        return torch.ones_like(sizes) / (sizes.numel() * most_tokens)
+        return torch.ones_like(sizes) / (sizes.numel() * max_new_tokens)
     return (1 / (sizes.sum(1, keepdim=True) * sizes.shape[0])).expand_as(sizes)
 
 
-def policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor | None,
-    sampler_logprobs: Tensor,
-    reference_logprobs: Tensor | None,
-    advantages: Tensor,
-    weights: Tensor,
-    mask: Tensor,
-    objective: Objective,
-    sequence_log_ratio: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """-J of these tokens, and sums of `METRICS` over them. Every tensor is `[batch, seq]`.
+@dataclass
+class LossInputs:
+    """The tensors of `policy_loss`, each `[batch, seq]`. Where `mask` is 0 they may hold anything, NaN included.
 
-    Only `logprobs` gets a gradient. What any tensor holds where the mask is 0 has no effect, not even NaN.
-
-    Args:
-        logprobs: of the policy, with gradient.
-        old_logprobs: of the policy before the step; None is on-policy: they are `logprobs`, and the ratio is 1.
+    Attributes:
+        logprobs: log-probabilities under the policy, with gradient.
         sampler_logprobs: as the sampler reported them.
-        reference_logprobs: needed unless kl_coefficient is 0.
-        advantages, weights: per token; the weights of a batch (`token_weights`) carry all normalization.
-        mask: 1 for tokens that count.
-        sequence_log_ratio: of each token's answer (`sequence_log_ratio`), for ratio='sequence'.
+        advantages, weights: per token; the weights carry all normalization (`token_weights`).
+        mask: 1 for the tokens that count.
+        old_logprobs: under the policy before the step; None on-policy, where they equal `logprobs` and the ratio is 1.
+        reference_logprobs: under the reference; not needed if kl_coefficient is 0.
+        sequence_log_ratio: for ratio='sequence', the log ratio of each token's answer (`sequence_log_ratio`).
+    """
+
+    logprobs: Tensor
+    sampler_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    mask: Tensor
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    sequence_log_ratio: Tensor | None = None
+
+
+def policy_loss(inputs: LossInputs, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
+    """-J over these tokens, and the sums of `METRICS` over them. Only `inputs.logprobs` gets a gradient.
 
     Raises:
-        ValueError: if the reference or the sequences' ratio is missing where the objective needs it.
+        ValueError: if the objective needs the reference or the sequences' ratio and they are missing.
     """
-    counted = mask > 0
+    logprobs, advantages = inputs.logprobs, inputs.advantages
+    counted = inputs.mask > 0
 
     def difference(left: Tensor, right: Tensor, bound: float) -> Tensor:
-        # What does not count must not make a NaN either: its gradient would be one, whatever it is multiplied by.
+        # Masked tokens must not produce a NaN either: its gradient stays NaN even when multiplied by zero.
         return torch.where(counted, left - right, 0.0).clamp(-bound, bound)
 
-    # Detached in any case: given as they are, the policy's own log-probabilities would cancel its gradient.
-    old = (logprobs if old_logprobs is None else old_logprobs).detach()
+    # Without detach, passing the policy's own log-probabilities as the old ones would cancel the gradient.
+    old = (logprobs if inputs.old_logprobs is None else inputs.old_logprobs).detach()
     if objective.ratio == "sequence":
-        if sequence_log_ratio is None:
+        if inputs.sequence_log_ratio is None:
             raise ValueError("ratio='sequence' needs sequence_log_ratio")
-        # GSPO-token: the answer's ratio in value, and through each token its own gradient.
+        # GSPO-token: the value is the answer's ratio, and the gradient of each token flows through its own.
         ratio = (
-            sequence_log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND).exp()
+            inputs.sequence_log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND).exp()
             * difference(logprobs, logprobs.detach(), RATIO_BOUND).exp()
         )
     else:
@@ -133,15 +141,16 @@ def policy_loss(
     correction = torch.ones_like(ratio)
     capped = torch.zeros_like(counted)
     if objective.tis_cap is not None:
-        raw = difference(old, sampler_logprobs.detach(), TIS_BOUND).exp()
+        raw = difference(old, inputs.sampler_logprobs.detach(), TIS_BOUND).exp()
         correction, capped = raw.clamp(max=objective.tis_cap), raw > objective.tis_cap
     kl = torch.zeros_like(ratio)
     if objective.kl_coefficient:
-        if reference_logprobs is None:
+        if inputs.reference_logprobs is None:
             raise ValueError(f"kl_coefficient={objective.kl_coefficient} needs reference_logprobs")
-        kl = estimate_kl(difference(reference_logprobs.detach(), logprobs, KL_BOUND), objective.kl_estimator)
+        reference = inputs.reference_logprobs.detach()
+        kl = estimate_kl(difference(reference, logprobs, KL_BOUND), objective.kl_estimator)
     terms = correction * surrogate - objective.kl_coefficient * kl
-    loss = -torch.where(counted, terms * weights, 0.0).sum()
+    loss = -torch.where(counted, terms * inputs.weights, 0.0).sum()
     with torch.no_grad():
         moved = difference(logprobs.detach(), old, RATIO_BOUND)
         values: dict[str, Any] = {
@@ -152,7 +161,7 @@ def policy_loss(
             "tis_capped": capped,
             "kl": kl.detach(),
             "negative_logprob": -logprobs.detach(),
-            # KL(old || policy), by the k3 estimator: how far the step has gone.
+            # KL(old || policy) by the k3 estimator: how far the policy has moved since the start of the step.
             "moved": moved.expm1() - moved,
         }
         sums = {name: torch.where(counted, values[name].float(), 0.0).sum() for name in METRICS}

@@ -20,7 +20,7 @@ from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateReport, GateSettings, conclude, observe
 from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build, plan_rows
-from megatron_prism.rl.objective import METRICS, Objective, policy_loss, sequence_log_ratio
+from megatron_prism.rl.objective import METRICS, LossInputs, Objective, policy_loss, sequence_log_ratio
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.trainer import Trainer, sum_over_ranks
@@ -31,9 +31,9 @@ class BatchShape:
     """How texts become micro-batches.
 
     Attributes:
-        context_length: most tokens of prompt and answer, and of a packed row.
-        packing: several texts in a row, kept apart in attention and Mamba; else rows of one text each, padded.
-        micro_batch_size: padded texts in a micro-batch; packed, it is one row.
+        context_length: largest number of tokens of a prompt with its answer, and of a packed row.
+        packing: True puts several texts into a row, separated in attention and Mamba layers; False pads one per row.
+        micro_batch_size: padded texts per micro-batch; a packed micro-batch is one row.
     """
 
     context_length: int
@@ -43,7 +43,7 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimizer step reports; `metrics` are means over the answers' tokens on all ranks."""
+    """The report of an optimizer step; `metrics` are means over the answers' tokens on all ranks."""
 
     loss: float
     grad_norm: float
@@ -54,17 +54,19 @@ class Update:
 
 
 class Policy:
-    """This rank's part of the trained model, its optimizer, and the reference of the same layout.
+    """This rank's part of the trained model, its optimizer, and a reference model with the same layout.
 
     Needs a running `platform.process_groups.session`.
 
     Args:
-        vocabulary: tokens of the tokenizer; the model's further rows get no probability, as in sampling.
+        vocabulary: size of the tokenizer's vocabulary; padded rows of the output layer get probability 0, as in
+            sampling.
     """
 
     def __init__(
         self,
         architecture: Architecture,
+        *,
         parallel: ParallelConfig,
         shape: BatchShape,
         optimizer: OptimizerSettings,
@@ -76,13 +78,15 @@ class Policy:
     ) -> None:
         from megatron.core import parallel_state
 
-        # An interleaved pipeline takes micro-batches by as many as it has stages.
+        # An interleaved pipeline needs a number of micro-batches that its stages divide.
         virtual = parallel.virtual_pipeline_model_parallel_size
         self.rows_multiple = parallel.data_parallel_size * (
             parallel.pipeline_model_parallel_size if virtual else 1
         )
         batch = BatchConfig(shape.context_length, 1, self.rows_multiple)
-        self.trainer = Trainer(architecture, parallel, batch, optimizer, dtype, "torch", recompute=recompute)
+        self.trainer = Trainer(
+            architecture, parallel, batch, optimizer, dtype, backend="torch", recompute=recompute
+        )
         self.parallel, self.shape, self.objective = parallel, shape, objective
         self.gate_settings = gate_settings
         self.reference: list[Any] = []
@@ -101,35 +105,35 @@ class Policy:
                 install_vocabulary_limit(chunk.output_layer, vocabulary)
         if shape.packing and recompute == "full" and parallel.pipeline_model_parallel_size > 1:
             raise ParallelError(
-                "recompute=full, packing=true: a pipeline has several rows under way at once, and a recomputed layer "
-                "could not tell their texts apart; use packing=false"
+                "recompute=full, packing=true: a pipeline works on several rows at once, and a recomputed layer "
+                "cannot know which row's texts to separate; use packing=false"
             )
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.context_group = parallel_state.get_context_parallel_group()
 
-    def take_reference(self) -> None:
-        """Make the reference the policy as it is."""
-        self.blend_reference(1.0)
+    def copy_to_reference(self) -> None:
+        """Make the reference a copy of the policy."""
+        self.soft_update_reference(1.0)
 
     @torch.no_grad()
-    def blend_reference(self, alpha: float) -> None:
+    def soft_update_reference(self, alpha: float) -> None:
         """reference <- alpha * policy + (1 - alpha) * reference (TR-DPO, arXiv 2404.09656, soft update)."""
-        for chunk, kept in zip(self.trainer.models, self.reference, strict=False):
-            for mine, theirs in zip(unwrap(chunk).parameters(), kept.parameters(), strict=True):
-                blended = theirs.float().lerp_(mine.float(), alpha)
+        for chunk, reference in zip(self.trainer.models, self.reference, strict=False):
+            for ours, theirs in zip(unwrap(chunk).parameters(), reference.parameters(), strict=True):
+                blended = theirs.float().lerp_(ours.float(), alpha)
                 theirs.copy_(blended)
 
     def micro_batches(self, texts: Sequence[TrainingText]) -> list[MicroBatch]:
-        """This data-parallel rank's micro-batches of the texts, which are the same on all ranks."""
+        """This data-parallel rank's micro-batches; all ranks pass the same texts."""
         packing, pipelined = self.shape.packing, self.parallel.pipeline_model_parallel_size > 1
         size = 1 if pipelined else self.shape.micro_batch_size
         rows = plan_rows([text.length for text in texts], self.shape.context_length, packing, size)
-        # Every rank runs as many micro-batches: the divisor of the gradients counts them all.
+        # All ranks run the same number of micro-batches, because the divisor of the gradients counts them all.
         rows += [[] for _ in range(-len(rows) % self.rows_multiple)]
         total = sum if packing else max
         lengths = [total([texts[number].length for number in row] or [1]) for row in rows]
         if pipelined:
-            # Stages pass hidden states of one shape.
+            # Pipeline stages exchange hidden states of one fixed shape.
             lengths = [max(lengths)] * len(rows)
         multiple = self._row_multiple()
         return [
@@ -139,22 +143,22 @@ class Policy:
             ]
         ]
 
-    def note_reference(self, batches: Sequence[MicroBatch]) -> None:
-        """Keep the reference's log-probabilities with each micro-batch (its objective's KL term needs them)."""
+    def compute_reference_logprobs(self, batches: Sequence[MicroBatch]) -> None:
+        """Store the reference's log-probabilities in each micro-batch, for the KL term."""
         if self.reference:
             for batch, logprobs in zip(batches, self._logprobs(batches, self.reference), strict=False):
-                batch.reference = logprobs
+                batch.reference_logprobs = logprobs
 
-    def note_old(self, batches: Sequence[MicroBatch]) -> None:
-        """Keep the policy's own log-probabilities: needed where it will have moved when a batch's turn comes."""
+    def compute_old_logprobs(self, batches: Sequence[MicroBatch]) -> None:
+        """Store the policy's current log-probabilities in each micro-batch, before earlier minibatches change it."""
         for batch, logprobs in zip(batches, self._logprobs(batches, self.trainer.models), strict=False):
-            batch.old = logprobs
+            batch.old_logprobs = logprobs
 
     def update(self, batches: Sequence[MicroBatch], lr: float, step: int) -> Update:
         """One optimizer step.
 
         Raises:
-            GateStop: if trainer and sampler disagree and the gate says stop; no weight has moved.
+            GateStop: if trainer and sampler disagree and the gate's action is 'stop'; the weights are unchanged.
         """
         self.trainer.prepare_step(lr)
         reports = self._run(batches, self.trainer.models, partial(self._loss, len(batches)))
@@ -174,26 +178,26 @@ class Policy:
 
     def _loss(self, count: int, batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Megatron's loss function for one micro-batch; `losses` are its cross entropies, -log p(label)."""
-        logprobs, values = -losses.float(), batch.values
-        old = batch.old
-        before = logprobs.detach() if old is None else old
-        seen = observe(before, values["sampler"], values["mask"], values["texts"], self.gate_settings)
+        logprobs = -losses.float()
+        old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        seen = observe(old, batch.sampler_logprobs, batch.mask, batch.texts, self.gate_settings)
         ratio = None
         if self.objective.ratio == "sequence":
-            ratio = sequence_log_ratio(logprobs, before, seen.mask, values["texts"], self.context_group)
-        loss, metrics = policy_loss(
-            logprobs,
-            old,
-            values["sampler"],
-            batch.reference,
-            values["advantages"],
-            values["weights"],
-            seen.mask,
-            self.objective,
-            ratio,
+            ratio = sequence_log_ratio(logprobs, old, seen.mask, batch.texts, self.context_group)
+        inputs = LossInputs(
+            logprobs=logprobs,
+            sampler_logprobs=batch.sampler_logprobs,
+            advantages=batch.advantages,
+            weights=batch.weights,
+            mask=seen.mask,
+            old_logprobs=batch.old_logprobs,
+            reference_logprobs=batch.reference_logprobs,
+            sequence_log_ratio=ratio,
         )
+        loss, metrics = policy_loss(inputs, self.objective)
         sums = torch.stack([loss.detach(), seen.mask.sum(), *(metrics[name] for name in METRICS)])
-        # Megatron divides the gradients by the tokens all ranks report; ours are divided already, by the weights.
+        # Megatron divides the gradients by the token counts that all ranks report. The weights of our tokens already
+        # hold the divisor, so every micro-batch reports 1, and the loss is multiplied by the number of reports.
         ones = count * self.parallel.data_parallel_size * self.parallel.context_parallel_size
         return (
             loss * ones,
@@ -202,18 +206,18 @@ class Policy:
         )
 
     def _logprobs(self, batches: Sequence[MicroBatch], models: Sequence[Any]) -> list[Tensor]:
-        """`[rows, length]` of each micro-batch, on the last pipeline stage; nothing elsewhere."""
+        """`[rows, length]` of each micro-batch on the last pipeline stage; an empty list on the other stages."""
 
-        def keep(batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def report(batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             return (
                 losses.sum(),
                 torch.ones((), dtype=torch.int, device=losses.device),
-                {"kept": -losses.float()},
+                {"logprobs": -losses.float()},
             )
 
         with torch.no_grad():
-            reports = self._run(batches, models, keep, forward_only=True)
-        return [report["kept"] for report in reports]
+            reports = self._run(batches, models, report, forward_only=True)
+        return [each["logprobs"] for each in reports]
 
     def _run(
         self,
@@ -224,13 +228,12 @@ class Policy:
     ) -> list[Any]:
         def forward_step(source: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
             batch = next(source)
-            values = batch.values
             set_segments(unwrap(model), batch.segments)
-            output = model(values["tokens"], values["position_ids"], None, labels=values["labels"])
+            output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
             return output, partial(loss, batch)
 
-        rows, length = batches[0].values["tokens"].shape
-        # The schedule is told the shape of what stages send each other: the whole row's, before it is cut.
+        rows, length = batches[0].tokens.shape
+        # The schedule expects the length of whole rows, before context parallelism cuts them.
         shape = (rows, length * self.parallel.context_parallel_size)
         for model in models:
             unwrap(model).train(not forward_only)
@@ -243,7 +246,7 @@ class Policy:
                 set_segments(unwrap(model), None)
 
     def _row_multiple(self) -> int:
-        """Context parallelism cuts a row into 2 pieces per rank, sequence parallelism into one per tensor rank."""
+        """A row's length is a multiple of this: 2 pieces per context-parallel rank, 1 per sequence-parallel rank."""
         size = self.parallel
         pieces = 2 * size.context_parallel_size if size.context_parallel_size > 1 else 1
         return pieces * (size.tensor_model_parallel_size if size.sequence_parallel else 1)

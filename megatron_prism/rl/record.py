@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_prism.errors import ArtifactError, DataError
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.rollout import Group
+from megatron_prism.rl.step_report import StepReport
 from megatron_prism.training.metrics import RunLog
-
-if TYPE_CHECKING:
-    from megatron_prism.rl.loop import StepReport
 
 ANSWERS, METRICS = "answers", "metrics.jsonl"
 

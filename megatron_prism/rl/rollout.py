@@ -43,14 +43,13 @@ class Group:
     def values(self) -> list[float]:
         return [answer.reward.value for answer in self.answers]
 
-    def teaches(self, by: str) -> bool:
-        """Whether its answers differ: in their rewards (else there are no advantages), or in being right, too.
+    def has_signal(self, group_filter: str) -> bool:
+        """Whether the group gives a gradient under this filter of `LoopSettings`.
 
-        Args:
-            by: "reward" or "accuracy".
+        The rewards must differ, for else all advantages are 0. Filter "accuracy" also asks for right and wrong answers.
         """
         differ = len(set(self.values)) > 1
-        return differ and (by == "reward" or 0 < self.correct < len(self.answers))
+        return differ and (group_filter == "reward" or 0 < self.correct < len(self.answers))
 
 
 class Rollouts:

@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning is told, without a tensor: the objective (objective.py), the loop (loop.py)."""
+"""Settings of the objective (objective.py) and of a step (step.py); this file does not import torch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ ADVANTAGES = ("group_std", "group_mean", "leave_one_out")
 
 @dataclass
 class Objective:
-    """Which objective. The defaults are the paper's; where it is silent, open-instruct's (docs/rl.md).
+    """The objective's settings. Defaults are the paper's, and open-instruct's where the paper names none (docs/rl.md).
 
     Attributes:
         epsilon_low, epsilon_high: the ratio is clipped to [1 - low, 1 + high].
-        tis_cap: C; None leaves importance sampling out (w = 1).
-        kl_coefficient: beta; 0 needs no reference.
-        kl_estimator: of KL(policy || reference) from one sample: 'k1', 'k2' or 'k3'
+        tis_cap: C, the cap of the importance weight w; None switches importance sampling off (w = 1).
+        kl_coefficient: beta; with 0 no reference model is kept.
+        kl_estimator: estimator of KL(policy || reference) from one sample: 'k1', 'k2' or 'k3'
             (joschu.net/blog/kl-approx.html).
-        ratio: 'token', or 'sequence': the geometric mean over an answer's tokens (GSPO, arXiv 2507.18071).
-        normalization: what the sum over tokens is divided by: the tokens of a 'group_tokens' group, and then the number
-            of groups (the paper); all 'batch_tokens' (DAPO); the tokens of each 'sequence' and the number of them
-            (GRPO, arXiv 2402.03300); or a 'constant', answers times most tokens (Dr.GRPO, arXiv 2503.20783).
-        advantage: rewards less the group's mean, over its standard deviation ('group_std', of the population), or
-            undivided ('group_mean'); or less the mean of the others ('leave_one_out', RLOO, arXiv 2402.14740).
-        advantage_epsilon: eta.
+        ratio: 'token', or 'sequence' for the geometric mean over an answer's tokens (GSPO, arXiv 2507.18071).
+        normalization: the divisor of the sum over tokens.
+            'group_tokens': the number of tokens of the group, then the number of groups (the paper).
+            'batch_tokens': the number of tokens of the batch (DAPO).
+            'sequence': the number of tokens of each answer, then the number of answers (GRPO, arXiv 2402.03300).
+            'constant': the number of answers times `max_new_tokens` (Dr.GRPO, arXiv 2503.20783).
+        advantage: how rewards become advantages.
+            'group_std': minus the group's mean, divided by its population standard deviation.
+            'group_mean': minus the group's mean.
+            'leave_one_out': minus the mean of the other answers (RLOO, arXiv 2402.14740).
+        advantage_epsilon: eta, which is added to the standard deviation.
     """
 
     epsilon_low: float = 0.2
@@ -48,14 +52,14 @@ class Objective:
         one_of(self.ratio, RATIOS, "ratio")
         one_of(self.normalization, NORMALIZATIONS, "normalization")
         one_of(self.advantage, ADVANTAGES, "advantage")
-        # Written so that NaN, which compares as false with everything, is refused.
+        # A comparison with NaN is false, so the conditions are written positively and NaN is refused.
         if not (0 <= self.epsilon_low < 1 and self.epsilon_high >= 0):
             raise ConfigError(
                 f"epsilon_low={self.epsilon_low}, epsilon_high={self.epsilon_high}: need 0 <= low < 1 and high >= 0"
             )
         if self.tis_cap is not None and not self.tis_cap > 0:
             raise ConfigError(
-                f"tis_cap={self.tis_cap}: must be greater than zero; null leaves the correction out"
+                f"tis_cap={self.tis_cap}: must be greater than zero; null switches the correction off"
             )
         if not (0 <= self.kl_coefficient < math.inf and 0 <= self.advantage_epsilon < math.inf):
             raise ConfigError(
@@ -66,28 +70,28 @@ class Objective:
 
 @dataclass
 class LoopSettings:
-    """What a step takes in and does.
+    """Batch sizes, group selection and reference updates of a step.
 
     Attributes:
         prompts_per_step: groups of a step.
         samples_per_prompt: answers of a group.
         minibatches: optimizer steps per batch; with 1 the update is on-policy.
-        keep_by: which groups an update takes: those whose answers differ in "reward", or those of which some are right
-            and some wrong, "accuracy"; the two part where length or repetition cost something.
-        dynamic_sampling: draw more prompts until there are `prompts_per_step` such groups (DAPO).
-        most_rounds: of drawing, before the step goes on with what it has.
-        reference_alpha: share of the policy in each soft update of the reference.
-        reference_interval: steps between soft updates; 0 keeps the reference as it was at the start.
+        group_filter: which groups are used for the update: those whose answers differ in "reward", or those with both
+            right and wrong answers, "accuracy". The two differ only when length or repetition penalties are on.
+        dynamic_sampling: sample more prompts until there are `prompts_per_step` such groups (DAPO).
+        max_rounds: rounds of dynamic sampling, after which the step uses the groups it has.
+        reference_alpha: weight of the policy in each soft update of the reference.
+        reference_interval: steps between soft updates; 0 keeps the reference fixed.
     """
 
     prompts_per_step: int = 64
     samples_per_prompt: int = 16
     minibatches: int = 1
-    keep_by: str = "reward"
+    group_filter: str = "reward"
     dynamic_sampling: bool = False
-    most_rounds: int = 10
+    max_rounds: int = 10
     reference_alpha: float = 0.6
     reference_interval: int = 0
 
     def __post_init__(self) -> None:
-        one_of(self.keep_by, ("reward", "accuracy"), "keep_by")
+        one_of(self.group_filter, ("reward", "accuracy"), "group_filter")

@@ -29,10 +29,10 @@ class Reinforce(ReinforceConfig, Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.platform.process_groups import session
-        from megatron_prism.rl.run import run
+        from megatron_prism.rl.rl_run import reinforce
 
         vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
         tokenizer = Tokenizer.load_for(folder, vocab_size, self.engine.text)
         text = self.engine.describe(inputs)
         with session(self.parallel, self.seed):
-            return run(self, inputs, out, tokenizer) | {"text": text}
+            return reinforce(self, inputs, out, tokenizer) | {"text": text}

@@ -21,7 +21,7 @@ class Variant:
     Attributes:
         objective: what is optimized.
         minibatches: optimizer steps per batch.
-        dynamic_sampling, keep_by: whether groups that teach nothing are drawn again, and which these are.
+        dynamic_sampling, group_filter: as in `LoopSettings`.
         wrong: the reward of a wrong answer.
         overlong_share: the last share of the answer's most tokens over which a long answer loses up to 1; 0: none, and
             an answer that ran out of tokens gets the reward of `RewardSettings.unfinished`.
@@ -30,7 +30,7 @@ class Variant:
     objective: Objective = field(default_factory=Objective)
     minibatches: int = 1
     dynamic_sampling: bool = False
-    keep_by: str = "reward"
+    group_filter: str = "reward"
     wrong: float = 0.0
     overlong_share: float = 0.0
 
@@ -40,7 +40,7 @@ class Variant:
             settings,
             minibatches=self.minibatches,
             dynamic_sampling=self.dynamic_sampling,
-            keep_by=self.keep_by,
+            group_filter=self.group_filter,
         )
 
     def rewards(self, max_new_tokens: int) -> RewardSettings:
@@ -72,7 +72,7 @@ VARIANTS = {
         Objective(epsilon_high=0.28, tis_cap=None, kl_coefficient=0.0, normalization="batch_tokens"),
         minibatches=16,
         dynamic_sampling=True,
-        keep_by="accuracy",
+        group_filter="accuracy",
         wrong=-1.0,
         overlong_share=4096 / 20480,
     ),

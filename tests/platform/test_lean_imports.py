@@ -21,7 +21,7 @@ setup_logging()
 import megatron_prism.training.stage, megatron_prism.training.trainer, megatron_prism.training.checkpoint
 import megatron_prism.training.metrics, megatron_prism.conversion.init_from_hf, megatron_prism.data.blend
 import megatron_prism.models.specs_torch, megatron_prism.models.layers.recompute
-import megatron_prism.generation.megatron_engine, megatron_prism.rl.loop
+import megatron_prism.generation.megatron_engine, megatron_prism.rl.rl_run
 import torch, torch.utils.checkpoint, megatron.core.optimizer
 from megatron_prism.platform import cpu_seam
 cpu_seam.install()

@@ -15,11 +15,18 @@ import pytest
 import torch
 import warm
 
-from megatron_prism.rl.objective import METRICS, advantages, policy_loss, sequence_log_ratio, token_weights
+from megatron_prism.rl.objective import (
+    METRICS,
+    LossInputs,
+    advantages,
+    policy_loss,
+    sequence_log_ratio,
+    token_weights,
+)
 from megatron_prism.rl.settings import ADVANTAGES, ESTIMATORS, NORMALIZATIONS, RATIOS, Objective
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-MOST_TOKENS = 9
+MAX_NEW_TOKENS = 9
 
 
 @dataclass
@@ -78,7 +85,7 @@ def expected(batch: Batch, o: Objective) -> tuple[float, list[list[list[float]]]
                 "group_tokens": group_tokens * len(batch),
                 "batch_tokens": all_tokens,
                 "sequence": len(answer.policy) * answers,
-                "constant": MOST_TOKENS * answers,
+                "constant": MAX_NEW_TOKENS * answers,
             }[o.normalization]
             steps = [p - q for p, q, kept in zip(answer.policy, answer.old, answer.kept, strict=True) if kept]
             for t, kept in enumerate(answer.kept):
@@ -122,7 +129,7 @@ class Laid:
     def __init__(self, batch: Batch, o: Objective, dtype=torch.float64, junk: float = math.nan) -> None:
         rewards = torch.tensor([[answer.reward for answer in group] for group in batch], dtype=dtype)
         lengths = torch.tensor([[len(answer.policy) for answer in group] for group in batch])
-        scaled, weights = advantages(rewards, o), token_weights(lengths, o, MOST_TOKENS)
+        scaled, weights = advantages(rewards, o), token_weights(lengths, o, MAX_NEW_TOKENS)
         width = max(sum(len(answer.policy) + 2 for answer in group) for group in batch) + 1
         shape = (len(batch), width)
         names = ("policy", "old", "sampler", "reference", "advantages", "weights")
@@ -153,8 +160,17 @@ class Laid:
         if o.ratio == "sequence":
             before = policy if given["old"] is None else given["old"]
             ratio = sequence_log_ratio(policy, before, self.mask, self.texts)
-        order = ("old", "sampler", "reference", "advantages", "weights")
-        return policy_loss(policy, *(given[name] for name in order), self.mask, o, ratio)
+        inputs = LossInputs(
+            logprobs=policy,
+            sampler_logprobs=given["sampler"],
+            advantages=given["advantages"],
+            weights=given["weights"],
+            mask=self.mask,
+            old_logprobs=given["old"],
+            reference_logprobs=given["reference"],
+            sequence_log_ratio=ratio,
+        )
+        return policy_loss(inputs, o)
 
 
 def check(batch: Batch, o: Objective, dtype=torch.float64) -> None:
@@ -356,7 +372,16 @@ def test_a_small_step_is_measured():
     """exp(d) - d - 1 is 5e-9 for a step of 1e-4: less than what rounding leaves of it in fp32."""
     ones = torch.ones(1, 1)
     o = Objective(kl_coefficient=1.0)
-    _, metrics = policy_loss(1e-4 * ones, 0 * ones, 0 * ones, 2e-4 * ones, ones, ones, ones, o)
+    inputs = LossInputs(
+        logprobs=1e-4 * ones,
+        old_logprobs=0 * ones,
+        sampler_logprobs=0 * ones,
+        reference_logprobs=2e-4 * ones,
+        advantages=ones,
+        weights=ones,
+        mask=ones,
+    )
+    _, metrics = policy_loss(inputs, o)
     assert metrics["moved"].item() == pytest.approx(5e-9, rel=1e-2)
     assert metrics["kl"].item() == pytest.approx(5e-9, rel=1e-2)
 
@@ -396,7 +421,7 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_pieces(ratio):
 @pytest.mark.parametrize("kind", ADVANTAGES)
 @pytest.mark.parametrize("eta", [0.0, 1e-8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_group_of_equal_rewards_teaches_nothing(kind, eta, dtype):
+def test_a_group_of_equal_rewards_gives_no_gradient(kind, eta, dtype):
     # 0.1 * 3 / 3 is not 0.1 in binary.
     rewards = torch.tensor([[0.1, 0.1, 0.1], [1.0, 0.0, 0.0]], dtype=dtype)
     found = advantages(rewards, Objective(advantage=kind, advantage_epsilon=eta))

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.rl.objective import advantages, policy_loss, token_weights
+from megatron_prism.rl.objective import LossInputs, advantages, policy_loss, token_weights
 from megatron_prism.rl.settings import NORMALIZATIONS, Objective
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_no_number_is_refused(bad):
+def test_a_reward_that_is_not_finite_is_refused(bad):
     with pytest.raises(ValueError, match="not a finite number"):
         advantages(torch.tensor([[1.0, bad]]), Objective())
 
 
 def test_a_group_of_one_is_refused():
-    with pytest.raises(ValueError, match="group of one"):
+    with pytest.raises(ValueError, match="at least two answers"):
         advantages(torch.tensor([[1.0], [0.0]]), Objective())
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_an_answer_without_tokens_is_refused(normalization):
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(ValueError, match="no tokens"):
         token_weights(torch.tensor([[3, 0]]), Objective(normalization=normalization), 5)
 
 
 def test_an_answer_longer_than_possible_is_refused():
-    with pytest.raises(ValueError, match="6 tokens, of at most 5"):
+    with pytest.raises(ValueError, match="6 tokens, more than max_new_tokens=5"):
         token_weights(torch.tensor([[3, 6]]), Objective(normalization="constant"), 5)
 
 
 def test_missing_inputs_are_refused():
-    ones = torch.zeros(1, 2)
+    zeros = torch.zeros(1, 2)
+    inputs = LossInputs(zeros, sampler_logprobs=zeros, advantages=zeros, weights=zeros, mask=zeros)
     with pytest.raises(ValueError, match="needs reference_logprobs"):
-        policy_loss(ones, None, ones, None, ones, ones, ones, Objective())
+        policy_loss(inputs, Objective())
     with pytest.raises(ValueError, match="needs sequence_log_ratio"):
-        policy_loss(ones, None, ones, ones, ones, ones, ones, Objective(ratio="sequence"))
+        policy_loss(replace(inputs, reference_logprobs=zeros), Objective(ratio="sequence"))
     # Neither is needed without its term.
-    policy_loss(ones, None, ones, None, ones, ones, ones, Objective(kl_coefficient=0.0))
+    policy_loss(inputs, Objective(kl_coefficient=0.0))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,14 @@ from itertools import product
 import pytest
 import torch
 
-from megatron_prism.rl.objective import Objective, advantages, policy_loss, sequence_log_ratio, token_weights
+from megatron_prism.rl.objective import (
+    LossInputs,
+    Objective,
+    advantages,
+    policy_loss,
+    sequence_log_ratio,
+    token_weights,
+)
 
 pytest.importorskip("trl", reason="needs TRL, of the extra 'dev'")
 
@@ -29,7 +36,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-GROUPS, SAMPLES, PROMPT, TOKENS, MOST_TOKENS = 2, 3, 4, 6, 9
+GROUPS, SAMPLES, PROMPT, TOKENS, MAX_NEW_TOKENS = 2, 3, 4, 6, 9
 CAP = 1.3
 NORMALIZATION = {
     "grpo": "sequence",
@@ -70,7 +77,7 @@ def trainer(folder, rewards=(0.0,), **settings) -> GRPOTrainer:
         report_to=[],
         per_device_train_batch_size=GROUPS * SAMPLES,
         num_generations=SAMPLES,
-        max_completion_length=MOST_TOKENS,
+        max_completion_length=MAX_NEW_TOKENS,
         use_bias_correction_kl=False,
         **settings,
     )
@@ -126,19 +133,19 @@ def with_logprobs(model, given: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def ours(model, given: dict[str, torch.Tensor], o: Objective) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     policy, mask = logprobs(model, given), given["completion_mask"].float()
     old = given["old_per_token_logps"]
-    weights = token_weights(mask.sum(1).long().view(GROUPS, SAMPLES), o, MOST_TOKENS).float()
+    weights = token_weights(mask.sum(1).long().view(GROUPS, SAMPLES), o, MAX_NEW_TOKENS).float()
     texts = torch.arange(len(policy))[:, None].expand_as(policy)
-    return policy_loss(
-        policy,
-        old,
-        given["sampler"],
-        given["ref_per_token_logps"],
-        given["advantages"][:, None].expand_as(policy),
-        weights.view(-1, 1).expand_as(policy),
-        mask,
-        o,
-        sequence_log_ratio(policy, old, mask, texts),
+    inputs = LossInputs(
+        logprobs=policy,
+        old_logprobs=old,
+        sampler_logprobs=given["sampler"],
+        reference_logprobs=given["ref_per_token_logps"],
+        advantages=given["advantages"][:, None].expand_as(policy),
+        weights=weights.view(-1, 1).expand_as(policy),
+        mask=mask,
+        sequence_log_ratio=sequence_log_ratio(policy, old, mask, texts),
     )
+    return policy_loss(inputs, o)
 
 
 def slopes(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -244,7 +244,7 @@ def test_several_minibatches_move_away_from_the_sampler(inputs, tmp_path):
 
 
 def test_dynamic_sampling_fills_the_batch(inputs, tmp_path):
-    loop = LoopSettings(prompts_per_step=2, samples_per_prompt=2, dynamic_sampling=True, most_rounds=5)
+    loop = LoopSettings(prompts_per_step=2, samples_per_prompt=2, dynamic_sampling=True, max_rounds=5)
     metrics = run(tiny_run(loop=loop, steps=6), inputs["dense"], tmp_path / "out")
     steps = lines(tmp_path / "out")
     assert metrics["consumed_prompts"] == steps[-1]["consumed_prompts"] >= 12
@@ -264,15 +264,15 @@ def test_groups_of_equal_rewards_move_nothing(inputs, tmp_path):
 
 
 def test_the_gate_stops_before_a_weight_moves(inputs, tmp_path, monkeypatch):
-    from megatron_prism.generation import megatron
+    from megatron_prism.generation.megatron_engine import MegatronEngine
 
-    honest = megatron.MegatronEngine._completion
+    honest = MegatronEngine._completion
 
-    def lying(self, text, params):
-        text.logprobs[0] -= 0.01
-        return honest(self, text, params)
+    def lying(self, request, params):
+        request.logprobs[0] -= 0.01
+        return honest(self, request, params)
 
-    monkeypatch.setattr(megatron.MegatronEngine, "_completion", lying)
+    monkeypatch.setattr(MegatronEngine, "_completion", lying)
     with pytest.raises(GateStop, match=r"step 1: trainer and sampler disagree.*0\.01"):
         run(tiny_run(), inputs["dense"], tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoint").exists()

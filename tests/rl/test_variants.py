@@ -22,6 +22,7 @@ import torch
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Completion
 from megatron_prism.rl.objective import (
+    LossInputs,
     Objective,
     advantages,
     policy_loss,
@@ -37,7 +38,7 @@ from megatron_prism.verification.problems import Problem
 
 LENGTHS = torch.tensor([[2, 1], [1, 4]])
 REWARDS = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
-MOST_TOKENS = 10
+MAX_NEW_TOKENS = 10
 THOUGHT = "<think>so</think> 4"
 
 
@@ -49,17 +50,17 @@ def objective_value(name: str, ratios=(1.25, 0.5, 0.9, 1.5), sampler=0.0, refere
     policy = torch.linspace(-2.0, -0.5, 8, dtype=torch.float64)[None]
     old = policy - torch.tensor(ratios, dtype=torch.float64).log()[texts]
     ones = torch.ones(1, 8)
-    loss, _ = policy_loss(
-        policy,
-        old,
-        old - sampler,
-        policy + reference,
-        advantages(REWARDS, o).flatten()[texts],
-        token_weights(LENGTHS, o, MOST_TOKENS).flatten()[texts],
-        ones,
-        o,
-        sequence_log_ratio(policy, old, ones, texts),
+    inputs = LossInputs(
+        logprobs=policy,
+        old_logprobs=old,
+        sampler_logprobs=old - sampler,
+        reference_logprobs=policy + reference,
+        advantages=advantages(REWARDS, o).flatten()[texts],
+        weights=token_weights(LENGTHS, o, MAX_NEW_TOKENS).flatten()[texts],
+        mask=ones,
+        sequence_log_ratio=sequence_log_ratio(policy, old, ones, texts),
     )
+    loss, _ = policy_loss(inputs, o)
     return -loss.item()
 
 
@@ -104,7 +105,7 @@ def test_dapo_rewards_its_sampling_and_its_updates():
     assert value(False, 20480) == -2
     assert dapo.rewards(100).overlong_buffer == 20
     loop = dapo.loop(LoopSettings(prompts_per_step=512, samples_per_prompt=16, reference_interval=7))
-    assert (loop.dynamic_sampling, loop.keep_by) == (True, "accuracy")
+    assert (loop.dynamic_sampling, loop.group_filter) == (True, "accuracy")
     # 512 x 16 answers in updates of 512.
     assert loop.prompts_per_step * loop.samples_per_prompt / loop.minibatches == 512
     assert loop.reference_interval == 7
@@ -124,34 +125,34 @@ def group(*answers):
 def test_dapo_keeps_groups_by_accuracy():
     mixed, long = group((True, 10), (False, 10)), group((False, 10), (False, 95))
     assert len(set(long.values)) == 2, "one lost something for its length"
-    assert [each.teaches("accuracy") for each in (mixed, long)] == [True, False]
-    assert [each.teaches("reward") for each in (mixed, long)] == [True, True]
+    assert [each.has_signal("accuracy") for each in (mixed, long)] == [True, False]
+    assert [each.has_signal("reward") for each in (mixed, long)] == [True, True]
     alike = group((True, 10), (True, 10))
-    assert not alike.teaches("accuracy")
-    assert not alike.teaches("reward")
-    with pytest.raises(ConfigError, match="keep_by='accurcy' is not possible; did you mean 'accuracy'"):
-        LoopSettings(keep_by="accurcy")
+    assert not alike.has_signal("accuracy")
+    assert not alike.has_signal("reward")
+    with pytest.raises(ConfigError, match="group_filter='accurcy' is not possible; did you mean 'accuracy'"):
+        LoopSettings(group_filter="accurcy")
 
 
 def test_dr_grpo():
     # The rewards' deviation does not divide, and an answer's sum is divided by the most tokens, whatever its length.
-    value = (2 * 0.5 * 1.2 - 0.5 * 0.8 + 1 * 0.9 - 4 * 1 * 1.5) / (4 * MOST_TOKENS)
+    value = (2 * 0.5 * 1.2 - 0.5 * 0.8 + 1 * 0.9 - 4 * 1 * 1.5) / (4 * MAX_NEW_TOKENS)
     assert objective_value("dr_grpo") == objective_value("dr_grpo", reference=9.0) == pytest.approx(value)
 
 
 def test_rloo():
     # On-policy the value is the mean of (reward less the others' mean) times tokens, up to the constant ...
-    value = (2 * 1 - 1 + 2 - 4 * 2) / (4 * MOST_TOKENS)
+    value = (2 * 1 - 1 + 2 - 4 * 2) / (4 * MAX_NEW_TOKENS)
     assert objective_value("rloo", (1.0,) * 4) == pytest.approx(value)
     # ... and the gradient REINFORCE's: that advantage at every token of the answer.
     o = variant("rloo").objective
     policy = torch.full((1, 8), -1.0, dtype=torch.float64, requires_grad=True)
     texts = torch.repeat_interleave(torch.arange(4), LENGTHS.flatten())[None]
     scaled = advantages(REWARDS, o).flatten()[texts]
-    weights = token_weights(LENGTHS, o, MOST_TOKENS).flatten()[texts]
-    loss, _ = policy_loss(policy, None, policy.detach(), None, scaled, weights, torch.ones(1, 8), o)
+    weights = token_weights(LENGTHS, o, MAX_NEW_TOKENS).flatten()[texts]
+    loss, _ = policy_loss(LossInputs(policy, policy.detach(), scaled, weights, torch.ones(1, 8)), o)
     loss.backward()
-    assert (-policy.grad * 4 * MOST_TOKENS)[0].tolist() == pytest.approx([1, 1, -1, 2, -2, -2, -2, -2])
+    assert (-policy.grad * 4 * MAX_NEW_TOKENS)[0].tolist() == pytest.approx([1, 1, -1, 2, -2, -2, -2, -2])
 
 
 def test_gspo():
