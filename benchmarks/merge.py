@@ -83,7 +83,7 @@ def merge_once(side: str, method: str, folder: Path, target: Path, touched: int)
     if side in ("prism", "before"):
         target.mkdir()
         weights = [float(weight) for weight in WEIGHTS[method]]
-        merge(plan_merge(MergeSettings(method=method, weights=weights), models, base), target)
+        merge(plan_merge(MergeSettings(method=method, weights=weights), models, base=base), target)
     else:
         for source in sources[: 1 if side == "cp" else None]:
             (target / source.name).mkdir(parents=True)

@@ -113,7 +113,14 @@ def merge(
     from megatron_prism.merging.merge import merge as merge_models
     from megatron_prism.merging.merge import plan_merge
 
-    plan = plan_merge(settings, models, base, format, tokenizer_from, torch_dtype(dtype))
+    plan = plan_merge(
+        settings,
+        models,
+        base=base,
+        format=format,
+        tokenizer_from=tokenizer_from,
+        dtype=torch_dtype(dtype),
+    )
     show_remarks(plan.remarks)
     with whole_folder(out) as folder, bytes_bar("merge", plan.bytes) as advance:
         metrics = merge_models(plan, folder, advance)

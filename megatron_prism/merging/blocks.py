@@ -1,7 +1,7 @@
-"""Tensors of several models read side by side in blocks that fit the processor's cache, by a few threads.
+"""The tensors of several models, read side by side in blocks that fit the processor's cache, by a few threads.
 
-A block is read into memory that is used again (no page is touched twice for the first time), becomes fp32 there, and is
-forgotten. torch and file reads let go of Python's lock, so threads run side by side.
+Every block is read into the same memory and converted to fp32 there, so no new pages are touched. torch and file reads
+release Python's lock, so the threads run in parallel.
 """
 
 from __future__ import annotations
@@ -23,36 +23,40 @@ from torch import Tensor
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.weights import Weights
 from megatron_prism.errors import CheckpointError
-from megatron_prism.merging.exact import Workspace
+from megatron_prism.merging.exact.workspace import Workspace
 
 T = TypeVar("T")
 
-# Elements of a block: large enough that Python's part is small, small enough for the last cache (two models in bf16:
-# 5 MB for each thread).
+# Elements of a block: so many that Python's share of the time is small, and so few that a block fits the last-level
+# cache (two models in bf16: 5 MB for each thread).
 BLOCK = 1 << 18
-# Blocks given out at a time: between two waves results are collected and Ctrl-C is heard.
+# Blocks submitted at a time. Between two waves, results are collected and Ctrl-C is handled.
 WAVE = 64
 MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Block:
-    """`count` elements of a flattened tensor from `first` on, which begin at element `place` of what is written."""
+    """`count` elements of a flattened tensor from element `first` on.
+
+    Attributes:
+        out_first: the element of the output at which they begin.
+    """
 
     name: str
     first: int
     count: int
-    place: int
+    out_first: int
 
 
-def blocks(name: str, first: int, count: int, place: int = 0) -> Iterator[Block]:
+def blocks(name: str, first: int, count: int, out_first: int = 0) -> Iterator[Block]:
     """Elements `first` .. `first + count` of a tensor, cut into blocks."""
     for start in range(0, count, BLOCK):
-        yield Block(name, first + start, min(BLOCK, count - start), place + start)
+        yield Block(name, first + start, min(BLOCK, count - start), out_first + start)
 
 
 class OpenFiles(AbstractContextManager["OpenFiles"]):
-    """File descriptors by path, opened when first asked for (by one thread) and closed together."""
+    """File descriptors by path. One thread opens them on first use; all are closed together."""
 
     def __init__(self, flags: int) -> None:
         self._flags = flags
@@ -72,9 +76,9 @@ class OpenFiles(AbstractContextManager["OpenFiles"]):
 
 
 class TensorBytes:
-    """The bytes of one model's tensor, row by row, at any place.
+    """The bytes of one model's tensor, row by row, readable from any position.
 
-    They lie in files, or, where a checkpoint was cut along columns, in memory: then one whole tensor is held.
+    They are read from files. Where a checkpoint is sharded along columns, the whole tensor is held in memory instead.
     """
 
     def __init__(self, model: Weights, name: str, files: OpenFiles) -> None:
@@ -103,13 +107,13 @@ class TensorBytes:
 
 
 def memory(tensor: Tensor) -> memoryview:
-    """A contiguous tensor's own memory."""
+    """The memory of a contiguous tensor."""
     array: Any = tensor.view(-1).view(torch.uint8).numpy()
     return memoryview(array).cast("B")
 
 
 class Buffer:
-    """Memory for one block of any dtype, seen as a tensor and as bytes; views are kept, for making one costs time."""
+    """Memory for one block of any dtype, as a tensor and as bytes. Views are cached, which saves time."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(4 * BLOCK, dtype=torch.uint8)
@@ -125,8 +129,9 @@ class Buffer:
 
 
 class Scratch:
-    """One thread's memory: for each model a block as it is stored and one in fp32, a block for a result, and `space`
-    for what the exact sum needs beside them.
+    """One thread's memory.
+
+    For each model a block as stored and a block in fp32; a block for the result; and `space` for the exact sum.
     """
 
     def __init__(self, models: int) -> None:
@@ -136,7 +141,7 @@ class Scratch:
         self.space = Workspace(BLOCK)
 
     def read(self, sources: Sequence[TensorBytes], block: Block) -> tuple[list[Tensor], list[Tensor]]:
-        """The block of every model in fp32 and as it is stored, valid until the next call."""
+        """The block of every model, in fp32 and as stored. Both are valid until the next call."""
         found, as_stored = [], []
         for source, stored, fp32 in zip(sources, self._stored, self._fp32, strict=True):
             raw, view = stored.view(source.dtype, block.count)
@@ -152,16 +157,16 @@ class Scratch:
         return self._result.view(torch.float32, count)[0]
 
     def round(self, values: Tensor, dtype: torch.dtype) -> memoryview:
-        """fp32 values rounded (to nearest, ties to even) to `dtype`, as bytes; valid until the next call."""
+        """fp32 values rounded (to nearest, ties to even) to `dtype`, as bytes. They are valid until the next call."""
         tensor, view = self._rounded.view(dtype, values.numel())
         tensor.copy_(values)
         return view
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """A few threads, each with its own `Scratch`, that work on blocks in turn.
+    """A few threads, each with its own `Scratch`, that process blocks.
 
-    torch's own threads are kept out meanwhile: a block is too small to share.
+    Meanwhile torch uses one thread for each operation, because a block is too small to split.
     """
 
     def __init__(self, models: int) -> None:
@@ -171,9 +176,9 @@ class Workers(AbstractContextManager["Workers"]):
         self._torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
 
-    def map(self, work: Callable[[Scratch, Block], T], given: Iterable[Block]) -> Iterator[T]:
-        """`work` on every block; results in the order of the blocks."""
-        remaining = iter(given)
+    def map(self, work: Callable[[Scratch, Block], T], tasks: Iterable[Block]) -> Iterator[T]:
+        """Call `work` with every block; the results come in the order of the blocks."""
+        remaining = iter(tasks)
         while wave := list(islice(remaining, WAVE)):
             count = len(self._scratch)
             shares = [

@@ -1,4 +1,7 @@
-"""The methods bound to what they learn of a whole tensor: an angle, thresholds, or a seed. One object for one merge."""
+"""Each method as an object that combines blocks and keeps the statistics of whole tensors that it needs.
+
+Statistics are angles or thresholds. One object serves one merge.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.merging.blocks import Block, Scratch
-from megatron_prism.merging.exact import ExactSum
+from megatron_prism.merging.exact.weighted_sum import ExactSum
 from megatron_prism.merging.methods import (
     HALF,
     MagnitudeCounts,
@@ -31,35 +34,35 @@ T = TypeVar("T")
 
 
 class Scan(Protocol):
-    """Calls a function with every block of a tensor (of all models, in fp32); results in order."""
+    """Calls a function with every block of a tensor (of all models, in fp32). The results come in order."""
 
     def __call__(self, work: Callable[[Sequence[Tensor]], T]) -> Iterator[T]: ...
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A block of every model, the base first where the method has one, and what is to become of them.
+    """A block of every model, the base first where the method has one.
 
     Attributes:
         tensors: in fp32, flat.
-        raw: the same as the models store them.
-        result: the dtype of the result.
+        stored: the same in the dtypes in which the models store them.
+        dtype: of the result.
     """
 
     tensors: Sequence[Tensor]
-    raw: Sequence[Tensor]
-    result: torch.dtype
+    stored: Sequence[Tensor]
+    dtype: torch.dtype
 
 
 class Combiner(Protocol):
-    """How blocks become a block of the result."""
+    """Combines the blocks of all models into a block of the result."""
 
-    def learn(self, name: str, elements: int, scan: Scan) -> None:
-        """What the method needs to know of the whole tensor `name`; it may scan it."""
+    def collect_statistics(self, name: str, elements: int, scan: Scan) -> None:
+        """Compute what the method needs to know about the whole tensor `name`, which it may scan."""
         ...
 
     def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
-        """The result in fp32, to be rounded to `terms.result`; its memory may be the scratch's.
+        """The result in fp32, not yet rounded to `terms.dtype`. Its memory may belong to `scratch`.
 
         Args:
             weights: of the models, without the base.
@@ -67,32 +70,32 @@ class Combiner(Protocol):
         ...
 
 
-class Sum:
+class LinearMerge:
     """Linear combinations whose weights do not depend on the tensor: the correctly rounded sum."""
 
     def __init__(self, to_linear: Callable[[Sequence[Fraction]], Sequence[Fraction]]) -> None:
         self._to_linear = to_linear
-        self._made: dict[tuple[object, ...], ExactSum] = {}
+        self._sums: dict[tuple[object, ...], ExactSum] = {}
 
-    def learn(self, name: str, elements: int, scan: Scan) -> None:
+    def collect_statistics(self, name: str, elements: int, scan: Scan) -> None:
         pass
 
     def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
-        stored = [tensor.dtype for tensor in terms.raw]
-        key = (*weights, *stored, terms.result)
-        made = self._made.get(key)
-        if made is None:
-            made = self._made[key] = ExactSum(self._to_linear(weights), stored, terms.result)
-        return made(terms.tensors, terms.raw, scratch.result(block.count), scratch.space)
+        dtypes = [tensor.dtype for tensor in terms.stored]
+        key = (*weights, *dtypes, terms.dtype)
+        exact_sum = self._sums.get(key)
+        if exact_sum is None:
+            exact_sum = self._sums[key] = ExactSum(self._to_linear(weights), dtypes, terms.dtype)
+        return exact_sum(terms.tensors, terms.stored, scratch.result(block.count), scratch.space)
 
 
-class Slerp:
-    """Weights from the angle between the two flattened tensors; they are read once more to find it."""
+class SlerpMerge:
+    """Weights from the angle between the two flattened tensors. The tensors are read one more time to compute it."""
 
     def __init__(self) -> None:
         self._moments: dict[str, tuple[float, float, float]] = {}
 
-    def learn(self, name: str, elements: int, scan: Scan) -> None:
+    def collect_statistics(self, name: str, elements: int, scan: Scan) -> None:
         if name not in self._moments:
             found = list(scan(lambda tensors: moments(*tensors)))
             dot, square_a, square_b = (math.fsum(part) for part in zip(*found, strict=True))
@@ -103,14 +106,14 @@ class Slerp:
         return linear(terms.tensors, shares, scratch.result(block.count))
 
 
-class Ties:
-    """Thresholds per tensor and model; the tensors are read twice more to find them."""
+class TiesMerge:
+    """Thresholds for each tensor and model. The tensors are read two more times to find them."""
 
     def __init__(self, density: float, models: int) -> None:
         self._density, self._models = density, models
         self._thresholds: dict[str, list[float]] = {}
 
-    def learn(self, name: str, elements: int, scan: Scan) -> None:
+    def collect_statistics(self, name: str, elements: int, scan: Scan) -> None:
         if name in self._thresholds:
             return
         keep = max(1, round(self._density * elements))
@@ -131,13 +134,13 @@ class Ties:
         return ties(base, others, list(map(float, weights)), self._thresholds[block.name])
 
 
-class Dare:
-    """Masks made where they are needed, from the seed, the tensor's name and the model's place."""
+class DareMerge:
+    """Masks made for each block, from the seed, the tensor's name and the position of the model."""
 
     def __init__(self, density: float, seed: int) -> None:
         self._density, self._seed = density, seed
 
-    def learn(self, name: str, elements: int, scan: Scan) -> None:
+    def collect_statistics(self, name: str, elements: int, scan: Scan) -> None:
         pass
 
     def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
@@ -150,14 +153,14 @@ class Dare:
 
 
 def combiner(settings: MergeSettings, models: int) -> Combiner:
-    """The method of `settings` for that many models beside the base."""
+    """The method of `settings` for this number of models, not counting the base."""
     density = settings.density or 1.0
-    made: dict[str, Callable[[], Combiner]] = {
-        "linear": lambda: Sum(lambda weights: weights),
-        "task-arithmetic": lambda: Sum(task_arithmetic_weights),
-        "interpolate": lambda: Sum(lambda weights: interpolation_weights(*weights)),
-        "slerp": Slerp,
-        "ties": lambda: Ties(density, models),
-        "dare": lambda: Dare(density, settings.seed),
+    combiners: dict[str, Callable[[], Combiner]] = {
+        "linear": lambda: LinearMerge(lambda weights: weights),
+        "task-arithmetic": lambda: LinearMerge(task_arithmetic_weights),
+        "interpolate": lambda: LinearMerge(lambda weights: interpolation_weights(*weights)),
+        "slerp": SlerpMerge,
+        "ties": lambda: TiesMerge(density, models),
+        "dare": lambda: DareMerge(density, settings.seed),
     }
-    return made[settings.method]()
+    return combiners[settings.method]()

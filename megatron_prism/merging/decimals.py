@@ -1,7 +1,7 @@
-"""Weights as they were typed: `0.15` is 15/100 and not the binary fraction next to it, from the option to the sum.
+"""Weights as the user typed them: `0.15` is 15/100, and not the binary fraction next to it.
 
-A number that reached us as a float (a recipe in Python, a YAML file) stands for the shortest decimal that is read as
-this float: what was typed, up to 15 digits. Text is taken digit by digit, and may be a fraction such as `1/3`.
+A float (from a recipe in Python or a YAML file) stands for the shortest decimal that is read as this float. That is the
+number that was typed, if it has at most 15 digits. Text is read digit by digit, and may be a fraction such as `1/3`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.models.components import COMPONENTS
 
-# Longer numbers are slips of the finger, and 1e-999999999 as a fraction would fill the memory.
-MOST_DIGITS = 400
+# Longer numbers are typing errors, and 1e-999999999 as a fraction would fill the memory.
+MAX_DIGITS = 400
 
 
 def exact_number(value: Any, where: str) -> Fraction:
-    """Text, a float or a whole number as the fraction it says.
+    """Text, a float or a whole number as a fraction.
 
     Raises:
-        ConfigError: naming `where`, for what is no finite number or has more than 400 digits.
+        ConfigError: naming `where`, if the value is not a finite number or has more than 400 digits.
     """
     if isinstance(value, Fraction):
         return value
@@ -49,33 +49,33 @@ def _decimal(part: str, text: str, where: str) -> Fraction:
     if not found.is_finite():
         raise ConfigError(f"{where}: '{text}' is not a finite number")
     _, digits, exponent = found.as_tuple()
-    if len(digits) + abs(int(exponent)) > MOST_DIGITS:
-        raise ConfigError(f"{where}: '{text[:40]}' has more than {MOST_DIGITS} digits")
+    if len(digits) + abs(int(exponent)) > MAX_DIGITS:
+        raise ConfigError(f"{where}: '{text[:40]}' has more than {MAX_DIGITS} digits")
     return Fraction(found)
 
 
 def parse_weights(text: str, option: str) -> dict[str, Fraction]:
-    """'attention=0.3,mlp=0.1' -> {"attention": 3/10, "mlp": 1/10}; a ConfigError names what does not parse."""
+    """'attention=0.3,mlp=0.1' -> {"attention": 3/10, "mlp": 1/10}; a ConfigError names the part that does not parse."""
     found: dict[str, Fraction] = {}
     for item in text.split(","):
         name, equals, value = item.partition("=")
         name = name.strip()
         if not equals:
-            raise ConfigError(f"{option} '{item}': COMPONENT=WEIGHT is needed, for example attention=0.3")
+            raise ConfigError(f"{option} '{item}': write COMPONENT=WEIGHT, for example attention=0.3")
         if name not in COMPONENTS:
             raise ConfigError(f"{option} '{item}': no component '{name}'{suggest(name, COMPONENTS)}")
         if name in found:
-            raise ConfigError(f"{option}: '{name}' is given twice")
+            raise ConfigError(f"{option}: '{name}' is named twice")
         found[name] = exact_number(value, f"{option} '{item}'")
     return found
 
 
 def listed(numbers: Sequence[Fraction]) -> str:
-    """Numbers for a line of text."""
+    """Numbers as a comma-separated list for a message."""
     return ", ".join(f"{float(number):g}" for number in numbers)
 
 
-def short(number: Fraction) -> str:
-    """A number as a name for a folder: as it was typed, if it was typed with at most 15 digits."""
+def shortest_decimal(number: Fraction) -> str:
+    """A number as part of a folder's name: as it was typed, if it was typed with at most 15 digits."""
     value = float(number)
     return repr(int(value)) if value == math.trunc(value) and abs(value) < 1e15 else repr(value)

@@ -1,7 +1,7 @@
-"""The models of a merge, found to be of one kind before any tensor is read.
+"""The models of a merge, compared before any tensor is read.
 
-Configs and tokenizers are compared first, then the headers of the weights (`open_weights` checks each model against its
-own config): a mismatch costs no reading.
+Configs and tokenizers are compared first, then the headers of the weight files (`open_weights` checks each model
+against its own config). So a mismatch is found within seconds.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config
 from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, HF_FILES, read_json
 
-# What is compared first, with what can be done; then every other field of the architecture.
+# The fields that are compared first, each with a remedy. Every other field of the architecture is compared after them.
 REMEDIES = {
     "family": "only models of one family can be merged",
-    "vocab_size": "their embeddings have other rows; merge models with one vocabulary",
-    "tie_word_embeddings": "one has a head of its own and one does not; merge two tied models or two untied ones",
+    "vocab_size": "the rows of their embeddings differ; merge models that share a vocabulary",
+    "tie_word_embeddings": "one has an output head and the other does not; merge two tied models or two untied ones",
 }
-# How far a model was trained to look, which no tensor depends on.
-FREE = ("max_position_embeddings",)
+# Fields that may differ: no tensor depends on them.
+IGNORED_FIELDS = ("max_position_embeddings",)
 
 
 def open_models(folders: Sequence[Path], tokenizer_chosen: bool = False) -> tuple[list[Weights], list[str]]:
-    """Open the folders, of either kind, in their order; no tensor is read.
+    """Open the folders, of either kind, in their order. No tensor is read.
 
     Args:
-        tokenizer_chosen: whether the user said whose tokenizer to keep: then tokenizers may cut text differently, or
-            one may have more tokens, as long as no id means two tokens.
+        tokenizer_chosen: whether the user chose the tokenizer of the result. Then the tokenizers may split text
+            differently, or one may have more tokens, as long as no id means two tokens.
 
     Returns:
         The models, and remarks on differences that are allowed, one line each.
 
     Raises:
-        CheckpointError, ConfigError: naming the folder and the first difference that forbids a merge.
+        CheckpointError, ConfigError: naming the folder and the first difference that makes a merge impossible.
     """
     paths = [Path(folder) for folder in folders]
     architectures = [_architecture(path) for path in paths]
@@ -52,31 +52,31 @@ def open_models(folders: Sequence[Path], tokenizer_chosen: bool = False) -> tupl
 
 
 def dtype_remarks(models: Sequence[Weights], wanted: torch.dtype | None) -> list[str]:
-    """One line for each model whose tensors have another dtype than the result's."""
-    said = []
+    """One line for each model whose tensors have another dtype than those of the result."""
+    remarks = []
     for model in models:
         for name, first in models[0].dtypes.items():
             if model.dtypes[name] is not (wanted or first):
-                result = f"is {wanted}, as asked for" if wanted else f"keeps {first} of {models[0].path}"
-                said.append(f"{model.path}: '{name}' is {model.dtypes[name]}; the result {result}")
+                result = f"is {wanted}, as requested" if wanted else f"keeps {first} of {models[0].path}"
+                remarks.append(f"{model.path}: '{name}' is {model.dtypes[name]}; the result {result}")
                 break
-    return said
+    return remarks
 
 
 def _compare_tokenizers(folders: Sequence[Path], chosen: bool) -> list[str]:
-    """Remarks on tokenizers that are the same in other words; a CheckpointError for those that are not the same."""
-    having = [folder for folder in folders if has_tokenizer(folder)]
-    said = []
-    for folder in having[1:]:
-        found = compare_tokenizers(having[0], folder)
+    """Remarks on differences that do not matter; a CheckpointError for tokenizers that do not fit each other."""
+    with_tokenizer = [folder for folder in folders if has_tokenizer(folder)]
+    remarks = []
+    for folder in with_tokenizer[1:]:
+        found = compare_tokenizers(with_tokenizer[0], folder)
         if found.conflict:
-            raise CheckpointError(f"{found.conflict}; models of one vocabulary are needed")
+            raise CheckpointError(f"{found.conflict}; only models that share a vocabulary can be merged")
         if found.choice and not chosen:
             raise CheckpointError(
-                f"{found.choice}; models of one tokenizer are needed, or the choice of one (--tokenizer-from MODEL)"
+                f"{found.choice}; merge models that share a tokenizer, or choose one of them (--tokenizer-from MODEL)"
             )
-        said += [each for each in (found.choice, found.remark) if each]
-    return said
+        remarks += [each for each in (found.choice, found.remark) if each]
+    return remarks
 
 
 def is_megatron(folder: Path) -> bool:
@@ -84,7 +84,7 @@ def is_megatron(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> Path:
-    """Where the config and tokenizer of a model lie."""
+    """The folder with the config and tokenizer of a model."""
     return folder / HF_FILES if is_megatron(folder) else folder
 
 
@@ -94,7 +94,7 @@ def _architecture(folder: Path) -> Architecture:
     if is_megatron(folder):
         return Architecture.load(folder / ARCHITECTURE)
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: holds no model (neither {ARCHITECTURE} nor {CONFIG})")
+        raise CheckpointError(f"{folder}: not a model folder (it has neither {ARCHITECTURE} nor {CONFIG})")
     try:
         return architecture_from_config(read_json(folder / CONFIG))
     except ConfigError as problem:
@@ -102,7 +102,9 @@ def _architecture(folder: Path) -> Architecture:
 
 
 def _require_same(path: Path, architecture: Architecture, first_path: Path, first: Architecture) -> None:
-    others = [each.name for each in dataclasses.fields(first) if each.compare and each.name not in FREE]
+    others = [
+        each.name for each in dataclasses.fields(first) if each.compare and each.name not in IGNORED_FIELDS
+    ]
     for name in (*REMEDIES, *others):
         mine, theirs = getattr(architecture, name), getattr(first, name)
         if mine != theirs:

@@ -1,9 +1,10 @@
 """The methods of merging, each a pure function of fp32 tensors of one shape (whole tensors, or blocks of them).
 
-What a method must know of a whole tensor (an angle, a threshold, a mask) is an argument, computed by `moments`,
-`MagnitudeCounts` and `dare_mask`, so that no method ever needs a whole tensor in memory. Methods that are linear with
-weights known beforehand come down to those weights, as fractions, for `merging/exact.py` to add up. The others compute
-in fp32, in the order of the models; rounding to the dtype of the result is the caller's, once.
+What a method must know about a whole tensor (an angle, a threshold, a mask) is an argument, computed by `moments`,
+`MagnitudeCounts` and `dare_mask`. So no method needs a whole tensor in memory. The methods that are linear in the
+tensors, with weights that are known in advance, are given here as those weights, in fractions; `merging/exact`
+computes the sum. The others compute in fp32, in the order of the models, and the caller rounds the result once to its
+dtype.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-# Beyond this |cosine| an arc's sine is lost in rounding; the chord is the arc (Shoemake 1985, section 3.3).
+# Beyond this |cosine| the sine of the angle is lost in rounding, and the chord replaces the arc (Shoemake 1985, section
+# 3.3).
 NEARLY_PARALLEL = 0.9995
-# Elements that share one seed of DARE's mask. Part of the mask's definition: another number is another mask.
+# Elements that share one seed of DARE's mask. Another number gives another mask.
 MASK_CHUNK = 1 << 16
 HALF = 1 << 16
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
-    """`w_0 x_0 + w_1 x_1 + ...`, weights, products and sums each rounded to fp32 (SLERP's weights are no fractions).
+    """`w_0 x_0 + w_1 x_1 + ...`, each operation rounded to fp32: for SLERP, whose weights are not fractions.
 
     Args:
-        out: the result's memory, none of `tensors`.
+        out: memory for the result; none of `tensors`.
     """
     total = torch.mul(tensors[0], weights[0], out=out)
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
@@ -48,7 +50,7 @@ def interpolation_weights(a: Fraction, b: Fraction) -> list[Fraction]:
 def slerp_weights(t: float, dot: float, square_a: float, square_b: float) -> list[float]:
     """Spherical interpolation of flattened tensors (Shoemake 1985): the linear weights of [a, b] at `t` of the arc.
 
-    Linear where the tensors are nearly parallel, opposite, or one is zero.
+    The interpolation is linear where the tensors are nearly parallel or opposite, or one is zero.
 
     Args:
         dot, square_a, square_b: the scalar products a.b, a.a and b.b over the whole tensor (`moments`).
@@ -86,7 +88,7 @@ def ties(
     changes = []
     for tensor, weight, threshold in zip(tensors, weights, thresholds, strict=True):
         change = tensor - base
-        # A product and no selection: a NaN must not be trimmed away.
+        # A product rather than a selection, so that a NaN is not trimmed away.
         changes.append(change * (change.abs() >= threshold) * weight)
     elected = torch.sign(sum(changes[1:], start=changes[0]))
     total, agreeing = torch.zeros_like(base), torch.zeros_like(base)
@@ -118,11 +120,11 @@ def dare(
 def dare_mask(seed: int, name: str, model: int, first: int, count: int, density: float) -> Tensor:
     """Which of elements `first` .. `first + count` of a flattened tensor DARE keeps: 1 with probability `density`.
 
-    Every `MASK_CHUNK` elements have a seed of their own, made of (seed, tensor name, model, chunk): the mask does not
-    depend on how a tensor is cut into blocks or on which tensor comes first.
+    Every `MASK_CHUNK` elements have their own seed, made of (seed, tensor name, model, chunk). So the mask does not
+    depend on how a tensor is cut into blocks or on the order of the tensors.
 
     Args:
-        model: the model's place among those that are merged into the base, from 0.
+        model: the position of the model among those that are merged into the base, from 0.
     """
     chunks = []
     for chunk in range(first // MASK_CHUNK, -(-(first + count) // MASK_CHUNK)):
@@ -134,10 +136,11 @@ def dare_mask(seed: int, name: str, model: int, first: int, count: int, density:
 
 
 class MagnitudeCounts:
-    """The exact k-th largest magnitude of a tensor that is seen block by block, twice, and never whole.
+    """The exact k-th largest magnitude of a tensor that is read block by block, in two passes.
 
-    The bits of a non-negative float are ordered as it is. The first pass counts their upper halves and finds the one
-    in which the k-th largest lies, the second counts the lower halves under it.
+    Non-negative floats have the same order as their bits. The first pass counts the upper halves of the bits and
+    finds the upper half of the k-th largest magnitude. The second pass counts the lower halves of the numbers with
+    that upper half.
 
     Args:
         keep: k.
@@ -148,15 +151,18 @@ class MagnitudeCounts:
         self._upper: int | None = None
 
     def count(self, values: Tensor) -> Tensor:
-        """Counts of a block in the pass that is under way, `[65536]`."""
+        """Counts of a block in the current pass, `[65536]`."""
         bits = values.abs().flatten().view(torch.int32)
         if self._upper is None:
             return torch.bincount(bits >> 16, minlength=HALF)
         return torch.bincount((bits & (HALF - 1))[bits >> 16 == self._upper], minlength=HALF)
 
     def finish(self, counts: Tensor) -> float | None:
-        """Close a pass with the counts of all blocks: None after the first, the magnitude after the second."""
-        # How many lie in a bin or in a higher one; the wanted bin is the highest that reaches k.
+        """End a pass, with the counts of all blocks.
+
+        Returns None after the first pass and the magnitude after the second.
+        """
+        # How many numbers are in a bin or in a higher one. The bin of the k-th largest is the highest that reaches k.
         reached = counts.flip(0).cumsum(0).flip(0)
         found = int((reached >= self._left).nonzero().max())
         if self._upper is None:

@@ -1,6 +1,6 @@
-"""The folders a merge makes, written but for the bytes of their tensors, and what belongs into each hole.
+"""The output folders of a merge: everything is written first except the tensors, for which space is reserved.
 
-Every result is laid out first and then filled in one pass over the inputs, so that a list of results reads them once.
+Then one pass over the inputs writes the tensors of all results, so a list of alphas reads the inputs only once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMATS = ("hf", "megatron")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `row` .. `row + rows` of a Hugging Face tensor of `width` elements a row."""
+    """Rows `row` .. `row + rows` of a Hugging Face tensor with `width` elements in each row."""
 
     name: str
     row: int
@@ -39,95 +39,104 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Filling:
-    """What belongs, one after the other and in `dtype`, into the same hole of every result."""
+class WriteTask:
+    """Rows that are written one after the other, in `dtype`, to the same reserved space of every result.
 
-    content: tuple[Rows, ...]
+    Attributes:
+        targets: the reserved space in each result.
+    """
+
+    rows: tuple[Rows, ...]
     dtype: torch.dtype
-    holes: tuple[FileRange, ...]
+    targets: tuple[FileRange, ...]
 
     def blocks(self) -> Iterator[Block]:
-        place = 0
-        for each in self.content:
-            yield from blocks(each.name, each.row * each.width, each.rows * each.width, place)
-            place += each.rows * each.width
+        out_first = 0
+        for each in self.rows:
+            yield from blocks(each.name, each.row * each.width, each.rows * each.width, out_first)
+            out_first += each.rows * each.width
 
 
 def output_format(wanted: str | None, first: Weights) -> str:
-    """'hf' or 'megatron': the one asked for, or that of the first model; a ConfigError for another word."""
+    """'hf' or 'megatron': the requested format, or that of the first model. A ConfigError for any other name."""
     kind = wanted or ("hf" if isinstance(first, HFWeights) else "megatron")
     one_of(kind, FORMATS, "format")
     return kind
 
 
 def check_config(kind: str, sources: Sequence[SideFiles], first: Weights) -> None:
-    """Raise a ConfigError where a Hugging Face folder is asked for and no model came with a config."""
+    """Raise a ConfigError if the result is to be a Hugging Face folder and no model came with a config."""
     if kind == "hf" and any(each.config is None for each in sources):
         raise ConfigError(
-            f"format=hf: {first.path} has no {HF_FILES}/ with a config and tokenizer, and no other model has; merge to "
-            "'megatron' and export the result with a tokenizer"
+            f"format=hf: none of the models has a config and tokenizer ({first.path} has no {HF_FILES}/); use "
+            "format=megatron and export the result with a tokenizer"
         )
 
 
-def lay_out(
-    kind: str,
+def preallocate(
+    format: str,
+    *,
     first: Weights,
     folders: Sequence[Path],
     sources: Sequence[SideFiles],
     dtype: torch.dtype | None = None,
-) -> tuple[list[Filling], list[str]]:
-    """Write everything of the results but the bytes of their tensors.
+) -> tuple[list[WriteTask], list[str]]:
+    """Write the results without the bytes of their tensors, for which space is reserved.
 
     Args:
+        format: 'hf' or 'megatron'.
         first: the model whose dtypes the results keep.
-        folders, sources: existing and empty, one for each result; where its other files come from.
+        folders: one for each result, existing and empty.
+        sources: for each result, where the files next to the weights come from.
         dtype: of all tensors; None keeps those of `first`.
 
     Returns:
-        What is to be filled in, in order; and remarks on the files beside the weights, each once.
+        What must be written into the reserved space, in order; and remarks on the files next to the weights, each once.
     """
-    lay = _lay_out_hf if kind == "hf" else _lay_out_megatron
-    return lay(first, folders, sources, dtype)
+    allocate = _preallocate_hf if format == "hf" else _preallocate_megatron
+    return allocate(first, folders, sources, dtype)
 
 
-def _lay_out_hf(
+def _preallocate_hf(
     first: Weights, folders: Sequence[Path], sources: Sequence[SideFiles], dtype: torch.dtype | None
-) -> tuple[list[Filling], list[str]]:
+) -> tuple[list[WriteTask], list[str]]:
     shapes = hf_shapes(first.architecture)
     tensors = {name: (dtype or first.dtypes[name], shape) for name, shape in shapes.items()}
     main = next(iter(tensors.values()))[0]
-    holes, said = [], []
+    reserved, remarks = [], []
     for folder, source in zip(folders, sources, strict=True):
-        said += write_side_files(source, folder, main)
-        holes.append(reserve_folder(folder, tensors, MAX_SHARD_BYTES))
-    fillings = [
-        Filling((Rows(name, 0, shape[0], math.prod(shape[1:])),), kept, tuple(each[name] for each in holes))
+        remarks += write_side_files(source, folder, main)
+        reserved.append(reserve_folder(folder, tensors, MAX_SHARD_BYTES))
+    tasks = [
+        WriteTask(
+            (Rows(name, 0, shape[0], math.prod(shape[1:])),), kept, tuple(each[name] for each in reserved)
+        )
         for name, (kept, shape) in tensors.items()
     ]
-    return fillings, list(dict.fromkeys(said))
+    return tasks, list(dict.fromkeys(remarks))
 
 
-def _lay_out_megatron(
+def _preallocate_megatron(
     first: Weights, folders: Sequence[Path], sources: Sequence[SideFiles], dtype: torch.dtype | None
-) -> tuple[list[Filling], list[str]]:
+) -> tuple[list[WriteTask], list[str]]:
     planned, pieces = plan_checkpoint(first, dtype)
     contents = {}
     for each in pieces:
         planned[each.place.key].pieces[each.offset] = Piece(each.size, [])
         contents[each.place.key, each.offset] = _rows(first, each.rule, each.place.row, each.place.rows)
     main = dtype or next(iter(first.dtypes.values()))
-    holes, said = [], []
+    reserved, remarks = [], []
     for folder, source in zip(folders, sources, strict=True):
         (folder / CHECKPOINT).mkdir()
-        holes.append(reserve_checkpoint(folder / CHECKPOINT, planned))
-        said += write_side_files(source, folder / HF_FILES, main)
+        reserved.append(reserve_checkpoint(folder / CHECKPOINT, planned))
+        remarks += write_side_files(source, folder / HF_FILES, main)
         source.architecture.save(folder / ARCHITECTURE)
-    fillings = [
-        Filling(contents[key, offset], tensor.dtype, tuple(each[key, offset] for each in holes))
+    tasks = [
+        WriteTask(contents[key, offset], tensor.dtype, tuple(each[key, offset] for each in reserved))
         for key, tensor in planned.items()
         for offset in tensor.pieces
     ]
-    return fillings, list(dict.fromkeys(said))
+    return tasks, list(dict.fromkeys(remarks))
 
 
 def _rows(first: Weights, rule: Rule, row: int, rows: int) -> tuple[Rows, ...]:

@@ -1,7 +1,7 @@
-"""What a merge is asked to do, checked as far as it can be without a model: method, weights, and what they come to.
+"""The settings of a merge (method, weights and options), checked as far as possible without the models.
 
-One `MergeSettings` gives one or more `Blend`s: one for each alpha of a list, otherwise one. A blend knows the weights
-of the models in every component.
+A `MergeSettings` gives one `Blend` for each result: one for each alpha of a list, otherwise one. A blend has the
+weights of the models in every component.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.merging.decimals import exact_number, listed, short
+from megatron_prism.merging.decimals import exact_number, listed, shortest_decimal
 from megatron_prism.models.components import COMPONENTS
 from megatron_prism.pipeline.config import one_of
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a method takes: a base the others are changes of, how many models beside it, which options."""
+class MethodSpec:
+    """What a method needs and accepts.
+
+    Attributes:
+        base: whether it adds the changes of the models to a base.
+        models: how many models it takes, not counting the base; None for any number.
+        density, normalize, components: whether it has these options.
+    """
 
     base: bool = False
     models: int | None = None
@@ -29,30 +35,32 @@ class Kind:
 
 
 METHODS = {
-    "linear": Kind(),
-    "task-arithmetic": Kind(base=True),
-    "slerp": Kind(models=2),
-    "ties": Kind(base=True, density=True),
-    "dare": Kind(base=True, density=True),
-    "interpolate": Kind(base=True, models=2, normalize=False, components=False),
+    "linear": MethodSpec(),
+    "task-arithmetic": MethodSpec(base=True),
+    "slerp": MethodSpec(models=2),
+    "ties": MethodSpec(base=True, density=True),
+    "dare": MethodSpec(base=True, density=True),
+    "interpolate": MethodSpec(base=True, models=2, normalize=False, components=False),
 }
-# Methods whose weights scale changes of a base: any number is an ordinary one.
+# Methods whose weights scale changes of a base, and so need not sum to 1.
 CHANGES = ("task-arithmetic", "ties", "dare")
 # How far a sum of weights may be from 1 for a user who typed 0.333333 three times.
 SUM_TOLERANCE = Fraction(1, 10**6)
-# fp32 holds no number that is much larger.
+# fp32 holds no numbers that are much larger.
 LARGEST_WEIGHT = 1e38
-# What a weight may be given as; see `decimals.exact_number`. Settings hold fractions.
+# Types in which a weight may be written; `decimals.exact_number` turns them into fractions.
 Number: TypeAlias = Fraction | float | str
 
 
 @dataclass(frozen=True)
 class Blend:
-    """The weights of one result: of each model beside the base, and of the last model (alpha) in some components.
+    """The weights of the models in one result.
 
     Attributes:
-        name: folder of the result under the output; empty where there is one result.
-        pair: whether the first of two models gets `1 - alpha` where the last gets alpha.
+        name: folder of the result inside the output folder; empty if there is only one result.
+        weights: of the models, without the base.
+        component_weights: component -> alpha, the weight of the last model in it.
+        pair: whether there are two models without a base: where the last has weight alpha, the first has `1 - alpha`.
     """
 
     name: str
@@ -70,21 +78,22 @@ class Blend:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """A merge without its models.
+    """The settings of a merge, without its models.
 
     Attributes:
         method: one of `METHODS`.
-        weights: one for each model beside the base, in order; empty where `alphas` says them.
-        component_weights: component -> alpha, the weight of the last model in it. The first of two models without a
-            base gets `1 - alpha`; with a base the others keep theirs.
-        alphas: one result for each, with the models weighing `1 - alpha` and alpha (one model beside a base: alpha).
+        weights: one for each model except the base, in order; empty if there are `alphas`.
+        component_weights: component -> alpha, the weight of the last model in it. Of two models without a base the
+            first gets `1 - alpha` there; with a base the other models keep their weights.
+        alphas: one result for each. The two models have the weights `1 - alpha` and alpha; with a base there is one
+            model, with the weight alpha.
         normalize: divide the weights by their sum.
-        density: TIES and DARE: the share of each change that is kept.
-        seed: DARE's.
+        density: for TIES and DARE: the fraction of each change that is kept.
+        seed: for DARE.
         exact_weights, exact_components, exact_alphas: the numbers above as fractions (see `merging/decimals.py`).
 
     Raises:
-        ConfigError: for a method that is not known, weights that are no numbers, or options a method does not have.
+        ConfigError: for an unknown method, weights that are not numbers, or options that the method does not have.
     """
 
     method: str = "linear"
@@ -100,27 +109,31 @@ class MergeSettings:
 
     def __post_init__(self) -> None:
         one_of(self.method, METHODS, "method")
-        self._take_numbers()
-        if self.kind.density and (self.density is None or not 0 < self.density <= 1):
+        self._set_exact_numbers()
+        if self.spec.density and (self.density is None or not 0 < self.density <= 1):
             raise ConfigError(
-                f"density={self.density}: method={self.method} needs the share of each change to keep, in (0, 1], "
+                f"density={self.density}: method={self.method} needs the fraction of each change to keep, in (0, 1], "
                 "for example 0.2"
             )
-        if not self.kind.density and self.density is not None:
-            raise ConfigError(f"density={self.density}: method={self.method} has none; ties and dare do")
-        if self.normalize and (not self.kind.normalize or self.alphas):
+        if not self.spec.density and self.density is not None:
+            raise ConfigError(
+                f"density={self.density}: method={self.method} has no density; only ties and dare have one"
+            )
+        if self.normalize and (not self.spec.normalize or self.alphas):
             what = "a list of alphas" if self.alphas else f"method={self.method}"
-            raise ConfigError(f"normalize: {what} says its weights exactly; leave it out")
+            raise ConfigError(f"normalize: {what} does not allow it; leave it out")
         for component in self.component_weights:
             one_of(component, COMPONENTS, "component weight")
-        if self.component_weights and not self.kind.components:
-            raise ConfigError(f"component weights: method={self.method} has one pair (a, b) for all")
+        if self.component_weights and not self.spec.components:
+            raise ConfigError(
+                f"component weights: method={self.method} has one pair (a, b) for all components"
+            )
 
     @property
-    def kind(self) -> Kind:
+    def spec(self) -> MethodSpec:
         return METHODS[self.method]
 
-    def _take_numbers(self) -> None:
+    def _set_exact_numbers(self) -> None:
         exact = {
             "exact_weights": tuple(
                 exact_number(weight, f"weight number {place}") for place, weight in enumerate(self.weights, 1)
@@ -143,38 +156,43 @@ class MergeSettings:
         for where, value in named.items():
             if abs(value) > LARGEST_WEIGHT:
                 raise ConfigError(
-                    f"{where} is {float(value):g}: at most {LARGEST_WEIGHT:g}, as fp32 holds no larger number"
+                    f"{where} is {float(value):g}; use at most {LARGEST_WEIGHT:g}, because fp32 holds no larger numbers"
                 )
         if bool(self.weights) == bool(self.alphas):
-            raise ConfigError("give a weight for each model, or a list of alphas for two, and not both")
-        if len(set(map(short, self.exact_alphas))) < len(self.alphas):
-            raise ConfigError(f"alphas {listed(self.exact_alphas)}: one is given twice")
+            raise ConfigError("give either a weight for each model, or a list of alphas for two models")
+        if len(set(map(shortest_decimal, self.exact_alphas))) < len(self.alphas):
+            raise ConfigError(f"alphas {listed(self.exact_alphas)}: one is named twice")
 
     def blends(self, models: int) -> list[Blend]:
-        """The results to make of that many models beside the base.
+        """The results to make of this number of models, not counting the base.
 
         Raises:
-            ConfigError: when weights and models do not fit each other or the method.
+            ConfigError: if weights, models and method do not fit each other.
         """
-        kind = self.kind
-        pair = not kind.base and models == 2
-        if kind.models is not None and models != kind.models:
-            beside = " beside its base" if kind.base else ""
-            raise ConfigError(f"method={self.method} takes {kind.models} models{beside}, {models} given")
-        if models < (1 if kind.base else 2):
-            raise ConfigError(f"method={self.method}: {models} models given; two or more are needed")
-        if self.component_weights and not kind.base and not pair:
+        spec = self.spec
+        pair = not spec.base and models == 2
+        if spec.models is not None and models != spec.models:
+            without_base = " and a base" if spec.base else ""
             raise ConfigError(
-                f"component weights say the weight of the last of two models; {models} are given"
+                f"method={self.method} takes {spec.models} models{without_base}; the number of models is {models}"
+            )
+        if models < (1 if spec.base else 2):
+            raise ConfigError(
+                f"method={self.method} needs two or more models; the number of models is {models}"
+            )
+        if self.component_weights and not spec.base and not pair:
+            raise ConfigError(
+                f"component weights need two models, or a base; the number of models is {models}"
             )
         if self.alphas:
-            if not pair and not (kind.base and models == 1):
+            if not pair and not (spec.base and models == 1):
                 raise ConfigError(
-                    f"alphas {listed(self.exact_alphas)}: need two models, or one beside a base; {models} are given"
+                    f"alphas {listed(self.exact_alphas)}: two models are needed, or one model and a base; the number "
+                    f"of models is {models}"
                 )
             return [
                 Blend(
-                    f"alpha-{short(alpha)}",
+                    f"alpha-{shortest_decimal(alpha)}",
                     (1 - alpha, alpha) if pair else (alpha,),
                     self.exact_components,
                     pair,
@@ -182,15 +200,17 @@ class MergeSettings:
                 for alpha in self.exact_alphas
             ]
         if len(self.weights) != models:
-            raise ConfigError(f"{len(self.weights)} weights for {models} models; each needs one")
+            raise ConfigError(
+                f"there are {len(self.weights)} weights for {models} models; give each model one"
+            )
         return [Blend("", self._normalized(), self.exact_components, pair)]
 
     def shares(self, weights: Sequence[Fraction]) -> tuple[float, ...]:
-        """How much of each model is in a result of these weights, the base first where the method has one."""
+        """The share of each model in a result with these weights, the base first where the method has one."""
         if self.method == "interpolate":
             a, b = weights
             return (float(1 - a), float(a - b), float(b))
-        shares = (1 - sum(weights), *weights) if self.kind.base else weights
+        shares = (1 - sum(weights), *weights) if self.spec.base else weights
         return tuple(map(float, shares))
 
     def _normalized(self) -> tuple[Fraction, ...]:
@@ -207,20 +227,20 @@ class MergeSettings:
         return weights
 
     def remarks(self) -> list[str]:
-        """What a user should hear before work starts, one line each."""
-        said, weights = [], self.exact_weights
+        """What the user should know before the merge starts, one line each."""
+        remarks, weights = [], self.exact_weights
         total = sum(weights, start=Fraction(0))
         if self.normalize:
-            said.append(
-                f"weights {listed(weights)} are divided by their sum {float(total):g}, as normalize asks"
-            )
+            remarks.append(f"weights {listed(weights)} are divided by their sum {float(total):g} (normalize)")
         elif self.method == "linear" and weights and abs(total - 1) > SUM_TOLERANCE:
-            said.append(
-                f"weights {listed(weights)} sum to {float(total):g}, not 1; they are used exactly as given"
+            remarks.append(
+                f"weights {listed(weights)} sum to {float(total):g}, not 1; they are used exactly as they are"
             )
         shares = () if self.method in CHANGES else weights
         alphas = (*shares, *self.exact_alphas, *self.exact_components.values())
         outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
         if outside:
-            said.append(f"alpha {listed(outside)} lies outside [0, 1]: this extrapolates beyond the models")
-        return said
+            remarks.append(
+                f"alpha {listed(outside)} lies outside [0, 1]: this extrapolates beyond the models"
+            )
+        return remarks

@@ -1,4 +1,4 @@
-"""The `merge` stage: Megatron folders in, one Megatron folder out, which trains on, exports and evaluates like any."""
+"""The `merge` stage: several Megatron folders in, one Megatron folder out, for training, export or evaluation."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ logger = get_logger(__name__)
 
 @dataclass
 class Merge(Stage):
-    """Inputs: train, import or merge artifacts by name; `base` is the base of a method that has one. Output: the same.
+    """Inputs: artifacts of train, import or merge, by name; `base` where the method has one. Output: a Megatron folder.
 
     Attributes:
-        weights: input name -> weight, in the order of the models; every input but a method's base has one. A number, or
-            text where more digits or a fraction are meant: "1/3" (see `merging/decimals.py`).
-        method: linear, task-arithmetic, slerp, ties, dare, or interpolate, W(a, b) of the paper, whose inputs are
-            `base` and two with weights a and b.
+        weights: input name -> weight, in the order of the models, for every input except the base. A weight is a
+            number,
+            or text for a fraction or for more than 15 digits: "1/3" (see `merging/decimals.py`).
+        method: linear, task-arithmetic, slerp, ties, dare or interpolate. The last is W(a, b) of the paper; its
+            inputs are `base` and two models with the weights a and b.
         component_weights: component -> weight of the last model in it (see `MergeSettings`).
         normalize: divide the weights by their sum.
-        density: TIES and DARE: the share of each change that is kept.
-        seed: DARE's.
-        tokenizer_from: the input whose tokenizer, generation config and token ids the result keeps; by default those
-            of the heaviest model.
-        dtype: of the result; 'keep' leaves it that of the first model.
+        density: for TIES and DARE: the fraction of each change that is kept.
+        seed: for DARE.
+        tokenizer_from: the input whose tokenizer, generation config and token ids the result keeps; by default the
+            model with the largest weight.
+        dtype: of the result; 'keep' is the dtype of the first model.
     """
 
     kind: ClassVar[str] = "merge"
-    # 2: the sum is correctly rounded, and the files of the heaviest model are kept.
+    # 2: the sum is correctly rounded, and the files of the model with the largest weight are kept.
     version: ClassVar[int] = 2
 
     weights: dict[str, Any]
@@ -53,15 +54,17 @@ class Merge(Stage):
     def __post_init__(self) -> None:
         one_of(self.dtype, DTYPES, "dtype")
         settings = self._settings()
-        if settings.kind.base and BASE in self.weights:
-            raise ConfigError(f"weights: method={self.method} takes '{BASE}' as it is; leave its weight out")
+        if settings.spec.base and BASE in self.weights:
+            raise ConfigError(
+                f"weights: method={self.method} takes no weight for '{BASE}'; remove it"
+            )
         settings.blends(len(self.weights))
         if self.tokenizer_from:
             one_of(self.tokenizer_from, self._names(settings), "tokenizer_from")
 
     def _names(self, settings: MergeSettings) -> list[str]:
-        """The inputs of this stage."""
-        return [*self.weights, *([BASE] if settings.kind.base else [])]
+        """The names of the inputs that this stage needs."""
+        return [*self.weights, *([BASE] if settings.spec.base else [])]
 
     def _settings(self) -> MergeSettings:
         return MergeSettings(
@@ -74,26 +77,33 @@ class Merge(Stage):
         )
 
     def identity(self) -> dict[str, Any]:
-        """With the order of the models, which decides the order of sums and which is first."""
+        """Includes the order of the models: it decides the order of the sums, and whose dtypes are kept."""
         return super().identity() | {"order": list(self.weights)}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.merging.merge import merge, plan_merge
 
         settings = self._settings()
-        wanted = self._names(settings)
-        for name in wanted:
+        expected = self._names(settings)
+        for name in expected:
             if name not in inputs:
                 raise ConfigError(f"weights: this stage has no input '{name}'{suggest(name, inputs)}")
         for name in inputs:
-            if name not in wanted:
+            if name not in expected:
                 raise ConfigError(
                     f"weights: input '{name}' has no weight; give it one (0 leaves it out of the sum)"
                 )
-        base = inputs[BASE].path if settings.kind.base else None
+        base = inputs[BASE].path if settings.spec.base else None
         tokenizer = inputs[self.tokenizer_from].path if self.tokenizer_from else None
         models = [inputs[name].path for name in self.weights]
-        plan = plan_merge(settings, models, base, "megatron", tokenizer, torch_dtype(self.dtype))
+        plan = plan_merge(
+            settings,
+            models,
+            base=base,
+            format="megatron",
+            tokenizer_from=tokenizer,
+            dtype=torch_dtype(self.dtype),
+        )
         for remark in plan.remarks:
             logger.warning(remark)
         metrics = merge(plan, out)

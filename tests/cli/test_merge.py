@@ -76,7 +76,7 @@ def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
     first, second = map(str, pair)
     assert prism("merge", str(tmp_path / "a"), "--model", f"{first}=0.5", "--model", f"{second}=0.6") == 0
     said = capsys.readouterr().err.strip()
-    assert said == "note: weights 0.5, 0.6 sum to 1.1, not 1; they are used exactly as given"
+    assert said == "note: weights 0.5, 0.6 sum to 1.1, not 1; they are used exactly as they are"
     both = ("--model", first, "--model", second)
     assert prism("merge", str(tmp_path / "b"), *both, "--alpha", "0,1.25", "--format", "megatron") == 0
     assert "alpha 1.25 lies outside [0, 1]" in capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
     assert [f"note: {remark}" for remark in remarks] == [
         line for line in said.err.splitlines() if line.startswith("note: ")
     ]
-    assert any(f"the files of {chat} are kept (it weighs most)" in remark for remark in remarks)
+    assert any(f"the files of {chat} are kept (it has the largest weight)" in remark for remark in remarks)
     assert any("not carried: README.md" in remark for remark in remarks)
     assert (tmp_path / "out/chat_template.jinja").is_file()
     assert load_file(tmp_path / "out/model.safetensors")["model.norm.weight"].dtype is torch.float16
@@ -112,18 +112,18 @@ def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
         (("--model", "{a}=nan", "--model", "{b}=1"), "'nan' is not a finite number"),
         (("--model", "{a}=1", "--model", "{b}=1", "--weights", "attention"), "COMPONENT=WEIGHT"),
         (("--model", "{a}=1", "--model", "{b}=1", "--weights", "atention=1"), "did you mean 'attention'"),
-        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=1,mlp=2"), "given twice"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=1,mlp=2"), "named twice"),
         (("--model", "{a}", "--model", "{b}", "--alpha", "0,b"), "--alpha: 'b'"),
         (("--model", "{a}=1", "--model", "{b}", "--alpha", "0.5"), "give --model {a}"),
         (("--model", "{a}=1", "--model", "{tmp}/none=1"), "no such folder"),
         (("--model", "{a}=1", "--model", "{b}=1", "--method", "ties"), "density"),
         (("--model", "{a}=1", "--model", "{b}=1", "--weights", "mlp=inf"), "not a finite number"),
         (("--model", "{a}", "--model", "{b}", "--alpha", "0,nan"), "not a finite number"),
-        (("--model", "{a}=1e308", "--model", "{b}=1e308"), "weight number 1 is 1e+308: at most"),
+        (("--model", "{a}=1e308", "--model", "{b}=1e308"), "weight number 1 is 1e+308; use at most"),
         (("--model", "{a}=1", "--base", "{b}", "--method", "dare", "--density", "nan"), "density=nan"),
         (("--model", "{a}=1", "--model", "{b}=1", "--seed", "-1"), "--seed -1"),
         (("--model", "{a}=1", "--model", "{b}=1", "--dtype", "fp8"), "--dtype='fp8'"),
-        (("--model", "{a}=1", "--model", "{b}=1", "--tokenizer-from", "{tmp}"), "none of the models"),
+        (("--model", "{a}=1", "--model", "{b}=1", "--tokenizer-from", "{tmp}"), "none of the merged models"),
         ((), "--model"),
     ],
 )

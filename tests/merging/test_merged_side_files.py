@@ -44,7 +44,9 @@ def pair(tmp_path_factory):
 
 def merged(out, models, weights=(0.15, 0.85), base=None, format=None, method="linear", **choices):
     out.mkdir()
-    plan = plan_merge(MergeSettings(method=method, weights=weights), models, base, format, **choices)
+    plan = plan_merge(
+        MergeSettings(method=method, weights=weights), models, base=base, format=format, **choices
+    )
     return merge(plan, out)["remarks"]
 
 
@@ -70,7 +72,7 @@ def test_the_heaviest_model_gives_every_file(megatron, weights, expected, pair, 
     if megatron:
         architecture = json.loads((tmp_path / "out/architecture.json").read_text())
         assert architecture["max_position_embeddings"] == expected[1]
-    said = next(remark for remark in remarks if "are kept (it weighs most)" in remark)
+    said = next(remark for remark in remarks if "are kept (it has the largest weight)" in remark)
     for fact in (
         "config.json eos_token_id",
         "generation_config.json temperature",
@@ -97,10 +99,10 @@ def test_a_tokenizer_may_be_chosen_and_its_ids_come_along(pair, tmp_path):
     assert (ends, positions, chats) == (CHAT_STORY[0], 128, True)
     assert GenerationConfig.from_pretrained(tmp_path / "out").temperature == 0.6
     assert not (tmp_path / "out/LICENSE").exists()
-    assert any("as tokenizer_from asks" in remark for remark in remarks)
+    assert any("(tokenizer_from)" in remark for remark in remarks)
     merged(tmp_path / "back", [base, chat], (0.15, 0.85), tokenizer_from=base)
     assert story(tmp_path / "back") == (BASE_STORY[0], 256, False)
-    with pytest.raises(ConfigError, match="is none of the models"):
+    with pytest.raises(ConfigError, match="is none of the merged models"):
         plan_merge(MergeSettings(weights=(1, 0)), [base, chat], tokenizer_from=tmp_path)
 
 
@@ -131,7 +133,7 @@ def test_each_alpha_has_its_own_heaviest(pair, tmp_path):
 @pytest.mark.parametrize("format", ["hf", "megatron"])
 def test_a_dtype_that_is_asked_for_is_that_of_tensors_and_config(format, pair, tmp_path):
     remarks = merged(tmp_path / "out", list(pair), format=format, dtype=torch.bfloat16)
-    assert sum("the result is torch.bfloat16, as asked for" in remark for remark in remarks) == 2
+    assert sum("the result is torch.bfloat16, as requested" in remark for remark in remarks) == 2
     kept = merged(tmp_path / "fp32", list(pair))
     assert not any("float" in remark for remark in kept)
     if format == "hf":
@@ -151,7 +153,7 @@ def test_a_model_without_a_tokenizer_is_said(pair, tmp_path):
     assert any(
         f"{bare}: has no tokenizer to compare; the result keeps that of {base}" in each for each in remarks
     )
-    with pytest.raises(ConfigError, match="came without a tokenizer"):
+    with pytest.raises(ConfigError, match="has no tokenizer; name another"):
         plan_merge(MergeSettings(weights=(0.5, 0.5)), [base, bare], tokenizer_from=bare)
 
 
@@ -212,7 +214,7 @@ def test_tokenizers_that_cut_text_otherwise_need_a_choice(pair, tmp_path):
     vocabulary = json.loads((other / "tokenizer.json").read_text())["model"]
     vocabulary["vocab"]["A"], vocabulary["vocab"]["B"] = vocabulary["vocab"]["B"], vocabulary["vocab"]["A"]
     rewrite(other / "tokenizer.json", model=vocabulary)
-    with pytest.raises(CheckpointError, match="models of one vocabulary"):
+    with pytest.raises(CheckpointError, match="share a vocabulary"):
         plan_merge(settings, [base, other], tokenizer_from=other)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_exact import exact_sum, reference, wrong
+from test_weighted_sum import exact_sum, reference, wrong
 from tiny_models import make_checkpoint
 
 from megatron_prism.conversion.import_hf import import_checkpoint
@@ -65,7 +65,7 @@ def as_megatron(folder: Path) -> Path:
 
 def run(out: Path, models: list[Path], base: Path | None = None, format: str | None = None, **settings):
     out.mkdir()
-    return merge(plan_merge(MergeSettings(**settings), models, base, format), out)
+    return merge(plan_merge(MergeSettings(**settings), models, base=base, format=format), out)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def linear_reference(states, weights):
-    """The correctly rounded sum of whole tensors (test_exact.py holds it against fractions), as the first is stored."""
+    """The correctly rounded sum of whole tensors, in the dtypes of the first; test_weighted_sum.py proves it."""
     exact = [exact_number(weight, "weight") for weight in weights]
     return {
         name: exact_sum([state[name].flatten() for state in states], exact, first.dtype).view(first.shape)
@@ -401,7 +401,7 @@ def test_a_nan_is_named(method, weights, value, trio, tmp_path):
 def test_weights_that_overflow_the_dtype_are_refused(tmp_path):
     first = make_checkpoint("llama", tmp_path / "a", torch.float16)
     second = variant(first, tmp_path / "b", 1)
-    with pytest.raises(CheckpointError, match=r"more than torch\.float16 holds"):
+    with pytest.raises(CheckpointError, match=r"more than torch\.float16 can hold"):
         run(tmp_path / "out", [first, second], weights=(1e6, 0.0))
 
 
@@ -411,25 +411,25 @@ def test_weights_that_overflow_the_dtype_are_refused(tmp_path):
         ({"method": "liner", "weights": (1, 1)}, 2, "did you mean 'linear'"),
         ({"weights": (1, 1)}, 3, "2 weights for 3 models"),
         ({"weights": (1,)}, 1, "two or more"),
-        ({}, 2, "give a weight"),
+        ({}, 2, "either a weight for each model"),
         ({"weights": (1, math.nan)}, 2, "weight number 2: 'nan' is not a finite number"),
         ({"weights": (1, "1/0")}, 2, "weight number 2: '1/0' is not a number"),
         ({"weights": (1, "1e-999999999")}, 2, "more than 400 digits"),
         ({"weights": (1, True)}, 2, "weight number 2: True is not a number"),
         ({"weights": (1, "1e350")}, 2, "is too large"),
-        ({"weights": (1, 1), "alphas": (0.5,)}, 2, "not both"),
+        ({"weights": (1, 1), "alphas": (0.5,)}, 2, "or a list of alphas"),
         ({"alphas": (0.5, 0.5)}, 2, "twice"),
         ({"alphas": (0.5, "1/2")}, 2, "twice"),
-        ({"alphas": (0.5,)}, 3, "need two models"),
-        ({"alphas": (0.5,), "normalize": True}, 2, "says its weights exactly"),
+        ({"alphas": (0.5,)}, 3, "two models are needed"),
+        ({"alphas": (0.5,), "normalize": True}, 2, "does not allow it"),
         ({"weights": (1, -1), "normalize": True}, 2, "sum to 0"),
         ({"weights": (1, 1), "component_weights": {"attn": 1}}, 2, "attention"),
-        ({"weights": (1, 1, 1), "component_weights": {"mlp": 1}}, 3, "last of two models"),
-        ({"weights": (1, 1), "component_weights": {"mamba": 1}}, 2, "has none"),
-        ({"weights": (1, 1), "density": 0.5}, 2, "ties and dare do"),
+        ({"weights": (1, 1, 1), "component_weights": {"mlp": 1}}, 3, "component weights need two models"),
+        ({"weights": (1, 1), "component_weights": {"mamba": 1}}, 2, "has no such component"),
+        ({"weights": (1, 1), "density": 0.5}, 2, "only ties and dare"),
         ({"method": "ties", "weights": (1,)}, 1, r"in \(0, 1\]"),
         ({"method": "dare", "weights": (1,), "density": 0.0}, 1, r"in \(0, 1\]"),
-        ({"method": "task-arithmetic", "weights": (1, 1)}, 2, "name the base"),
+        ({"method": "task-arithmetic", "weights": (1, 1)}, 2, "needs a base"),
         ({"method": "slerp", "weights": (1, 1)}, 2, "1 - t and t"),
         ({"method": "slerp", "weights": (1, 1, 1)}, 3, "takes 2 models"),
         ({"method": "interpolate", "weights": (1, 1), "component_weights": {"mlp": 1}}, 2, r"pair \(a, b\)"),
@@ -446,9 +446,9 @@ def test_other_mistakes(trio, tmp_path, monkeypatch):
     pair = [folders["base"], folders["mt"]]
     with pytest.raises(ConfigError, match="did you mean 'megatron'"):
         plan_merge(MergeSettings(weights=(1, 0)), pair, format="megatrn")
-    with pytest.raises(ConfigError, match="linear has none"):
+    with pytest.raises(ConfigError, match="linear has no base"):
         plan_merge(MergeSettings(weights=(1, 0)), pair, base=folders["rl"])
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="not a model folder"):
         plan_merge(MergeSettings(weights=(1, 0)), [folders["base"], tmp_path])
     bare = as_megatron(variant(folders["base"], tmp_path / "bare", 1))
     shutil.rmtree(bare / "hf")
@@ -456,7 +456,7 @@ def test_other_mistakes(trio, tmp_path, monkeypatch):
         plan_merge(MergeSettings(weights=(1, 0)), [bare, bare], format="hf")
     plan = plan_merge(MergeSettings(weights=(1, 0)), pair)
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(DataError, match="are needed, the disk has"):
+    with pytest.raises(DataError, match="GB, but the disk has"):
         merge(plan, tmp_path)
 
 

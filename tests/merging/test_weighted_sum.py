@@ -8,7 +8,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from megatron_prism.merging.exact import ExactSum, Workspace
+from megatron_prism.merging.exact.weighted_sum import ExactSum
+from megatron_prism.merging.exact.workspace import Workspace
 from megatron_prism.merging.methods import linear
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
