@@ -24,8 +24,8 @@ def write_config(
 ) -> None:
     """Write `folder/config.json` for these weights.
 
-    A config that is already there (carried over from the imported model) stays as it came, but for the keys in which
-    the architecture has changed since, and its dtype. Otherwise it is made from the architecture and `extra`.
+    If the imported model's config is already there, only the keys in which the architecture has changed and the dtype
+    are updated. Otherwise the config is made from the architecture and `extra`.
     """
     path, name = folder / CONFIG, str(dtype).removeprefix("torch.")
     if not path.is_file():
@@ -40,38 +40,38 @@ def write_config(
 
 
 def dtype_remarks(config: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
-    """A line where a config names two dtypes, or another one than the tensors'; they keep their own in any case."""
+    """A remark if a config names two dtypes, or another dtype than that of the tensors. The tensors keep theirs."""
     first, second = (_dtype_name(config.get(key)) for key in DTYPE_KEYS)
     named, found = first or second, _dtype_name(str(dtype))
     if first is None or second is None or first == second:
         if named in (None, found):
             return []
         return [
-            f"config.json: dtype={named!r}, but the tensors are {found}: transformers would convert them; here they "
-            f"keep the dtype they have, and a config.json that is written for them says {found}"
+            f"config.json: dtype={named!r}, but the tensors are {found}; transformers would convert them. They keep "
+            f"their dtype here, and a config.json that is written for them names {found}"
         ]
     return [
-        f"config.json: dtype={first!r} and torch_dtype={second!r} differ: transformers 5 takes the first, and before "
-        "4.56 the second; the tensors keep the dtype they have"
+        f"config.json: dtype={first!r} and torch_dtype={second!r} differ: transformers 5 reads the first, and versions "
+        "before 4.56 the second; the tensors keep their dtype"
     ]
 
 
 def _dtype_name(value: Any) -> Any:
-    """'bfloat16' also for 'torch.bfloat16', which older programs wrote."""
+    """'bfloat16' also for 'torch.bfloat16', as older programs wrote it."""
     return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
 def updated_config(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
-    """`config` with the keys changed in which `architecture` differs from the one it describes.
+    """`config`, changed in the keys in which `architecture` differs from the architecture that it describes.
 
-    Rotary settings change together: each spelling that stays would contradict the others, or be the only one that
-    another version of transformers reads.
+    All rotary settings change together. A spelling that stayed would contradict the others, or be the only one that
+    some version of transformers reads.
     """
     before = architecture_from_config(config)
     old, new = hf_config(before), hf_config(architecture)
     changed = {key: value for key, value in new.items() if old.get(key) != value}
     made = {**config, **changed}
-    # A number that a spelling leaves out may follow from a key that changed.
+    # A number that one spelling leaves out may follow from a key that has changed.
     wanted = _rope(architecture)
     if _rope(before) != wanted or _rope(architecture_from_config(made)) != wanted:
         made = {key: value for key, value in made.items() if key not in ROPE_KEYS}

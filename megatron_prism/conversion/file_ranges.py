@@ -1,6 +1,6 @@
-"""Bytes moved from file to file by the kernel: conversion keeps every byte and only moves rows, so none need pass here.
+"""Copies bytes from file to file inside the kernel: conversion only moves rows, so it need not read them.
 
-`copy_file_range` (Linux) moves pages without a copy in this process's memory, which is why `cp` is fast, too.
+`copy_file_range` (Linux) copies without passing the bytes through this process's memory. `cp` does the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_prism.errors import CheckpointError
 
-# For file systems between which the kernel does not copy; a block that fits the processor's cache.
+# Bytes read at a time where the kernel does not copy between two file systems. They fit the processor's cache.
 BLOCK = 1 << 17
 NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -31,8 +31,8 @@ def copy_ranges(ranges: Iterable[FileRange], target: int, offset: int) -> None:
     """Copy ranges one after the other into the open file `target`, from `offset` on.
 
     Raises:
-        CheckpointError: when a source file is shorter than its range.
-        OSError: when the target cannot be written.
+        CheckpointError: if a source file is shorter than its range.
+        OSError: if the target cannot be written.
     """
     for each in ranges:
         source = os.open(each.file, os.O_RDONLY)
@@ -49,7 +49,7 @@ def copy_ranges(ranges: Iterable[FileRange], target: int, offset: int) -> None:
 
 
 def _move(source: int, target: int, count: int, read_at: int, write_at: int) -> int:
-    """Copy some of `count` bytes and say how many."""
+    """Copy at most `count` bytes and return how many were copied."""
     try:
         return os.copy_file_range(source, target, count, read_at, write_at)
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""The weights of a running model as Hugging Face tensors, brought to rank 0 one parameter at a time."""
+"""The weights of a running model as Hugging Face tensors, sent to rank 0 one parameter at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_prism.conversion.torch_dist.layout import Place, places
+from megatron_prism.conversion.torch_dist.layout import TensorSlice, tensor_slices
 from megatron_prism.errors import CheckpointError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import model_state
@@ -32,9 +32,9 @@ Index = tuple[str, int | None]
 
 
 def local_shards(models: list[Any]) -> dict[Index, list[tuple[Shape, Tensor, bool]]]:
-    """This rank's pieces by checkpoint key and layer: offset in the tensor, the data, and whether it is the main copy.
+    """This rank's pieces by checkpoint key and layer: offset in the tensor, data, and whether it is the main copy.
 
-    The data are views of the parameters: writing into them changes the model.
+    The data are views of the parameters: writing to them changes the model.
     """
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
@@ -66,9 +66,9 @@ def local_shards(models: list[Any]) -> dict[Index, list[tuple[Shape, Tensor, boo
 def gather_hf(
     models: list[Any], architecture: Architecture
 ) -> tuple[dict[str, torch.dtype], Iterator[tuple[str, Tensor]]] | None:
-    """On rank 0: the dtype of every Hugging Face tensor, and an iterator over them; on other ranks None.
+    """On rank 0: the dtype of every Hugging Face tensor, and an iterator over the tensors. On other ranks: None.
 
-    Every rank calls it. The others send while rank 0 iterates, which it must do to the end.
+    Every rank must call it. The other ranks send while rank 0 iterates, and rank 0 must iterate to the end.
     """
     mine = local_shards(models)
     table: dict[Index, list[Shard]] = {}
@@ -86,14 +86,16 @@ def gather_hf(
     if rank == 0:
         rules = parameter_map(architecture)
         dtypes = {
-            name: _shards(table, places(rule, architecture)[0])[0].dtype for rule in rules for name in rule.hf
+            name: _shards(table, tensor_slices(rule, architecture)[0])[0].dtype
+            for rule in rules
+            for name in rule.hf
         }
         return dtypes, _receive(mine, table, architecture)
     for rule in parameter_map(architecture):
-        for place in places(rule, architecture):
-            for shard in _shards(table, place):
+        for tensor_slice in tensor_slices(rule, architecture):
+            for shard in _shards(table, tensor_slice):
                 if shard.rank == rank:
-                    dist.send(_piece(mine, place, shard.offset), 0)
+                    dist.send(_piece(mine, tensor_slice, shard.offset), 0)
     return None
 
 
@@ -113,13 +115,13 @@ def _assemble(
     table: dict[Index, list[Shard]],
     architecture: Architecture,
 ) -> Tensor:
-    """A whole Megatron parameter in this process's memory, padding rows of the vocabulary left out."""
+    """A whole Megatron parameter in the memory of this process, without the padding rows of the vocabulary."""
     shape = rule.megatron_shape(architecture)
     out: Tensor | None = None
-    for place in places(rule, architecture):
-        for shard in _shards(table, place):
+    for tensor_slice in tensor_slices(rule, architecture):
+        for shard in _shards(table, tensor_slice):
             if shard.rank == dist.get_rank():
-                piece = _piece(mine, place, shard.offset)
+                piece = _piece(mine, tensor_slice, shard.offset)
             else:
                 piece = torch.empty(
                     shard.size, dtype=shard.dtype, device=next(iter(mine.values()))[0][1].device
@@ -127,23 +129,25 @@ def _assemble(
                 dist.recv(piece, shard.rank)
             if out is None:
                 out = torch.empty(shape, dtype=shard.dtype)
-            rows = min(shard.size[0], shape[0] - place.row - shard.offset[0])
+            rows = min(shard.size[0], shape[0] - tensor_slice.row - shard.offset[0])
             if rows > 0:
-                first = place.row + shard.offset[0]
+                first = tensor_slice.row + shard.offset[0]
                 columns = (slice(o, o + n) for o, n in zip(shard.offset[1:], shard.size[1:], strict=True))
                 out[(slice(first, first + rows), *columns)] = piece[:rows].cpu()
     assert out is not None
     return out
 
 
-def _shards(table: dict[Index, list[Shard]], place: Place) -> list[Shard]:
-    if (place.key, place.layer) not in table:
-        raise CheckpointError(f"the model has no parameter '{place.key}' (layer {place.layer})")
-    return table[place.key, place.layer]
+def _shards(table: dict[Index, list[Shard]], tensor_slice: TensorSlice) -> list[Shard]:
+    if (tensor_slice.key, tensor_slice.layer) not in table:
+        raise CheckpointError(f"the model has no parameter '{tensor_slice.key}' (layer {tensor_slice.layer})")
+    return table[tensor_slice.key, tensor_slice.layer]
 
 
-def _piece(mine: dict[Index, list[tuple[Shape, Tensor, bool]]], place: Place, offset: Shape) -> Tensor:
-    for each, data, _ in mine[place.key, place.layer]:
+def _piece(
+    mine: dict[Index, list[tuple[Shape, Tensor, bool]]], tensor_slice: TensorSlice, offset: Shape
+) -> Tensor:
+    for each, data, _ in mine[tensor_slice.key, tensor_slice.layer]:
         if each == offset:
             return data.contiguous()
-    raise AssertionError(f"{place.key}: no piece at {offset}")
+    raise AssertionError(f"{tensor_slice.key}: no piece at {offset}")

@@ -1,6 +1,7 @@
-"""From a Hugging Face folder to a Megatron folder, streamed: no model is built, and where the dtype stays, no tensor.
+"""From a Hugging Face folder to a Megatron folder, without building a model.
 
-The result is a `torch_dist` checkpoint that loads at any parallel layout, with the files that came with the weights.
+If the dtype stays, no tensor is read: the kernel copies the bytes. The result is a `torch_dist` checkpoint that loads
+with any parallel layout, and the files that came with the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.side_files.carry import carry_files
 from megatron_prism.conversion.side_files.token_ids import disagreements
-from megatron_prism.conversion.torch_dist.layout import Place
+from megatron_prism.conversion.torch_dist.layout import TensorSlice
 from megatron_prism.conversion.torch_dist.plan import plan_checkpoint
 from megatron_prism.conversion.torch_dist.reader import quick_collection
 from megatron_prism.conversion.torch_dist.writer import Piece, write_checkpoint
@@ -37,26 +38,26 @@ def import_checkpoint(
 
     Args:
         out: an existing folder; the caller moves it to its final name.
-        dtype: of the checkpoint; None keeps each tensor's own.
-        progress: gets the bytes of each piece that was read.
+        dtype: of the checkpoint; None keeps the dtype of each tensor.
+        progress: called with the size of each piece that was read.
 
     Returns:
-        Metrics: parameters, tensors, bytes of the checkpoint's weights, and remarks on what was read and what lies
-            beside it.
+        Metrics: parameters, tensors, bytes of the checkpoint's weights, and remarks on the weights and on the files
+            next to them.
     """
     source = HFWeights(hf_folder)
     architecture = source.architecture
-    # First, for a file that cannot be read must not be found after a long copy.
+    # Done first, so that an unreadable file is found before the long copy of the weights.
     remarks = source.remarks + carry_files(source.path, out / HF_FILES)
     remarks += disagreements(source.path, architecture.vocab_size)
     tensors, pieces = plan_checkpoint(source, dtype)
     for each in pieces:
         content = (
-            _ranges(source, each.rule, each.place)
+            _ranges(source, each.rule, each.tensor_slice)
             if dtype is None
-            else _maker(source, each.rule, each.place, dtype, each.size)
+            else _maker(source, each.rule, each.tensor_slice, dtype, each.size)
         )
-        tensors[each.place.key].pieces[each.offset] = Piece(each.size, content)
+        tensors[each.tensor_slice.key].pieces[each.offset] = Piece(each.size, content)
     (out / CHECKPOINT).mkdir()
     with quick_collection():
         write_checkpoint(out / CHECKPOINT, tensors, progress)
@@ -69,12 +70,12 @@ def import_checkpoint(
     }
 
 
-def _ranges(source: HFWeights, rule: Rule, place: Place) -> list[FileRange]:
-    """Where the bytes of a piece lie in the Hugging Face files, in Megatron's order."""
+def _ranges(source: HFWeights, rule: Rule, tensor_slice: TensorSlice) -> list[FileRange]:
+    """The ranges of a piece in the Hugging Face files, in Megatron's order."""
     found = []
     for run in rule.layout.runs(source.architecture):
-        first = max(place.row, run.megatron_row)
-        last = min(place.row + place.rows, run.megatron_row + run.rows)
+        first = max(tensor_slice.row, run.megatron_row)
+        last = min(tensor_slice.row + tensor_slice.rows, run.megatron_row + run.rows)
         if first < last:
             row = run.hf_row + first - run.megatron_row
             found.append(source.range(rule.hf[run.part], row, last - first))
@@ -84,34 +85,33 @@ def _ranges(source: HFWeights, rule: Rule, place: Place) -> list[FileRange]:
 def _maker(
     source: HFWeights,
     rule: Rule,
-    place: Place,
+    tensor_slice: TensorSlice,
     dtype: torch.dtype,
     size: tuple[int, ...],
 ) -> Callable[[], Tensor]:
-    """Reads a piece and converts it, when it is its turn to be written."""
+    """A function that reads and converts a piece; it is called when the piece is written."""
 
     def make() -> Tensor:
-        # torch.save leaves the storage of the piece before in a reference cycle.
+        # torch.save leaves the storage of the previous piece in a reference cycle.
         gc.collect()
-        return read_rows(source, rule, place.row, place.rows).to(dtype).view(size)
+        return read_rows(source, rule, tensor_slice.row, tensor_slice.rows).to(dtype).view(size)
 
     return make
 
 
 def read_rows(source: HFWeights, rule: Rule, row: int, rows: int, columns: tuple[slice, ...] = ()) -> Tensor:
-    """Rows `row` .. `row + rows` of a Megatron parameter, read from the Hugging Face tensors it is made of.
+    """Rows `row` .. `row + rows` of a Megatron parameter, read from the Hugging Face tensors.
 
     Args:
-        columns: which part of each other dimension; all of them by default. Only a matrix can be cut there.
+        columns: the part of each other dimension; all of it by default. Only a matrix can be cut along its columns.
 
     Returns:
-        The rows, in the tensors' dtype; where these differ, in the smallest that holds all of them.
+        The rows in the dtype of the tensors. If the dtypes differ, in the smallest that holds all their values.
     """
     shape = rule.megatron_shape(source.architecture)[1:]
     if columns:
         shape = tuple(part.stop - part.start for part in columns)
     kinds = {name: source.stored[name].dtype for name in rule.hf}
-    # Of tensors that differ, the result holds every value of each.
     dtype = functools.reduce(torch.promote_types, kinds.values())
     out = torch.empty((rows, *shape), dtype=dtype)
     for run in rule.layout.runs(source.architecture):

@@ -1,4 +1,4 @@
-"""Whether two model folders hold the same tensors, bit for bit, each of either kind; one tensor group in memory."""
+"""Compares the tensors of two model folders, of either kind, bit by bit, with one tensor group in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from megatron_prism.models.families import parameter_map
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that is not the same on both sides, and by how much (None: its dtype differs, its values do not)."""
+    """A tensor that differs.
+
+    Attributes:
+        max_abs: the largest absolute difference; None if only the dtype differs.
+    """
 
     name: str
     reason: str
@@ -25,10 +29,10 @@ class Difference:
 def compare_tensors(
     first: Weights, second: Weights, progress: Callable[[int], None] = lambda nbytes: None
 ) -> list[Difference]:
-    """The tensors that differ, in the order of the layers; an empty list is the proof.
+    """The tensors that differ, in the order of the layers; an empty list if the folders hold the same tensors.
 
     Raises:
-        CheckpointError: when the architectures differ, naming the field.
+        CheckpointError: naming the first field in which the architectures differ.
     """
     first.architecture.require_same(second.architecture, str(second.path))
     found = []
@@ -56,5 +60,5 @@ def _difference(name: str, mine: Tensor, theirs: Tensor) -> Difference | None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """As integers: a NaN equals itself, and 0.0 is not -0.0."""
+    """The tensor as integers, so that a NaN equals itself and 0.0 differs from -0.0."""
     return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)

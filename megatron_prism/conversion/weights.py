@@ -14,7 +14,7 @@ from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.hf_folder.expected_tensors import check_tensors
 from megatron_prism.conversion.hf_folder.extra_tensors import HEAD, check_head, drop_frequencies, drop_head
 from megatron_prism.conversion.hf_folder.reader import HFFolder
-from megatron_prism.conversion.torch_dist.layout import Place, places
+from megatron_prism.conversion.torch_dist.layout import TensorSlice, tensor_slices
 from megatron_prism.conversion.torch_dist.reader import CheckpointReader
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
@@ -24,12 +24,12 @@ from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, CONFIG,
 
 
 class Weights(Protocol):
-    """A model's Hugging Face tensors, wherever they lie."""
+    """A model's Hugging Face tensors, in a folder of either kind."""
 
     path: Path
     architecture: Architecture
     files: Path | None
-    # What a user should hear about the folder, one line each.
+    # What the user should know about the folder, one line each.
     remarks: list[str]
 
     @property
@@ -39,26 +39,26 @@ class Weights(Protocol):
     def dtypes(self) -> Mapping[str, torch.dtype]: ...
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor; it may be a view that lives until `release`."""
+        """A whole tensor. It may be a view that is valid until `release`."""
         ...
 
     def ranges(self, name: str) -> list[FileRange] | None:
-        """Where the bytes of a whole tensor lie, in order; None where they do not lie row by row."""
+        """The file ranges of a whole tensor, in order; None if it is not stored row by row."""
         ...
 
     def release(self) -> None:
-        """Called between groups of tensors: what was read may be forgotten."""
+        """Called between groups of tensors; frees what was read."""
         ...
 
 
 class HFWeights(HFFolder):
-    """A Hugging Face folder whose tensors are exactly those its config.json calls for."""
+    """A Hugging Face folder whose tensors are exactly those that its config.json needs."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        config, said = self.config(), list[str]()
+        config, remarks = self.config(), list[str]()
         try:
-            self.architecture = architecture_from_config(config, said)
+            self.architecture = architecture_from_config(config, remarks)
         except ConfigError as problem:
             raise ConfigError(f"{self.path}/{problem}") from None
         self.files: Path | None = self.path
@@ -72,15 +72,15 @@ class HFWeights(HFFolder):
         try:
             check_tensors(self.shapes, expected, str(self.path), family)
         except CheckpointError as problem:
-            # The set that was not read may be the one that fits.
+            # If there are two sets of weights, the one that was not read may be the right one.
             hint = "".join(f" ({each})" for each in self.remarks if INDEX in each)
             raise CheckpointError(f"{problem}{hint}") from None
-        said += dtype_remarks(config, self.main_dtype)
-        self.remarks += [f"{self.path}/{each}" for each in said]
+        remarks += dtype_remarks(config, self.main_dtype)
+        self.remarks += [f"{self.path}/{each}" for each in remarks]
 
     @property
     def main_dtype(self) -> torch.dtype:
-        """The dtype of the embedding, which comes first: what a config.json names."""
+        """The dtype of the embedding, the first tensor: the dtype that config.json names."""
         return self.stored[next(iter(hf_shapes(self.architecture)))].dtype
 
     def release(self) -> None:
@@ -96,61 +96,62 @@ class MegatronWeights:
         self.architecture = Architecture.load(self.path / ARCHITECTURE)
         self.files = self.path / HF_FILES if (self.path / HF_FILES).is_dir() else None
         self.reader = CheckpointReader(self.path / CHECKPOINT)
-        self._rules: dict[str, tuple[Rule, int, list[Place]]] = {}
+        self._rules: dict[str, tuple[Rule, int, list[TensorSlice]]] = {}
         for rule in parameter_map(self.architecture):
-            where = places(rule, self.architecture)
+            where = tensor_slices(rule, self.architecture)
             self._check(rule, where)
             for part, name in enumerate(rule.hf):
                 self._rules[name] = (rule, part, where)
         self.shapes: dict[str, Shape] = hf_shapes(self.architecture)
         self.dtypes = {name: self.reader.dtype(where[0].key) for name, (_, _, where) in self._rules.items()}
 
-    def _check(self, rule: Rule, where: list[Place]) -> None:
+    def _check(self, rule: Rule, where: list[TensorSlice]) -> None:
         shape = rule.megatron_shape(self.architecture)
-        for place in where:
-            found = self.reader.shape(place.key)
-            found = found[1:] if place.layer is not None else found
-            wanted = place.shape(shape)
+        for tensor_slice in where:
+            found = self.reader.shape(tensor_slice.key)
+            found = found[1:] if tensor_slice.layer is not None else found
+            wanted = tensor_slice.shape(shape)
             # The vocabulary may be padded to divide over tensor-parallel ranks.
             longer = found[0] > wanted[0] and rule.layout is VOCABULARY
             if found[1:] != wanted[1:] or (found[0] != wanted[0] and not longer):
                 raise CheckpointError(
-                    f"{self.path / CHECKPOINT}: tensor '{place.key}' has shape {list(found)}, "
-                    f"{ARCHITECTURE} says {list(wanted)}"
+                    f"{self.path / CHECKPOINT}: tensor '{tensor_slice.key}' has shape {list(found)}, "
+                    f"but {ARCHITECTURE} needs {list(wanted)}"
                 )
 
     def tensor(self, name: str) -> Tensor:
         pieces = [
-            self.reader.rows(place.key, place.layer, row, count) for place, row, count in self._rows(name)
+            self.reader.rows(tensor_slice.key, tensor_slice.layer, row, count)
+            for tensor_slice, row, count in self._rows(name)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def ranges(self, name: str) -> list[FileRange] | None:
         found: list[FileRange] = []
-        for place, row, count in self._rows(name):
-            part = self.reader.ranges(place.key, place.layer, row, count)
+        for tensor_slice, row, count in self._rows(name):
+            part = self.reader.ranges(tensor_slice.key, tensor_slice.layer, row, count)
             if part is None:
                 return None
             found += part
         return found
 
-    def _rows(self, name: str) -> Iterator[tuple[Place, int, int]]:
-        """The rows of stored tensors that make up a Hugging Face tensor: (where, first row, how many), in order."""
+    def _rows(self, name: str) -> Iterator[tuple[TensorSlice, int, int]]:
+        """The rows of stored tensors that make up a Hugging Face tensor, in order: (slice, first row in it, count)."""
         rule, part, where = self._rules[name]
         runs = sorted(rule.layout.runs(self.architecture), key=lambda run: run.hf_row)
         for run in runs:
-            for place in where if run.part == part else ():
-                first = max(run.megatron_row, place.row)
-                last = min(run.megatron_row + run.rows, place.row + place.rows)
+            for tensor_slice in where if run.part == part else ():
+                first = max(run.megatron_row, tensor_slice.row)
+                last = min(run.megatron_row + run.rows, tensor_slice.row + tensor_slice.rows)
                 if first < last:
-                    yield place, first - place.row, last - first
+                    yield tensor_slice, first - tensor_slice.row, last - first
 
     def release(self) -> None:
         self.reader.release()
 
 
 def open_weights(folder: Path) -> HFWeights | MegatronWeights:
-    """The weights in a folder of either kind; a CheckpointError if it is neither."""
+    """The weights of a folder of either kind. A CheckpointError if it is neither."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")

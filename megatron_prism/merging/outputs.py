@@ -122,8 +122,10 @@ def _preallocate_megatron(
     planned, pieces = plan_checkpoint(first, dtype)
     contents = {}
     for each in pieces:
-        planned[each.place.key].pieces[each.offset] = Piece(each.size, [])
-        contents[each.place.key, each.offset] = _rows(first, each.rule, each.place.row, each.place.rows)
+        planned[each.tensor_slice.key].pieces[each.offset] = Piece(each.size, [])
+        contents[each.tensor_slice.key, each.offset] = _rows(
+            first, each.rule, each.tensor_slice.row, each.tensor_slice.rows
+        )
     main = dtype or next(iter(first.dtypes.values()))
     reserved, remarks = [], []
     for folder, source in zip(folders, sources, strict=True):

@@ -55,9 +55,7 @@ class Merge(Stage):
         one_of(self.dtype, DTYPES, "dtype")
         settings = self._settings()
         if settings.spec.base and BASE in self.weights:
-            raise ConfigError(
-                f"weights: method={self.method} takes no weight for '{BASE}'; remove it"
-            )
+            raise ConfigError(f"weights: method={self.method} takes no weight for '{BASE}'; remove it")
         settings.blends(len(self.weights))
         if self.tokenizer_from:
             one_of(self.tokenizer_from, self._names(settings), "tokenizer_from")

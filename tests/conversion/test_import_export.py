@@ -217,7 +217,7 @@ def test_tensors_of_one_parameter_need_one_dtype(tmp_path):
     name = "model.layers.1.self_attn.k_proj.weight"
     save_file(state | {name: state[name].half()}, hf / "model.safetensors", {"format": "pt"})
     (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match="need one dtype"):
+    with pytest.raises(CheckpointError, match="one dtype, so convert all"):
         import_checkpoint(hf, tmp_path / "out")
     mlp = "model.layers.1.mlp.down_proj.weight"
     save_file(state | {mlp: state[mlp].half()}, hf / "model.safetensors", {"format": "pt"})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import CONFIGS
 
-from megatron_prism.conversion.torch_dist.layout import places
+from megatron_prism.conversion.torch_dist.layout import tensor_slices
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import (
@@ -188,14 +188,14 @@ def models(where: tuple[str, str]) -> list[Architecture]:
 def from_code(architecture: Architecture) -> list[Parameter]:
     found = []
     for rule in parameter_map(architecture):
-        where = places(rule, architecture)
+        where = tensor_slices(rule, architecture)
         # Pieces of a cut parameter are its rows in order, which is what the list of keys in a table means.
-        assert [place.row for place in where] == [sum(p.rows for p in where[:i]) for i in range(len(where))]
+        assert [each.row for each in where] == [sum(p.rows for p in where[:i]) for i in range(len(where))]
         found.append(
             Parameter(
                 rule.megatron,
                 rule.hf,
-                tuple((place.key, place.layer) for place in where),
+                tuple((each.key, each.layer) for each in where),
                 tuple(
                     (run.part, run.hf_row, run.megatron_row, run.rows)
                     for run in rule.layout.runs(architecture)

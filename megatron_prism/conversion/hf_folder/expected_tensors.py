@@ -1,4 +1,4 @@
-"""Whether a folder holds exactly the tensors that its config calls for."""
+"""Checks that a folder holds exactly the tensors that its config needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_prism.errors import CheckpointError, suggest
 def check_tensors(
     found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], where: str, family: str
 ) -> None:
-    """Raise a CheckpointError naming the first tensor that is missing, unknown or of another shape."""
+    """Raise a CheckpointError naming the first tensor that is missing, unknown or has a wrong shape."""
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(
@@ -19,17 +19,17 @@ def check_tensors(
             )
         if tuple(found[name]) != tuple(shape):
             empty = (
-                "; an empty tensor is what a model leaves that was saved while its weights were spread over ranks (as "
-                "by DeepSpeed's ZeRO-3): gather them and save again"
+                "; the tensor is empty because the model was saved while its weights were spread over ranks (as with "
+                "DeepSpeed's ZeRO-3); gather the weights and save it again"
             )
             raise CheckpointError(
-                f"{where}: tensor '{name}' has shape {list(found[name])}, config.json says {list(shape)}"
+                f"{where}: tensor '{name}' has shape {list(found[name])}, but config.json needs {list(shape)}"
                 f"{empty if 0 in found[name] else ''}"
             )
     for name in sorted(_unknown(found, expected)):
         raise CheckpointError(
-            f"{where}: tensor '{name}' has no place in family '{family}'; remove it if the model does not "
-            "use it, or mend the config"
+            f"{where}: tensor '{name}' is not part of family '{family}'; remove it if the model does not "
+            "use it, or correct the config"
         )
 
 

@@ -1,7 +1,7 @@
-"""Tensors that older programs store although the config gives them: dropped where they say what it says, else refused.
+"""Redundant tensors that older programs store: they are dropped if they agree with the config, and refused otherwise.
 
-A tied model's head is its embedding, and rotary frequencies follow from the config. transformers computes both anew; a
-file that holds others belongs to another model, or to a config that was changed.
+The head of a tied model is its embedding, and rotary frequencies follow from the config. transformers computes both
+from these. A file with other values belongs to another model, or its config was changed.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from megatron_prism.models.rope import inverse_frequencies
 
 HEAD = "lm_head.weight"
 FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-# Half precision cannot hold small frequencies exactly; below this step it has none between them.
+# fp16 cannot hold small frequencies exactly: this is the distance between its smallest numbers.
 FP16_STEP = 2.0**-24
-# Another machine's power function may differ in the last bits.
+# The power function of another machine may differ in the last bits.
 FP32_RELATIVE = 1e-5
 
 
 def drop_head(folder: HFFolder, embedding: str, rows: Shape) -> None:
-    """Forget the stored head of a tied model.
+    """Drop the stored head of a tied model.
 
     Args:
-        rows: the shape of the embedding. One that is missing or has another is for others to name.
+        embedding, rows: the name and shape of the embedding. A missing or wrong embedding is not reported here.
 
     Raises:
-        CheckpointError: where it is not the embedding; its shape is compared before anything is read.
+        CheckpointError: if the head differs from the embedding. Shapes are compared before anything is read.
     """
     if HEAD not in folder.stored or embedding not in folder.stored or folder.stored[embedding].shape != rows:
         return
@@ -41,17 +41,17 @@ def drop_head(folder: HFFolder, embedding: str, rows: Shape) -> None:
     if head != rows or not torch.equal(folder.tensor(HEAD), folder.tensor(embedding)):
         shapes = f" (shape {list(head)}, not {list(rows)})" if head != rows else ""
         raise CheckpointError(
-            f"{folder.path}: config.json says tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'{shapes}; set "
-            "it to false if the model has a head of its own, or remove the tensor"
+            f"{folder.path}: config.json has tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'{shapes}; "
+            "set it to false if the model has a separate head, or remove the tensor"
         )
     del folder.stored[HEAD]
 
 
 def drop_frequencies(folder: HFFolder, architecture: Architecture, expected: dict[str, Shape]) -> list[str]:
-    """Forget stored rotary frequencies that are the config's.
+    """Drop stored rotary frequencies that agree with the config.
 
     Returns:
-        A remark, where there were any.
+        A remark, if there were any.
 
     Raises:
         CheckpointError: naming the first tensor that holds other frequencies.
@@ -62,21 +62,21 @@ def drop_frequencies(folder: HFFolder, architecture: Architecture, expected: dic
     a = architecture
     accepted = [inverse_frequencies(a.head_dim, a.rope_theta, a.rope_scaling)]
     if a.rope_scaling is not None and a.rope_scaling.rope_type == "linear":
-        # Before transformers 4.43 positions were divided, and the frequencies stored as they were.
+        # Before transformers 4.43 the positions were divided, and the stored frequencies were not scaled.
         accepted.append(inverse_frequencies(a.head_dim, a.rope_theta))
     for name in names:
         stored = folder.stored[name]
         if stored.shape != tuple(accepted[0].shape) or not _is_one_of(folder.tensor(name), accepted):
             raise CheckpointError(
-                f"{folder.path}: tensor '{name}' holds other rotary frequencies than config.json gives "
-                f"({_difference(folder, name, accepted[0])}); mend the config's rotary settings, or remove "
+                f"{folder.path}: tensor '{name}' differs from the rotary frequencies of config.json "
+                f"({_difference(folder, name, accepted[0])}); correct the config's rotary settings, or remove "
                 "the tensor if they are right"
             )
     for name in names:
         del folder.stored[name]
     return [
         f"{folder.path}: '{names[0]}'{f' and {len(names) - 1} like it' if len(names) > 1 else ''} dropped: rotary "
-        "frequencies, the same as config.json gives"
+        "frequencies that are the same as those of config.json"
     ]
 
 
@@ -94,9 +94,9 @@ def _difference(folder: HFFolder, name: str, wanted: Tensor) -> str:
 
 
 def check_head(folder: Path, expected: dict[str, Shape], found: dict[str, Shape]) -> None:
-    """Raise a CheckpointError where only the head of an untied model is missing, which transformers would make up."""
+    """Raise a CheckpointError if only the head of an untied model is missing: transformers would make a random one."""
     if HEAD in expected and HEAD not in found and expected.keys() - found.keys() == {HEAD}:
         raise CheckpointError(
-            f"{folder}: no tensor '{HEAD}', and config.json does not say tie_word_embeddings=true; set it to true if "
-            "the embedding is the head"
+            f"{folder}: no tensor '{HEAD}', and config.json does not set tie_word_embeddings=true; set it if the "
+            "embedding is also the head"
         )

@@ -1,4 +1,4 @@
-"""The headers of safetensors files: where each tensor lies, checked against the size of its file.
+"""The headers of safetensors files: the position of each tensor, checked against the size of its file.
 
 The format (github.com/huggingface/safetensors): eight bytes of header length, a JSON header with each tensor's dtype,
 shape and byte range, then the bytes.
@@ -27,7 +27,7 @@ HEADER_LIMIT = 100 * 2**20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, the offset of its first byte, dtype and shape."""
+    """The position of a tensor (its file and the offset of its first byte), with dtype and shape."""
 
     file: Path
     offset: int
@@ -40,12 +40,12 @@ class StoredTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of dimension 0; of the whole where there is no such dimension."""
+        """Bytes of one row of dimension 0; of the whole tensor if it is a scalar."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file, with its place checked against the file's size."""
+    """Every tensor of one safetensors file; its position is checked against the size of the file."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
         head = handle.read(8)
@@ -53,7 +53,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if length >= HEADER_LIMIT or 8 + length > size:
             if (head + handle.read(len(LFS_POINTER))).startswith(LFS_POINTER):
                 raise CheckpointError(f"{path}: {FETCH_LFS}")
-            raise CheckpointError(f"{path}: truncated, or not a safetensors file (its header does not fit)")
+            raise CheckpointError(
+                f"{path}: truncated, or not a safetensors file (the header is longer than the file)"
+            )
         try:
             header = json.loads(handle.read(length))
         except (ValueError, RecursionError) as problem:
@@ -72,13 +74,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: tensor '{name}' has no readable header entry") from None
         if not isinstance(code, str) or code not in DTYPES:
             raise CheckpointError(
-                f"{path}: tensor '{name}' is of dtype {code}; only {', '.join(DTYPES)} can be converted; "
-                "save the model in one of them"
+                f"{path}: tensor '{name}' has dtype {code}, which cannot be converted; save the model in "
+                f"one of {', '.join(DTYPES)}"
             )
         stored = StoredTensor(path, 8 + length + begin, DTYPES[code], shape)
         if end - begin != stored.nbytes:
             raise CheckpointError(
-                f"{path}: tensor '{name}' has {end - begin} bytes, its shape {list(shape)} needs {stored.nbytes}"
+                f"{path}: tensor '{name}' has {end - begin} bytes, but its shape {list(shape)} needs {stored.nbytes}"
             )
         if stored.offset + stored.nbytes > size:
             raise CheckpointError(f"{path}: truncated inside tensor '{name}'")
@@ -87,7 +89,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
-    """What a file of these tensors begins with; padded so that the first tensor is aligned to 8 bytes."""
+    """The header of a file with these tensors, padded so that the first tensor is aligned to 8 bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in tensors.items():

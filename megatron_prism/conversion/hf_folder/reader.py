@@ -1,6 +1,6 @@
-"""The tensors of a Hugging Face folder, read by rows: memory holds the rows that are asked for, never a file.
+"""Reads the tensors of a Hugging Face folder by rows; memory holds only the requested rows.
 
-Plain reads are used and not mmap, whose pages would count as resident memory.
+Files are read with plain reads rather than mmap, whose pages would count as resident memory.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from megatron_prism.conversion.file_ranges import FileRange
 from megatron_prism.conversion.hf_folder.headers import StoredTensor, read_header
-from megatron_prism.conversion.hf_folder.weight_files import find_weight_files, merged
+from megatron_prism.conversion.hf_folder.weight_files import find_weight_files, locate_tensors
 from megatron_prism.errors import CheckpointError, suggest
 from megatron_prism.models.mappings import Shape
 from megatron_prism.models.model_folder import CONFIG, read_json
 
 
 class HFFolder:
-    """The tensors of a Hugging Face folder. Opening reads headers only and finds every damage they can show.
+    """The tensors of a Hugging Face folder. Opening it reads only the headers, and checks them.
 
     Attributes:
-        remarks: what a user should hear, one line each: which of several sets of weights was read.
+        remarks: what the user should know, one line each: for example which of several sets of weights was read.
 
     Raises:
-        CheckpointError: naming the file, and the tensor where there is one, for a shard that is missing or truncated,
-            an index that is wrong or points out of the folder, or a dtype that is no float.
+        CheckpointError: naming the file and the tensor, for a shard that is missing or truncated, an index that is
+            wrong or points outside the folder, or a dtype that is not a float.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,9 +40,11 @@ class HFFolder:
         for file in found.files:
             if not (self.path / file).is_file():
                 name = next(name for name, where in found.weight_map.items() if where == file)
-                raise CheckpointError(f"{self.path / file}: missing; the index puts '{name}' there")
+                raise CheckpointError(
+                    f"{self.path / file}: missing; according to the index it holds '{name}'"
+                )
             headers[file] = read_header(self.path / file)
-        where, remarks = merged(self.path, found, headers)
+        where, remarks = locate_tensors(self.path, found, headers)
         self.stored: dict[str, StoredTensor] = {name: headers[file][name] for name, file in where.items()}
         self.remarks = found.remarks + remarks
 
@@ -59,14 +61,15 @@ class HFFolder:
         return read_json(self.path / CONFIG)
 
     def read(self, name: str, row: int, out: Tensor, column: int = 0) -> None:
-        """Fill the contiguous `out` with consecutive rows of a tensor, from `row` on.
+        """Fill the contiguous tensor `out` with consecutive rows of a tensor, from `row` on.
 
-        An `out` narrower than the tensor gets that many columns, from `column` on; the rest of a row is not read.
+        If `out` is narrower than the tensor, it gets as many columns as it has, from `column` on. The rest of a row
+        is not read.
         """
         stored = self.stored[name]
         row_bytes = stored.row_bytes
         view = bytes_of(out)
-        # Whole rows lie together: one piece. Parts of rows are one piece each.
+        # Whole rows are contiguous and are read as one piece. Parts of rows are one piece each.
         size = len(view)
         if tuple(out.shape[1:]) != stored.shape[1:]:
             assert out.dim() == len(stored.shape) == 2, f"{name}: only a matrix is cut along its columns"
@@ -83,12 +86,12 @@ class HFFolder:
                     done += got
 
     def range(self, name: str, row: int, rows: int) -> FileRange:
-        """Where the bytes of these rows lie."""
+        """The file range of these rows."""
         stored = self.stored[name]
         return FileRange(stored.file, stored.offset + row * stored.row_bytes, rows * stored.row_bytes)
 
     def ranges(self, name: str) -> list[FileRange]:
-        """Where the bytes of a whole tensor lie."""
+        """The file range of a whole tensor."""
         stored = self.stored[name]
         return [FileRange(stored.file, stored.offset, stored.nbytes)]
 
@@ -102,6 +105,6 @@ class HFFolder:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """A contiguous tensor's own memory."""
+    """The memory of a contiguous tensor."""
     array: Any = tensor.view(torch.uint8).numpy()
     return memoryview(array).cast("B")

@@ -1,8 +1,8 @@
-"""Which files of a Hugging Face folder hold its weights, where several could: the ones that transformers would load.
+"""Chooses the files with the weights of a Hugging Face folder: the files that transformers would load.
 
-Source: transformers 5.23, modeling_utils.py, `_get_resolved_checkpoint_files` (model.safetensors before the index, and
-pickled files last) and `_load_pretrained_model` (of an index only the names of its files count; every tensor in them is
-read, and the last file in the order of names wins).
+Source: transformers 5.23, modeling_utils.py, `_get_resolved_checkpoint_files` (model.safetensors before the index,
+and pickled files last) and `_load_pretrained_model` (of an index only the names of its files are used; every tensor
+in these files is read, and of two tensors with one name the one in the last file wins, in the order of file names).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_prism.pipeline.json_text import read_object
 
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
-# Names under which a second set of weights lies in published folders, or a first one after a model was saved again.
+# Other weights in published folders: a second format, or old files next to a model that was saved again.
 OTHER_SETS = (
     *("*.safetensors", "pytorch_model*.bin", "consolidated*.pth", "*.gguf", "*.pt", "tf_model.h5"),
     "flax_model.msgpack",
@@ -30,8 +30,8 @@ class WeightFiles:
 
     Attributes:
         files: their names in the folder, in the order in which transformers reads them.
-        weight_map: tensor -> file, as the index says; empty without an index.
-        remarks: what a user should hear: what else lies there and is not read.
+        weight_map: tensor -> file, from the index; empty without an index.
+        remarks: what the user should know: which other weights in the folder are not read.
     """
 
     files: list[str]
@@ -40,19 +40,19 @@ class WeightFiles:
 
 
 def find_weight_files(folder: Path) -> WeightFiles:
-    """Choose as transformers does; only names and the index are read.
+    """Choose the files as transformers does. Only file names and the index are read.
 
     Raises:
-        CheckpointError: naming the folder or the index, where there are no weights in safetensors, or an index cannot
-            be read or points out of the folder.
+        CheckpointError: naming the folder or the index, if there are no weights in safetensors, or the index cannot be
+            read or points outside the folder.
     """
     index = folder / INDEX
     if (folder / SINGLE).is_file():
         found = WeightFiles([SINGLE])
         if index.is_file():
             found.remarks.append(
-                f"{folder}: {SINGLE} is read, as transformers does, and {INDEX}{_state(folder)} is not; remove the "
-                "one that is out of date"
+                f"{folder}: {SINGLE} is read, as in transformers, and {INDEX}{_state(folder)} is not; remove the "
+                "outdated one"
             )
     elif index.is_file():
         weight_map = read_weight_map(index)
@@ -61,16 +61,16 @@ def find_weight_files(folder: Path) -> WeightFiles:
         raise CheckpointError(f"{folder}: {_what_is_there(folder)}")
     others = sorted({path.name for pattern in OTHER_SETS for path in folder.glob(pattern)} - set(found.files))
     if others:
-        named = others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} more"
+        named = others[0] if len(others) == 1 else f"{others[0]} (and {len(others) - 1} more)"
         what = SINGLE if found.files == [SINGLE] else f"the files of {INDEX}"
-        found.remarks.append(f"{folder}: also holds {named}, not read: the weights are {what}")
+        found.remarks.append(f"{folder}: {named} is not read; the weights are read from {what}")
     if (folder / ADAPTER).is_file():
         found.remarks.append(f"{folder}: {ADAPTER} is there; the adapter is not applied")
     return found
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """tensor -> file of an index; a CheckpointError where it cannot be read or leaves the folder."""
+    """tensor -> file of an index. A CheckpointError if it cannot be read or points outside the folder."""
     try:
         weight_map = read_object(index, CheckpointError)["weight_map"]
         files = {str(name): str(PurePosixPath(_name(file))) for name, file in weight_map.items()}
@@ -79,21 +79,23 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not files:
         raise CheckpointError(f"{index}: its weight_map is empty")
     for name, file in files.items():
-        # By its name alone: files may be links, as in the Hugging Face cache.
+        # Only the name is checked: the files may be links, as in the Hugging Face cache.
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise CheckpointError(f"{index}: weight_map puts '{name}' in '{file}', which leaves the folder")
+            raise CheckpointError(
+                f"{index}: weight_map puts '{name}' in '{file}', which is outside the folder"
+            )
     return files
 
 
 def _name(file: object) -> str:
     if not isinstance(file, str) or "\0" in file:
-        raise TypeError(f"{file!r} is no file name")
+        raise TypeError(f"{file!r} is not a file name")
     return file
 
 
 def _state(folder: Path) -> str:
-    """What is wrong with an index beside a single file, in brackets; nothing where its files are there."""
+    """For an index next to a single file: what is wrong with it, in brackets; empty if its files are there."""
     try:
         missing = [file for file in read_weight_map(folder / INDEX).values() if not (folder / file).is_file()]
     except CheckpointError:
@@ -104,58 +106,61 @@ def _state(folder: Path) -> str:
 def _what_is_there(folder: Path) -> str:
     if (folder / ADAPTER).is_file():
         return (
-            f"{ADAPTER} and no {SINGLE}: an adapter without its model; merge it into the model first (peft's "
-            "merge_and_unload) and save that"
+            f"this is an adapter ({ADAPTER}) without its model; merge it into the model (peft's merge_and_unload) and "
+            "save the result"
         )
     for name in (SINGLE, INDEX):
         if (folder / name).is_symlink():
-            return f"{name} is a link to a file that is not there, as an unfinished download leaves; fetch it again"
+            return f"{name} is a link to a missing file, as after an unfinished download; download it again"
     for name in PICKLED:
         if (folder / name).is_file():
             return (
-                f"only pickled weights ({name}), which are not read; save them as safetensors (transformers: "
-                "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW))"
+                f"the weights are pickled ({name}), and pickle files are not read; save them as safetensors "
+                "(transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW))"
             )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return (
-            f"holds {others[0]}, but neither {SINGLE} nor {INDEX}, so transformers would not find it; fetch the "
+            f"{others[0]} is there, but neither {SINGLE} nor {INDEX}, so transformers would not find it; download the "
             f"index, or rename the file to {SINGLE} if it is the whole model"
         )
-    return f"neither {SINGLE} nor {INDEX}; a Hugging Face folder with safetensors is needed"
+    return f"neither {SINGLE} nor {INDEX} is there; name a Hugging Face folder with safetensors"
 
 
-def merged(
+def locate_tensors(
     folder: Path, found: WeightFiles, headers: Mapping[str, Mapping[str, object]]
 ) -> tuple[dict[str, str], list[str]]:
-    """tensor -> the file it is read from, and remarks, given what the header of each file names.
+    """tensor -> the file it is read from, and remarks.
+
+    Args:
+        headers: the tensors in each file.
 
     Raises:
-        CheckpointError: for a tensor that the index names and no file holds, and for one that is in two files of which
+        CheckpointError: for a tensor of the index that no file holds, and for a tensor that is in two files, if
             transformers and the index choose different ones.
     """
     where: dict[str, str] = {}
-    twice: dict[str, str] = {}
+    duplicates: dict[str, str] = {}
     for file in found.files:
         for name in headers[file]:
             if name in where:
-                twice[name] = where[name]
+                duplicates[name] = where[name]
             where[name] = file
     remarks = []
     for name, file in sorted(found.weight_map.items()):
         if name not in where:
-            raise CheckpointError(f"{folder / file}: has no tensor '{name}', but {INDEX} says so")
-    for name, first in sorted(twice.items()):
+            raise CheckpointError(f"{folder / file}: has no tensor '{name}', although {INDEX} puts it there")
+    for name, first in sorted(duplicates.items()):
         if found.weight_map.get(name) != where[name]:
             raise CheckpointError(
-                f"{folder}: tensor '{name}' is in {first} and in {where[name]}; {INDEX} and transformers do not choose "
-                "the same one; keep one"
+                f"{folder}: tensor '{name}' is in {first} and in {where[name]}, and {INDEX} and transformers choose "
+                "different ones; remove one"
             )
     unlisted = [name for name in where if found.weight_map and found.weight_map.get(name) != where[name]]
     if unlisted:
-        more = f" and {len(unlisted) - 1} more tensors" if len(unlisted) > 1 else ""
+        more = f" (and {len(unlisted) - 1} more tensors)" if len(unlisted) > 1 else ""
         remarks.append(
-            f"{folder}: {INDEX} does not put '{unlisted[0]}' in {where[unlisted[0]]}{more}; read from where it is, as "
-            "transformers does"
+            f"{folder}: {INDEX} does not put '{unlisted[0]}'{more} in {where[unlisted[0]]}; it is read from there, as "
+            "in transformers"
         )
     return where, remarks

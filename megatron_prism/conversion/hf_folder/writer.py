@@ -1,4 +1,4 @@
-"""Hugging Face weight files, written tensor by tensor into numbered files of a limited size, with their index."""
+"""Writes Hugging Face weight files tensor by tensor: numbered files of a limited size, and their index."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 class FolderWriter:
-    """Writes tensors one after the other into numbered files with an index, in the order announced.
+    """Writes tensors one after the other into numbered files with an index.
 
     Args:
-        folder: exists; the caller moves it to its final name when all is written.
-        tensors: name -> (dtype, shape), in the order in which `write` will be called.
-        max_shard_bytes: a file is closed before it would grow beyond this.
+        folder: an existing folder; the caller moves it to its final name when everything is written.
+        tensors: name -> (dtype, shape), in the order in which the tensors will be written.
+        max_shard_bytes: the largest size of a file, unless one tensor is larger.
     """
 
     def __init__(
@@ -48,25 +48,25 @@ class FolderWriter:
         self._current = ""
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor; it is the next one announced, with its dtype and shape."""
+        """Append the next tensor of `tensors`."""
         assert (tensor.dtype, tuple(tensor.shape)) == self._tensors[name], name
-        with self._place(name) as handle:
+        with self._at(name) as handle:
             view = bytes_of(tensor.contiguous())
             while len(view):
                 view = view[handle.write(view) :]
 
     def copy(self, name: str, ranges: Sequence[FileRange]) -> None:
-        """As `write`, for a tensor whose bytes lie in other files."""
+        """Like `write`, for a tensor whose bytes are in other files."""
         dtype, shape = self._tensors[name]
         assert sum(each.nbytes for each in ranges) == math.prod(shape) * dtype.itemsize, name
-        with self._place(name) as handle:
+        with self._at(name) as handle:
             start = handle.tell()
             copy_ranges(ranges, handle.fileno(), start)
             handle.seek(start + sum(each.nbytes for each in ranges))
 
     @contextmanager
-    def _place(self, name: str) -> Iterator[BinaryIO]:
-        """The open file, at the place of tensor `name`."""
+    def _at(self, name: str) -> Iterator[BinaryIO]:
+        """The open file, at the position of tensor `name`."""
         assert name == next(self._expected), f"{name} is written out of order"
         try:
             if self._where[name] != self._current:
@@ -98,16 +98,16 @@ class FolderWriter:
         if kind is not None:
             return
         missing = next(self._expected, None)
-        assert missing is None, f"{missing} was announced and not written"
+        assert missing is None, f"{missing} has not been written"
         _write_index(self.folder, self._tensors, self._files)
 
 
 def reserve_folder(
     folder: Path, tensors: Mapping[str, tuple[torch.dtype, Shape]], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> dict[str, FileRange]:
-    """Write the files that `FolderWriter` would, with holes for the tensors; return the hole of each.
+    """Write the same files as `FolderWriter` without the bytes of the tensors; return the reserved range of each.
 
-    For a caller that fills them in any order, or several folders side by side.
+    The caller writes the bytes, in any order, or for several folders in parallel.
     """
     files, found = _files(tensors, max_shard_bytes), {}
     for file, names in files.items():
@@ -137,7 +137,7 @@ def _write_index(
 
 
 def _files(tensors: Mapping[str, tuple[torch.dtype, Shape]], limit: int) -> dict[str, list[str]]:
-    """The files to write, each with its tensors."""
+    """The names of the files to write, each with its tensors."""
     groups = _shards(tensors, limit)
     if len(groups) == 1:
         return {SINGLE: groups[0]}

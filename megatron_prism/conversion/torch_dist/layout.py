@@ -1,9 +1,9 @@
-"""Under which keys Megatron's `torch_dist` format keeps each parameter.
+"""The keys under which Megatron's `torch_dist` format stores each parameter.
 
-Dense models stack their layers into one tensor per parameter; hybrids keep a key per layer. Norms take the names of
-Transformer Engine's fused layers, and Mamba's input projection and convolution are cut into the parts that tensor
-parallelism splits one by one (mamba_mixer.py:851). The torch specs map to the same keys; tests hold this file against
-the keys of built models.
+Dense models stack all layers of a parameter in one tensor; hybrids have one key for each layer. Norms have the names
+of Transformer Engine's fused layers. Mamba's input projection and convolution are cut into the parts that tensor
+parallelism splits one by one (mamba_mixer.py:851). The specs of the `torch` backend map to the same keys. Tests
+compare this file with the keys of built models.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ MAMBA_NORM = re.compile(r"(layers\.\d+)\.norm\.")
 
 
 @dataclass(frozen=True)
-class Place:
-    """`rows` rows of a Megatron parameter, from `row` on: a whole tensor `key`, or layer `layer` of a stacked one."""
+class TensorSlice:
+    """Where rows of a Megatron parameter are stored: the tensor `key`, or layer `layer` of a tensor that stacks layers.
+
+    Attributes:
+        row, rows: the first of these rows in the parameter, and how many they are.
+    """
 
     key: str
     layer: int | None
@@ -33,12 +37,12 @@ class Place:
     rows: int
 
     def shape(self, parameter: Shape) -> Shape:
-        """Shape of this piece of a parameter of that shape, without the axis of layers."""
+        """The shape of this slice, for a parameter of the shape `parameter`; without the axis of layers."""
         return (self.rows, *parameter[1:])
 
 
-def places(rule: Rule, architecture: Architecture) -> list[Place]:
-    """Where a parameter lies; several places together are its rows in order."""
+def tensor_slices(rule: Rule, architecture: Architecture) -> list[TensorSlice]:
+    """Where a parameter is stored. Several slices hold its rows in order."""
     name = rule.megatron
     found = LAYER.search(name)
     layer = int(found.group(1)) if found and not architecture.is_hybrid else None
@@ -48,17 +52,21 @@ def places(rule: Rule, architecture: Architecture) -> list[Place]:
     key = MAMBA_NORM.sub(r"\1.mixer.in_proj.layer_norm_", key)
     sections = _mamba_sections(name, architecture)
     if not sections:
-        return [Place(key, layer, 0, rule.megatron_shape(architecture)[0])]
+        return [TensorSlice(key, layer, 0, rule.megatron_shape(architecture)[0])]
     row, pieces = 0, []
     for section, rows in sections:
-        pieces.append(Place(f"{key}.{section}", layer, row, rows))
+        pieces.append(TensorSlice(f"{key}.{section}", layer, row, rows))
         row += rows
     return pieces
 
 
-def all_places(architecture: Architecture) -> list[tuple[Rule, Place]]:
-    """Every piece of every parameter of a model."""
-    return [(rule, place) for rule in parameter_map(architecture) for place in places(rule, architecture)]
+def all_tensor_slices(architecture: Architecture) -> list[tuple[Rule, TensorSlice]]:
+    """Every slice of every parameter of a model."""
+    return [
+        (rule, tensor_slice)
+        for rule in parameter_map(architecture)
+        for tensor_slice in tensor_slices(rule, architecture)
+    ]
 
 
 def _mamba_sections(name: str, architecture: Architecture) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Megatron `torch_dist` checkpoints read piece by piece, however they were sharded: no model, no process group."""
+"""Reads Megatron `torch_dist` checkpoints piece by piece, with any sharding, without a model or process group."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ METADATA = ".metadata"
 
 
 class CheckpointReader:
-    """Reads pieces of a `torch_dist` checkpoint, however it was sharded when it was saved.
+    """Reads pieces of a `torch_dist` checkpoint, with any sharding.
 
-    The chunks that a piece touches stay in memory until `release`, so that a group of tensors cut from the same chunk
-    reads it once.
+    The chunks that have been read stay in memory until `release`, so a chunk that several tensors are cut from is read
+    once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class CheckpointReader:
             )
         try:
             self._metadata = FileSystemReader(folder).read_metadata()
-        except Exception as problem:  # a pickle can fail in any way
+        except Exception as problem:  # unpickling can raise any exception
             raise CheckpointError(f"{self.folder / METADATA}: not readable ({problem!r:.200})") from None
         self._tensors: dict[str, Any] = {
             key: value
@@ -46,7 +46,7 @@ class CheckpointReader:
             if hasattr(value, "chunks")
         }
         self._chunks: dict[MetadataIndex, Tensor] = {}
-        self._places: dict[MetadataIndex, FileRange] = {}
+        self._data_ranges: dict[MetadataIndex, FileRange] = {}
 
     def shape(self, key: str) -> Shape:
         return tuple(self._entry(key).size)
@@ -65,7 +65,10 @@ class CheckpointReader:
         return self._tensors[key]
 
     def rows(self, key: str, layer: int | None, row: int, count: int) -> Tensor:
-        """`count` rows from `row` on (of layer `layer` of a stacked tensor); a view of a chunk where one holds all."""
+        """`count` rows from `row` on (of layer `layer` of a stacked tensor).
+
+        If one chunk holds them all, a view of it.
+        """
         entry = self._entry(key)
         shape = tuple(entry.size) if layer is None else tuple(entry.size)[1:]
         out: Tensor | None = None
@@ -85,7 +88,7 @@ class CheckpointReader:
         return out
 
     def ranges(self, key: str, layer: int | None, row: int, count: int) -> list[FileRange] | None:
-        """Where the bytes of these rows lie, in order; None where a chunk holds only some of the columns."""
+        """The file ranges of these rows, in order; None if a chunk holds only some of the columns."""
         entry = self._entry(key)
         shape = tuple(entry.size) if layer is None else tuple(entry.size)[1:]
         row_bytes = math.prod(shape[1:]) * entry.properties.dtype.itemsize
@@ -94,17 +97,17 @@ class CheckpointReader:
             offsets, sizes = _without_layer(chunk, layer)
             if sizes[1:] != shape[1:] or first != reached:
                 return None
-            place = self._place(key, chunk)
+            data = self._data_range(key, chunk)
             skipped = 0 if layer is None else (layer - chunk.offsets[0]) * sizes[0]
-            start = place.offset + (skipped + first - offsets[0]) * row_bytes
-            found.append(FileRange(place.file, start, (last - first) * row_bytes))
+            start = data.offset + (skipped + first - offsets[0]) * row_bytes
+            found.append(FileRange(data.file, start, (last - first) * row_bytes))
             reached = last
         return found if reached == row + count else None
 
     def _overlapping(
         self, key: str, layer: int | None, row: int, count: int
     ) -> Iterator[tuple[ChunkStorageMetadata, int, int]]:
-        """The chunks that hold some of these rows, with the first row and the one after the last that each holds."""
+        """The chunks that hold some of these rows, each with its first of these rows and the row after its last."""
         for chunk in self._entry(key).chunks:
             if layer is not None and not 0 <= layer - chunk.offsets[0] < chunk.sizes[0]:
                 continue
@@ -126,16 +129,18 @@ class CheckpointReader:
             with open(file, "rb", buffering=0) as handle:
                 window: Any = _Window(handle, info.offset, info.length)
                 loaded: Tensor = torch.load(window, weights_only=True)
-        except Exception as problem:  # a damaged zip can fail in any way
+        except Exception as problem:  # reading a damaged zip file can raise any exception
             raise CheckpointError(f"{file}: tensor '{index.fqn}' cannot be read ({problem!r:.200})") from None
         if tuple(loaded.shape) != tuple(chunk.sizes):
-            raise CheckpointError(f"{file}: tensor '{index.fqn}' has another shape than .metadata says")
+            raise CheckpointError(
+                f"{file}: tensor '{index.fqn}' does not have the shape that .metadata names"
+            )
         return loaded
 
-    def _place(self, key: str, chunk: ChunkStorageMetadata) -> FileRange:
-        """Where the bytes of a chunk lie; its container is read, its data is not."""
+    def _data_range(self, key: str, chunk: ChunkStorageMetadata) -> FileRange:
+        """The file range of the data of a chunk. Only the chunk's container is read, not its data."""
         index = MetadataIndex(key, chunk.offsets)
-        if index not in self._places:
+        if index not in self._data_ranges:
             info = self._metadata.storage_data[index]
             file = self.folder / info.relative_path
             nbytes = math.prod(chunk.sizes) * self.dtype(key).itemsize
@@ -143,15 +148,15 @@ class CheckpointReader:
                 with open(file, "rb", buffering=0) as handle:
                     check_rows(handle, info.offset, info.length, tuple(chunk.sizes))
                     start = data_offset(handle, info.offset, info.length)
-            except Exception as problem:  # a damaged zip can fail in any way
+            except Exception as problem:  # reading a damaged zip file can raise any exception
                 raise CheckpointError(f"{file}: tensor '{key}' cannot be read ({problem!r:.200})") from None
             if start + nbytes > file.stat().st_size:
                 raise CheckpointError(f"{file}: truncated inside tensor '{key}'")
-            self._places[index] = FileRange(file, start, nbytes)
-        return self._places[index]
+            self._data_ranges[index] = FileRange(file, start, nbytes)
+        return self._data_ranges[index]
 
     def release(self) -> None:
-        """Forget the chunks read so far."""
+        """Free the chunks read so far."""
         if self._chunks:
             self._chunks.clear()
             # torch.load leaves its storages in reference cycles.
@@ -165,7 +170,7 @@ def _without_layer(chunk: ChunkStorageMetadata, layer: int | None) -> tuple[Shap
 
 
 def data_offset(file: BinaryIO, start: int, length: int) -> int:
-    """Where in the file the raw bytes begin of the one tensor that `torch.save` wrote at `start`."""
+    """The offset in the file at which the data of the tensor begins that `torch.save` wrote at `start`."""
     window: Any = _Window(file, start, length)
     reader: Any = torch._C.PyTorchFileReader(window)
     offset: int = reader.get_record_offset("data/0")
@@ -173,18 +178,18 @@ def data_offset(file: BinaryIO, start: int, length: int) -> int:
 
 
 def check_rows(file: BinaryIO, start: int, length: int, shape: Shape) -> None:
-    """Raise a ValueError unless the tensor that `torch.save` wrote at `start` has this shape and lies row by row."""
+    """Raise a ValueError unless the tensor that `torch.save` wrote at `start` has this shape and is stored by rows."""
     window: Any = _Window(file, start, length)
     with torch.serialization.skip_data():
         saved = torch.load(window, weights_only=True, map_location="meta")
     whole = saved.untyped_storage().nbytes() == saved.numel() * saved.element_size()
     if tuple(saved.shape) != shape or not saved.is_contiguous() or saved.storage_offset() or not whole:
-        raise ValueError(f"a tensor of shape {list(saved.shape)} that is not stored row by row")
+        raise ValueError(f"a tensor of shape {list(saved.shape)} is not stored row by row")
 
 
 @contextmanager
 def quick_collection() -> Iterator[None]:
-    """Make `gc.collect` look only at what is made inside the block: with torch loaded it takes 0.1 s otherwise."""
+    """Limit `gc.collect` to objects made inside the block. Otherwise it takes 0.1 s with torch loaded."""
     gc.collect()
     gc.freeze()
     try:
@@ -194,7 +199,7 @@ def quick_collection() -> Iterator[None]:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file, for torch.load."""
+    """A part of a file that torch.load can read like a file."""
 
     def __init__(self, handle: BinaryIO, offset: int, length: int) -> None:
         self._handle, self._offset, self._length, self._position = handle, offset, length, 0

@@ -1,8 +1,8 @@
-"""Megatron `torch_dist` checkpoints written piece by piece: no model, no process group, no GPU.
+"""Writes Megatron `torch_dist` checkpoints piece by piece, without a model, process group or GPU.
 
-The format is torch's distributed checkpoint: a file of `torch.save` containers one after the other, and `.metadata`,
-which says where each chunk of each tensor lies. torch's own writer takes tensors in memory; here a piece whose bytes
-lie in other files as they are gets its container first and its bytes from the kernel after.
+The format is torch's distributed checkpoint: a file of `torch.save` containers one after the other, and `.metadata`
+with the position of each chunk of each tensor. torch's own writer takes tensors from memory. Here, if the bytes of a
+piece are in other files, its container is written first and then the kernel copies the bytes.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from megatron_prism.errors import CheckpointError
 from megatron_prism.models.mappings import Shape
 from megatron_prism.models.model_folder import CHECKPOINT_METADATA
 
-# What Megatron writes beside the tensors (dist_checkpointing/core.py, CheckpointingConfig).
+# The contents of Megatron's metadata.json (dist_checkpointing/core.py, CheckpointingConfig).
 BACKEND = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-# torch's name for the only file of the only writer.
+# torch's name for the file of a checkpoint with one writer and one file.
 DATA_FILE = "__0_0.distcp"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk of a tensor to be: its bytes where they lie, or how to make them."""
+    """A chunk of a planned tensor, with the file ranges of its bytes or a function that makes it."""
 
     size: Shape
     content: list[FileRange] | Callable[[], Tensor]
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass
 class PlannedTensor:
-    """A tensor of a checkpoint to be: pieces by offset, which together cover it."""
+    """A tensor of a planned checkpoint, and the pieces that cover it, by offset."""
 
     shape: Shape
     dtype: torch.dtype
@@ -66,10 +66,10 @@ def write_checkpoint(
     tensors: Mapping[str, PlannedTensor],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Write a `torch_dist` checkpoint into the existing `folder`; at most one piece is in memory.
+    """Write a `torch_dist` checkpoint into the existing `folder`. At most one piece is in memory.
 
     Args:
-        progress: gets the bytes of each piece that was written.
+        progress: called with the size of each piece that was written.
 
     Raises:
         CheckpointError: naming the tensor at which reading or writing failed.
@@ -84,12 +84,12 @@ def write_checkpoint(
 def reserve_checkpoint(
     folder: Path, tensors: Mapping[str, PlannedTensor]
 ) -> dict[tuple[str, Shape], FileRange]:
-    """Write the checkpoint that `write_checkpoint` would, with holes for the bytes; return the hole of each piece.
+    """Write the same checkpoint as `write_checkpoint` without the bytes of its tensors, for which space is reserved.
 
-    For a caller that fills them in any order, or several checkpoints side by side. A piece's content is not looked at.
+    The caller writes them, in any order, or for several checkpoints in parallel. The content of the pieces is not used.
 
     Returns:
-        The hole by the tensor's key and the piece's offset.
+        The reserved space of each piece, by the tensor's key and the piece's offset.
     """
     found: dict[tuple[str, Shape], FileRange] = {}
 
@@ -126,7 +126,7 @@ def _write(
         (folder / CHECKPOINT_METADATA).write_text(json.dumps(BACKEND))
         (folder / METADATA).write_bytes(pickle.dumps(metadata))
     except (OSError, RuntimeError) as problem:
-        # A zip writer that fails reports its own trouble; the disk's lies beneath.
+        # When writing fails, torch's zip writer raises its own error; the error of the disk is its context.
         cause = problem.__context__ if isinstance(problem.__context__, OSError) else problem
         raise CheckpointError(
             f"{folder}: tensor '{writing}' cannot be written ({str(cause).splitlines()[0]})"
@@ -142,7 +142,7 @@ def _describe(tensor: PlannedTensor) -> TensorStorageMetadata:
 
 
 def _write_piece(file: BinaryIO, piece: Piece, dtype: torch.dtype) -> int:
-    """Append a piece's container and bytes; return how many bytes."""
+    """Append a piece's container and bytes; return the number of bytes."""
     if not isinstance(piece.content, list):
         made = piece.content()
         assert (tuple(made.shape), made.dtype) == (piece.size, dtype)
@@ -158,9 +158,9 @@ def _write_piece(file: BinaryIO, piece: Piece, dtype: torch.dtype) -> int:
 
 
 def _write_container(file: BinaryIO, size: Shape, dtype: torch.dtype) -> int:
-    """Append the container of a tensor without its bytes; return where in the file they belong."""
+    """Append the container of a tensor without its bytes; return the offset at which they belong."""
     start = file.tell()
-    # Never touched, so it takes no room in memory.
+    # This memory is never touched, so no pages are allocated for it.
     empty = torch.empty(size, dtype=dtype)
     with torch.serialization.skip_data():
         torch.save(empty, file)
@@ -173,7 +173,7 @@ def _write_container(file: BinaryIO, size: Shape, dtype: torch.dtype) -> int:
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """torch.save's checksum takes longer than the write itself, and torch.load does not look at it."""
+    """Turn off torch.save's checksum: it takes longer than the write itself, and torch.load does not check it."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

@@ -79,11 +79,9 @@ def assert_read_as_transformers(folder, remarked):
 
 
 def test_of_two_sets_the_one_is_read_that_transformers_loads(folder):
-    assert_read_as_transformers(folder("single", "sharded"), f"{INDEX} is not; remove the one")
+    assert_read_as_transformers(folder("single", "sharded"), f"{INDEX} is not; remove the outdated one")
     weights = HFWeights(folder("single", "sharded"))
-    assert any(
-        "also holds model-00001-of-00003.safetensors and 2 more, not read" in r for r in weights.remarks
-    )
+    assert any("model-00001-of-00003.safetensors (and 2 more) is not read" in r for r in weights.remarks)
 
 
 def test_an_index_left_by_an_earlier_save_is_no_hindrance(folder):
@@ -104,18 +102,22 @@ def test_pickled_weights_beside_are_not_read(folder):
     hf = folder("single")
     torch.save({}, hf / "pytorch_model.bin")
     assert_read_as_transformers(
-        hf, "also holds pytorch_model.bin, not read: the weights are model.safetensors"
+        hf, "pytorch_model.bin is not read; the weights are read from model.safetensors"
     )
 
 
 def test_only_pickled_weights_or_an_adapter_are_refused_with_the_remedy(folder):
     hf = folder("single")
     (hf / SINGLE).rename(hf / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"only pickled weights \(pytorch_model.bin\).*save_pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r"the weights are pickled \(pytorch_model.bin\).*save_pretrained"
+    ):
         HFWeights(hf)
     (hf / "pytorch_model.bin").rename(hf / "adapter_model.safetensors")
     (hf / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"an adapter without its model.*merge_and_unload"):
+    with pytest.raises(
+        CheckpointError, match=r"an adapter \(adapter_config.json\) without its model.*merge_and_unload"
+    ):
         HFWeights(hf)
 
 
@@ -127,14 +129,16 @@ def test_what_stands_in_the_weights_place_is_named(name, layout, folder, tmp_pat
         HFWeights(hf)
     (hf / name).unlink()
     (hf / name).symlink_to(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=rf"{name} is a link to a file that is not there"):
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to a missing file"):
         HFWeights(hf)
 
 
 def test_shards_without_an_index_or_a_variant_are_named(folder):
     hf = folder("single")
     (hf / SINGLE).rename(hf / "model.fp16.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds model.fp16.safetensors, but neither .*fetch the index"):
+    with pytest.raises(
+        CheckpointError, match=r"model.fp16.safetensors is there, but neither .*download the index"
+    ):
         HFWeights(hf)
 
 
@@ -180,7 +184,9 @@ def test_a_tensor_in_two_files_is_read_only_where_the_index_agrees_with_transfor
         save_file(others | ({Q: tensor * number} if number != 2 else {}), path, {"format": "pt"})
     edit_map(hf, lambda weight_map: weight_map | {Q: f"model-0000{kept}-of-00003.safetensors"})
     if kept == 1:
-        with pytest.raises(CheckpointError, match=rf"'{Q}' is in model-00001.* and in model-00003.*keep one"):
+        with pytest.raises(
+            CheckpointError, match=rf"'{Q}' is in model-00001.* and in model-00003.*remove one"
+        ):
             HFWeights(hf)
     else:
         assert torch.equal(HFWeights(hf).tensor(Q), loaded_by_transformers(hf)[Q])
@@ -217,7 +223,7 @@ def test_a_tied_head_of_another_shape_or_value_is_refused_before_it_is_read(shap
 def test_a_model_that_was_saved_in_parts_is_refused(folder):
     hf = folder("single")
     edit(hf / SINGLE, lambda state: {name: torch.zeros(0) for name in [*state, HEAD]})
-    with pytest.raises(CheckpointError, match=r"has shape \[0\], config.json says \[61, 32\].*ZeRO-3"):
+    with pytest.raises(CheckpointError, match=r"has shape \[0\], but config.json needs \[61, 32\].*ZeRO-3"):
         HFWeights(hf)
 
 
@@ -225,7 +231,7 @@ def test_a_missing_head_names_the_remedy(folder):
     hf = folder("single")
     edit_config(hf, tie_word_embeddings=False)
     with pytest.raises(
-        CheckpointError, match=f"no tensor '{HEAD}'.*set it to true if the embedding is the head"
+        CheckpointError, match=f"no tensor '{HEAD}'.*set it if the embedding is also the head"
     ):
         HFWeights(hf)
 
@@ -290,7 +296,7 @@ def test_stored_rotary_frequencies_are_dropped_where_they_are_the_configs(dtype,
 def test_other_rotary_frequencies_are_refused(change, named, folder):
     hf = folder("single")
     frequencies(hf, change)
-    with pytest.raises(CheckpointError, match=f"inv_freq' holds other rotary frequencies.*{named}"):
+    with pytest.raises(CheckpointError, match=f"inv_freq' differs from the rotary frequencies.*{named}"):
         HFWeights(hf)
 
 

@@ -7,7 +7,7 @@ from megatron.core.dist_checkpointing.mapping import apply_factories
 from tiny_models import CONFIGS
 
 from megatron_prism.conversion.torch_dist import layout
-from megatron_prism.conversion.torch_dist.layout import all_places
+from megatron_prism.conversion.torch_dist.layout import all_tensor_slices
 from megatron_prism.models.build import build_model
 from megatron_prism.models.checkpoint_io import model_state
 from megatron_prism.models.families import architecture_from_config, hf_shapes, parameter_count
@@ -22,9 +22,11 @@ def one_process():
 
 def streamed(architecture):
     found = {}
-    for rule, place in all_places(architecture):
-        shape = place.shape(rule.megatron_shape(architecture))
-        found[place.key] = (architecture.num_layers, *shape) if place.layer is not None else shape
+    for rule, tensor_slice in all_tensor_slices(architecture):
+        shape = tensor_slice.shape(rule.megatron_shape(architecture))
+        found[tensor_slice.key] = (
+            (architecture.num_layers, *shape) if tensor_slice.layer is not None else shape
+        )
     return found
 
 
@@ -57,7 +59,7 @@ def test_the_comparison_sees_a_wrong_name(name, monkeypatch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_layouts_cover_every_row_once(name):
     architecture = architecture_from_config(CONFIGS[name])
-    for rule, _ in all_places(architecture):
+    for rule, _ in all_tensor_slices(architecture):
         runs = rule.layout.runs(architecture)
         rows = [run.megatron_row + i for run in runs for i in range(run.rows)]
         assert rows == list(range(rule.megatron_shape(architecture)[0]))
