@@ -1,6 +1,6 @@
-"""Finished completions on disk, one JSON line each, so that a call that was stopped asks only for what is missing.
+"""Finished completions on disk, one JSON line each. A call that was interrupted requests only the missing ones.
 
-A line that a crash cut short is not JSON: it is passed over, and that completion is asked for again.
+A line that a crash cut short is not valid JSON. It is skipped, and its completion is requested again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from megatron_prism.generation.engine import Completion
 
 
 def request_key(body: dict[str, Any]) -> str:
-    """A hash of all that was asked: model, prompt, sampling parameters and the sample's own seed."""
+    """A hash of the whole request: model, prompt, sampling parameters and the sample's seed."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class CompletionStore:
-    """`completions.jsonl` in a folder, which is made if need be. Threads and processes may add to it at once.
+    """The file `completions.jsonl` in a folder, which is created if necessary. Threads and processes may add
+    concurrently.
 
     Raises:
-        ConfigError: if the folder cannot be made or written.
+        ConfigError: if the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,24 +41,24 @@ class CompletionStore:
             raise ConfigError(f"store={folder}: cannot be written ({problem.strerror})") from None
 
     def read(self, keys: Iterable[str]) -> dict[str, Completion]:
-        """The kept completions among `keys`.
+        """The stored completions among `keys`.
 
         Raises:
-            DataError: for a line that is JSON but not a kept completion.
+            DataError: for a line that is JSON but not a stored completion.
         """
         wanted, found = set(keys), {}
         with self.file.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    kept = json.loads(line)
+                    record = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
                 try:
-                    if kept["key"] in wanted:
-                        found[kept["key"]] = Completion(**kept["completion"])
+                    if record["key"] in wanted:
+                        found[record["key"]] = Completion(**record["completion"])
                 except (KeyError, TypeError):
                     raise DataError(
-                        f"{self.file}:{number}: not a kept completion; give store a folder of its own"
+                        f"{self.file}:{number}: not a stored completion; use a separate folder for the store"
                     ) from None
         return found
 

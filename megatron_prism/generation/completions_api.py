@@ -1,4 +1,4 @@
-"""What goes over the wire of an OpenAI-compatible `/completions` endpoint: a request's fields, an answer's meaning."""
+"""The protocol of an OpenAI-compatible `/completions` endpoint: the fields of a request, the meaning of a response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_prism.generation.engine import (
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
 
-# What the engine decides itself; `extra` fields must not touch it.
+# Fields that the engine sets itself; `extra` must not set them.
 OWN_FIELDS = (
     "model",
     "prompt",
@@ -44,7 +44,7 @@ def request_body(
     logprobs: bool,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The fields of one request for one completion; `prompt` is a text or token ids, `seed` that completion's own."""
+    """The fields of a request for one completion. `prompt` is a text or token ids; `seed` is that of the completion."""
     body = {
         **extra,
         "model": model,
@@ -57,13 +57,13 @@ def request_body(
     if params.stop:
         body["stop"] = list(params.stop)
     if logprobs:
-        # 0 would do for OpenAI and vLLM, but other servers take it for "none".
+        # 0 is enough for OpenAI and vLLM, but other servers read it as "none".
         body["logprobs"] = 1
     return body
 
 
-def check_prompt(answer: Any, sent: Sequence[int], as_ids: bool) -> None:
-    """Compare the prompt that the server read with the one it should have read, as far as it reports it.
+def check_prompt(response: Any, sent: Sequence[int], as_ids: bool) -> None:
+    """Compare the prompt that the server read, as far as it reports it, with the prompt that was sent.
 
     Servers report the number of tokens (`usage.prompt_tokens`), some of them the ids (`prompt_token_ids`).
 
@@ -72,57 +72,59 @@ def check_prompt(answer: Any, sent: Sequence[int], as_ids: bool) -> None:
         as_ids: whether the request held these ids, or the text.
 
     Raises:
-        ServerError: where the two differ: the answer would be to another question than the other engines are asked.
+        ServerError: if the two differ; the server would complete another prompt than the other engines.
     """
-    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choices = response.get("choices") if isinstance(response, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     ids = choice.get("prompt_token_ids")
     if not isinstance(ids, list):
-        ids = answer.get("prompt_token_ids") if isinstance(answer, dict) else None
-    usage = answer.get("usage") if isinstance(answer, dict) else None
+        ids = response.get("prompt_token_ids") if isinstance(response, dict) else None
+    usage = response.get("usage") if isinstance(response, dict) else None
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     if isinstance(ids, list):
         if ids == list(sent):
             return
         count = len(ids)
-    # Some servers say 0 where they do not count.
+    # Some servers report 0 if they do not count.
     elif not isinstance(count, int) or isinstance(count, bool) or count < 1 or count == len(sent):
         return
-    said = f"the server read a prompt of {count} tokens"
+    found = f"the server read a prompt of {count} tokens"
     if as_ids:
         raise ServerError(
-            f"{said}, and was sent {len(sent)} ids: it adds tokens of its own to a prompt; tell it not to add a start "
-            "token"
+            f"{found}, but was sent {len(sent)} ids, so it adds tokens to prompts; configure it not to "
+            "add a start token"
         )
     raise ServerError(
-        f"{said} from a text that has {len(sent)} here: it begins a prompt otherwise, reads the names of special "
-        "tokens otherwise, or has another tokenizer; set begin and special_tokens (engine.text of a stage) to what "
-        "it does, give the tokenizer of the model it serves, or use a server that takes token ids"
+        f"{found} from a text that has {len(sent)} tokens here: it uses another start token, reads the names of "
+        "special tokens differently, or has another tokenizer; set begin and special_tokens (engine.text of a stage) "
+        "to what the server does, use the tokenizer of its model, or use a server that accepts token ids"
     )
 
 
-def read_answer(
-    answer: Any, params: SamplingParams, logprobs: bool, tokenizer: Tokenizer | None
+def read_response(
+    response: Any, params: SamplingParams, logprobs: bool, tokenizer: Tokenizer | None
 ) -> Completion:
-    """The completion in a server's answer.
+    """The completion in a server's response.
 
-    Token ids are the server's where it reports them (`choices[0].token_ids`). Elsewhere `tokenizer` encodes the
-    tokens' texts, or the whole text where that is not unique; without one they stay empty if `logprobs` is off.
+    Token ids are the server's if it reports them (`choices[0].token_ids`). Otherwise `tokenizer` encodes the tokens'
+    texts, or the whole text if that is ambiguous. Without a tokenizer they stay empty if `logprobs` is off.
 
     Raises:
         ServerError: if text, finish reason, log-probabilities or token ids are missing, or do not match each other.
     """
     try:
-        choice = answer["choices"][0]
+        choice = response["choices"][0]
         text, finish = choice["text"], choice["finish_reason"]
     except (KeyError, IndexError, TypeError):
         text = finish = None
     if not isinstance(text, str):
         raise ServerError(
-            "the answer has no choices[0].text and finish_reason; is this a /completions endpoint?"
+            "the response has no choices[0].text and finish_reason; check that this is a /completions endpoint"
         )
     if finish not in ("stop", "length"):
-        raise ServerError(f"finish_reason={finish!r}: neither 'stop' nor 'length', so the text is not whole")
+        raise ServerError(
+            f"finish_reason={finish!r}: neither 'stop' nor 'length', so the text is not complete"
+        )
     values = _logprobs(choice) if logprobs else []
     ids = _reported_ids(choice)
     if ids is None:
@@ -141,8 +143,8 @@ def _logprobs(choice: Mapping[str, Any]) -> list[float]:
     values = reported.get("token_logprobs") if isinstance(reported, dict) else None
     if not isinstance(values, list) or not all(_is_number(value) for value in values):
         raise ServerError(
-            "the answer has no log-probabilities (choices[0].logprobs.token_logprobs); use a server that reports "
-            "them (vLLM does), or set logprobs=False where texts are enough"
+            "the response has no log-probabilities (choices[0].logprobs.token_logprobs); use a server that reports "
+            "them (vLLM does), or set logprobs=False if texts are enough"
         )
     return [float(value) for value in values]
 
@@ -153,28 +155,28 @@ def _reported_ids(choice: Mapping[str, Any]) -> list[int] | None:
 
 
 def _check_spelling(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> None:
-    """Refuse ids that are not the text's: the model behind the server has another tokenizer than ours."""
-    # A model may have more rows than its tokenizer has tokens, and a server may sample them.
+    """Refuse ids that do not spell the text: then the server's model has another tokenizer."""
+    # A model may have more vocabulary rows than its tokenizer has tokens, and a server may sample them.
     if any(number >= tokenizer.vocab_size for number in ids):
         return
-    # What a server may leave out: special tokens, spaces beside them, a stop string, half a character.
+    # A server may leave out special tokens, spaces next to them, a stop string, and half a character.
     spelled, shown = (
         "".join(tokenizer.without_special_names(each).split()) for each in (tokenizer.decode(ids), text)
     )
     if not spelled.startswith(shown) and "\N{REPLACEMENT CHARACTER}" not in spelled + shown:
         raise ServerError(
-            f"its token ids spell {spelled[:40]!r} with the tokenizer given, and its text is {shown[:40]!r}: give the "
-            "tokenizer of the model that the server has"
+            f"its token ids decode to {spelled[:40]!r} with this tokenizer, but its text is {shown[:40]!r}; use the "
+            "tokenizer of the server's model"
         )
 
 
 def _encoded_ids(
     choice: Mapping[str, Any], *, text: str, finish: FinishReason, logprobs: bool, tokenizer: Tokenizer | None
 ) -> list[int]:
-    """Token ids that the server does not report."""
+    """Token ids of a response that does not report them."""
     if tokenizer is None:
         if logprobs:
-            raise ServerError(f"the answer has no token ids; give the engine a tokenizer, or {ASK_FOR_IDS}")
+            raise ServerError(f"the response has no token ids; give the engine a tokenizer, or {ASK_FOR_IDS}")
         return []
     tokens = choice["logprobs"].get("tokens") if logprobs else None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -183,13 +185,13 @@ def _encoded_ids(
 
 
 def _ids_of_tokens(tokens: Sequence[str], text: str, finish: FinishReason, tokenizer: Tokenizer) -> list[int]:
-    """One id for each token's text; where a token is only part of a character, the encoded `text` instead."""
+    """One id for each token's text. If a token is only part of a character, the ids of the encoded `text` instead."""
     end: list[int] = []
     if finish == "stop" and tokens and tokens[-1] == tokenizer.decode([tokenizer.eos_id]):
         tokens, end = tokens[:-1], [tokenizer.eos_id]
     pieces = tokenizer.encode_fragments(tokens)
     ids = [piece[0] for piece in pieces if len(piece) == 1]
-    # A tokenizer may put a space before a word that stands alone: then the parts are not the whole.
+    # Some tokenizers put a space before a word that stands alone; then the parts do not add up to the text.
     if len(ids) < len(tokens) or tokenizer.decode(ids) != "".join(tokens):
         ids = tokenizer.encode_fragment(text)
     return ids + end

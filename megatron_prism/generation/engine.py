@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass
 class SamplingParams:
-    """How to sample. `temperature=0` is greedy; `stop` strings end a completion and are not part of its text."""
+    """How to sample. `temperature=0` is greedy. A `stop` string ends a completion and is not part of its text."""
 
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -34,13 +34,13 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer.
+    """One sampled completion.
 
     Attributes:
         text: decoded tokens, without the end token and without the stop string.
-        token_ids: every sampled token, the end token included when it was sampled.
+        token_ids: every sampled token, including the end token if it was sampled.
         logprobs: natural log-probability of each of `token_ids` under the untempered model distribution.
-        finish_reason: 'stop' (end token or stop string) or 'length' (ran into max_new_tokens).
+        finish_reason: 'stop' (end token or stop string) or 'length' (max_new_tokens or the context length was reached).
     """
 
     text: str
@@ -74,25 +74,25 @@ class Engine(Protocol):
 
 
 def check_prompts(prompts: Sequence[str], encoded: Sequence[Sequence[int]], limit: int) -> None:
-    """Refuse a prompt (its token ids are in `encoded`) that is empty, or leaves no room for a token below `limit`.
+    """Refuse a prompt (token ids in `encoded`) that is empty, or so long that no token fits below `limit`.
 
     Raises:
         DataError: naming the prompt.
     """
     for prompt, token_ids in zip(prompts, encoded, strict=True):
         if not token_ids:
-            raise DataError("prompt '' has no tokens; give at least one")
+            raise DataError("prompt '' has no tokens; a prompt needs at least one")
         if len(token_ids) >= limit:
             raise DataError(
-                f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; there is room for {limit} with the "
-                "completion (max_position_embeddings of the model, or context_length): shorten it"
+                f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; prompt and completion may have {limit} "
+                "together (max_position_embeddings of the model, or context_length); shorten the prompt"
             )
 
 
 def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
     """A 63-bit seed for each prompt, which does not depend on the other prompts of the call.
 
-    A prompt that is given again has another seed.
+    If a prompt occurs several times, each occurrence has another seed.
     """
     seen: Counter[str] = Counter()
     seeds = []
@@ -104,7 +104,7 @@ def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
 
 
 def sample_seed(prompt_seed: int, number: int) -> int:
-    """The seed of a prompt's completion `number`, below 2**31 as servers want it."""
+    """The seed of completion `number` of a prompt, below 2**31 as servers require."""
     return (prompt_seed + number) % 2**31
 
 

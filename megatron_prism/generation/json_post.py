@@ -1,6 +1,6 @@
-"""One POST of JSON, tried again with growing waits while the server is away or overloaded.
+"""One POST of JSON, retried with growing waits while the server is unavailable or overloaded.
 
-A request that broke off, 429 and 5xx may succeed later. Every other refusal is final: asking again cannot mend it.
+A broken connection, status 429 and status 5xx are retried. Every other error status is final.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from urllib.parse import urlsplit
 from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.pipeline.config import positive
 
-LONGEST_WAIT = 60.0
+MAX_WAIT = 60.0
 TOO_MANY_REQUESTS, SERVER_FAILED = 429, 500
-# As much of a server's message as fits a line.
+# A server's message is cut to this many characters.
 MESSAGE_LENGTH = 300
 
 
 class RequestRefused(ServerError):
-    """The server is there and does not take this request: asking again cannot mend it, another request may."""
+    """The server refused this request with a final status. Another request may succeed."""
 
 
 class _TryAgain(Exception):
-    """A failure that may pass; `wait` is how many seconds the server asked for."""
+    """A failure that may be temporary; `wait` is the number of seconds that the server asked for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -37,14 +37,14 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True)
 class JsonEndpoint:
-    """Where to post, and how patiently.
+    """The address of an endpoint, and how requests are retried.
 
     Attributes:
-        api_key: sent as a bearer token; never part of a message.
-        timeout: seconds without a byte from the server after which a request counts as broken off.
-        retries: how often a request is tried again.
-        first_wait: seconds before the first retry; each later wait is twice as long, up to LONGEST_WAIT. A longer
-            `Retry-After` of the server is obeyed, up to the same limit.
+        api_key: sent as a bearer token; never part of an error message.
+        timeout: seconds without a byte from the server after which a request counts as failed.
+        retries: maximum number of retries of a request.
+        first_wait: seconds before the first retry. Each later wait is twice as long, up to MAX_WAIT. A longer
+            `Retry-After` of the server is respected, up to the same limit.
     """
 
     url: str
@@ -56,17 +56,17 @@ class JsonEndpoint:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{self.url}: not an http(s) address; give one like http://localhost:8000/v1")
+            raise ConfigError(f"{self.url}: not an http(s) address; use one like http://localhost:8000/v1")
         positive(self, "timeout", "first_wait")
         if self.retries < 0:
             raise ConfigError(f"retries={self.retries}: must be 0 or more")
 
-    def post(self, body: dict[str, Any], given_up: Event) -> Any:
-        """The answer's JSON. When `given_up` is set, no further try is made.
+    def post(self, body: dict[str, Any], stopped: Event) -> Any:
+        """The JSON of the response. Once `stopped` is set, there are no more retries.
 
         Raises:
-            RequestRefused: on a final refusal.
-            ServerError: after the last retry, or if the answer is not JSON.
+            RequestRefused: for a final error status.
+            ServerError: after the last retry, or if the response is not JSON.
         """
         data = json.dumps(body).encode()
         waited, tries = 0.0, 0
@@ -75,22 +75,22 @@ class JsonEndpoint:
             try:
                 return self._once(data)
             except _TryAgain as problem:
-                wait = min(max(self.first_wait * 2 ** (tries - 1), problem.wait), LONGEST_WAIT)
-                if tries > self.retries or given_up.wait(wait):
+                wait = min(max(self.first_wait * 2 ** (tries - 1), problem.wait), MAX_WAIT)
+                if tries > self.retries or stopped.wait(wait):
                     raise ServerError(
                         f"{self.url}: {problem} (tries: {tries}, over {waited:.1f} s of waiting); "
-                        f"see that the server runs, or raise retries={self.retries}"
+                        f"check that the server runs, or raise retries={self.retries}"
                     ) from None
                 waited += wait
 
     def _once(self, data: bytes) -> Any:
         request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"})
         if self.api_key:
-            # Unredirected: another host must not learn the key.
+            # Not sent after a redirect: another host must not see the key.
             request.add_unredirected_header("Authorization", f"Bearer {self.api_key}")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                answer = response.read()
+                body = response.read()
         except urllib.error.HTTPError as refusal:
             reason = f"{refusal.code} {refusal.reason}: {_message(refusal)}"
             if refusal.code == TOO_MANY_REQUESTS or refusal.code >= SERVER_FAILED:
@@ -98,18 +98,18 @@ class JsonEndpoint:
             raise RequestRefused(f"{self.url}: {reason}") from None
         except (OSError, http.client.HTTPException) as problem:
             reason = str(getattr(problem, "reason", problem)) or type(problem).__name__
-            raise _TryAgain(f"no answer ({_line(reason)})") from None
+            raise _TryAgain(f"no response ({_line(reason)})") from None
         try:
-            return json.loads(answer)
+            return json.loads(body)
         except (ValueError, RecursionError):
-            shown = _line(answer.decode(errors="replace"))[:60]
+            shown = _line(body.decode(errors="replace"))[:60]
             raise ServerError(
-                f"{self.url}: the answer is not JSON ({shown!r}); is the address right?"
+                f"{self.url}: the response is not JSON ({shown!r}); check the address"
             ) from None
 
 
 def _message(refusal: urllib.error.HTTPError) -> str:
-    """What the server says in one line: OpenAI's `error.message`, FastAPI's `detail`, or the body itself."""
+    """The server's message in one line: OpenAI's `error.message`, FastAPI's `detail`, or the body itself."""
     try:
         text = refusal.read().decode(errors="replace")
     except (OSError, http.client.HTTPException):
@@ -125,7 +125,7 @@ def _message(refusal: urllib.error.HTTPError) -> str:
 
 
 def _retry_after(refusal: urllib.error.HTTPError) -> float:
-    """Seconds; 0 where the header is missing or holds a date."""
+    """Seconds; 0 if the header is missing or holds a date."""
     value = refusal.headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else 0.0
 

@@ -140,10 +140,10 @@ class MegatronEngine:
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
-        A completion is clipped where prompt and completion would exceed the context length.
+        A completion ends where prompt and completion reach the context length.
 
         Raises:
-            DataError: for a prompt that is empty, or leaves no room for a single token.
+            DataError: for a prompt that is empty, or so long that no token fits after it.
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         queue = deque(self._requests(prompts, params, samples, seeds))

@@ -1,4 +1,4 @@
-"""One way to open any engine, by the name and the options that a config gives."""
+"""Opens any engine by its name and options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.generation.openai_engine import OpenAIEngine
 from megatron_prism.generation.vllm_engine import VLLMEngine
 
-# Whatever takes an engine's options: a constructor, or MegatronEngine's `load`, which ends what it began.
+# The functions that take an engine's options: constructors, or a context manager that also closes the engine.
 OPENERS: dict[str, Callable[..., Any]] = {
     "megatron": MegatronEngine.load,
     "vllm": VLLMEngine,
@@ -22,7 +22,7 @@ OPENERS: dict[str, Callable[..., Any]] = {
 
 
 def check_options(name: str, options: Collection[str]) -> None:
-    """Raise a ConfigError unless the engine exists, knows all these options, and needs no others."""
+    """Raise a ConfigError unless the engine exists, accepts all these options, and requires no others."""
     if name not in OPENERS:
         raise ConfigError(f"engine '{name}' does not exist{suggest(name, OPENERS)}")
     parameters = inspect.signature(OPENERS[name]).parameters
@@ -39,11 +39,10 @@ def open_engine(name: str, **options: Any) -> Iterator[Engine]:
     """The engine `name`: 'megatron', 'vllm' or 'openai'.
 
     Args:
-        name: which one.
-        options: those of `MegatronEngine.load`, `VLLMEngine` or `OpenAIEngine`.
+        options: the arguments of `MegatronEngine.load`, `VLLMEngine` or `OpenAIEngine`.
 
     Raises:
-        ConfigError: for an unknown name or option (the nearest is suggested), or a missing option.
+        ConfigError: for an unknown name or option (the nearest one is suggested), or a missing option.
     """
     check_options(name, options)
     opened = OPENERS[name](**options)

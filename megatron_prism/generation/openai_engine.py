@@ -1,6 +1,6 @@
-"""Sampling from a frozen model behind any OpenAI-compatible server, with nothing lost when the server goes away.
+"""Sampling from a frozen model behind any OpenAI-compatible server. Finished completions survive a server failure.
 
-One request asks for one completion, so that each has its own seed and is retried, kept and counted by itself.
+Each request asks for one completion, so each has its own seed and is retried, stored and counted separately.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ConfigError, DataError, ServerError
 from megatron_prism.generation.completion_store import CompletionStore, request_key
-from megatron_prism.generation.completions_api import OWN_FIELDS, check_prompt, read_answer, request_body
+from megatron_prism.generation.completions_api import OWN_FIELDS, check_prompt, read_response, request_body
 from megatron_prism.generation.engine import Completion, SamplingParams, prompt_seeds, sample_seed
 from megatron_prism.generation.json_post import JsonEndpoint, RequestRefused
 from megatron_prism.pipeline.config import one_of
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Request:
-    """A request with its prompt as text, and the prompt's token ids where a tokenizer is known."""
+    """A request with its prompt as text, and the prompt's token ids if the engine has a tokenizer."""
 
     fields: dict[str, Any]
     prompt_ids: list[int] | None
@@ -41,32 +41,32 @@ class _Request:
 
 
 class OpenAIEngine:
-    """Samples over HTTP. The model is frozen: a server has no way to take new weights here.
+    """Samples over HTTP. The model is frozen: there is no way to send new weights to the server.
 
-    Token ids are the server's own where it reports them (vLLM with `extra={"return_token_ids": True}`). Elsewhere
-    they are encoded by `tokenizer`: what the model sampled may have been cut differently, though never in another
-    number than the log-probabilities. With `logprobs=False`, encoded ids lack the end token, and without a tokenizer
-    they are empty. Log-probabilities are those the server reports; vLLM's are of the untempered distribution.
+    Token ids are the server's if it reports them (vLLM with `extra={"return_token_ids": True}`). Otherwise `tokenizer`
+    encodes the text. The model may have sampled the text as other tokens, but always as many as there are
+    log-probabilities. With `logprobs=False`, encoded ids lack the end token, and without a tokenizer they are empty.
+    Log-probabilities are those that the server reports; vLLM's are of the untempered distribution.
 
-    With a tokenizer, prompts are sent as its token ids, so that no server begins them in its own way. A server that
-    refuses ids is sent text. Either way, the number of prompt tokens that it reports is compared with ours.
+    With a tokenizer, prompts are sent as token ids, so that the server cannot add a start token. A server that refuses
+    ids gets text. In both cases, the number of prompt tokens that the server reports is compared with ours.
 
     Args:
-        base_url: up to and including `/v1`, for example `http://localhost:8000/v1`.
-        model: the name the server knows the model by.
-        tokenizer: of the model that the server has: encodes prompts, and texts where the server reports no token ids.
-        prompts: what is sent: "ids", "text", or "auto": ids where there is a tokenizer and the server takes them.
+        base_url: the address up to and including `/v1`, for example `http://localhost:8000/v1`.
+        model: the name of the model on the server.
+        tokenizer: the tokenizer of that model; it encodes prompts, and texts if the server reports no token ids.
+        prompts: what is sent: "ids", "text", or "auto" (ids if there is a tokenizer and the server accepts them).
         api_key_variable: the environment variable that holds the key.
-        logprobs: False where texts are enough; completions then have none.
-        extra: more fields for each request. What neither they nor SamplingParams name is the server's default.
-        timeout: seconds without a byte from the server after which a request counts as broken off.
-        retries, first_wait: how often a request is tried again, and the seconds before the first time; each later
+        logprobs: False if texts are enough; completions then have no log-probabilities.
+        extra: more fields for each request. For all other parameters, the server's defaults apply.
+        timeout: seconds without a byte from the server after which a request counts as failed.
+        retries, first_wait: maximum number of retries of a request, and the seconds before the first one; each later
             wait is twice as long, up to a minute.
-        concurrency: most requests under way at once.
-        store: a folder that keeps finished completions, for this model and this tokenizer.
+        concurrency: maximum number of concurrent requests.
+        store: a folder for finished completions; use one folder for each model and tokenizer.
 
     Raises:
-        ConfigError: for a value that is impossible, or a key variable that is not set.
+        ConfigError: for an invalid value, or an `api_key_variable` that is not set.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class OpenAIEngine:
     ) -> None:
         one_of(prompts, (AUTO, IDS, TEXT), "prompts")
         if prompts == IDS and tokenizer is None:
-            raise ConfigError("prompts='ids': needs a tokenizer")
+            raise ConfigError("prompts='ids': needs a tokenizer; set tokenizer, or prompts='text'")
         if concurrency < 1:
             raise ConfigError(f"concurrency={concurrency}: must be 1 or more")
         for name in extra or {}:
@@ -120,21 +120,21 @@ class OpenAIEngine:
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
-        When a request fails for good, those under way are awaited (and kept in `store`), and no more are sent.
+        If a request fails finally, the engine waits for the running requests (they go to `store`) and sends no more.
 
         Raises:
             DataError: for an empty prompt.
-            ServerError: if the server refuses a request, stays away, or answers without what was asked for.
+            ServerError: if the server refuses a request, stays unavailable, or sends an incomplete response.
         """
         requests, order = self._requests(prompts, params, samples, seeds)
         finished = {} if self.store is None else self.store.read(requests)
         if finished:
             progress(len(finished))
         missing = [key for key in requests if key not in finished]
-        given_up = Event()
+        stopped = Event()
 
-        def ask(key: str) -> None:
-            completion = self._ask(requests[key], params, given_up)
+        def request(key: str) -> None:
+            completion = self._complete(requests[key], params, stopped)
             if self.store is not None:
                 self.store.add(key, completion)
             finished[key] = completion
@@ -142,28 +142,28 @@ class OpenAIEngine:
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")
         try:
             if self.prompts == AUTO and missing:
-                # Alone: its answer tells whether the server takes ids.
-                ask(missing[0])
+                # The first request runs alone, because its response shows whether the server accepts ids.
+                request(missing[0])
                 progress(1)
                 del missing[0]
-            for asked in as_completed([pool.submit(ask, key) for key in missing]):
-                asked.result()
+            for future in as_completed([pool.submit(request, key) for key in missing]):
+                future.result()
                 progress(1)
         except ServerError as problem:
-            _stop(pool, given_up)
+            _stop(pool, stopped)
             raise ServerError(f"{problem}; {self._kept(len(finished), len(requests))}") from None
         finally:
-            _stop(pool, given_up)
+            _stop(pool, stopped)
         in_order = iter([finished[key] for key in order])
         return [[next(in_order) for _ in range(samples)] for _ in prompts]
 
     def _requests(
         self, prompts: Sequence[str], params: SamplingParams, samples: int, seeds: Sequence[int] | None
     ) -> tuple[dict[str, _Request], list[str]]:
-        """The requests by the hash of what they ask, and these hashes in the order of prompts and samples."""
+        """The requests by their hash, and these hashes in the order of prompts and samples."""
         ids = None if self.tokenizer is None else self.tokenizer.encode_batch(list(prompts))
         if "" in prompts if ids is None else [] in ids:
-            raise DataError("prompt '' has no tokens; give at least one")
+            raise DataError("prompt '' has no tokens; a prompt needs at least one")
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         requests, order = {}, []
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
@@ -181,39 +181,39 @@ class OpenAIEngine:
                 requests[order[-1]] = request
         return requests, order
 
-    def _ask(self, request: _Request, params: SamplingParams, given_up: Event) -> Completion:
-        """One completion; the first answer decides whether ids or text are sent from then on."""
+    def _complete(self, request: _Request, params: SamplingParams, stopped: Event) -> Completion:
+        """One completion. The first response decides whether ids or text are sent from then on."""
         form = IDS if self.prompts == AUTO else self.prompts
         try:
-            answer = self.endpoint.post(request.body(form), given_up)
+            response = self.endpoint.post(request.body(form), stopped)
         except RequestRefused as refusal:
             if self.prompts != AUTO:
                 raise
             form = TEXT
-            answer = self.endpoint.post(request.body(form), given_up)
+            response = self.endpoint.post(request.body(form), stopped)
             log.warning(
-                "%s: prompts are sent as text, because it refused token ids (%s); their number of tokens is compared",
+                "%s: the server refused token ids (%s); prompts are sent as text, and their token count is checked",
                 self.endpoint.url,
                 str(refusal).removeprefix(f"{self.endpoint.url}: "),
             )
         self.prompts = form
         try:
             if request.prompt_ids is not None:
-                check_prompt(answer, request.prompt_ids, form == IDS)
-            return read_answer(answer, params, self.logprobs, self.tokenizer)
+                check_prompt(response, request.prompt_ids, form == IDS)
+            return read_response(response, params, self.logprobs, self.tokenizer)
         except ServerError as problem:
             raise ServerError(f"{self.endpoint.url}: {problem}") from None
 
     def _kept(self, finished: int, wanted: int) -> str:
         count = f"{finished} of {wanted} completions"
         if self.store is None:
-            return f"{count} were finished and are lost, store=FOLDER would keep them"
-        return f"{count} are kept in {self.store.file}, run again to ask for the rest"
+            return f"{count} were finished and are lost; set store=FOLDER to keep them"
+        return f"{count} are kept in {self.store.file}; run again to request the rest"
 
 
-def _stop(pool: ThreadPoolExecutor, given_up: Event) -> None:
-    """Send no more requests, wait no more for retries, and await what is under way."""
-    given_up.set()
+def _stop(pool: ThreadPoolExecutor, stopped: Event) -> None:
+    """Start no more requests or retries, and wait for the running requests."""
+    stopped.set()
     pool.shutdown(wait=True, cancel_futures=True)
 
 

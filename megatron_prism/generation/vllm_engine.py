@@ -1,7 +1,7 @@
-"""Sampling on one GPU with vLLM (extra `vllm`, 0.32 or newer), with new weights taken in without a restart.
+"""Sampling on one GPU with vLLM (extra `vllm`, 0.32 or newer). New weights are loaded without a restart.
 
-Written after the sources of vLLM 0.32.0 and never run: it needs a GPU, which the tests do not have. They check the
-refusal without vLLM and the mapping of sampling parameters, and nothing more.
+Written from the sources of vLLM 0.32.0 and never run, because it needs a GPU and the tests have none. They check the
+error without vLLM, the mapping of sampling parameters, and the calls against a stand-in (tests/stand_in_vllm.py).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from megatron_prism.generation.engine import (
 def sampling_arguments(params: SamplingParams, seed: int, end_id: int) -> dict[str, Any]:
     """The keyword arguments of `vllm.SamplingParams` for one completion.
 
-    `logprobs=0` reports the sampled token's and no other. Special tokens show as their names, as in MegatronEngine;
-    vLLM leaves the end token and the stop string out of the text.
+    `logprobs=0` reports the log-probability of the sampled token only. Special tokens appear in the text as their
+    names, as in MegatronEngine; vLLM leaves the end token and the stop string out.
     """
     return {
         "max_tokens": params.max_new_tokens,
@@ -47,16 +47,16 @@ def sampling_arguments(params: SamplingParams, seed: int, end_id: int) -> dict[s
 class VLLMEngine:
     """Samples from a Hugging Face folder in this process, on one GPU.
 
-    Token ids and log-probabilities are vLLM's own; the latter are of the untempered distribution.
+    Token ids and log-probabilities are vLLM's; the latter are of the untempered distribution.
 
     Args:
-        folder: a Hugging Face folder with its tokenizer.
-        max_length: most tokens of prompt and completion; None takes the model's.
-        gpu_memory_share: share of the GPU's memory that vLLM takes; lower it where a trainer is on the same GPU.
-        text: how prompts begin, where that is not as the tokenizer's files say.
+        folder: a Hugging Face folder with a tokenizer.
+        max_length: maximum number of tokens of prompt and completion; None: the model's.
+        gpu_memory_share: share of the GPU's memory that vLLM takes; lower it if a trainer uses the same GPU.
+        text: how prompts begin; None: as the tokenizer's files say.
 
     Raises:
-        ConfigError: where vLLM is not installed.
+        ConfigError: if vLLM is not installed.
         DataError: for a folder without a tokenizer.
     """
 
@@ -77,7 +77,7 @@ class VLLMEngine:
                 "or use engine 'megatron', which works here"
             ) from None
         self.tokenizer = Tokenizer.load(Path(folder), text)
-        # In this process: only then can `update_weights` hand over tensors without pickling them.
+        # vLLM runs in this process, so that `update_weights` can pass tensors without pickling them.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._sampling_params = vllm.SamplingParams
         self._llm = vllm.LLM(
@@ -97,42 +97,44 @@ class VLLMEngine:
         seeds: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> list[list[Completion]]:
-        """`samples` completions of each prompt, in order; `progress` is called once, when all have finished.
+        """`samples` completions of each prompt, in order; `progress` is called once, at the end.
 
         Raises:
-            DataError: for a prompt that is empty, or leaves no room for a single token.
-            ServerError: if vLLM read other prompt tokens than it was given.
+            DataError: for a prompt that is empty, or so long that no token fits after it.
+            ServerError: if vLLM changed the tokens of a prompt.
         """
-        # As ids: what begins a prompt is this tokenizer's policy, and not vLLM's.
+        # Prompts are sent as ids, because the start token is decided by this tokenizer's policy and not by vLLM.
         encoded = self.tokenizer.encode_batch(list(prompts))
         check_prompts(prompts, encoded, self._llm.model_config.max_model_len)
-        asked = [
+        arguments = [
             sampling_arguments(params, sample_seed(seed, number), self.tokenizer.eos_id)
             for seed in (prompt_seeds(params.seed, prompts) if seeds is None else seeds)
             for number in range(samples)
         ]
-        answers = self._llm.generate(
+        outputs = self._llm.generate(
             [{"prompt_token_ids": token_ids} for token_ids in encoded for _ in range(samples)],
-            [self._sampling_params(**arguments) for arguments in asked],
+            [self._sampling_params(**each) for each in arguments],
             use_tqdm=False,
         )
         sent = (token_ids for token_ids in encoded for _ in range(samples))
-        for token_ids, answer in zip(sent, answers, strict=True):
-            if list(answer.prompt_token_ids) != token_ids:
+        for token_ids, output in zip(sent, outputs, strict=True):
+            if list(output.prompt_token_ids) != token_ids:
                 raise ServerError(
-                    f"engine 'vllm': {len(token_ids)} prompt tokens were given, and it read "
-                    f"{len(answer.prompt_token_ids)} others: this version of vLLM changes prompts; use another"
+                    f"engine 'vllm': a prompt of {len(token_ids)} tokens became {len(output.prompt_token_ids)} "
+                    "other tokens, so this version of vLLM changes prompts; use another version"
                 )
-        progress(len(answers))
-        in_order = iter([_completion(answer.outputs[0]) for answer in answers])
+        progress(len(outputs))
+        in_order = iter([_completion(output.outputs[0]) for output in outputs])
         return [[next(in_order) for _ in range(samples)] for _ in prompts]
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take new weights for the next `generate`, under the names of the Hugging Face folder, one after another."""
+        """Load new weights for the next `generate`, tensor by tensor, with their names in the Hugging Face folder."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
-        # Prefixes that the old weights computed must not be read again.
+        # Cached prefixes belong to the old weights.
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept prefixes of the old weights: completions are still under way")
+            raise RuntimeError(
+                "vLLM did not drop the cached prefixes of the old weights, because completions are still running"
+            )
 
 
 def _completion(output: Any) -> Completion:

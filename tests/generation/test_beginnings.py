@@ -67,13 +67,13 @@ def test_greedy_is_what_transformers_generates(model):
             yield reference.generate(given, **options)[0, given.shape[1] :].tolist()
 
     assert made == list(generated(begin=True))
-    # Negative control: without the start token it says something else.
+    # Negative control: without the start token the completions differ.
     assert made != list(generated(begin=False))
     with MegatronEngine.load(megatron, megatron / "hf", text=TextSettings(begin="none")) as engine:
         assert [row[0].token_ids for row in engine.generate(PROMPTS, GREEDY)] == list(generated(begin=False))
 
 
-def test_vllm_is_given_the_same_ids(model, monkeypatch):
+def test_vllm_gets_the_same_ids(model, monkeypatch):
     folder, _, ids = model
     monkeypatch.setitem(sys.modules, "vllm", stand_in_vllm)
     read = []
@@ -87,7 +87,7 @@ def test_vllm_is_given_the_same_ids(model, monkeypatch):
     engine.generate(PROMPTS, SamplingParams(max_new_tokens=2), samples=1)
     assert read == [ids(prompt) for prompt in PROMPTS]
     monkeypatch.setattr(stand_in_vllm.LLM, "begin", (1,))
-    with pytest.raises(ServerError, match="prompt tokens were given, and it read"):
+    with pytest.raises(ServerError, match="so this version of vLLM changes prompts"):
         engine.generate(PROMPTS, SamplingParams(max_new_tokens=2))
 
 
@@ -101,7 +101,7 @@ def test_calibration_reads_documents_as_training_does(model):
     assert found == [begin + stream[index * 15 : (index + 1) * 15] for index in range(3)]
 
 
-def test_the_tokenizer_goes_out_as_it_came(model, tmp_path):
+def test_export_copies_the_tokenizer_unchanged(model, tmp_path):
     folder, megatron, _ = model
     out = tmp_path / "out"
     out.mkdir()

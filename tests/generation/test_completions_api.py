@@ -1,4 +1,4 @@
-"""Reading an answer: what a server may leave out, and token ids where it reports none."""
+"""Reading a response: what a server may leave out, and token ids if it reports none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from megatron_prism.data.tokenizer import train_tokenizer
 from megatron_prism.errors import ServerError
-from megatron_prism.generation.completions_api import check_prompt, read_answer
+from megatron_prism.generation.completions_api import check_prompt, read_response
 from megatron_prism.generation.engine import Completion, SamplingParams
 
 PARAMS = SamplingParams(stop=["\n\n"])
@@ -30,59 +30,62 @@ def tokens_of(tokenizer, ids):
     return [tokenizer.decode([item]) for item in ids]
 
 
-def test_a_cut_that_is_not_the_encoders_own_is_kept(tokenizer):
+def test_tokens_that_the_encoder_would_not_choose_are_kept(tokenizer):
     """The model may spell a word in other tokens than the tokenizer would."""
     ids = [*tokenizer.encode("t"), *tokenizer.encode("h"), *tokenizer.encode("e"), *tokenizer.encode(" cat")]
     assert ids != tokenizer.encode("the cat")
-    made = read_answer(answer("the cat", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
+    made = read_response(answer("the cat", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
     assert made == Completion("the cat", ids, [-0.5] * len(ids), "length")
 
 
 def test_the_end_token_and_the_stop_string_keep_their_tokens(tokenizer):
     ids = tokenizer.encode("the cat")
     tokens = [*tokens_of(tokenizer, ids), "<|endoftext|>"]
-    ended = read_answer(answer("the cat", tokens, "stop"), PARAMS, True, tokenizer)
+    ended = read_response(answer("the cat", tokens, "stop"), PARAMS, True, tokenizer)
     assert ended == Completion("the cat", [*ids, tokenizer.eos_id], [-0.5] * (len(ids) + 1), "stop")
-    # Said in ordinary characters it is text, and no end token.
+    # If its name is spelled in ordinary tokens, it is text and not an end token.
     spelt = tokenizer.encode("<|endoftext|>")
     assert tokenizer.eos_id not in spelt
-    said = read_answer(answer("<|endoftext|>", tokens_of(tokenizer, spelt)), PARAMS, True, tokenizer)
-    assert said.token_ids == spelt
+    spelled = read_response(answer("<|endoftext|>", tokens_of(tokenizer, spelt)), PARAMS, True, tokenizer)
+    assert spelled.token_ids == spelt
 
     ids = tokenizer.encode("the\n\n")
-    stopped = read_answer(answer("the", tokens_of(tokenizer, ids), "stop"), PARAMS, True, tokenizer)
+    stopped = read_response(answer("the", tokens_of(tokenizer, ids), "stop"), PARAMS, True, tokenizer)
     assert (stopped.text, stopped.token_ids) == ("the", ids)
     # A server that reports 'length' because the stop string came with the last token.
-    stopped = read_answer(answer("the\n\n", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
+    stopped = read_response(answer("the\n\n", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
     assert (stopped.text, stopped.finish_reason) == ("the", "stop")
 
 
 def test_parts_of_a_character(tokenizer):
     ids = tokenizer.encode("é")
     assert len(ids) == 2
-    made = read_answer(answer("é", ["\ufffd", "\ufffd"]), PARAMS, True, tokenizer)
+    made = read_response(answer("é", ["\ufffd", "\ufffd"]), PARAMS, True, tokenizer)
     assert made.token_ids == ids
     with pytest.raises(
         ServerError, match="1 log-probabilities but 2 token ids; ask the server for token ids"
     ):
-        read_answer(answer("é", ["\ufffd"]), PARAMS, True, tokenizer)
+        read_response(answer("é", ["\ufffd"]), PARAMS, True, tokenizer)
 
 
 def test_the_servers_ids_come_first(tokenizer):
     ids = [*tokenizer.encode("t"), *tokenizer.encode("he")]
     assert ids != tokenizer.encode("the")
-    made = read_answer(answer("the", ["t", "he"], token_ids=ids), PARAMS, True, tokenizer)
+    made = read_response(answer("the", ["t", "he"], token_ids=ids), PARAMS, True, tokenizer)
     assert made.token_ids == ids
     with pytest.raises(ServerError, match="2 log-probabilities but 3 token ids"):
-        read_answer(answer("the", ["t", "he"], token_ids=[*ids, 0]), PARAMS, True, tokenizer)
+        read_response(answer("the", ["t", "he"], token_ids=[*ids, 0]), PARAMS, True, tokenizer)
 
 
 def test_ids_of_another_tokenizer(tokenizer):
     ids = tokenizer.encode("the cat")
     for text in ("the cat", " the cat ", "the c", "the cat<|endoftext|>"):
-        assert read_answer(answer(text, token_ids=[*ids, 0]), PARAMS, False, tokenizer).token_ids == [*ids, 0]
-    with pytest.raises(ServerError, match=r"spell 'thecat' with the tokenizer given, and its text is 'adog'"):
-        read_answer(answer("a dog", token_ids=ids), PARAMS, False, tokenizer)
+        assert read_response(answer(text, token_ids=[*ids, 0]), PARAMS, False, tokenizer).token_ids == [
+            *ids,
+            0,
+        ]
+    with pytest.raises(ServerError, match=r"decode to 'thecat' with this tokenizer, but its text is 'adog'"):
+        read_response(answer("a dog", token_ids=ids), PARAMS, False, tokenizer)
 
 
 @pytest.mark.parametrize("as_ids", [True, False])
@@ -99,20 +102,20 @@ def test_the_prompt_that_a_server_read(as_ids):
     right = [{"usage": {"prompt_tokens": 3}}, {"choices": [{"prompt_token_ids": sent}], "usage": {}}]
     for each in unknown + right:
         check_prompt(each, sent, as_ids)
-    said = "adds tokens of its own" if as_ids else "begins a prompt otherwise"
+    message = "adds tokens to prompts" if as_ids else "uses another start token"
     for each, count in (
         ({"usage": {"prompt_tokens": 4}}, 4),
         ({"usage": {"prompt_tokens": 2}}, 2),
         ({"choices": [{"prompt_token_ids": [5, 6, 8]}], "usage": {"prompt_tokens": 3}}, 3),
         ({"choices": [{}], "prompt_token_ids": [2, 5, 6, 7]}, 4),
     ):
-        with pytest.raises(ServerError, match=f"read a prompt of {count} tokens.*{said}"):
+        with pytest.raises(ServerError, match=f"read a prompt of {count} tokens.*{message}"):
             check_prompt(each, sent, as_ids)
 
 
-def test_texts_alone(tokenizer):
-    assert read_answer(answer("ab"), PARAMS, False, None) == Completion("ab", [], [], "length")
-    assert read_answer(answer("ab"), PARAMS, False, tokenizer).token_ids == tokenizer.encode("ab")
+def test_texts_without_token_ids(tokenizer):
+    assert read_response(answer("ab"), PARAMS, False, None) == Completion("ab", [], [], "length")
+    assert read_response(answer("ab"), PARAMS, False, tokenizer).token_ids == tokenizer.encode("ab")
 
 
 @pytest.mark.parametrize(
@@ -131,4 +134,4 @@ def test_texts_alone(tokenizer):
 )
 def test_what_is_missing_is_named(given, message):
     with pytest.raises(ServerError, match=message):
-        read_answer(given, PARAMS, True, None)
+        read_response(given, PARAMS, True, None)

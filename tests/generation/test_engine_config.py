@@ -1,4 +1,4 @@
-"""Stages on another engine than their own: a server that samples, that dies and comes back; what is refused."""
+"""Stages with other engines than the default: a server that samples, dies and restarts; configs that are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAMPLED = SamplingParams(max_new_tokens=6, temperature=0.9, seed=4)
 
 @pytest.fixture
 def inputs(served_folder, tmp_path):
-    """Everything but a model: the server has it."""
+    """All inputs except a model, which is on the server."""
     lines = "".join(
         json.dumps(
             {"id": f"q{i}", "domain": "math", "prompt": prompt, "kind": "short", "answer": "A", "tests": []}
@@ -68,7 +68,9 @@ def test_difficulty_of_a_model_behind_a_server(server, inputs, tmp_path):
     rows = parquet.read_table(out / difficulty.STORE).to_pylist()
     assert [(row["id"], row["samples"]) for row in rows] == [("q0", 4), ("q1", 4), ("q2", 4)]
     assert all(0 < row["mean_tokens"] <= 6 for row in rows)
-    assert [file.name for file in out.iterdir()] == [difficulty.STORE], "what was kept meanwhile is gone"
+    assert [file.name for file in out.iterdir()] == [difficulty.STORE], (
+        "the store of the completions is removed"
+    )
 
 
 def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp_path):
@@ -179,16 +181,16 @@ def test_a_config_names_the_engine_and_its_options():
     assert stage.fingerprint({}) != Difficulty().fingerprint({})
 
 
-def test_a_server_that_moved_is_the_same_engine_and_another_model_is_not():
-    def known_by(**options):
+def test_the_address_is_not_part_of_the_fingerprint_and_the_model_is():
+    def fingerprints(**options):
         engine = EngineConfig("openai", {"base_url": "http://a/v1", "model": "tiny", **options})
         found = {stage(engine=engine).fingerprint({}) for stage in (Difficulty, Evaluate)}
         assert len(found) == 2
         return found
 
-    assert known_by() == known_by(base_url="http://b/v1", retries=9, timeout=5.0, concurrency=2)
-    assert known_by() != known_by(model="other")
-    assert known_by() != known_by(extra={"top_k": 5})
+    assert fingerprints() == fingerprints(base_url="http://b/v1", retries=9, timeout=5.0, concurrency=2)
+    assert fingerprints() != fingerprints(model="other")
+    assert fingerprints() != fingerprints(extra={"top_k": 5})
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,6 @@ def test_a_server_that_moved_is_the_same_engine_and_another_model_is_not():
         ("vllm", {"gpu_memory": 0.5}, "unknown option 'gpu_memory'; did you mean 'gpu_memory_share'"),
     ],
 )
-def test_engines_and_options_that_cannot_be(engine, options, message):
+def test_invalid_engines_and_options(engine, options, message):
     with pytest.raises(ConfigError, match=message):
         EngineConfig(engine, options)

@@ -1,4 +1,4 @@
-"""Engines by name; and of vLLM, which needs a GPU, what can be had without one."""
+"""Engines by name, and the parts of the vLLM engine that need no GPU."""
 
 from __future__ import annotations
 

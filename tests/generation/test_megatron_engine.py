@@ -23,7 +23,7 @@ from megatron_prism.models.layers.decode_cache import Decode, DecodeCache, Prefi
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
 LIMIT = 48
-# 60 of the 64 rows are tokens: the model must never say one of the other four.
+# 60 of the 64 vocabulary rows are tokens; the other four must never be sampled.
 VOCABULARY, PADDED = 60, 64
 SIZES = {"vocab_size": PADDED, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4}
 DENSE = Architecture(
@@ -265,8 +265,8 @@ def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_pat
         pass
 
 
-def test_freed_slots_take_the_next_texts(model, tokenizer, monkeypatch):
-    """Never more texts than slots, and far fewer forwards than batches that wait for their last."""
+def test_freed_slots_take_the_next_requests(model, tokenizer, monkeypatch):
+    """Never more sequences than slots, and far fewer forward passes than with batches that wait for their longest."""
     steps = []
     honest = DecodeCache.prepare
 
@@ -300,7 +300,7 @@ def test_a_context_length_below_the_models(model, tokenizer):
     engine = MegatronEngine(model, tokenizer, context_length=10)
     made = engine.generate(["ABC"], SamplingParams(max_new_tokens=40), samples=8)[0]
     assert max(len(completion.token_ids) for completion in made) == 7
-    with pytest.raises(DataError, match="room for 10"):
+    with pytest.raises(DataError, match="may have 10 together"):
         engine.generate(["A" * 10], SamplingParams())
 
 

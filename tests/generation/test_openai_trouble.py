@@ -41,8 +41,8 @@ def test_trouble_that_stays_ends_in_one_line(server):
         engine.generate(["A"], GREEDY)
     assert str(stop.value) == (
         f"{server.url}/completions: 429 Too Many Requests: come back later (tries: 3, over 0.2 s of waiting); "
-        "see that the server runs, or raise retries=2; 0 of 1 completions were finished and are lost, "
-        "store=FOLDER would keep them"
+        "check that the server runs, or raise retries=2; 0 of 1 completions were finished and are lost, "
+        "store=FOLDER to keep them"
     )
 
 
@@ -55,7 +55,7 @@ def test_the_servers_own_wait_is_obeyed(server):
 
 def test_a_page_is_not_an_answer(server):
     engine = OpenAIEngine(server.start(page=True).url, "tiny", extra=IDS, **HASTY)
-    with pytest.raises(ServerError, match=r"not JSON \('<html>Sign in</html>'\); is the address right"):
+    with pytest.raises(ServerError, match=r"not JSON \('<html>Sign in</html>'\); check the address"):
         engine.generate(["A"], GREEDY)
     assert len(server.asked) == 1
 
@@ -98,10 +98,10 @@ def test_a_server_that_stays_away_loses_nothing(server, tmp_path):
     store = tmp_path / "kept"
     engine = OpenAIEngine(server.start(die_at=6).url, "tiny", extra=IDS, concurrency=2, store=store, **HASTY)
     seen = []
-    with pytest.raises(ServerError, match=rf"{server.url}/completions: no answer \(.*tries: 3") as stop:
+    with pytest.raises(ServerError, match=rf"{server.url}/completions: no response \(.*tries: 3") as stop:
         engine.generate(PROMPTS, SAMPLED, samples=4, progress=seen.append)
     kept = (store / "completions.jsonl").read_text().splitlines()
-    assert f"{len(kept)} of 12 completions are kept in {store / 'completions.jsonl'}, run again" in str(
+    assert f"{len(kept)} of 12 completions are kept in {store / 'completions.jsonl'}; run again" in str(
         stop.value
     )
     assert "\n" not in str(stop.value)
@@ -146,5 +146,5 @@ def test_bad_arguments(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no tokens"):
         OpenAIEngine("http://localhost:1/v1", "tiny").generate([""], GREEDY)
     (tmp_path / "completions.jsonl").write_text('{"score": 1}\n')
-    with pytest.raises(DataError, match=r"completions.jsonl:1: not a kept completion"):
+    with pytest.raises(DataError, match=r"completions.jsonl:1: not a stored completion"):
         OpenAIEngine("http://localhost:1/v1", "tiny", store=tmp_path).generate(["A"], GREEDY)
