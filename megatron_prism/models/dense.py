@@ -15,21 +15,28 @@ NO_MULTIPLIERS: dict[str, Any] = {
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
 }
+# Hugging Face's `hidden_act` of each activation.
+HIDDEN_ACT = {"swiglu": "silu", "squared_relu": "relu2"}
 
 
 def dense_sizes(
-    config: ConfigReader, default_groups: int | None = None, default_positions: int = 2048
+    config: ConfigReader,
+    *,
+    activation: str = "swiglu",
+    default_groups: int | None = None,
+    default_positions: int = 2048,
 ) -> dict[str, Any]:
     """The architecture fields whose keys are the same in every decoder's config.
 
     Args:
+        activation: the family's only one.
         default_groups: key-value heads where the config does not say (None: as many as heads).
         default_positions: max_position_embeddings where it does not say.
 
     Raises:
         ConfigError: for a missing size, biases or an activation this model does not have.
     """
-    config.fixed("hidden_act", "silu")
+    config.fixed("hidden_act", HIDDEN_ACT[activation])
     config.fixed("attention_bias", False)
     config.fixed("mlp_bias", False)
     config.fixed("attention_dropout", 0.0)
@@ -43,7 +50,7 @@ def dense_sizes(
         # To transformers a null is as many as heads, where an absent key may be another number.
         "num_query_groups": config.size("num_key_value_heads", default_groups or heads, null=heads),
         "head_dim": config.size("head_dim", own_width, null=own_width),
-        "activation": "swiglu",
+        "activation": activation,
         "norm_epsilon": config.number("rms_norm_eps", 1e-6, least=0),
         "max_position_embeddings": config.size("max_position_embeddings", default_positions),
         "tie_word_embeddings": config.flag("tie_word_embeddings", False),
@@ -61,7 +68,7 @@ def sizes_to_config(architecture: Architecture) -> dict[str, Any]:
         "num_attention_heads": a.num_attention_heads,
         "num_key_value_heads": a.num_query_groups,
         "head_dim": a.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": HIDDEN_ACT[a.activation],
         "rms_norm_eps": a.norm_epsilon,
         "max_position_embeddings": a.max_position_embeddings,
         "tie_word_embeddings": a.tie_word_embeddings,

@@ -92,7 +92,7 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
 
 def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a Mistral `config.json`; a ConfigError names a key this model does not have."""
-    sizes = dense_sizes(read, DEFAULT_GROUPS, DEFAULT_POSITIONS)
+    sizes = dense_sizes(read, default_groups=DEFAULT_GROUPS, default_positions=DEFAULT_POSITIONS)
     theta, scaling = read_rope(read, sizes["max_position_embeddings"])
     # Null is no window, where an absent key is the default one.
     without = "sliding_window" in read and read.get("sliding_window") is None
