@@ -163,9 +163,15 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_tool_for_those_who_look_there(hf: Path, tmp_path: Path) -> None:
-    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
-    done = warm.python(tool, "import", hf, tmp_path / "out")
+def test_the_tools_run_the_commands_under_their_megatron_names(hf: Path, tmp_path: Path) -> None:
+    tools = Path(__file__).parents[2] / "tools"
+    merged = warm.python(
+        tools / "merge_checkpoints.py", tmp_path / "merged", "--model", f"{hf}=0.5", "--model", f"{hf}=0.5"
+    )
+    assert merged.returncode == 0, merged.stderr
+    weights = load_file(hf / "model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    done = warm.python(tools / "convert_checkpoint.py", "import", hf, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "imported 25,216 parameters" in done.stdout
     assert not done.stderr.strip()
