@@ -38,6 +38,7 @@ from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 from megatron_prism.verification.code import STRONG
+from megatron_prism.verification.settings import GradingSettings
 
 # Two cores: what everything waits for is trained on both, with one thread each; later stages run side by side.
 PROCESSES = 2
@@ -178,7 +179,7 @@ def recipe(
     questions = Evaluate(
         limit=size.problems,
         batch_size=size.problems,
-        sandbox=sandbox,
+        grading=GradingSettings(workers=1, sandbox=sandbox),
         sampling=SamplingParams(
             max_new_tokens=ANSWER_TOKENS, temperature=0.6, top_p=0.95, stop=list(STOP), seed=seed
         ),
@@ -278,7 +279,7 @@ def _expected_seconds(name: str) -> float:
 
 def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox: str, method: str) -> Branch:
     """On math: at this size science is guessed, and programs are right too rarely to pass the filter."""
-    chosen = variant(method)
+    chosen, grading = variant(method), GradingSettings(sandbox=sandbox)
     settings = LoopSettings(prompts_per_step=32, samples_per_prompt=8, reference_interval=20)
     if size.prompts < settings.prompts_per_step:
         settings = replace(settings, prompts_per_step=4, samples_per_prompt=2)
@@ -301,14 +302,14 @@ def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox:
         evaluation_samples=4,
         checkpoint_every=0,
         slots=512,
-        sandbox=sandbox,
+        grading=grading,
     )
     sampling = SamplingParams(max_new_tokens=ANSWER_TOKENS, stop=list(STOP), seed=seed)
     # Eight steps teach nothing that could be filtered.
     ranges = {domain: list(SOLVABLE) if size.rl_steps > 2 else [0, 16] for domain in DOMAINS}
     return Branch(
-        prompts=CheckPrompts(domains=list(DOMAINS), sandbox=sandbox),
-        filter=Difficulty(sampling=sampling, chunk=256, slots=512, sandbox=sandbox),
+        prompts=CheckPrompts(domains=list(DOMAINS), grading=grading),
+        filter=Difficulty(sampling=sampling, chunk=256, slots=512, grading=grading),
         mix=PromptMix(domains=list(DOMAINS), ranges=ranges, seed=seed),
         followed=PromptMix(domains=list(DOMAINS), ranges={d: [0, 1] for d in DOMAINS}, limit=64, seed=seed),
         train=train,

@@ -24,6 +24,7 @@ from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.training.schedule import Schedule
+from megatron_prism.verification.settings import GradingSettings
 
 # 60 of the 64 rows are tokens: trainer and sampler must agree that the others have no probability.
 VOCABULARY, PADDED, LIMIT = 60, 64, 48
@@ -103,7 +104,6 @@ def tiny_run(kind: str = "dense", **changes) -> Reinforce:
         "checkpoint_every": 0,
         "answers_every": 1,
         "slots": 5,
-        "grading_workers": 1,
-        "sandbox": "weak",
+        "grading": GradingSettings(workers=1, sandbox="weak"),
     }
     return Reinforce(**settings | changes)

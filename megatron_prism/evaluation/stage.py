@@ -15,11 +15,12 @@ from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_object, read_records
-from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, progress_bar
-from megatron_prism.verification.code import STRONG, check_mode, require_sandbox
+from megatron_prism.verification.code import require_sandbox
 from megatron_prism.verification.grade import grader_versions
 from megatron_prism.verification.problems import load_suite
+from megatron_prism.verification.settings import GradingSettings
 from megatron_prism.verification.workers import GradingPool
 
 SCORES = "scores.json"
@@ -44,8 +45,7 @@ class Evaluate(Stage):
         engine: the engine; `openai` scores a model behind a server, and keeps its answers if it goes away.
         sampling: how completions are sampled.
         batch_size: completions sampled together.
-        grading_workers, grading_timeout_seconds, grading_memory_mib: the grading pool.
-        sandbox: how programs that the model wrote are isolated: "strong", or "weak", which is no isolation.
+        grading: the grading processes, their limits, and how programs that the model wrote are isolated.
         confidence: coverage of the intervals.
     """
 
@@ -58,16 +58,11 @@ class Evaluate(Stage):
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingParams = field(default_factory=_default_sampling)
     batch_size: int = 32
-    grading_workers: int = tuning(1)
-    grading_timeout_seconds: float = 5.0
-    grading_memory_mib: int = 2048
-    sandbox: str = STRONG
+    grading: GradingSettings = field(default_factory=lambda: GradingSettings(workers=1))
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        positive(self, "samples_per_problem", "batch_size", "grading_workers", "grading_timeout_seconds")
-        positive(self, "grading_memory_mib")
-        check_mode(self.sandbox)
+        positive(self, "samples_per_problem", "batch_size")
         if self.limit is not None:
             positive(self, "limit")
         if not self.suites:
@@ -83,7 +78,7 @@ class Evaluate(Stage):
         kinds = {problem.kind for chosen in problems.values() for problem in chosen}
         if "code" in kinds:
             # Before the model is loaded, not after an hour of sampling.
-            require_sandbox(self.sandbox)
+            require_sandbox(self.grading.sandbox)
         text = self.engine.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}
@@ -94,7 +89,7 @@ class Evaluate(Stage):
                 batch_size=self.batch_size,
                 work=out,
             ) as engine,
-            GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
+            self.grading.open_pool() as pool,
             progress_bar("sampling answers", total) as bar,
         ):
 
@@ -103,7 +98,7 @@ class Evaluate(Stage):
 
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool, advance)
-        versions = grader_versions(kinds, self.sandbox)
+        versions = grader_versions(kinds, self.grading.sandbox)
         about = {"engine": self.engine.name, "grader": versions, "text": text}
         return write_scores(out, results, self.confidence, about)
 
@@ -116,7 +111,7 @@ class Evaluate(Stage):
         advance: Callable[[int], None],
     ) -> SuiteResult:
         result = evaluate(
-            engine, problems, self.sampling, self.samples_per_problem, pool, advance, self.sandbox
+            engine, problems, self.sampling, self.samples_per_problem, pool, advance, self.grading.sandbox
         )
         scores = result.metrics(self.confidence)
         log.info(

@@ -49,14 +49,11 @@ class Stage(ABC):
         """Write the outputs under `out` and return the metrics for the receipt (JSON-ready; rank 0's are kept)."""
 
     def identity(self) -> dict[str, Any]:
-        """The part of the config that decides the output: every field not declared with `tuning`.
+        """The part of the config that decides the output: every field not declared with `tuning`, at any depth.
 
-        A field's value that has an `identity` of its own counts by that.
+        A nested config with a method `identity` is replaced by what that returns.
         """
-        skip = {f.name for f in dataclasses.fields(self) if not f.metadata.get("fingerprint", True)}
-        found = {key: value for key, value in to_mapping(self).items() if key not in skip}
-        parts = {key: getattr(self, key) for key in found}
-        return found | {key: part.identity() for key, part in parts.items() if hasattr(part, "identity")}
+        return _without_tuning(self, to_mapping(self))
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """sha256 over kind, version, `identity` and the inputs' fingerprints."""
@@ -67,3 +64,18 @@ class Stage(ABC):
             "inputs": dict(sorted(inputs.items())),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_tuning(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """`values`, which are the dataclass `config` as plain data, without the fields declared with `tuning`."""
+    kept = {}
+    for each in dataclasses.fields(config):
+        if not each.metadata.get("fingerprint", True):
+            continue
+        value = getattr(config, each.name)
+        kept[each.name] = values[each.name]
+        if hasattr(value, "identity"):
+            kept[each.name] = value.identity()
+        elif dataclasses.is_dataclass(value):
+            kept[each.name] = _without_tuning(value, values[each.name])
+    return kept

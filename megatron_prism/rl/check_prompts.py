@@ -10,15 +10,13 @@ from typing import Any, ClassVar
 from megatron_prism.data.readers import source_files
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, hash_file
-from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.json_text import read_records
-from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.prompts import PROMPTS, count_by_domain, write_prompts
-from megatron_prism.verification.code import STRONG, check_mode
 from megatron_prism.verification.grade import GradeItem, grade_all, grader_versions
 from megatron_prism.verification.problems import Problem, problem_of
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.settings import GradingSettings
 
 NO_ANSWER, FAILED_SOLUTION, REPEATED = "no answer", "reference solution fails", "id met before"
 
@@ -36,21 +34,16 @@ class CheckPrompts(Stage):
     Attributes:
         files: JSON lines, or folders of them.
         domains: which domains to take; none named: all.
-        sandbox: how programs are isolated: "strong", or "weak", which is no isolation.
+        grading: the grading processes, their limits, and how programs that are reference solutions are isolated.
     """
 
     kind: ClassVar[str] = "prompts"
 
     files: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
-    grading_workers: int = tuning(2)
-    grading_timeout_seconds: float = 5.0
-    grading_memory_mib: int = 2048
-    sandbox: str = STRONG
+    grading: GradingSettings = field(default_factory=GradingSettings)
 
     def __post_init__(self) -> None:
-        positive(self, "grading_workers", "grading_timeout_seconds", "grading_memory_mib")
-        check_mode(self.sandbox)
         self.files = [str(Path(file).resolve()) for file in self.files]
 
     def identity(self) -> dict[str, Any]:
@@ -89,7 +82,7 @@ class CheckPrompts(Stage):
             "dropped": dropped,
             "with_solution": len(solutions),
             "failed": sorted(failed)[:20],
-            "grader": grader_versions({problem.kind for problem in problems}, self.sandbox),
+            "grader": grader_versions({problem.kind for problem in problems}, self.grading.sandbox),
         }
 
     def _failed(self, problems: Mapping[str, Problem], solutions: Mapping[str, str]) -> set[str]:
@@ -99,8 +92,8 @@ class CheckPrompts(Stage):
         ]
         if not items:
             return set()
-        with GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool:
-            grades = grade_all(items, pool, sandbox=self.sandbox)
+        with self.grading.open_pool() as pool:
+            grades = grade_all(items, pool, sandbox=self.grading.sandbox)
         return {name for name, verdict in zip(solutions, grades, strict=True) if not verdict.correct}
 
 

@@ -15,7 +15,7 @@ from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
-from megatron_prism.verification.code import STRONG, check_mode
+from megatron_prism.verification.settings import GradingSettings
 
 
 @dataclass
@@ -40,7 +40,7 @@ class ReinforceConfig:
         answers_every: steps between files of all sampled answers; 0 writes none.
         engine: the engine: 'megatron' reads the weights under training, 'vllm' (one process) is given them each step.
         slots: most answers 'megatron' samples at once, per replica of the model.
-        sandbox: how programs that the model wrote are isolated: "strong", or "weak", which is no isolation.
+        grading: the grading processes, their limits, and how programs that the model wrote are isolated.
     """
 
     architecture: Architecture
@@ -72,10 +72,7 @@ class ReinforceConfig:
     answers_every: int = 20
     engine: EngineConfig = field(default_factory=EngineConfig)
     slots: int = 256
-    grading_workers: int = tuning(2)
-    grading_timeout_seconds: float = 5.0
-    grading_memory_mib: int = 2048
-    sandbox: str = STRONG
+    grading: GradingSettings = field(default_factory=GradingSettings)
 
     def __post_init__(self) -> None:
         positive(
@@ -87,8 +84,6 @@ class ReinforceConfig:
             "evaluation_samples",
             "slots",
         )
-        positive(self, "grading_workers", "grading_timeout_seconds", "grading_memory_mib")
-        check_mode(self.sandbox)
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         check_recompute(self.recompute, self.architecture, None)
         if self.give_up_after < 0:

@@ -19,15 +19,14 @@ from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
-from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.rl.prompts import load_prompts
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.rollout import Group, Rollouts, check_kinds
-from megatron_prism.verification.code import STRONG, check_mode
 from megatron_prism.verification.grade import grader_versions
 from megatron_prism.verification.problems import TEXT_KEYS, Problem
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.settings import GradingSettings
 
 STORE = "difficulty.parquet"
 PARTS = "parts"
@@ -49,6 +48,7 @@ class Difficulty(Stage):
         limit: prompts per domain (None: all); a subset is drawn by the hash of the id.
         chunk: prompts sampled and graded together, and lost at most when the run is interrupted.
         slots: most answers sampled at once.
+        grading: the grading processes, their limits, and how programs that the model wrote are isolated.
     """
 
     kind: ClassVar[str] = "difficulty"
@@ -61,21 +61,16 @@ class Difficulty(Stage):
     limit: int | None = None
     chunk: int = 64
     slots: int = 256
-    grading_workers: int = tuning(2)
-    grading_timeout_seconds: float = 5.0
-    grading_memory_mib: int = 2048
-    sandbox: str = STRONG
+    grading: GradingSettings = field(default_factory=GradingSettings)
 
     def __post_init__(self) -> None:
-        check_mode(self.sandbox)
         positive(self, "samples", "chunk", "slots")
-        positive(self, "grading_workers", "grading_timeout_seconds", "grading_memory_mib")
         if self.limit is not None:
             positive(self, "limit")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         problems = load_prompts(inputs["prompts"].path, self.limit)
-        kinds = check_kinds(problems, self.sandbox)
+        kinds = check_kinds(problems, self.grading.sandbox)
         text = self.engine.describe(inputs)
         parts = out / PARTS
         parts.mkdir(exist_ok=True)
@@ -87,10 +82,10 @@ class Difficulty(Stage):
                 batch_size=self.slots,
                 work=out,
             ) as engine,
-            GradingPool(self.grading_workers, self.grading_timeout_seconds, self.grading_memory_mib) as pool,
+            self.grading.open_pool() as pool,
             progress_bar("counting right answers", len(problems)) as bar,
         ):
-            rollouts = Rollouts(engine, pool, self.sampling, self.rewards, sandbox=self.sandbox)
+            rollouts = Rollouts(engine, pool, self.sampling, self.rewards, sandbox=self.grading.sandbox)
             for index, file in enumerate(files):
                 chosen = problems[index * self.chunk : (index + 1) * self.chunk]
                 if not file.exists():
@@ -103,7 +98,7 @@ class Difficulty(Stage):
             "engine": self.engine.name,
             "text": text,
             "domains": counts,
-            "grader": grader_versions(kinds, self.sandbox),
+            "grader": grader_versions(kinds, self.grading.sandbox),
         }
 
 

@@ -36,7 +36,6 @@ from megatron_prism.training.checkpoint import TrainingState
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.run_folder import RunFolder, hf_files
 from megatron_prism.verification.grade import grader_versions
-from megatron_prism.verification.workers import GradingPool
 
 REFERENCE = "reference"
 
@@ -48,7 +47,7 @@ def reinforce(
 ) -> dict[str, Any]:
     """Train to the last step and leave the model in `out`; returns the metrics of the receipt."""
     everything = load_prompts(inputs["prompts"].path)
-    kinds = check_kinds(everything, config.sandbox)
+    kinds = check_kinds(everything, config.grading.sandbox)
     ids = tokenizer.encode_batch([problem.prompt for problem in everything])
     prompt_ids = {problem.id: each for problem, each in zip(everything, ids, strict=True)}
     problems, too_long = check_lengths(everything, [len(each) for each in ids], config.context_length)
@@ -91,7 +90,7 @@ def reinforce(
     return metrics | {
         "prompts": count_by_domain(problems),
         "too_long": too_long,
-        "grader": grader_versions(kinds, config.sandbox),
+        "grader": grader_versions(kinds, config.grading.sandbox),
         "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
     }
 
@@ -131,9 +130,7 @@ def _rollouts(config: ReinforceConfig, rollout_engine: RolloutEngine, stack: Exi
         and parallel_state.get_pipeline_model_parallel_rank() == 0
     )
     if grades:
-        pool = stack.enter_context(
-            GradingPool(config.grading_workers, config.grading_timeout_seconds, config.grading_memory_mib)
-        )
+        pool = stack.enter_context(config.grading.open_pool())
     sampling = SamplingParams(
         max_new_tokens=config.max_new_tokens, stop=list(config.stop) or None, seed=config.seed
     )
@@ -147,7 +144,7 @@ def _rollouts(config: ReinforceConfig, rollout_engine: RolloutEngine, stack: Exi
         sampling,
         config.rewards,
         share=share,
-        sandbox=config.sandbox,
+        sandbox=config.grading.sandbox,
         push_weights=rollout_engine.push_weights,
     )
 

@@ -24,6 +24,7 @@ from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
 from megatron_prism.study.midtraining import Start, initial_architecture, trained_architecture
 from megatron_prism.training.schedule import Schedule
+from megatron_prism.verification.settings import GradingSettings
 
 # Section 9.1: math with exactly 1 right answer of 16, code and science with at least one.
 ANSWERS = 16
@@ -59,7 +60,7 @@ def paper_branch(
     architecture: Architecture, parallel: ParallelConfig, seed: int, prompts: str, method: str, sandbox: str
 ) -> Branch:
     """Table 21 on the unbalanced MCS mix: 1,000 steps of 64 prompts with 16 answers each, 16,384 tokens of context."""
-    chosen = variant(method)
+    chosen, grading = variant(method), GradingSettings(sandbox=sandbox)
     settings = LoopSettings(reference_interval=REFERENCE_INTERVAL)
     train = Reinforce(
         architecture=architecture,
@@ -71,12 +72,12 @@ def paper_branch(
         parallel=parallel,
         context_length=min(CONTEXT, architecture.max_position_embeddings),
         slots=SLOTS,
-        sandbox=sandbox,
+        grading=grading,
     )
     sampling = SamplingParams(max_new_tokens=train.max_new_tokens, seed=seed)
     return Branch(
-        prompts=CheckPrompts(files=[_given_prompts(prompts)], sandbox=sandbox),
-        filter=Difficulty(samples=ANSWERS, sampling=sampling, slots=SLOTS, sandbox=sandbox),
+        prompts=CheckPrompts(files=[_given_prompts(prompts)], grading=grading),
+        filter=Difficulty(samples=ANSWERS, sampling=sampling, slots=SLOTS, grading=grading),
         mix=PromptMix(domains=list(MCS), seed=seed),
         followed=_followed(MCS, FOLLOWED, seed),
         train=train,
@@ -88,6 +89,7 @@ def tiny_branch(
 ) -> Branch:
     """Two steps on prompts that a random model never solves: every stage runs, and nothing is learned."""
     chosen, sampling = variant(method), SamplingParams(max_new_tokens=16, seed=seed)
+    grading = GradingSettings(sandbox=sandbox)
     train = Reinforce(
         architecture=architecture,
         steps=2,
@@ -103,12 +105,12 @@ def tiny_branch(
         evaluation_problems=4,
         checkpoint_every=0,
         slots=16,
-        sandbox=sandbox,
+        grading=grading,
     )
     everything = {domain: [0, 2] for domain in MC}
     return Branch(
-        prompts=CheckPrompts(domains=list(MC), sandbox=sandbox),
-        filter=Difficulty(samples=2, sampling=sampling, limit=8, slots=16, sandbox=sandbox),
+        prompts=CheckPrompts(domains=list(MC), grading=grading),
+        filter=Difficulty(samples=2, sampling=sampling, limit=8, slots=16, grading=grading),
         mix=PromptMix(domains=list(MC), ranges=everything, seed=seed),
         followed=_followed(MC, 4, seed),
         train=train,

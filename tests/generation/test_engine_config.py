@@ -22,9 +22,11 @@ from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.rl import difficulty
 from megatron_prism.rl.difficulty import Difficulty
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.verification.settings import GradingSettings
 
 PROMPTS = ["ABC", "hello", "x"]
 SAMPLED = SamplingParams(max_new_tokens=6, temperature=0.9, seed=4)
+WEAK = GradingSettings(workers=1, sandbox="weak")
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def served_engine(server, **options):
 
 
 def count(server, **changes):
-    settings = {"samples": 4, "chunk": 2, "grading_workers": 1, "sandbox": "weak", "sampling": SAMPLED}
+    settings = {"samples": 4, "chunk": 2, "grading": WEAK, "sampling": SAMPLED}
     rewards = RewardSettings(format_gate=False, unfinished=None)
     return Difficulty(engine=served_engine(server), rewards=rewards, **settings | changes)
 
@@ -95,7 +97,7 @@ def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp
 
 def test_scores_of_a_model_behind_a_server(server, inputs, tmp_path):
     server.start()
-    stage = Evaluate(suites=["math"], sampling=SAMPLED, engine=served_engine(server), sandbox="weak")
+    stage = Evaluate(suites=["math"], sampling=SAMPLED, engine=served_engine(server), grading=WEAK)
     assert stage.run(inputs, tmp_path)["engine"] == "openai"
     texts = [sample["completion"] for sample in read_samples(tmp_path)]
     engine = OpenAIEngine(server.url, "tiny", extra={"return_token_ids": True})
@@ -164,13 +166,13 @@ def test_the_command_scores_a_model_behind_a_server(server, served_folder, tmp_p
 def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
     for engine in ("megatron", "vllm"):
         with pytest.raises(ConfigError, match=f"engine '{engine}' samples from a 'model' input"):
-            Difficulty(engine=EngineConfig(engine), sandbox="weak").run(inputs, tmp_path)
+            Difficulty(engine=EngineConfig(engine), grading=WEAK).run(inputs, tmp_path)
 
 
 def test_vllm_that_is_not_installed(tmp_path):
     given = make_inputs(tmp_path, "dense")
     with pytest.raises(ConfigError, match=r"vLLM is not installed"):
-        Difficulty(engine=EngineConfig("vllm"), sandbox="weak").run(given, tmp_path)
+        Difficulty(engine=EngineConfig("vllm"), grading=WEAK).run(given, tmp_path)
 
 
 def test_a_config_names_the_engine_and_its_options():

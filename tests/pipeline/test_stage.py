@@ -20,6 +20,7 @@ def test_fingerprint_is_the_config_that_decides_the_output() -> None:
     one = Write().fingerprint({"x": "1"})
     assert Write().fingerprint({"x": "1"}) == one
     assert Write(log_every=100).fingerprint({"x": "1"}) == one
+    assert Write(inner=Inner(threads=2)).fingerprint({"x": "1"}) == one
     changed = {
         Write(text="b").fingerprint({"x": "1"}),
         Write(inner=Inner(lr=0.2)).fingerprint({"x": "1"}),

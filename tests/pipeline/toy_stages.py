@@ -17,6 +17,7 @@ from megatron_prism.pipeline.stage import Stage, tuning
 class Inner:
     lr: float = 0.1
     names: list[str] = field(default_factory=lambda: ["a"])
+    threads: int = tuning(1)
 
 
 @dataclass

@@ -79,9 +79,9 @@ def test_variants_are_the_other_rows_of_the_papers_table():
 def test_whoever_has_no_sandbox_says_so_once_for_every_evaluation():
     modes = {
         mode: {
-            node.stage.sandbox
+            node.stage.grading.sandbox
             for name, node in recipe(sandbox=mode).nodes.items()
-            if hasattr(node.stage, "sandbox")
+            if hasattr(node.stage, "grading")
         }
         for mode in ("strong", "weak")
     }

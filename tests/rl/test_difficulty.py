@@ -12,6 +12,7 @@ from megatron_prism.errors import ArtifactError, ConfigError
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.rl.difficulty import STORE, Difficulty, read_difficulty
 from megatron_prism.rl.rewards import RewardSettings
+from megatron_prism.verification.settings import GradingSettings
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,7 @@ def stage(**changes):
         "samples": 4,
         "chunk": 2,
         "slots": 3,
-        "grading_workers": 1,
-        "sandbox": "weak",
+        "grading": GradingSettings(workers=1, sandbox="weak"),
         "sampling": SamplingParams(max_new_tokens=6, seed=3),
         "rewards": RewardSettings(format_gate=False, unfinished=None),
     }

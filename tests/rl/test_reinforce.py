@@ -21,6 +21,7 @@ from megatron_prism.rl.gate import GateSettings, GateStop
 from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings
+from megatron_prism.verification.settings import GradingSettings
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +288,6 @@ def test_the_gate_stops_before_a_weight_moves(inputs, tmp_path, monkeypatch):
     [
         ({"context_length": 64}, "context_length=64 is longer than"),
         ({"loop": LoopSettings(samples_per_prompt=1)}, "samples_per_prompt=1: a group needs"),
-        ({"sandbox": "none"}, "sandbox"),
         ({"steps": 0}, "steps=0"),
         ({"dtype": "fp16"}, "dtype"),
     ],
@@ -324,7 +324,7 @@ def test_code_without_isolation_is_refused_before_any_model_is_loaded(inputs, tm
     given = inputs["dense"] | {"prompts": artifact(folder)}
     began = time.perf_counter()
     with pytest.raises(ConfigError, match="sandbox=weak"):
-        run(tiny_run(sandbox="strong"), given, tmp_path / "out")
+        run(tiny_run(grading=GradingSettings(sandbox="strong")), given, tmp_path / "out")
     assert time.perf_counter() - began < 20
 
 

@@ -1,0 +1,35 @@
+"""How completions are graded, as part of a stage's config; every stage that grades has it as its field `grading`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.stage import tuning
+from megatron_prism.verification.code import STRONG, check_mode
+from megatron_prism.verification.workers import GradingPool
+
+
+@dataclass
+class GradingSettings:
+    """The pool of grading processes and its limits.
+
+    Attributes:
+        workers: number of processes; not part of a stage's fingerprint.
+        timeout_seconds: wall time for one completion.
+        memory_mib: address space of a worker, and of a program under test, in MiB.
+        sandbox: how programs that a model wrote are isolated: "strong", or "weak", which is no isolation.
+    """
+
+    workers: int = tuning(2)
+    timeout_seconds: float = 5.0
+    memory_mib: int = 2048
+    sandbox: str = STRONG
+
+    def __post_init__(self) -> None:
+        positive(self, "workers", "timeout_seconds", "memory_mib")
+        check_mode(self.sandbox)
+
+    def open_pool(self) -> GradingPool:
+        """A pool with these limits; use it as a context manager."""
+        return GradingPool(self.workers, self.timeout_seconds, self.memory_mib)
