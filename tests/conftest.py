@@ -32,10 +32,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_runtest_teardown(item, nextitem):
-    """Models of a file's tests go before the next file: each holds process groups, with a thread of gloo's for each."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """After a file, collect its models, each of which holds process groups with a gloo thread; then freeze the rest.
+
+    What stays is mostly modules that the tests imported: without the freeze every later collection would visit them.
+    """
+    result = yield
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
+        gc.freeze()
+    return result
 
 
 def pytest_unconfigure():

@@ -189,13 +189,19 @@ def check_rows(file: BinaryIO, start: int, length: int, shape: Shape) -> None:
 
 @contextmanager
 def quick_collection() -> Iterator[None]:
-    """Limit `gc.collect` to objects made inside the block. Otherwise it takes 0.1 s with torch loaded."""
+    """Limit `gc.collect` to objects made inside the block. Otherwise it takes 0.1 s with torch loaded.
+
+    `gc.unfreeze` would also thaw what was frozen before (`platform/lean_imports.py`), and every later collection of the
+    process would visit all imported objects again. So what is frozen in such a process stays frozen.
+    """
+    frozen_before = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen_before:
+            gc.unfreeze()
 
 
 class _Window(io.RawIOBase):
