@@ -1,4 +1,4 @@
-"""One suite through one engine: sample, grade, and keep every answer. Any `Engine` will do."""
+"""Scores one problem suite: samples completions from any engine and grades them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Every sample of a suite: `samples[p][s]` is sample `s` of problem `p`."""
+    """All samples of a suite: `samples[p][s]` is sample `s` of problem `p`."""
 
     samples: list[list[Sample]]
 

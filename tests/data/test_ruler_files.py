@@ -116,7 +116,7 @@ def test_words_come_from_the_essays_or_a_list(tmp_path, paths):
     assert {"zyxw", "vuts"} <= set(listed.words)
     assert listed.words_source == "list.txt"
     (tmp_path / "none.txt").write_text("12 34")
-    with pytest.raises(DataError, match=r"none\.txt: no English word"):
+    with pytest.raises(DataError, match=r"none\.txt: contains no English word"):
         load_sources(task, words=tmp_path / "none.txt")
 
 
@@ -165,5 +165,5 @@ def test_damaged_folders_are_named(tmp_path):
         list(read_samples(tmp_path, "vt", 8))
     (tmp_path / "8").mkdir()
     (tmp_path / "8/vt.jsonl.zst").write_bytes(b"junk")
-    with pytest.raises(DataError, match="not readable as RULER samples"):
+    with pytest.raises(DataError, match="not readable RULER samples"):
         list(read_samples(tmp_path, "vt", 8))

@@ -296,7 +296,7 @@ def test_names_are_distinct():
         ("niah_single_2", 400_000, 1, DataError, "essays.txt: the haystack of task 'niah_single_2' ends at"),
         ("qa_1", 100_000, 1, DataError, "squad.json: the haystack of task 'qa_1' ends at"),
         ("cwe", 60_000, 1, DataError, "words of essays.txt: the haystack of task 'cwe' ends at"),
-        ("qa_2", 4096, 41, DataError, "hotpot.json: 40 questions for task 'qa_2', samples=41"),
+        ("qa_2", 4096, 41, DataError, "hotpot.json: 40 questions for task 'qa_2', but samples=41"),
         ("vt", 0, 1, ConfigError, "length=0"),
         ("vt", 2048, 0, ConfigError, "samples=0"),
     ],
@@ -340,9 +340,9 @@ def test_impossible_tasks_are_refused(changes, message):
 
 def test_too_few_or_double_keys_are_refused(tokenizer):
     task = OWN["of_four"]
-    with pytest.raises(ConfigError, match="3 keys, 4 are needed"):
+    with pytest.raises(ConfigError, match="3 keys, but 4 are needed"):
         make_samples(task, tokenizer, 128, 1, keys=NOUNS[:3])
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="occurs twice"):
         make_samples(task, tokenizer, 128, 1, keys=["apple", "apple", "bell", "bird", "boat"])
     listed = replace(OWN["one"], value_words={"bell": ["1"]})
     with pytest.raises(ConfigError, match="no values are known for 'zebra'"):

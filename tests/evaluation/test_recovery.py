@@ -67,7 +67,7 @@ def test_where_nothing_was_lost_there_is_no_share():
 
 
 def test_other_samples_are_refused():
-    with pytest.raises(ArtifactError, match="task 'a': the models were not asked the same samples"):
+    with pytest.raises(ArtifactError, match="task 'a': the models did not answer the same samples"):
         recovered(scores(0.5, 40), scores(0.5, 41), scores(0.5, 40))
 
 

@@ -41,8 +41,8 @@ def test_trouble_that_stays_ends_in_one_line(server):
         engine.generate(["A"], GREEDY)
     assert str(stop.value) == (
         f"{server.url}/completions: 429 Too Many Requests: come back later (tries: 3, over 0.2 s of waiting); "
-        "check that the server runs, or raise retries=2; 0 of 1 completions were finished and are lost, "
-        "store=FOLDER to keep them"
+        "check that the server runs, or raise retries=2; 0 of 1 completions were finished and are lost; "
+        "set store=FOLDER to keep them"
     )
 
 

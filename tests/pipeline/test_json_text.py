@@ -237,7 +237,7 @@ def test_a_compressed_file_that_was_cut_off_is_no_shorter_file(name, tmp_path):
         ("index", True, "'index' must be a whole number"),
         ("depths", [None], "'depths' must be a list of a number"),
         ("metric", "recal", "did you mean 'recall'"),
-        ("length", 128, "is of task 'task' at length 128"),
+        ("length", 128, "belongs to task 'task' at length 128"),
     ],
 )
 def test_a_ruler_sample_with_a_wrong_value(key, value, said, tmp_path):

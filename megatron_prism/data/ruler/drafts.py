@@ -1,4 +1,4 @@
-"""A prompt before its length is settled, and what makes one: more units of haystack, a longer prompt."""
+"""Drafts: prompts with a given number of haystack units. A draft with more units is longer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILT_IN = "built in"
 
 @dataclass(frozen=True)
 class Draft:
-    """A prompt, its answers, and where in the context (0 to 1) what is asked for stands."""
+    """A prompt, its answers, and the depths (0 to 1) of the needles in the context."""
 
     prompt: str
     answers: list[str]
@@ -23,12 +23,12 @@ class Draft:
 
 
 class Builder(Protocol):
-    """Makes the drafts of one task.
+    """Builds the drafts of one task.
 
     Attributes:
-        source: where its text comes from.
-        fewest, most: units of haystack it needs, and has (None: any number).
-        redraws: another draw has another length, so trying again may come nearer to the target.
+        source: origin of its text.
+        min_units, max_units: number of haystack units that it needs and has (None: unlimited).
+        redraws: drafts with the same number of units differ in length, so another draw may be closer to the target.
     """
 
     source: str
@@ -37,12 +37,12 @@ class Builder(Protocol):
     redraws: bool
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
-        """Sample `index` with `units` units of haystack; the same generator state gives the same draft."""
+        """Sample `index` with `units` haystack units. The same generator state gives the same draft."""
         ...
 
 
 def random_order(count: int, rng: random.Random) -> Iterator[int]:
-    """0..count-1 in random order, drawn one by one (Fisher-Yates on a sparse array)."""
+    """0..count-1 in random order, drawn lazily (Fisher-Yates on a sparse array)."""
     moved: dict[int, int] = {}
     for place in range(count):
         chosen = rng.randrange(place, count)
@@ -51,11 +51,11 @@ def random_order(count: int, rng: random.Random) -> Iterator[int]:
 
 
 def shuffled(items: list[str], rng: random.Random) -> list[str]:
-    """A list in random order; by numpy, which is ten times as fast on long ones."""
+    """A list in random order. Uses numpy, which is ten times as fast on long lists."""
     order = numpy.random.default_rng(rng.getrandbits(64)).permutation(len(items))
     return [items[place] for place in order.tolist()]
 
 
 def listing(items: list[str]) -> str:
-    """'a', 'a, and b', 'a, b, and c': as RULER names several keys."""
+    """'a', 'a, and b', 'a, b, and c': RULER's form for several keys."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])}, and {items[-1]}"

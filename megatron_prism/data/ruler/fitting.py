@@ -1,4 +1,10 @@
-"""Finding the draft that fills a length: as near below it as the task's units allow, and never above."""
+"""Finds the draft that fills a length: the longest one that fits, as far as the task's units allow.
+
+Tokens are counted fast: each word once, then sums. Tokenizers cut texts before spaces (byte-level pre-tokenizers,
+Metaspace, and SentencePiece models trained to split at whitespace), so the tokens of a text are those of its words, and
+a RULER text has few different words. This is not assumed: `TokenCounter.agrees` compares with real encoding, and a
+counter with `exact=True` encodes whole texts.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,12 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import PrismError
 
 D = TypeVar("D")
-# The first guess follows from what a few units more cost.
+# The first step adds this many units, to measure the tokens per unit.
 PROBE_UNITS = 32
 
 
 class TooShort(PrismError):
-    """Not even the smallest draft fits; `tokens` is what it needs."""
+    """The smallest draft does not fit; `tokens` is its length."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(f"{tokens} tokens are needed")
@@ -22,7 +28,7 @@ class TooShort(PrismError):
 
 
 class HaystackEnds(PrismError):
-    """The largest draft does not fill the length; `tokens` is what it has."""
+    """The largest draft does not fill the length; `tokens` is its length."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(f"the haystack ends at {tokens} tokens")
@@ -40,12 +46,12 @@ def fit(
 ) -> tuple[D, int]:
     """A draft of at most `budget` tokens, and its tokens.
 
-    At least `budget - slack` tokens where one unit is no more than that; else one more unit would be too many. Which
-    one is returned depends on nothing but the arguments.
+    It has at least `budget - slack` tokens if one unit is not more than `slack` tokens; otherwise one more unit would
+    exceed the budget. The result depends only on the arguments.
 
     Args:
-        draft: makes one of so many units.
-        count: its tokens, which grow with the units.
+        draft: builds a draft with the given number of units.
+        count: the number of tokens of a draft, which grows with the units.
 
     Raises:
         TooShort, HaystackEnds
@@ -55,7 +61,7 @@ def fit(
     if tokens > budget:
         raise TooShort(tokens)
     high: int | None = None
-    # Tokens per unit: of the first step, and later between the nearest known drafts.
+    # Tokens per unit: first those of the first step, later those between the nearest known drafts.
     rate, high_tokens = 0.0, 0
     while budget - tokens > slack and (high is None or high - low > 1):
         missing = budget - tokens - slack // 2
@@ -79,17 +85,17 @@ def fit(
     return best, tokens
 
 
-# What a word stands behind when it is encoded alone, so that it gets no start of text.
+# A single word is encoded after this text, so that it is not treated as the start of a text.
 ANCHOR = "x"
-# Random words (numbers, uuids) would fill the memory of a long run.
-MOST_WORDS = 500_000
+# The word counts are dropped at this number: random words (numbers, uuids) would fill the memory of a long run.
+MAX_WORDS = 500_000
 
 
 class TokenCounter:
-    """Counts as `tokenizer.encode` would, what begins a prompt included.
+    """Counts the tokens that `tokenizer.encode` would give, including the start token.
 
     Attributes:
-        exact: encode whole texts instead of adding words.
+        exact: encode whole texts instead of adding the counts of words.
     """
 
     def __init__(self, tokenizer: Tokenizer, exact: bool = False) -> None:
@@ -104,22 +110,22 @@ class TokenCounter:
             return self.encoded(text)
         first, *words = text.split(" ")
         try:
-            behind = sum(map(self._words.__getitem__, words))
+            rest = sum(map(self._words.__getitem__, words))
         except KeyError:
-            self._learn(words)
-            behind = sum(map(self._words.__getitem__, words))
-        return self.encoded(first) + behind
+            self._count_words(words)
+            rest = sum(map(self._words.__getitem__, words))
+        return self.encoded(first) + rest
 
     def encoded(self, text: str) -> int:
         """Number of tokens by encoding `text` as a whole."""
         return len(self.tokenizer.encode(text))
 
     def agrees(self, text: str) -> bool:
-        """Whether adding words gives the very number that encoding gives."""
+        """Whether the sum over words equals the number that encoding gives."""
         return self.count(text) == self.encoded(text)
 
-    def _learn(self, words: list[str]) -> None:
-        if len(self._words) > MOST_WORDS:
+    def _count_words(self, words: list[str]) -> None:
+        if len(self._words) > MAX_WORDS:
             self._words.clear()
         unknown = list(set(words) - self._words.keys())
         encoded = self.tokenizer.encode_batch([f"{ANCHOR} {word}" for word in unknown])

@@ -1,6 +1,6 @@
-"""Samples of a task at a length, and folders of them for many tasks and lengths on several cores.
+"""Makes the samples of a task at a length, and folders of samples for many tasks and lengths on several cores.
 
-A sample follows from (task, length, seed, index), the tokenizer and the sources alone: tasks, lengths and samples can
+A sample depends only on (task, length, seed, index), the tokenizer and the sources, so tasks, lengths and samples can
 be added without changing the others.
 """
 
@@ -34,15 +34,15 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import write_json
 
-# Room for what begins a prompt, also where the tokenizer adds nothing: a server may add a start token of its own.
+# Room for a start token, even if the tokenizer adds none: a server may add one.
 START_TOKENS = 1
-# A sample within half a percent of its length is near enough; a percent is promised.
+# The search stops within 1/200 of the length. Within 1/100 is promised.
 SLACK = 200
 PROMISE = 100
 REDRAWS = 16
-# Ten times what any model is tried at; a haystack of so many tokens takes about half a gigabyte.
-LONGEST = 100_000_000
-# One sample in so many is encoded as a whole to prove its count.
+# Ten times the longest context that any model is tested at; such a haystack takes about half a gigabyte.
+MAX_LENGTH = 100_000_000
+# One sample in this many is encoded as a whole to check its token count.
 CHECK_EVERY = 50
 
 
@@ -59,29 +59,30 @@ def make_samples(
     check_every: int = CHECK_EVERY,
     counter: TokenCounter | None = None,
 ) -> list[Sample]:
-    """Samples `first` .. `first + samples - 1` of any task, registered or your own.
+    """Samples `first` .. `first + samples - 1` of any task, registered or not.
 
-    Prompt, answer (`task.max_new_tokens`) and a start token stay within `length`, and are within 1% of it unless one
-    unit of the haystack is more than that; then one more unit would be too many. Units: a noise sentence of the task,
-    a needle (tried again until within 1%), three numbered words, else a word.
+    Prompt, answer (`task.max_new_tokens`) and a start token together are at most `length`, and within 1% of it unless
+    one haystack unit is more than that; then one more unit would be too many. A unit is a noise sentence of the task, a
+    needle (redrawn until within 1%), three numbered words, or a word.
 
     Args:
-        sources: text to make them of; None loads what the task needs, from this machine.
-        keys: for needle tasks, the words keys are drawn from: split them to hold some out.
-        check_every: how often a sample is encoded as a whole. Where the count by words is wrong, all are.
-        counter: of this tokenizer, to go on with the words it knows.
+        sources: the text; None: what the task needs, from this machine.
+        keys: for needle tasks, the words from which keys are drawn; split the words to hold some out.
+        check_every: one sample in this many is encoded as a whole. If its count by words is wrong, all samples are
+            encoded.
+        counter: a counter of this tokenizer, whose word counts are reused.
 
     Raises:
-        ConfigError: for a length too short for the task's fixed text.
-        DataError: for a haystack too short for the length, or too few questions.
+        ConfigError: if the length is too short for the task's fixed text.
+        DataError: if the haystack is too short for the length, or there are too few questions.
     """
     _check(length, samples)
     sources = sources or load_sources([task])
     builder = _builder(task, sources, length=length, seed=seed, keys=keys)
     if isinstance(builder, DocumentBuilder) and builder.questions < first + samples:
         raise DataError(
-            f"{builder.source}: {builder.questions} questions for task '{task.name}', samples={first + samples} asked "
-            "for: ask for fewer or name a larger file"
+            f"{builder.source}: {builder.questions} questions for task '{task.name}', but samples={first + samples}; "
+            "use fewer samples or a larger file"
         )
     for counts in (counter or TokenCounter(tokenizer), TokenCounter(tokenizer, exact=True)):
         made: list[Sample] = []
@@ -97,7 +98,7 @@ def make_samples(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a folder of samples holds."""
+    """The contents of a folder of samples."""
 
     tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
@@ -115,7 +116,7 @@ class Plan:
 
 
 def check_plan(plan: Plan, tokenizer: Tokenizer, sources: Sources) -> None:
-    """Raise what `make_samples` would for the shortest or the longest length of a task, before any work."""
+    """Raise the errors that `make_samples` would raise for the shortest and longest length, before any work."""
     counter = TokenCounter(tokenizer)
     last = plan.samples - 1
     for task in plan.tasks:
@@ -142,20 +143,20 @@ def make_folder(
     workers: int = 2,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, Any]:
-    """Write LENGTH/TASK.jsonl.zst for every task and length, and ruler.json; returns what the latter holds.
+    """Write LENGTH/TASK.jsonl.zst for every task and length, and ruler.json; returns the contents of ruler.json.
 
     Args:
-        workers: processes, at most one for each file; with one, the work is done here.
-        progress: called with the number of samples of each file that is complete.
+        workers: number of processes, at most one per file; 1: the work is done in this process.
+        progress: called with the number of samples whenever a file is complete.
 
     Raises:
-        ConfigError, DataError: see `make_samples`; before anything is written, if possible.
+        ConfigError, DataError: see `make_samples`; if possible, before anything is written.
     """
     if workers < 1:
         raise ConfigError(f"workers={workers}: must be 1 or more")
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_plan(plan, tokenizer, sources)
-    # The longest first, so that no worker is left alone with one at the end.
+    # The longest length first, so that the workers end at about the same time.
     jobs = [(task, length) for length in sorted(plan.lengths, reverse=True) for task in plan.tasks]
     files: dict[tuple[int, str], dict[str, Any]] = {}
     workers = min(workers, len(jobs))
@@ -167,7 +168,7 @@ def make_folder(
             )
             progress(plan.samples)
     else:
-        # Spawned, because tokenizers' threads do not survive a fork.
+        # Spawned, because the threads of tokenizers do not survive a fork.
         pool = ProcessPoolExecutor(
             workers, get_context("spawn"), _start_worker, (plan, tokenizer_folder, sources, out)
         )
@@ -201,7 +202,7 @@ _worker: dict[str, Any] = {}
 def _start_worker(plan: Plan, tokenizer_folder: Path, sources: Sources, out: Path) -> None:
     import os
 
-    # One core each: the processes are the parallelism.
+    # One thread per process, because the processes already use all cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     counter = TokenCounter(Tokenizer.load(tokenizer_folder))
     _worker.update(plan=plan, counter=counter, sources=sources, out=out)
@@ -238,7 +239,7 @@ def _write(
 def _sample(
     task: Task, builder: Builder, counter: TokenCounter, *, length: int, seed: int, index: int
 ) -> Sample:
-    # `count` counts what begins the prompt.
+    # `count` includes the start tokens that the tokenizer adds.
     reserved = max(0, START_TOKENS - len(counter.tokenizer.policy.begin))
     budget = length - task.max_new_tokens - reserved
     best: tuple[Draft, int] | None = None
@@ -264,8 +265,8 @@ def _sample(
             ) from None
         except HaystackEnds as problem:
             raise DataError(
-                f"{builder.source}: the haystack of task '{task.name}' ends at {problem.tokens} tokens, length "
-                f"{length} was asked for: name more text, ask for less, or (essays only) set repeat_haystack"
+                f"{builder.source}: the haystack of task '{task.name}' ends at {problem.tokens} tokens, but the "
+                f"length is {length}; use more text, a shorter length, or (essays only) set repeat_haystack"
             ) from None
         if best is None or found[1] > best[1]:
             best = found
@@ -303,18 +304,18 @@ def _builder(task: Task, sources: Sources, *, length: int, seed: int, keys: Sequ
         questions = sources.single if task.questions == "single" else sources.multi
         assert questions is not None
         return DocumentBuilder(task, questions, seed)
-    raise ConfigError(f"task '{task.name}': no generator for a {type(task).__name__}")
+    raise ConfigError(f"task '{task.name}': there is no builder for a {type(task).__name__}")
 
 
 def _check(length: int, samples: int) -> None:
     if length < 1 or samples < 1:
         raise ConfigError(f"length={length}, samples={samples}: both must be 1 or more")
-    if length > LONGEST:
-        raise ConfigError(f"length={length}: at most {LONGEST} tokens; a sample is made in memory")
+    if length > MAX_LENGTH:
+        raise ConfigError(f"length={length}: at most {MAX_LENGTH} tokens, because a sample is made in memory")
 
 
 def stated_sources(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Task -> where its text came from, of a manifest."""
+    """Task -> origin of its text, from a manifest."""
     return {
         task: entry["source"] for by_task in manifest["files"].values() for task, entry in by_task.items()
     }

@@ -1,4 +1,4 @@
-"""Needles in a haystack: eight of RULER's tasks and the compact ones, all from `NeedleTask`'s fields."""
+"""Needles in a haystack: eight of RULER's tasks and the compact tasks, all described by the fields of `NeedleTask`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from megatron_prism.data.ruler.tasks import NeedleTask
 from megatron_prism.data.ruler.word_lists import pairs
 from megatron_prism.errors import ConfigError
 
-# RULER puts needles into essays at some of so many evenly spaced depths.
+# RULER puts needles into essays at random ones of this many evenly spaced depths.
 DEPTHS = 40
 
 
 class NeedleBuilder:
-    """Drafts of a needle task; a unit is a noise sentence, a word of an essay, or a needle nobody asks for.
+    """Drafts of a needle task. A unit is a noise sentence, a word of an essay, or a needle that is not queried.
 
     Args:
-        keys: draw keys from these words instead of the task's own.
+        keys: words from which keys are drawn; None: the task's own.
 
     Raises:
         ConfigError: see `KeyValues`.
@@ -50,7 +50,7 @@ class NeedleBuilder:
         task = self.task
         drawn = self._key_values.draw(rng, units if task.haystack == "needle" else 0)
         own = drawn[: task.num_keys]
-        asked = rng.sample(own, task.num_queries)
+        queried = rng.sample(own, task.num_queries)
         needles = [(key, task.needle.format(key=key, value=value)) for key, values in own for value in values]
         rng.shuffle(needles)
         texts = [needle for _, needle in needles]
@@ -63,15 +63,15 @@ class NeedleBuilder:
         else:
             lines = [task.noise[place % len(task.noise)] for place in range(units)]
             context, depths = self._among(rng, lines, texts)
-        queries = [key for key, _ in asked]
+        queries = [key for key, _ in queried]
         return Draft(
             task.prompt.format(context=context, query=listing(queries)),
-            [value for _, values in asked for value in values],
+            [value for _, values in queried for value in values],
             [depth for (key, _), depth in zip(needles, depths, strict=True) if key in queries],
         )
 
     def _among(self, rng: random.Random, lines: list[str], needles: list[str]) -> tuple[str, list[float]]:
-        """Needles before some of the lines; their depths in the order of `needles`."""
+        """Insert the needles before random lines; returns the text, and the depths in the order of `needles`."""
         places = sorted(rng.sample(range(len(lines)), len(needles)))
         pieces: list[str] = []
         last = 0
@@ -82,7 +82,7 @@ class NeedleBuilder:
         return self.task.separator.join(pieces), [round(place / len(lines), 4) for place in places]
 
     def _in_essay(self, rng: random.Random, units: int, needles: list[str]) -> tuple[str, list[float]]:
-        """Needles between the sentences of `units` words that begin with some sentence of the essays."""
+        """Insert the needles between sentences of `units` words that start at a random sentence of the essays."""
         start = self._essays.ends[rng.randrange(len(self._essays.ends))] + 1 if self._essays.ends else 0
         words, ends = _window(self._essays, start % len(self._essays.words), units)
         cuts = [0, *ends, units] if not ends or ends[-1] < units else [0, *ends]
@@ -100,7 +100,7 @@ class NeedleBuilder:
 
 
 def _window(essays: Essays, start: int, count: int) -> tuple[list[str], list[int]]:
-    """`count` words from `start`, going on at the beginning after the end, and the places after its sentence ends."""
+    """`count` words from `start`, wrapping around at the end, and the positions after the ends of their sentences."""
     words: list[str] = []
     ends: list[int] = []
     while len(words) < count:
@@ -113,26 +113,27 @@ def _window(essays: Essays, start: int, count: int) -> tuple[list[str], list[int
     return words, ends
 
 
-# Random numbers and uuids come from a pool of one for so many tokens, so that each is counted once, not per sample.
-TOKENS_PER_RANDOM, SMALLEST_POOL = 8, 1024
+# Random numbers and uuids come from a pool with one for each 8 tokens of the length, so that their tokens are counted
+# once and not per sample.
+TOKENS_PER_RANDOM, MIN_POOL = 8, 1024
 
 
 class KeyValues:
-    """Draws the keys and values of one task; no key and no value comes twice in a draw.
+    """Draws the keys and values of one task. Within a draw, all keys and all values are distinct.
 
     Attributes:
-        max_others: how many keys with one value there are beyond those of the task (None: any number).
+        max_others: number of keys with one value beyond those of the task.
 
     Args:
-        keys: draw keys from these words instead of the task's own.
+        keys: words from which keys are drawn; None: the task's own.
 
     Raises:
-        ConfigError: when there are fewer keys or values than the task needs, or a key is named twice.
+        ConfigError: if there are fewer keys or values than the task needs, or a key occurs twice.
     """
 
     def __init__(self, task: NeedleTask, length: int, seed: int, keys: Sequence[str] | None = None) -> None:
         self.task = task
-        size = max(SMALLEST_POOL, length // TOKENS_PER_RANDOM)
+        size = max(MIN_POOL, length // TOKENS_PER_RANDOM)
         uuid_values = task.values == "uuids" and not task.value_words
         number_values = task.values == "numbers" and not task.value_words
         self._uuids = _uuids(seed, size) if task.keys == "uuids" or uuid_values else []
@@ -147,7 +148,7 @@ class KeyValues:
         if number_values:
             if len(self._numbers) < needed:
                 raise ConfigError(
-                    f"task '{task.name}': digits={task.digits} gives {len(self._numbers)} numbers, {needed} are needed"
+                    f"task '{task.name}': digits={task.digits} has {len(self._numbers)} numbers, {needed} are needed"
                 )
             free.append(len(self._numbers) - needed)
         if self._uuids:
@@ -156,7 +157,7 @@ class KeyValues:
         self.max_others = min(free)
 
     def draw(self, rng: random.Random, others: int) -> list[tuple[str, list[str]]]:
-        """(key, values) of the task's keys, then of `others` more with one value each."""
+        """(key, values) of the task's keys, then of `others` more keys with one value each."""
         task = self.task
         sizes = [task.num_values] * task.num_keys + [1] * others
         uuid_keys = len(sizes) if task.keys == "uuids" else 0
@@ -164,11 +165,11 @@ class KeyValues:
         uuids = rng.sample(self._uuids, uuid_keys + uuid_values)
         keys = uuids[:uuid_keys] if uuid_keys else rng.sample(self._words, len(sizes))
         if task.value_words:
-            return self._with_their_own(rng, keys, sizes)
+            return self._from_value_words(rng, keys, sizes)
         values = iter(uuids[uuid_keys:] if uuid_values else rng.sample(self._numbers, sum(sizes)))
         return [(key, [next(values) for _ in range(size)]) for key, size in zip(keys, sizes, strict=True)]
 
-    def _with_their_own(
+    def _from_value_words(
         self, rng: random.Random, keys: list[str], sizes: list[int]
     ) -> list[tuple[str, list[str]]]:
         used: set[str] = set()
@@ -185,12 +186,14 @@ class KeyValues:
     def _check_words(self) -> None:
         task = self.task
         if len(set(self._words)) != len(self._words):
-            raise ConfigError(f"task '{task.name}': keys: a key is named twice")
+            raise ConfigError(f"task '{task.name}': keys: a key occurs twice")
         if len(self._words) < task.num_keys:
-            raise ConfigError(f"task '{task.name}': {len(self._words)} keys, {task.num_keys} are needed")
-        strange = set(self._words).difference(task.value_words) if task.value_words else set()
-        if strange:
-            raise ConfigError(f"task '{task.name}': keys: no values are known for '{min(strange)}'")
+            raise ConfigError(f"task '{task.name}': {len(self._words)} keys, but {task.num_keys} are needed")
+        unknown = set(self._words).difference(task.value_words) if task.value_words else set()
+        if unknown:
+            raise ConfigError(
+                f"task '{task.name}': keys: '{min(unknown)}' has no values; use keys of the task"
+            )
 
 
 def _uuids(seed: int, count: int) -> list[str]:
@@ -199,7 +202,7 @@ def _uuids(seed: int, count: int) -> list[str]:
 
 
 def _numbers(seed: int, count: int, digits: int) -> list[str]:
-    """Distinct numbers; all there are, where they are few."""
+    """Distinct numbers; all numbers with this many digits if there are not more than `count`."""
     numbers = range(10 ** (digits - 1), 10**digits)
     drawn = random.Random(f"{seed}/numbers").sample(numbers, min(count, len(numbers)))
     return [str(number) for number in drawn]

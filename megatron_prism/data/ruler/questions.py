@@ -19,9 +19,10 @@ from megatron_prism.data.ruler.tasks import QuestionTask
 from megatron_prism.errors import DataError
 from megatron_prism.pipeline.json_text import read_json
 
-# What of a package's description, or of another text of this machine, goes into a document; and no addresses or rules.
+# A document holds this many characters of a description or another text of this machine. Longer words than
+# MAX_WORD_CHARACTERS, which are addresses or rulers, are left out.
 DOCUMENT_CHARACTERS = 3000
-LONGEST_WORD = 40
+MAX_WORD_CHARACTERS = 40
 ORDINALS = ("first", "second", "third")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -32,9 +33,9 @@ class Question:
 
     Attributes:
         text: the question.
-        answers: any of them is right.
-        gold: the documents that must be there, as indices.
-        related: documents near to it, which are the first distractors.
+        answers: each of them is correct.
+        gold: indices of the documents that contain the answer.
+        related: indices of related documents, which are the first distractors.
     """
 
     text: str
@@ -45,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Documents (lines without leading, trailing or double spaces), questions about them, and what samples call it."""
+    """Documents (lines without leading, trailing or double spaces), questions about them, and their origin."""
 
     documents: Sequence[str]
     questions: Sequence[Question]
@@ -53,10 +54,10 @@ class QuestionSet:
 
 
 def read_squad(path: Path) -> QuestionSet:
-    """SQuAD 1.1 or 2.0: the answerable questions; a paragraph's related documents are those of its article.
+    """The answerable questions of SQuAD 1.1 or 2.0. Related documents are the other paragraphs of the article.
 
     Raises:
-        DataError: naming the file and the key that is not as in SQuAD.
+        DataError: if the file does not have the form of SQuAD.
     """
     with _format_of(path, "SQuAD: data[].paragraphs[].{context, qas[].{question, answers[].text}}"):
         articles = [
@@ -68,9 +69,9 @@ def read_squad(path: Path) -> QuestionSet:
         questions = []
         for article in articles:
             inside = list(dict.fromkeys(number[context] for context, _ in article))
-            for context, asked in article:
+            for context, entries in article:
                 gold = number[context]
-                for each in asked:
+                for each in entries:
                     answers = tuple(dict.fromkeys(_text(answer["text"]) for answer in each["answers"]))
                     if answers and not each.get("is_impossible", False):
                         related = tuple(other for other in inside if other != gold)
@@ -79,10 +80,10 @@ def read_squad(path: Path) -> QuestionSet:
 
 
 def read_hotpot(path: Path) -> QuestionSet:
-    """HotpotQA (distractor setting): all of a question's paragraphs must be there.
+    """The questions of HotpotQA (distractor setting). All paragraphs of a question are its gold documents.
 
     Raises:
-        DataError: naming the file and the key that is not as in HotpotQA.
+        DataError: if the file does not have the form of HotpotQA.
     """
     with _format_of(path, "HotpotQA: a list of {question, answer, context: [[title, [sentences]]]}"):
         records = [
@@ -109,11 +110,11 @@ def read_hotpot(path: Path) -> QuestionSet:
 def package_questions(kind: Literal["single", "multi"]) -> QuestionSet:
     """Questions about the installed packages, for a machine without SQuAD and HotpotQA.
 
-    "single" asks for a package's summary or version; "multi" for those of a package that another one requires, so that
-    the first document only says where to look.
+    "single" asks for the summary or version of a package, "multi" for those of a package that another one requires, so
+    that the first document only names the second.
 
     Raises:
-        DataError: when no package is installed with its metadata.
+        DataError: if no package is installed with its metadata.
     """
     packages = _packages()
     names = sorted(packages)
@@ -134,15 +135,17 @@ def package_questions(kind: Literal["single", "multi"]) -> QuestionSet:
                 for ordinal, required in zip(ORDINALS, package.requires, strict=False)
                 if required in packages
             ]
-        for subject, gold, asked in subjects:
-            questions.append(Question(f"What is the summary of the {subject}?", (asked.summary,), gold))
-            questions.append(Question(f"What is the version of the {subject}?", (asked.version,), gold))
+        for subject, gold, target in subjects:
+            questions.append(Question(f"What is the summary of the {subject}?", (target.summary,), gold))
+            questions.append(Question(f"What is the version of the {subject}?", (target.version,), gold))
     if not questions:
-        raise DataError("no package with metadata is installed to ask about; name --squad and --hotpot files")
+        raise DataError(
+            "no package with metadata is installed, so there are no questions; name --squad and --hotpot files"
+        )
     documents = [packages[name].document() for name in names]
-    # The rest of the machine's prose is there to search through.
-    known = {packages[name].description[:LONGEST_WORD] for name in names}
-    documents += [_short(text) for text in installed_prose() if text[:LONGEST_WORD] not in known]
+    # The other prose of the machine serves as distractors.
+    known = {packages[name].description[:MAX_WORD_CHARACTERS] for name in names}
+    documents += [_short(text) for text in installed_prose() if text[:MAX_WORD_CHARACTERS] not in known]
     label = {"single": "one package each", "multi": "two packages each"}[kind]
     return QuestionSet(documents, questions, f"stand-in: questions about {label}, of those on this machine")
 
@@ -169,7 +172,7 @@ class _Package:
 
 
 def _packages() -> dict[str, _Package]:
-    """By normalised name; those without summary or version are no subject of questions."""
+    """The installed packages by normalised name, without those that have no summary or version."""
     found: dict[str, _Package] = {}
     for distribution in importlib.metadata.distributions():
         metadata = distribution.metadata
@@ -190,7 +193,9 @@ def _packages() -> dict[str, _Package]:
 
 def _short(text: str) -> str:
     lines = text[:DOCUMENT_CHARACTERS].splitlines()
-    return _clean("\n".join(" ".join(w for w in line.split() if len(w) <= LONGEST_WORD) for line in lines))
+    return _clean(
+        "\n".join(" ".join(w for w in line.split() if len(w) <= MAX_WORD_CHARACTERS) for line in lines)
+    )
 
 
 def _normal(name: str) -> str:
@@ -199,7 +204,7 @@ def _normal(name: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Lines without spaces at their ends or double inside, no empty line, and no half surrogate pairs."""
+    """Lines without leading, trailing or double spaces, empty lines, and halves of surrogate pairs."""
     whole = text.encode("utf-8", "replace").decode("utf-8")
     return "\n".join(line for line in (" ".join(line.split()) for line in whole.splitlines()) if line)
 
@@ -212,13 +217,13 @@ def _text(value: Any) -> str:
 
 def _checked(path: Path, documents: list[str], questions: list[Question]) -> QuestionSet:
     if not questions:
-        raise DataError(f"{path}: holds no question with an answer")
+        raise DataError(f"{path}: contains no question with an answer")
     return QuestionSet(documents, questions, Path(path).name)
 
 
 @contextmanager
 def _format_of(path: Path, form: str) -> Iterator[None]:
-    """Say which file is not of the form it should be, and where, instead of which line of ours stumbled."""
+    """Turn errors while reading a file into a DataError that names the file, its form and the reason."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
@@ -227,7 +232,7 @@ def _format_of(path: Path, form: str) -> Iterator[None]:
 
 
 class DocumentBuilder:
-    """Drafts of a question task; a unit is a word of the documents nobody asks about, of which the last is cut.
+    """Drafts of a question task. A unit is a word of the distractor documents, of which the last is cut.
 
     Sample `index` asks the same question at every length.
     """
@@ -248,7 +253,7 @@ class DocumentBuilder:
 
     @property
     def questions(self) -> int:
-        """How many samples there can be."""
+        """Maximum number of samples."""
         return len(self._order)
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:

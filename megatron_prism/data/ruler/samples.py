@@ -1,4 +1,4 @@
-"""One sample, and folders of them: LENGTH/TASK.jsonl.zst under a `ruler.json` that says how they were made."""
+"""Samples and folders of samples: LENGTH/TASK.jsonl.zst, and a `ruler.json` that describes how they were made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_prism.pipeline.json_text import read_object, read_records
 MANIFEST = "ruler.json"
 SUFFIX = ".jsonl.zst"
 METRICS = ("recall", "any")
-# Whether a value is a list, and what it, or each of its elements, must be.
+# For each key: whether the value is a list, and the type of the value or of the list's elements.
 TEXT, WHOLE, NUMBER = (str,), (int,), (int, float)
 NAMES: Mapping[tuple[type, ...], str] = {TEXT: "text", WHOLE: "a whole number", NUMBER: "a number"}
 Types = Mapping[str, tuple[bool, tuple[type, ...]]]
@@ -39,15 +39,15 @@ class Sample:
     """One prompt and its answers.
 
     Attributes:
-        task, length, index: who it is; `length` is the target in tokens.
-        seed: of the run; with who it is, it decides the sample.
-        tokens: of the prompt, as `Tokenizer.encode` gives it; tokens + max_new_tokens is at most `length`.
-        max_new_tokens: room left for the answer.
-        prompt: up to the first word of the answer.
-        answers: strings that should be in the completion.
-        metric: "recall" (share of the answers found) or "any" (one is enough, normalised).
-        depths: where in the context (0 beginning, 1 end) each needle that is asked for stands.
-        source: where the text comes from: a file's name, "built in", or a stand-in.
+        task, length, index: identify the sample; `length` is the target in tokens.
+        seed: seed of the run; with task, length and index it determines the sample.
+        tokens: tokens of the prompt by `Tokenizer.encode`; tokens + max_new_tokens is at most `length`.
+        max_new_tokens: room for the answer.
+        prompt: the text up to the first word of the answer.
+        answers: strings that the completion should contain.
+        metric: "recall" (share of the answers found) or "any" (one is enough, after normalisation).
+        depths: position of each queried needle in the context, from 0 (beginning) to 1 (end).
+        source: origin of the text: the name of a file, "built in", or a stand-in.
     """
 
     task: str
@@ -64,12 +64,12 @@ class Sample:
 
 
 def sample_file(folder: Path, task: str, length: int) -> Path:
-    """Where the samples of a task at a length lie."""
+    """The file with the samples of a task at a length."""
     return folder / str(length) / f"{task}{SUFFIX}"
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write one file; under its final name it is complete."""
+    """Write one file, which has its final name only when it is complete."""
     with record_writer(path) as write:
         for sample in samples:
             write(asdict(sample))
@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The `ruler.json` of a folder.
 
     Raises:
-        DataError: when it is missing or not one.
+        DataError: if it is missing or has another form.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for key in MANIFEST_TYPES:
             _checked(manifest, key, str(path), MANIFEST_TYPES)
     except DataError as problem:
-        raise DataError(f"{problem}; not a folder of RULER samples, make it anew") from None
+        raise DataError(f"{problem}; this is not a folder of RULER samples; make it again") from None
     return manifest
 
 
@@ -97,7 +97,7 @@ def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
     """The samples of a task at a length, in order.
 
     Raises:
-        DataError: naming the file when it is missing, damaged or not of this format.
+        DataError: if the file is missing, damaged or has another form.
     """
     path = sample_file(Path(folder), task, length)
     if not path.exists():
@@ -108,14 +108,16 @@ def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
             if sample.metric not in METRICS:
                 raise DataError(f"{where}: metric '{sample.metric}'{suggest(sample.metric, METRICS)}")
             if (sample.task, sample.length) != (task, length):
-                raise DataError(f"{where}: is of task '{sample.task}' at length {sample.length}")
+                raise DataError(
+                    f"{where}: the sample belongs to task '{sample.task}' at length {sample.length}"
+                )
             yield sample
     except DataError as problem:
-        raise DataError(f"{problem}; not readable as RULER samples, make them anew") from None
+        raise DataError(f"{problem}; these are not readable RULER samples; make them again") from None
 
 
 def _checked(record: Mapping[str, Any], key: str, where: str, types: Types) -> Any:
-    """The value of a key, if it is of its type."""
+    """The value of a key, after checking its type."""
     if key not in record:
         raise DataError(f"{where}: key '{key}' is missing")
     listed, wanted = types[key]

@@ -1,6 +1,6 @@
-"""The text that samples are made of: a haystack of essays, a list of English words, and two sets of questions.
+"""The text of samples: a haystack of essays, a list of English words, and two sets of questions.
 
-All from files the user names. Where none is named, text that lies on the machine stands in, and every sample says so.
+They come from the user's files. Without these, text from this machine is used, and every sample's `source` says so.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ STAND_IN = "stand-in"
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
 ENGLISH_WORD = re.compile(r"[a-z]{3,16}")
 PUNCTUATION = ".,;:!?()[]{}\"'`*_"
-# Longer "words" are addresses and tables; one of them could be a percent of a short context.
-LONGEST_WORD = 40
+# Longer "words" are addresses and tables; a single one could be a percent of a short context.
+MAX_WORD_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Essays:
     """A haystack as words.
 
     Attributes:
-        words: in reading order, none of them empty or with a space inside.
+        words: in reading order; none is empty or contains a space.
         ends: sorted indices of the words that end a sentence.
-        source: what samples call it.
+        source: the origin, as samples state it.
     """
 
     words: Sequence[str]
@@ -47,13 +47,13 @@ class Essays:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the tasks at hand need; the rest is None.
+    """The text that a set of tasks needs; the rest is None or empty.
 
     Attributes:
-        essays: haystack of essay needles.
-        words: distinct English words for lists, sorted, and where they come from.
-        single, multi: questions about one document and about two.
-        repeat_haystack: begin the essays again where they end.
+        essays: haystack of needle tasks in essays.
+        words, words_source: distinct English words for lists, sorted, and their origin.
+        single, multi: questions about one document, and about two.
+        repeat_haystack: repeat the essays if they are too short.
     """
 
     essays: Essays | None = None
@@ -73,15 +73,15 @@ def load_sources(
     words: Path | None = None,
     repeat_haystack: bool = False,
 ) -> Sources:
-    """Read what these tasks need.
+    """Read the text that these tasks need.
 
     Args:
-        essays: text files (see `readers.read_texts`); None takes package descriptions and docstrings of this machine.
-        squad, hotpot: JSON files as SQuAD and HotpotQA publish them; None asks about the packages of this machine.
-        words: a text file of English words; None takes those in the essays.
+        essays: text files (see `readers.read_texts`); None: package descriptions and docstrings from this machine.
+        squad, hotpot: JSON files as SQuAD and HotpotQA publish them; None: questions about this machine's packages.
+        words: a text file of English words; None: the words of the essays.
 
     Raises:
-        DataError: for a file that is missing, damaged or not of its format.
+        DataError: if a file is missing, damaged or has another form.
     """
     wanted = list(tasks)
     needs_essays = any(isinstance(task, NeedleTask) and task.haystack == "essay" for task in wanted)
@@ -96,7 +96,7 @@ def load_sources(
         listed = english_words(_text_words(words) if words else haystack.words if haystack else ())
         listed_source = words.name if words else f"words of {haystack.source}" if haystack else ""
         if not listed:
-            raise DataError(f"{words or essays}: no English word in it; give a list of lower-case words")
+            raise DataError(f"{words or essays}: contains no English word; use a list of lower-case words")
     single = multi = None
     if "single" in kinds:
         single = read_squad(squad) if squad else package_questions("single")
@@ -106,7 +106,7 @@ def load_sources(
 
 
 def read_essays(path: Path | None) -> Essays:
-    """Texts as one row of words."""
+    """The texts as one sequence of words."""
     if path is not None:
         words = _text_words(path)
         source = Path(path).name
@@ -114,13 +114,13 @@ def read_essays(path: Path | None) -> Essays:
         words = _words_of(installed_prose())
         source = f"{STAND_IN}: package descriptions and docstrings of this machine"
     if not words:
-        raise DataError(f"{path}: not one word of text; name files with essays")
+        raise DataError(f"{path}: contains no words; name files with essays")
     ends = [index for index, word in enumerate(words) if SENTENCE_END.search(word)]
     return Essays(words, ends, source)
 
 
 def english_words(words: Iterable[str]) -> list[str]:
-    """The distinct lower-case English words among `words`, with the built-in ones, sorted."""
+    """The distinct lower-case English words among `words` and the built-in words, sorted."""
     bare = {word.strip(PUNCTUATION).lower() for word in words}
     found = {word for word in bare if ENGLISH_WORD.fullmatch(word)}
     return sorted(found.union(ADJECTIVES, NOUNS)) if found else []
@@ -131,4 +131,4 @@ def _text_words(path: Path) -> list[str]:
 
 
 def _words_of(texts: Iterable[str]) -> list[str]:
-    return [word for text in texts for word in text.split() if len(word) <= LONGEST_WORD]
+    return [word for text in texts for word in text.split() if len(word) <= MAX_WORD_CHARACTERS]

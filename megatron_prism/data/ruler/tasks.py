@@ -1,8 +1,8 @@
 """The tasks as data: the 13 of RULER with HELMET's wording, and compact needle tasks for very short contexts.
 
-A benchmark is its wording: prompts and parameters are RULER's (github.com/NVIDIA/RULER, Apache-2.0; Hsieh et al. 2024,
-arXiv 2404.06654), in the form HELMET gives them (github.com/princeton-nlp/HELMET, `load_ruler` and configs/ruler.yaml:
-the answer's beginning on a line of its own, no chat template, `max_new_tokens` per task). All code here is our own.
+The wording decides the scores, so prompts and parameters are RULER's (github.com/NVIDIA/RULER, Apache-2.0; Hsieh et al.
+2024, arXiv 2404.06654) in the form of HELMET (github.com/princeton-nlp/HELMET, `load_ruler` and configs/ruler.yaml: the
+beginning of the answer on a separate line, no chat template, `max_new_tokens` per task). No code was copied.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from megatron_prism.errors import ConfigError, suggest
 
-# How a prediction is scored: the share of the answers in it, or whether any (normalised) answer is in it.
+# The score of a prediction: the share of the answers it contains, or whether it contains any (normalised) answer.
 Metric = Literal["recall", "any"]
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -28,12 +28,12 @@ NOISE_SENTENCES = (
 
 @dataclass(frozen=True)
 class Task:
-    """What all tasks share.
+    """The fields of all tasks.
 
     Attributes:
-        name: what samples, files and scores call it.
-        prompt: the whole prompt up to the first word of the answer.
-        max_new_tokens: room for the answer; it counts towards the length.
+        name: used in samples, files and scores.
+        prompt: template of the whole prompt, up to the first word of the answer.
+        max_new_tokens: room for the answer; it counts as part of the length.
     """
 
     name: str
@@ -47,20 +47,20 @@ class Task:
 
 @dataclass(frozen=True)
 class NeedleTask(Task):
-    """Needles in a haystack: key-value sentences to be found again.
+    """Needles in a haystack: key-value sentences that the model must find.
 
     Attributes:
-        prompt: with {context} and {query} (the keys asked for).
-        needle: with {key} and {value}.
-        haystack: what surrounds the needles: "noise" sentences, "essay" text, or other "needle"s.
+        prompt: contains {context} and {query} (the queried keys).
+        needle: contains {key} and {value}.
+        haystack: the text around the needles: "noise" sentences, "essay" text, or other "needle"s.
         keys: "words" or "uuids".
-        key_words: the keys to draw from; none means adjective-noun pairs.
+        key_words: the words from which keys are drawn; empty: adjective-noun pairs.
         values: "numbers" of `digits` digits, or "uuids".
-        value_words: key -> the values it may have, instead of those; such keys are the only ones.
+        value_words: key -> its possible values. If given, these are the only keys and values.
         num_keys, num_values: needles are num_keys x num_values.
-        num_queries: how many of the keys are asked for.
-        noise: the sentences of a noise haystack, in turns.
-        separator: between noise sentences or needles; an essay is joined by spaces.
+        num_queries: number of queried keys.
+        noise: the sentences of a noise haystack, used in turn.
+        separator: text between noise sentences or needles; the words of an essay are joined by spaces.
     """
 
     needle: str
@@ -80,7 +80,7 @@ class NeedleTask(Task):
         if not 1 <= self.num_queries <= self.num_keys or self.num_values < 1:
             raise ConfigError(
                 f"task '{self.name}': num_queries={self.num_queries} of num_keys={self.num_keys} with "
-                f"num_values={self.num_values}; at least one of each, and no more queries than keys"
+                f"num_values={self.num_values}; there must be at least one of each, and not more queries than keys"
             )
         for text, where, names in (
             (self.prompt, "prompt", ("{context}", "{query}")),
@@ -93,11 +93,11 @@ class NeedleTask(Task):
 
 @dataclass(frozen=True)
 class TrackingTask(Task):
-    """Variable tracking: which variables hold a value that was handed on `num_hops` times.
+    """Variable tracking: which variables have a value that was passed on `num_hops` times.
 
     Attributes:
-        prompt: with {context}, {query} (the value) and {count} (variables that hold it).
-        num_chains: chains of assignments; the first is asked for.
+        prompt: contains {context}, {query} (the value) and {count} (number of variables that have it).
+        num_chains: number of chains of assignments; the question is about the first.
     """
 
     num_chains: int = 1
@@ -106,12 +106,12 @@ class TrackingTask(Task):
 
 @dataclass(frozen=True)
 class CommonWordsTask(Task):
-    """The words that come most often in a numbered list; prompt with {context}.
+    """The most frequent words of a numbered list; the prompt contains {context}.
 
     Attributes:
-        num_common: how many words are common, and asked for.
-        common_repeats, uncommon_repeats: how often each common and each other word comes.
-        short_repeats: these two below `short_length` tokens, as in RULER.
+        num_common: number of common words, which are the answers.
+        common_repeats, uncommon_repeats: how often each common word and each other word occurs.
+        short_repeats: these two for lengths below `short_length` tokens, as in RULER.
     """
 
     num_common: int = 10
@@ -123,11 +123,11 @@ class CommonWordsTask(Task):
 
 @dataclass(frozen=True)
 class FrequentWordsTask(Task):
-    """The three most frequent made-up words of a text whose frequencies fall as rank^-alpha; prompt with {context}.
+    """The three most frequent made-up words of a text with frequencies rank^-alpha; the prompt contains {context}.
 
     Attributes:
-        word_length: letters of a made-up word.
-        tokens_per_word: the vocabulary has a word for so many tokens of the length.
+        word_length: number of letters of a made-up word.
+        tokens_per_word: the vocabulary has one word per this many tokens of the length.
     """
 
     alpha: float = 2.0
@@ -137,7 +137,7 @@ class FrequentWordsTask(Task):
 
 @dataclass(frozen=True)
 class QuestionTask(Task):
-    """A question about one or two of many documents; prompt with {context} and {query}.
+    """A question about one or two of many documents; the prompt contains {context} and {query}.
 
     Attributes:
         questions: "single" (SQuAD) or "multi" (HotpotQA).
@@ -213,8 +213,8 @@ _RULER: tuple[Task, ...] = (
     QuestionTask("qa_2", _QUESTION, 50, "multi"),
 )
 
-# For contexts of 128 to 1,024 tokens and tiny models: a needle is a key and one of the values the key may have. These
-# three say how the compact tasks speak; the shoebox's training text says the same.
+# Compact tasks for contexts of 128 to 1,024 tokens and tiny models: a needle is a key and one of its possible values.
+# These three constants are the wording of the compact tasks, which the shoebox's training text uses, too.
 COMPACT_NEEDLE = "{key} {value}."
 COMPACT_QUESTION = "\nRecall: {query}"
 COMPACT_VALUES: Mapping[str, Sequence[str]] = {
@@ -238,7 +238,7 @@ def compact_task(
     room: int = 8,
     haystack: Literal["noise", "essay"] = "noise",
 ) -> NeedleTask:
-    """A needle task among RULER's five sentences, one after the other, or in prose."""
+    """A needle task in RULER's five noise sentences, used in turn, or in prose."""
     return NeedleTask(
         name=name,
         prompt="{context}" + question,
@@ -269,7 +269,7 @@ def named_tasks(names: Iterable[str]) -> list[Task]:
     """Registered tasks by name.
 
     Raises:
-        ConfigError: for no name, a name twice, or one that is not registered.
+        ConfigError: for no name, a duplicate name, or an unknown name.
     """
     wanted = list(names)
     for name in wanted:

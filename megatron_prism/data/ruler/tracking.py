@@ -1,4 +1,4 @@
-"""Variable tracking: chains of assignments spread over noise; with one worked example before, as in RULER."""
+"""Variable tracking: chains of assignments spread over noise, after one worked example, as in RULER."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import pairwise
 from megatron_prism.data.ruler.drafts import BUILT_IN, Draft
 from megatron_prism.data.ruler.tasks import NOISE, TrackingTask
 
-# The example is about 400 tokens of RULER's 500.
+# The example has about 400 tokens; RULER's has 500.
 EXAMPLE_LINES = 10
 LETTERS, EXAMPLE_LETTERS = 5, 3
 VALUES = range(10_000, 100_000)
 
 
 class TrackingBuilder:
-    """Drafts of variable tracking; a unit is a line of noise."""
+    """Drafts of variable tracking. A unit is a line of noise."""
 
     source = BUILT_IN
     max_units: int | None = None
@@ -29,9 +29,9 @@ class TrackingBuilder:
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""
         example = self._one(rng, EXAMPLE_LINES + self.task.num_hops, EXAMPLE_LETTERS)
-        asked = self._one(rng, units, LETTERS)
+        question = self._one(rng, units, LETTERS)
         shown = f"{example.prompt} {' '.join(example.answers)}\n\n"
-        return Draft(shown + asked.prompt, asked.answers, asked.depths)
+        return Draft(shown + question.prompt, question.answers, question.depths)
 
     def _one(self, rng: random.Random, units: int, letters: int) -> Draft:
         length = self.task.num_hops + 1
@@ -43,7 +43,7 @@ class TrackingBuilder:
             steps = [f"VAR {chain[0]} = {value}"]
             steps += [f"VAR {name} = VAR {before}" for before, name in pairwise(chain)]
             places = sorted(rng.sample(range(len(lines)), length))
-            # From the back, so that the places before stay where they are.
+            # From the end, so that earlier positions do not move.
             for place, step in reversed(list(zip(places, steps, strict=True))):
                 lines.insert(place, step)
         starts = tuple(f"VAR {name} = " for name in chains[0])
@@ -53,7 +53,7 @@ class TrackingBuilder:
 
 
 def _names(rng: random.Random, count: int, letters: int) -> list[str]:
-    """Distinct variable names of capital letters."""
+    """Distinct variable names of upper-case letters."""
     names: dict[str, None] = {}
     while len(names) < count:
         names["".join(rng.choices(string.ascii_uppercase, k=letters))] = None

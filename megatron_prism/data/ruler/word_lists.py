@@ -1,4 +1,8 @@
-"""Common words (a numbered list in which ten words come often) and frequent words (made-up words by a power law)."""
+"""Word tasks: common words (ten words are frequent in a numbered list) and frequent words (made-up words by a power
+law).
+
+Also the built-in English words, the same on every machine. Keys of needles are adjective-noun pairs of these.
+"""
 
 from __future__ import annotations
 
@@ -44,23 +48,23 @@ NOUNS = tuple(sorted(set(_NOUNS.split())))
 
 @cache
 def pairs() -> tuple[str, ...]:
-    """Every adjective-noun pair, as 'quiet-harbor'."""
+    """Every adjective-noun pair, such as 'quiet-harbor'."""
     return tuple(f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS)
 
 
-# The worked example: words, repeats of common ones, repeats of others; in short contexts, and in long ones.
+# The worked example for short and long contexts: number of words, repeats of common words, repeats of the others.
 SHORT_EXAMPLE, LONG_EXAMPLE = (20, 3, 1), (40, 10, 3)
-# The most frequent "word" is noise, and the three after it are asked for.
+# The most frequent "word" is noise; the task asks for the three after it.
 DOTS = "..."
-ASKED = 3
-# Texts of more words than this have no ties among the words asked for, unless alpha is near 1.
-MOST_TIED = 5000
-# Terms of the zeta function summed one by one; the tail is an integral.
+ANSWERS = 3
+# Longer texts have no ties among the answers, unless alpha is near 1.
+MAX_TIED_WORDS = 5000
+# Number of terms of the zeta function that are summed; the tail is an integral.
 ZETA_TERMS = 1000
 
 
 class CommonWordsBuilder:
-    """Drafts of common words; a unit is a different word."""
+    """Drafts of the common-words task. A unit is a distinct word."""
 
     redraws = False
 
@@ -90,7 +94,7 @@ class CommonWordsBuilder:
 
 
 class FrequentWordsBuilder:
-    """Drafts of frequent words; a unit is a word of the text, as far as the power law gives whole words."""
+    """Drafts of the frequent-words task. A unit is a word of the text, as far as the power law gives whole counts."""
 
     source = BUILT_IN
     max_units: int | None = None
@@ -98,26 +102,26 @@ class FrequentWordsBuilder:
 
     def __init__(self, task: FrequentWordsTask, length: int) -> None:
         self.task = task
-        self._vocabulary = max(ASKED + 2, length // task.tokens_per_word)
+        self._vocabulary = max(ANSWERS + 2, length // task.tokens_per_word)
         zeta = sum(rank**-task.alpha for rank in range(1, ZETA_TERMS))
         zeta += (ZETA_TERMS - 0.5) ** (1 - task.alpha) / (task.alpha - 1)
         self._shares = [rank**-task.alpha / zeta for rank in range(1, self._vocabulary + 1)]
-        self.min_units = 1 + max(units for units in range(MOST_TIED) if not self._distinct(units))
+        self.min_units = 1 + max(units for units in range(MAX_TIED_WORDS) if not self._distinct(units))
 
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""
         counts = self._counts(units)
-        words = [DOTS, *_made_up(rng, max(len(counts) - 1, ASKED), self.task.word_length)]
+        words = [DOTS, *_made_up(rng, max(len(counts) - 1, ANSWERS), self.task.word_length)]
         row = [word for word, count in zip(words, counts, strict=False) for _ in range(count)]
         context = " ".join(shuffled(row, rng))
-        return Draft(self.task.prompt.format(context=context), words[1 : 1 + ASKED], [])
+        return Draft(self.task.prompt.format(context=context), words[1 : 1 + ANSWERS], [])
 
     def _counts(self, units: int) -> list[int]:
         return [count for share in self._shares if (count := int(units * share))]
 
     def _distinct(self, units: int) -> bool:
-        """Whether the words asked for stand apart from each other and from the next."""
-        counts = [int(units * share) for share in self._shares[: ASKED + 2]]
+        """Whether the answers have distinct counts, also distinct from the word after them."""
+        counts = [int(units * share) for share in self._shares[: ANSWERS + 2]]
         return all(first > second for first, second in pairwise(counts))
 
 
@@ -126,7 +130,7 @@ def _numbered(words: Sequence[str]) -> str:
 
 
 def _made_up(rng: random.Random, count: int, letters: int) -> list[str]:
-    """Distinct words of small letters."""
+    """Distinct words of lower-case letters."""
     words: dict[str, None] = {}
     while len(words) < count:
         words["".join(rng.choices(string.ascii_lowercase, k=letters))] = None

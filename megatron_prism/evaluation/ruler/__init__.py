@@ -1,1 +1,1 @@
-"""Scoring RULER: string recall as in HELMET, per task and length, with confidence intervals."""
+"""RULER scores: string recall as in HELMET, per task and length, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""Samples through an engine, or against predictions made elsewhere."""
+"""Predictions for samples: from an engine, or from a file that another program wrote."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from megatron_prism.evaluation.ruler.scoring import Scored, score
 from megatron_prism.generation.engine import Engine, SamplingParams
 from megatron_prism.pipeline.json_text import read_records
 
-# How much of a prompt's end goes into the record of a prediction; all of it can be made again.
+# The record of a prediction holds this many characters of the end of the prompt.
 PROMPT_END = 300
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said to a sample, and its score."""
+    """A model's answer to a sample, and its score."""
 
     sample: Sample
     text: str
@@ -29,7 +29,7 @@ class Prediction:
         return Scored(self.sample.task, self.sample.length, self.sample.index, self.recall)
 
     def record(self) -> dict[str, Any]:
-        """One line of predictions: without the context, which (task, length, seed, index) give back."""
+        """One line of predictions. It has no context, because (task, length, seed, index) reproduce it."""
         sample = self.sample
         return {
             "task": sample.task,
@@ -88,7 +88,7 @@ def batch_size(batch_tokens: int, length: int) -> int:
 
 
 def check_positions(lengths: Iterable[int], max_position_embeddings: int, model: Path) -> None:
-    """Refuse lengths a model has no positions for.
+    """Refuse lengths that exceed the positions of a model.
 
     Raises:
         ConfigError: naming the length, max_position_embeddings and the remedy.
@@ -96,16 +96,17 @@ def check_positions(lengths: Iterable[int], max_position_embeddings: int, model:
     for length in lengths:
         if length > max_position_embeddings:
             raise ConfigError(
-                f"length {length}: {model} has max_position_embeddings={max_position_embeddings}; ask for lengths up "
+                f"length {length}: {model} has max_position_embeddings={max_position_embeddings}; choose lengths up "
                 "to that, or extend the model first"
             )
 
 
 def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
-    """Scores of predictions made elsewhere: JSON lines (also .zst) with task, length, index and prediction.
+    """Scores of predictions from a file: JSON lines (also .zst) with task, length, index and prediction.
 
     Raises:
-        DataError: for a file or line that is not so, a prediction for no sample, two for one, or a sample without.
+        DataError: for a line in another form, an unknown sample, two predictions for one sample, or a missing
+            prediction.
     """
     manifest = read_manifest(samples_folder)
     found: dict[tuple[str, int, int], str] = {}

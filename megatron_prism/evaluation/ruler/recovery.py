@@ -1,4 +1,4 @@
-"""How much of a lost ability came back, from three models asked the same samples."""
+"""How much of a lost ability was restored, from the scores of three models on the same samples."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ def read_recalls(folder: Path) -> dict[int, dict[str, dict[int, float]]]:
 def recovered(
     before: Scores, lost: Scores, restored: Scores, confidence: float = 0.95, seed: int = 0
 ) -> Interval | None:
-    """(restored - lost) / (before - lost) of the means over tasks: 1 is all that was lost, below 0 is a further loss.
+    """(restored - lost) / (before - lost) of the means over tasks. 1: all of the loss is restored; below 0: a further
+    loss.
 
-    The interval is a percentile bootstrap of samples within each task, each sample with its three scores, for the
-    three models answered the same ones.
+    The interval is a percentile bootstrap of samples within each task. It is paired: each sample is drawn with its
+    three scores, because the three models answered the same samples.
 
     Returns:
-        None where nothing was lost: the interval of the loss reaches 0, and a share of it has no meaning.
+        None if no loss is certain: the interval of the loss includes 0, so a share of it has no meaning.
 
     Raises:
-        ArtifactError: when the three were not asked the same samples.
+        ArtifactError: if the three models did not answer the same samples.
     """
     generator = np.random.default_rng(seed)
-    tasks = [_together(task, before, lost, restored) for task in before]
+    tasks = [_paired_scores(task, before, lost, restored) for task in before]
     mean = np.mean([scores.mean(axis=0) for scores in tasks], axis=0)
     drawn = np.zeros((RESAMPLES, 3))
     for scores in tasks:
@@ -60,7 +61,7 @@ def recovered(
     ends = (1 - confidence) / 2, (1 + confidence) / 2
     if np.quantile(drawn[:, 0] - drawn[:, 1], ends[0]) <= 0:
         return None
-    # Where a resample lost nothing the share is infinite, which the quantiles take as it is.
+    # If a resample has no loss, its share is infinite, which the quantiles handle correctly.
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = (drawn[:, 2] - drawn[:, 1]) / (drawn[:, 0] - drawn[:, 1])
     low, high = np.nanquantile(shares, ends)
@@ -68,9 +69,9 @@ def recovered(
     return Interval(float(share), float(low), float(high), "paired bootstrap within tasks")
 
 
-def _together(task: str, *models: Scores) -> NDArray[np.float64]:
+def _paired_scores(task: str, *models: Scores) -> NDArray[np.float64]:
     """`[samples, models]`"""
-    asked = [set(model.get(task, {})) for model in models]
-    if any(each != asked[0] for each in asked):
-        raise ArtifactError(f"task '{task}': the models were not asked the same samples; evaluate them alike")
-    return np.array([[model[task][index] for model in models] for index in sorted(asked[0])])
+    indices = [set(model.get(task, {})) for model in models]
+    if any(each != indices[0] for each in indices):
+        raise ArtifactError(f"task '{task}': the models did not answer the same samples; evaluate them alike")
+    return np.array([[model[task][index] for model in models] for index in sorted(indices[0])])

@@ -1,8 +1,8 @@
-"""How much of the answers a prediction holds, and how sure the means are.
+"""The score of a prediction, and confidence intervals of means.
 
-Recall is HELMET's `ruler_recall`: the share of the answers that are in the prediction, letter case aside. Question
-tasks take HELMET's `substring_exact_match`: one answer is enough, and both sides lose case, punctuation, articles and
-double spaces first (SQuAD's normalisation). The score of a length is the mean over its tasks.
+Recall is HELMET's `ruler_recall`: the share of the answers that the prediction contains, ignoring case. Question tasks
+use HELMET's `substring_exact_match`: one answer is enough, and case, punctuation, articles and double spaces are
+removed from both sides first (SQuAD's normalisation). The score of a length is the mean over its tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean in 0..1, the ends of its confidence interval, and the interval's name."""
+    """A mean in 0..1, its confidence interval, and the name of the method."""
 
     mean: float
     low: float
@@ -51,7 +51,7 @@ def score(sample: Sample, prediction: str) -> float:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean over samples: Wilson's interval where all are 0 or 1 (or equal), else a bootstrap over samples.
+    """Mean over samples: Wilson's interval if all values are 0 or 1 (or equal), otherwise a bootstrap over samples.
 
     Raises:
         ValueError: for no values, or a confidence outside (0, 1).
@@ -67,8 +67,8 @@ def task_mean_interval(
 ) -> Interval:
     """Mean over tasks of their means, by a bootstrap of samples within each task.
 
-    A task whose samples are all equal has no spread to resample, as if it were certain; its Wilson interval is
-    combined with the bootstrap of the others by squares (Zou and Donner 2008, Statistics in Medicine 27:1693).
+    A bootstrap of a task whose samples are all equal would have width 0. Its Wilson interval is combined with the
+    bootstrap of the other tasks by squares instead (Zou and Donner 2008, Statistics in Medicine 27:1693).
 
     Args:
         values: task -> scores of its samples.
@@ -106,7 +106,7 @@ def summary(scored: Iterable[Scored], confidence: float = 0.95) -> dict[str, Any
 
     Returns:
         {"lengths": {"8192": {"recall", "low", "high", "interval", "samples", "tasks": {name: the same}}}}, lengths
-        ascending, tasks in the order they came in.
+        ascending, tasks in their original order.
     """
     values: dict[int, dict[str, list[float]]] = {}
     for each in scored:
@@ -139,7 +139,7 @@ def _equal(values: Sequence[float]) -> bool:
 
 
 def _holds(prediction: str, answer: str) -> bool:
-    """An answer of which nothing is left ("A") would be in everything: it must be the whole prediction."""
+    """If normalisation leaves nothing of an answer ("A"), the normalised prediction must be empty, too."""
     normalised = _normalised(answer)
     return normalised in prediction if normalised else prediction == ""
 
