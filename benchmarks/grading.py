@@ -17,9 +17,9 @@ import measure
 from rich.console import Console
 from rich.table import Table
 
-from megatron_prism.verification.code import STRONG, WEAK
 from megatron_prism.verification.grade import GradeItem, grade_all, grader_versions
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.sandbox.isolation import STRONG, WEAK
+from megatron_prism.verification.settings import GradingSettings
 
 PROGRAM = "```python\ndef f(x):\n    return x * x\n```"
 SCRIPT = "```python\nprint(int(input()) ** 2)\n```"
@@ -51,7 +51,7 @@ def kinds(answers: int) -> dict[str, tuple[str, list[GradeItem]]]:
 
 def rate(mode: str, items: list[GradeItem], rounds: int) -> dict[str, Any]:
     """Answers per second: the median over the rounds, the slowest and the fastest; seconds to the first verdict."""
-    with GradingPool(timeout_seconds=30.0) as pool:
+    with GradingSettings(workers=1, timeout_seconds=30.0).open_pool() as pool:
         start = time.perf_counter()
         grade_all(items[:1], pool, sandbox=mode)
         first = time.perf_counter() - start

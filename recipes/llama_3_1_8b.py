@@ -18,7 +18,7 @@ from megatron_prism.study.midtraining import (
     published_model,
 )
 from megatron_prism.study.reinforcement import add_study_reinforcement, paper_branch, tiny_branch
-from megatron_prism.verification.code import STRONG
+from megatron_prism.verification.sandbox.isolation import STRONG
 
 MODEL = "meta-llama/Llama-3.1-8B"
 # Table 16 of the paper.

@@ -37,7 +37,7 @@ from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
-from megatron_prism.verification.code import STRONG
+from megatron_prism.verification.sandbox.isolation import STRONG
 from megatron_prism.verification.settings import GradingSettings
 
 # Two cores: what everything waits for is trained on both, with one thread each; later stages run side by side.

@@ -8,14 +8,14 @@ from data_artifacts import make_artifact, small_corpus
 
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
-from megatron_prism.verification.code import sandbox_problem
+from megatron_prism.verification.sandbox.isolation import sandbox_problem
 
 # Two test workers take one file after the other. Those that take longest come first, so that none is left for the end.
 LONGEST = (
     "recipes/test_models.py", "training/test_train_stage.py", "conversion/quantization/test_quantize.py",
     "parallel/test_rl_layouts.py", "rl/test_reinforce.py", "parallel/test_hf_layouts.py",
     "generation/test_hf_parity.py", "training/test_extension_training.py", "rl/test_vllm_sampling.py",
-    "parallel/test_parity.py", "verification/test_sandbox.py", "parallel/test_long_context.py",
+    "parallel/test_parity.py", "verification/sandbox/test_bubblewrap.py", "parallel/test_long_context.py",
     "generation/test_transformers_serve.py", "generation/test_engine_config.py", "examples/test_examples.py",
     "pipeline/test_launch.py", "data/test_shoebox_corpus.py", "conversion/test_import_export.py",
 )  # fmt: skip

@@ -11,8 +11,8 @@ def doctor(json_file: JsonOption = None) -> None:
     """Show what this machine has and what each thing is needed for."""
     check_json_target(json_file)
     from megatron_prism.platform.doctor import Check, diagnose
-    from megatron_prism.verification.code import sandbox_problem
-    from megatron_prism.verification.sandbox import bubblewrap_version
+    from megatron_prism.verification.sandbox.bubblewrap import bubblewrap_version
+    from megatron_prism.verification.sandbox.isolation import sandbox_problem
 
     problem = sandbox_problem()
     found = f"bubblewrap {bubblewrap_version()}, tested with a program" if problem is None else problem

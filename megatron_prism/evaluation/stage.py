@@ -17,11 +17,11 @@ from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_object, read_records
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, progress_bar
-from megatron_prism.verification.code import require_sandbox
 from megatron_prism.verification.grade import grader_versions
+from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.problems import load_suite
+from megatron_prism.verification.sandbox.isolation import require_sandbox
 from megatron_prism.verification.settings import GradingSettings
-from megatron_prism.verification.workers import GradingPool
 
 SCORES = "scores.json"
 SAMPLES = "samples.jsonl.zst"

@@ -8,10 +8,10 @@ from typing import Any
 
 from megatron_prism.evaluation.statistics import pass_at_k, pass_rate
 from megatron_prism.generation.engine import Engine, SamplingParams
-from megatron_prism.verification.code import STRONG
 from megatron_prism.verification.grade import Grade, GradeItem, grade_all
+from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.problems import Problem
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.sandbox.isolation import STRONG
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import FinishReason
-from megatron_prism.verification.extract import has_think_format
+from megatron_prism.verification.answers.extract import has_think_format
 
 
 @dataclass

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from megatron_prism.generation.engine import Completion, Engine, SamplingParams
 from megatron_prism.rl.rewards import Reward, RewardSettings, reward
-from megatron_prism.verification.code import STRONG, require_sandbox
 from megatron_prism.verification.grade import Grade, GradeItem, grade_all
+from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.problems import Problem
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.sandbox.isolation import STRONG, require_sandbox
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,22 @@ from typing import Any
 
 from megatron_prism.errors import DataError, suggest
 from megatron_prism.platform.hardware import package_version
-from megatron_prism.verification import choice, code, math, short
-from megatron_prism.verification.code_tests import CodeTest
-from megatron_prism.verification.judge import Runner
-from megatron_prism.verification.sandbox import bubblewrap_version
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.answers.choice import extract_choice
+from megatron_prism.verification.answers.math_answers import extract_math, math_equal
+from megatron_prism.verification.answers.math_answers import prepare as prepare_math
+from megatron_prism.verification.answers.programs import extract_code
+from megatron_prism.verification.answers.short_answers import extract_short, short_equal
+from megatron_prism.verification.pool.grading_pool import GradingPool
+from megatron_prism.verification.sandbox.bubblewrap import bubblewrap_version
+from megatron_prism.verification.sandbox.code_tests import CodeTest
+from megatron_prism.verification.sandbox.isolation import (
+    STRONG,
+    check_mode,
+    open_runner,
+    require_sandbox,
+    run_tests,
+)
+from megatron_prism.verification.sandbox.judge import PASSED, Runner
 
 KINDS = ("math", "choice", "short", "code")
 # Kinds whose comparison may need sympy.
@@ -59,7 +70,7 @@ def grade(
     tests: Sequence[CodeTest] = (),
     timeout_seconds: float = 5.0,
     memory_mib: int = 512,
-    sandbox: str = code.STRONG,
+    sandbox: str = STRONG,
     runner: Runner | None = None,
 ) -> Grade:
     """Grade one completion in this process (code runs in its own). Prefer `grade_all` for text a model wrote.
@@ -77,20 +88,20 @@ def grade(
         ConfigError: for a mode that is unknown or does not work here.
     """
     if kind == "math":
-        extracted = math.extract_math(completion)
-        return _compared(extracted, extracted is not None and math.math_equal(extracted, answer))
+        extracted = extract_math(completion)
+        return _compared(extracted, extracted is not None and math_equal(extracted, answer))
     if kind == "choice":
-        extracted = choice.extract_choice(completion)
+        extracted = extract_choice(completion)
         return _compared(extracted, extracted == answer.strip().upper())
     if kind == "short":
-        extracted = short.extract_short(completion)
-        return _compared(extracted, extracted is not None and short.short_equal(extracted, answer))
+        extracted = extract_short(completion)
+        return _compared(extracted, extracted is not None and short_equal(extracted, answer))
     if kind == "code":
-        extracted = code.extract_code(completion)
+        extracted = extract_code(completion)
         if extracted is None:
             return Grade(False, NO_ANSWER)
-        reason = code.run_tests(extracted, tests, timeout_seconds, memory_mib, sandbox, runner)
-        return Grade(reason == code.PASSED, reason, extracted)
+        reason = run_tests(extracted, tests, timeout_seconds, memory_mib, sandbox, runner)
+        return Grade(reason == PASSED, reason, extracted)
     raise DataError(f"problem kind '{kind}' cannot be graded{suggest(kind, KINDS)}")
 
 
@@ -98,7 +109,7 @@ def grade_all(
     items: Sequence[GradeItem],
     pool: GradingPool,
     progress: Callable[[int], None] = lambda finished: None,
-    sandbox: str = code.STRONG,
+    sandbox: str = STRONG,
 ) -> list[Grade]:
     """Grade many completions in the pool's processes; grades in the order of `items`.
 
@@ -112,22 +123,22 @@ def grade_all(
         ConfigError: before any work, for a mode that is unknown or does not work here if a program is among
             the items.
     """
-    code.check_mode(sandbox)
+    check_mode(sandbox)
     for item in items:
         if item.kind not in KINDS:
             raise DataError(f"problem kind '{item.kind}' cannot be graded{suggest(item.kind, KINDS)}")
     if any(item.kind == "code" for item in items):
-        code.require_sandbox(sandbox)
+        require_sandbox(sandbox)
     results = pool.map([{**asdict(item), "sandbox": sandbox} for item in items], progress)
     return [Grade(False, r["failed"]) if "failed" in r else Grade(**r) for r in results]
 
 
-def grader_versions(kinds: Iterable[str], sandbox: str = code.STRONG) -> dict[str, str | None]:
+def grader_versions(kinds: Iterable[str], sandbox: str = STRONG) -> dict[str, str | None]:
     """What decided verdicts on these kinds, for a receipt: versions, and for programs the mode of isolation."""
     versions = {"math-verify": package_version("math-verify")}
     if "code" in kinds:
         versions["sandbox"] = sandbox
-        if sandbox == code.STRONG:
+        if sandbox == STRONG:
             versions["bubblewrap"] = bubblewrap_version()
     return versions
 
@@ -135,7 +146,7 @@ def grader_versions(kinds: Iterable[str], sandbox: str = code.STRONG) -> dict[st
 def prepare(task: Mapping[str, Any], *, memory_mib: int) -> None:
     """Pool hook: imports for this kind of task and the start of its sandbox, outside its time limit."""
     if task["kind"] in SYMBOLIC:
-        math.prepare()
+        prepare_math()
     if task["kind"] == "code":
         _warm_runner(task["sandbox"], memory_mib).open()
 
@@ -151,7 +162,7 @@ def _warm_runner(sandbox: str, memory_mib: int) -> Runner:
     """This worker process's own, open until it ends."""
     opened = ExitStack()
     atexit.register(opened.close)
-    return opened.enter_context(code.open_runner(sandbox, memory_mib))
+    return opened.enter_context(open_runner(sandbox, memory_mib))
 
 
 def _compared(extracted: str | None, correct: bool) -> Grade:

@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_prism.errors import DataError, suggest
 from megatron_prism.pipeline.json_text import is_blank, read_records
-from megatron_prism.verification.code_tests import CodeTest, parse_tests
 from megatron_prism.verification.grade import KINDS
+from megatron_prism.verification.sandbox.code_tests import CodeTest, parse_tests
 
 TEXT_KEYS = ("id", "domain", "prompt", "kind", "answer")
 KEYS = (*TEXT_KEYS, "tests")
@@ -27,7 +27,7 @@ class Problem:
         prompt: the text to complete, role prefixes included.
         kind: how it is graded: "math", "choice", "short" or "code".
         answer: content of the reference's box, the letter, or the short answer; empty for code.
-        tests: for code as verification/code_tests.py describes, else empty.
+        tests: for code as verification/sandbox/code_tests.py describes, else empty.
     """
 
     id: str

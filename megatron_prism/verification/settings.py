@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import tuning
-from megatron_prism.verification.code import STRONG, check_mode
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification import grade
+from megatron_prism.verification.pool.grading_pool import GradingPool
+from megatron_prism.verification.sandbox.isolation import STRONG, check_mode
 
 
 @dataclass
@@ -32,4 +33,9 @@ class GradingSettings:
 
     def open_pool(self) -> GradingPool:
         """A pool with these limits; use it as a context manager."""
-        return GradingPool(self.workers, self.timeout_seconds, self.memory_mib)
+        return GradingPool(
+            grade.__name__,
+            workers=self.workers,
+            timeout_seconds=self.timeout_seconds,
+            memory_mib=self.memory_mib,
+        )

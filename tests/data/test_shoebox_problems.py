@@ -18,11 +18,12 @@ from megatron_prism.data.shoebox.problem import (
     problems,
 )
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.verification.choice import extract_choice
-from megatron_prism.verification.code import PASSED, extract_code, run_tests
-from megatron_prism.verification.extract import has_think_format
-from megatron_prism.verification.math import extract_math
+from megatron_prism.verification.answers.choice import extract_choice
+from megatron_prism.verification.answers.extract import has_think_format
+from megatron_prism.verification.answers.math_answers import extract_math
+from megatron_prism.verification.answers.programs import extract_code
 from megatron_prism.verification.problems import problem_of
+from megatron_prism.verification.sandbox.isolation import PASSED, run_tests
 
 SUITES = {module.SUITE: module.FAMILIES for module in (problems_math, problems_science, problems_code)}
 CASES = [(suite, name) for suite, families in SUITES.items() for name in families]

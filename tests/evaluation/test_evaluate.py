@@ -16,7 +16,6 @@ from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
 from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.settings import GradingSettings
-from megatron_prism.verification.workers import GradingPool
 
 
 class ScriptedEngine:
@@ -57,7 +56,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(timeout_seconds=30) as made:
+    with GradingSettings(workers=1, timeout_seconds=30).open_pool() as made:
         yield made
 
 

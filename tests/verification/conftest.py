@@ -6,7 +6,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from megatron_prism.verification.code import open_runner
+from megatron_prism.verification.sandbox.isolation import open_runner
 
 
 @pytest.fixture

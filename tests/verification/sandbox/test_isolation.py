@@ -1,4 +1,4 @@
-"""What holds in both modes of isolation; test_bounded.py and test_sandbox.py have what differs."""
+"""What holds in both modes of isolation; test_weak_runner.py and test_bubblewrap.py have what differs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.verification import code
-from megatron_prism.verification.code import extract_code, run_tests
 from megatron_prism.verification.grade import GradeItem, grade, grade_all, grader_versions
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.sandbox import isolation
+from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.settings import GradingSettings
 
 TESTS = ["assert f(2) == 4", "assert f(-3) == 9"]
 GOOD = "def f(x):\n    return x * x\n"
@@ -34,17 +34,9 @@ def verdict(runner, program, tests=TESTS, seconds=PATIENT_SECONDS):
     return run_tests(program, tests, seconds, 256, runner=runner)
 
 
-def test_the_last_fenced_block_of_the_final_part_is_taken():
-    text = "<think>```python\na\n```</think>\n```python\nb\n```\ntext\n```py\nc = '``'\n```\nbye"
-    assert extract_code(text) == "c = '``'\n"
-    assert extract_code("```\nd\n```") == "d\n"
-    assert extract_code("```python\nunclosed") is None
-    assert extract_code("def f(x): return x") is None
-
-
-@pytest.mark.parametrize("sandbox", code.MODES)
+@pytest.mark.parametrize("sandbox", isolation.MODES)
 def test_right_and_wrong_programs(sandbox, request):
-    if sandbox == code.STRONG:
+    if sandbox == isolation.STRONG:
         request.getfixturevalue("bubblewrap")
     assert grade("code", fenced(GOOD), tests=TESTS, sandbox=sandbox).correct
     wrong = grade("code", fenced("def f(x):\n    return x + 2\n"), tests=TESTS, sandbox=sandbox)
@@ -166,11 +158,11 @@ def test_a_program_sees_no_environment_and_its_own_folder(runner, monkeypatch):
     assert verdict(runner, "open('m', 'w').write('x')\nassert open('m').read() == 'x'\n" + GOOD) == "correct"
 
 
-@pytest.mark.parametrize("sandbox", code.MODES)
+@pytest.mark.parametrize("sandbox", isolation.MODES)
 def test_nothing_is_left_behind(sandbox, new_children, request):
-    if sandbox == code.STRONG:
+    if sandbox == isolation.STRONG:
         request.getfixturevalue("bubblewrap")
-        code.require_sandbox(sandbox)
+        isolation.require_sandbox(sandbox)
     before = set(Path(tempfile.gettempdir()).glob("prism-code-*"))
     descriptors = len(os.listdir("/proc/self/fd"))
     program = "import time; open('x', 'w').write('x'); time.sleep(60)"
@@ -183,7 +175,7 @@ def test_nothing_is_left_behind(sandbox, new_children, request):
 def test_no_tests_is_an_error_not_a_pass():
     with pytest.raises(DataError, match="no tests"):
         run_tests(GOOD, [], sandbox="weak")
-    with GradingPool() as pool:
+    with GradingSettings(workers=1).open_pool() as pool:
         made = grade_all([GradeItem("code", fenced(GOOD))], pool, sandbox="weak")
         assert made[0].reason == "error: DataError"
 
@@ -191,24 +183,27 @@ def test_no_tests_is_an_error_not_a_pass():
 def test_unknown_kind_is_refused_with_the_nearest():
     with pytest.raises(DataError, match="did you mean 'math'"):
         grade("maths", "x")
-    with GradingPool() as pool, pytest.raises(DataError, match="essay"):
+    with GradingSettings(workers=1).open_pool() as pool, pytest.raises(DataError, match="essay"):
         grade_all([GradeItem("essay", "x")], pool)
 
 
 def test_unknown_mode_is_refused_with_the_nearest():
-    with GradingPool() as pool, pytest.raises(ConfigError, match="did you mean 'strong'"):
+    with (
+        GradingSettings(workers=1).open_pool() as pool,
+        pytest.raises(ConfigError, match="did you mean 'strong'"),
+    ):
         grade_all([GradeItem("math", "x", "1")], pool, sandbox="stong")
 
 
-@pytest.mark.parametrize("sandbox", code.MODES)
+@pytest.mark.parametrize("sandbox", isolation.MODES)
 def test_programs_in_the_pool_keep_order_and_limits(sandbox, request, new_children):
-    if sandbox == code.STRONG:
+    if sandbox == isolation.STRONG:
         request.getfixturevalue("bubblewrap")
     good, slow = (
         GradeItem("code", fenced(GOOD), tests=TESTS),
         GradeItem("code", fenced("while 1: pass"), tests=TESTS),
     )
-    with GradingPool(timeout_seconds=3.0, memory_mib=400) as pool:
+    with GradingSettings(workers=1, timeout_seconds=3.0, memory_mib=400).open_pool() as pool:
         made = grade_all([good, slow, good], pool, sandbox=sandbox)
         assert [g.reason for g in made] == ["correct", "timeout", "correct"]
         hog = GradeItem("code", fenced("x = bytearray(10**9)"), tests=TESTS)
@@ -221,7 +216,7 @@ def test_programs_in_the_pool_keep_order_and_limits(sandbox, request, new_childr
 
 def test_strong_is_the_default_and_refuses_before_any_work_where_it_cannot_be(no_bubblewrap):
     item = GradeItem("code", fenced(GOOD), tests=TESTS)
-    with GradingPool() as pool:
+    with GradingSettings(workers=1).open_pool() as pool:
         with pytest.raises(ConfigError, match=r"bwrap is not on PATH.*install bubblewrap.*sandbox=weak"):
             grade_all([item], pool)
         assert pool.pids() == []
@@ -232,9 +227,9 @@ def test_strong_is_the_default_and_refuses_before_any_work_where_it_cannot_be(no
 
 
 def test_the_weak_mode_says_aloud_what_it_is(caplog):
-    code._warn_of_weakness.cache_clear()
+    isolation._warn_of_weakness.cache_clear()
     with caplog.at_level("WARNING", logger="megatron_prism"):
-        code.require_sandbox("weak")
+        isolation.require_sandbox("weak")
     assert "sandbox=weak: programs that a model wrote run as this user" in caplog.text
 
 

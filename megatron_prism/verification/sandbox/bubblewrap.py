@@ -31,12 +31,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.verification.cgroup import ControlGroup
-from megatron_prism.verification.inside import zygote
-from megatron_prism.verification.interpreter_files import interpreter_files
-from megatron_prism.verification.system_calls import seccomp_filter
+from megatron_prism.verification.sandbox import inside
+from megatron_prism.verification.sandbox.cgroup import ControlGroup
+from megatron_prism.verification.sandbox.inside import zygote
+from megatron_prism.verification.sandbox.interpreter_files import interpreter_files
+from megatron_prism.verification.sandbox.system_calls import seccomp_filter
 
-INSIDE = Path(__file__).with_name("inside")
+INSIDE = Path(inside.__path__[0])
 PACKAGE_IN_SANDBOX = "/prism"
 DEVICES = ("null", "zero", "random", "urandom")
 TEMPORARY_BYTES = 64 << 20
@@ -138,7 +139,7 @@ class Sandbox:
         # Where control groups cannot be made the limits of each process remain.
         with contextlib.suppress(OSError):
             self.group = ControlGroup((self.memory_mib << 20) + OWN_MEMORY_BYTES, 2 * zygote.PROCESSES)
-        host, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        host, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = host
         said = os.memfd_create("said")
         information, given = os.pipe()
@@ -150,18 +151,18 @@ class Sandbox:
             self._process = subprocess.Popen(
                 [
                     *("/bin/sh", "-c", _ENTER, "sh", *entrances, "--", program),
-                    *_arguments(rules, given, inside.fileno()),
+                    *_arguments(rules, given, far_end.fileno()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
-                pass_fds=(rules, given, inside.fileno()),
+                pass_fds=(rules, given, far_end.fileno()),
                 env={},
                 start_new_session=True,
             )
             os.close(given)
             given = -1
-            inside.close()
+            far_end.close()
             ready = _receive(host, START_SECONDS)
             if ready is None:
                 self._process.kill()
@@ -170,7 +171,7 @@ class Sandbox:
                 raise SandboxError(text.splitlines()[-1] if text else "it ended without a word")
             self._first_process = json.loads(os.read(information, 4096))["child-pid"]
         finally:
-            inside.close()
+            far_end.close()
             for descriptor in (said, information, given, rules):
                 if descriptor >= 0:
                     os.close(descriptor)
@@ -244,7 +245,7 @@ def _arguments(rules: int, information: int, control: int) -> list[str]:
         *(argument for path in shown for argument in ("--ro-bind", path, path)),
         *(argument for path in files.hidden for argument in ("--perms", "0755", "--tmpfs", path)),
         *(argument for path in files.hidden for argument in ("--remount-ro", path)),
-        *("--ro-bind", str(INSIDE), f"{PACKAGE_IN_SANDBOX}/megatron_prism/verification/inside"),
+        *("--ro-bind", str(INSIDE), f"{PACKAGE_IN_SANDBOX}/{inside.__name__.replace('.', '/')}"),
         *(argument for name in DEVICES for argument in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
         *("--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", zygote.WRITABLE),
         *("--remount-ro", "/", "--chdir", zygote.WRITABLE, "--clearenv"),

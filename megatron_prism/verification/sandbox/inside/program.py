@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from megatron_prism.verification.inside.plain import plain
+from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 # Said in place of a value that has no plain text; no expected value reads like this.
 NO_VALUE = "?"

@@ -26,12 +26,13 @@ from hostile_programs import (
     TESTS,
 )
 
-from megatron_prism.verification import sandbox as sandbox_module
-from megatron_prism.verification.bounded import BoundedRunner
-from megatron_prism.verification.cgroup import MOUNTS, PREFIX
-from megatron_prism.verification.code import run_tests
-from megatron_prism.verification.sandbox import Sandbox, SandboxError
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.platform.source_tree import ROOT
+from megatron_prism.verification.sandbox import bubblewrap as bubblewrap_module
+from megatron_prism.verification.sandbox.bubblewrap import Sandbox, SandboxError
+from megatron_prism.verification.sandbox.cgroup import MOUNTS, PREFIX
+from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.sandbox.weak_runner import WeakRunner
+from megatron_prism.verification.settings import GradingSettings
 
 MEMORY_MIB = 256
 # A program with a right `f` gets the time to win; the others can only be stopped.
@@ -80,7 +81,7 @@ def attack(sandbox, program, tests, seconds):
     descriptors, before = len(os.listdir("/proc/self/fd")), sandbox._first_process
     started = time.monotonic()
     reason = run_tests(program, tests, seconds, MEMORY_MIB, runner=sandbox)
-    assert time.monotonic() - started < seconds + 2 * sandbox_module.CLEAN_SECONDS
+    assert time.monotonic() - started < seconds + 2 * bubblewrap_module.CLEAN_SECONDS
     if sandbox._process is not None:
         assert inside(sandbox) == [sandbox._first_process]
     assert run_tests(CLEAN + GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
@@ -149,7 +150,7 @@ def test_the_attacks_are_real(host, name, tmp_path):
 @pytest.mark.parametrize("name", ["a file of the host", "the checkpoint folder", "the users"])
 def test_the_weak_mode_does_not_isolate(host, name):
     program = ATTACKS[name].format(**host)
-    assert run_tests(program, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=BoundedRunner()) == "correct"
+    assert run_tests(program, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=WeakRunner()) == "correct"
 
 
 def test_a_program_is_nobody_without_rights_and_sees_three_folders(sandbox):
@@ -193,9 +194,9 @@ def test_what_cannot_be_cleaned_up_costs_the_sandbox_not_the_verdict(sandbox):
 
 USER_SCRIPT = """
 import json, sys
-from megatron_prism.verification.code_tests import parse_tests
-from megatron_prism.verification.judge import judge
-from megatron_prism.verification.sandbox import Sandbox
+from megatron_prism.verification.sandbox.code_tests import parse_tests
+from megatron_prism.verification.sandbox.judge import judge
+from megatron_prism.verification.sandbox.bubblewrap import Sandbox
 programs, tests = json.loads(sys.argv[1])
 with Sandbox(256) as made:
     print([judge(made, program, parse_tests(tests), 60, 256) for program in programs])
@@ -217,7 +218,7 @@ def test_an_ordinary_user_has_a_sandbox_too(bubblewrap):
         ],
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": str(Path(sandbox_module.__file__).parents[2]), "PATH": os.environ["PATH"]},
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
     )
     assert done.stderr == ""
     assert done.stdout.count("correct") == 3, done.stdout
@@ -225,7 +226,7 @@ def test_an_ordinary_user_has_a_sandbox_too(bubblewrap):
 
 
 def test_a_sandbox_is_replaced_after_so_many_programs(sandbox, monkeypatch):
-    monkeypatch.setattr(sandbox_module, "PROGRAMS_PER_SANDBOX", 2)
+    monkeypatch.setattr(bubblewrap_module, "PROGRAMS_PER_SANDBOX", 2)
     sandbox.close()
     first = []
     for _ in range(4):
@@ -253,7 +254,7 @@ def test_closing_leaves_no_process_folder_group_or_descriptor(bubblewrap, new_ch
 def test_a_killed_worker_takes_its_sandbox_with_it(bubblewrap, new_children):
     tests = {"tests": TESTS, "kind": "code", "answer": "", "sandbox": "strong"}
     good = {**tests, "completion": f"```python\n{GOOD}```"}
-    with GradingPool(timeout_seconds=PATIENT_SECONDS, memory_mib=400) as pool:
+    with GradingSettings(workers=1, timeout_seconds=PATIENT_SECONDS, memory_mib=400).open_pool() as pool:
         assert pool.map([good])[0]["correct"]
         (worker,) = pool.pids()
         assert len(new_children()) >= 3
@@ -279,7 +280,7 @@ def test_a_sandbox_that_cannot_start_says_why(bubblewrap, monkeypatch, tmp_path)
 
 
 def test_the_interpreter_is_shown_without_its_packages(bubblewrap):
-    from megatron_prism.verification.interpreter_files import interpreter_files
+    from megatron_prism.verification.sandbox.interpreter_files import interpreter_files
 
     files = interpreter_files()
     shown = (files.python, *files.folders, *files.files)
@@ -293,7 +294,7 @@ def test_a_host_with_many_open_files(tmp_path):
     """The sandbox's descriptors then have numbers that select() and a program's own limit do not take."""
     program = (
         "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(1100)]\n"
-        "from megatron_prism.verification.code import sandbox_problem; print(sandbox_problem())"
+        "from megatron_prism.verification.sandbox.isolation import sandbox_problem; print(sandbox_problem())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "None", done.stderr

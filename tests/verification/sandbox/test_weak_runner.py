@@ -1,17 +1,17 @@
-"""The weak mode: accidents are stopped. That it does not isolate is test_sandbox.py's negative control."""
+"""The weak mode: accidents are stopped. That it does not isolate is test_bubblewrap.py's negative control."""
 
 from __future__ import annotations
 
 import pytest
 
-from megatron_prism.verification.bounded import BoundedRunner
-from megatron_prism.verification.code import run_tests
+from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 
 TESTS = ["assert f(2) == 4"]
 
 
 def verdict(program):
-    return run_tests(program, TESTS, 60.0, 256, runner=BoundedRunner())
+    return run_tests(program, TESTS, 60.0, 256, runner=WeakRunner())
 
 
 @pytest.mark.parametrize(

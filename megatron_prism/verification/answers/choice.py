@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_prism.verification.extract import final_part, last_boxed, tail
+from megatron_prism.verification.answers.extract import final_part, last_boxed, tail
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathbf|mathrm|textrm)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Da-d])(?:\)|[.:]|$)")

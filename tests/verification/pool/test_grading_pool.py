@@ -10,15 +10,15 @@ import psutil
 import pytest
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.pool.grading_pool import GradingPool
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
 def pool(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    with GradingPool(workers=2, timeout_seconds=1.0, memory_mib=400, grader="hostile_grader") as made:
+    with GradingPool("hostile_grader", workers=2, timeout_seconds=1.0, memory_mib=400) as made:
         yield made
 
 
@@ -105,8 +105,8 @@ def test_an_interrupted_map_leaves_no_process(new_children, pool):
 def test_workers_end_when_the_parent_is_killed(do):
     script = (
         "import os, sys, threading, time\n"
-        "from megatron_prism.verification.workers import GradingPool\n"
-        "pool = GradingPool(1, timeout_seconds=5, grader='hostile_grader')\n"
+        "from megatron_prism.verification.pool.grading_pool import GradingPool\n"
+        "pool = GradingPool('hostile_grader', timeout_seconds=5)\n"
         "pool.map([{'do': 'ok'}])\n"
         "print(pool.pids()[0], flush=True)\n"
         f"pool.map([{{'do': {do!r}, 'seconds': 1.0}}])\n"
@@ -134,8 +134,8 @@ def test_workers_import_no_torch_and_not_the_users_script(tmp_path):
         "print('main script')\n"
         "import sys\n"
         "from megatron_prism.verification.grade import GradeItem, grade_all\n"
-        "from megatron_prism.verification.workers import GradingPool\n"
-        "with GradingPool(1) as pool:\n"
+        "from megatron_prism.verification.settings import GradingSettings\n"
+        "with GradingSettings(workers=1).open_pool() as pool:\n"
         "    print(grade_all([GradeItem('math', r'\\boxed{1/2}', '0.5')], pool)[0].correct)\n"
         "    import psutil\n"
         "    maps = {m.path for m in psutil.Process(pool.pids()[0]).memory_maps()}\n"
@@ -152,7 +152,7 @@ def test_workers_import_no_torch_and_not_the_users_script(tmp_path):
 
 def test_a_grader_that_cannot_be_imported_is_a_bug_not_an_endless_loop():
     with (
-        GradingPool(grader="no_such_module") as pool,
+        GradingPool("no_such_module") as pool,
         pytest.raises(RuntimeError, match="before their task starts"),
     ):
         pool.map([{"do": "ok"}])
@@ -161,4 +161,4 @@ def test_a_grader_that_cannot_be_imported_is_a_bug_not_an_endless_loop():
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout_seconds": 0}, {"memory_mib": -1}])
 def test_impossible_limits_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        GradingPool(**wrong)
+        GradingPool("hostile_grader", **wrong)

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from megatron_prism.verification.inside.program import serve
+from megatron_prism.verification.sandbox.inside.program import serve
 
 # Audit events (docs.python.org/3/library/audit_events.html) that no answer needs and that could do harm.
 # fmt: off

@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 
 from megatron_prism.errors import DataError
-from megatron_prism.verification.code_tests import normal_output, parse_tests
-from megatron_prism.verification.inside.plain import plain
+from megatron_prism.verification.sandbox.code_tests import normal_output, parse_tests
+from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 Point = namedtuple("Point", "x y")
 

@@ -20,7 +20,7 @@ import socket
 import sys
 from typing import Any
 
-from megatron_prism.verification.inside.program import serve
+from megatron_prism.verification.sandbox.inside.program import serve
 
 NOBODY = 65534
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4

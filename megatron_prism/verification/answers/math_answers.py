@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from megatron_prism.verification.extract import final_part, last_boxed, tail
+from megatron_prism.verification.answers.extract import final_part, last_boxed, tail
 
 # Longer than any reference answer; what is longer is not sent to sympy.
 LONGEST_ANSWER = 10_000

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from megatron_prism.verification.extract import final_part, has_think_format, last_boxed
+from megatron_prism.verification.answers.extract import final_part, has_think_format, last_boxed
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,9 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.platform.source_tree import ROOT
-from megatron_prism.verification import cgroup
-from megatron_prism.verification.protocol import decode, encode
+from megatron_prism.verification.pool.frames import decode, encode
+from megatron_prism.verification.sandbox import cgroup
 
-DEFAULT_GRADER = "megatron_prism.verification.grade"
 # Time for a worker to start and import what its task needs; only a broken installation takes longer.
 START_SECONDS = 120.0
 # Time past the limit before a worker is killed: a grader that keeps the limit itself may answer first.
@@ -41,11 +40,11 @@ class GradingPool:
     process dies.
 
     Args:
+        grader: module with `prepare(task, *, memory_mib) -> None` (imports, not timed) and
+            `run(task, *, timeout_seconds, memory_mib) -> dict`; tasks and results are JSON-ready mappings.
         workers: number of processes.
         timeout_seconds: wall time for one task; start-up and imports are not counted.
         memory_mib: address space of a worker in MiB (RLIMIT_AS; sympy alone needs about 300).
-        grader: module with `prepare(task, *, memory_mib) -> None` (imports, not timed) and
-            `run(task, *, timeout_seconds, memory_mib) -> dict`; tasks and results are JSON-ready mappings.
 
     Raises:
         ConfigError: for a size or limit that is not positive.
@@ -53,10 +52,11 @@ class GradingPool:
 
     def __init__(
         self,
+        grader: str,
+        *,
         workers: int = 1,
         timeout_seconds: float = 5.0,
         memory_mib: int = 2048,
-        grader: str = DEFAULT_GRADER,
     ) -> None:
         for name, value in (
             ("workers", workers),
@@ -67,7 +67,7 @@ class GradingPool:
                 raise ConfigError(f"grading pool: {name}={value}: must be greater than zero")
         self.timeout_seconds = timeout_seconds
         self._command = [
-            *(sys.executable, "-P", "-m", "megatron_prism.verification.child"),
+            *(sys.executable, "-P", "-m", "megatron_prism.verification.pool.worker_process"),
             *(grader, str(timeout_seconds), str(memory_mib)),
         ]
         self._workers: list[_Worker | None] = [None] * workers

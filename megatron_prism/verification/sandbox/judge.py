@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from megatron_prism.verification.code_tests import Case, CodeTests, Step, normal_output
+from megatron_prism.verification.sandbox.code_tests import Case, CodeTests, Step, normal_output
 
 PASSED = "correct"
 CRASHED = "crashed"

@@ -13,7 +13,7 @@ import select
 import sys
 from typing import Any
 
-from megatron_prism.verification.protocol import decode, encode
+from megatron_prism.verification.pool.frames import decode, encode
 
 # How often an idle worker looks whether its parent still lives. End of input says so too, except when a
 # process that the parent forked still holds the other end of the pipe.

@@ -1,36 +1,25 @@
-"""Grading a program: take the last fenced block, run it isolated from this machine, and judge it by its tests."""
+"""Running a program on its tests, isolated in one of two modes: "strong" (bubblewrap.py) or "weak" (weak_runner.py)."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.platform.console import get_logger
-from megatron_prism.verification.bounded import BoundedRunner
-from megatron_prism.verification.code_tests import CodeTest, parse_tests
-from megatron_prism.verification.extract import final_part
-from megatron_prism.verification.judge import PASSED, Runner, judge
-from megatron_prism.verification.sandbox import Sandbox, SandboxError
+from megatron_prism.verification.sandbox.bubblewrap import Sandbox, SandboxError
+from megatron_prism.verification.sandbox.code_tests import CodeTest, parse_tests
+from megatron_prism.verification.sandbox.judge import PASSED, Runner, judge
+from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 
 STRONG, WEAK = "strong", "weak"
 MODES = (STRONG, WEAK)
-_FENCE = re.compile(
-    r"^[ \t]*```(?:python|py|python3)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE
-)
 # What the probe gives its program to use.
 _PROBE_MIB = 256
 _PROBE_SECONDS = 30.0
 
 log = get_logger(__name__)
-
-
-def extract_code(completion: str) -> str | None:
-    """The last ```python fenced block (a fence without a language counts), or None."""
-    blocks = _FENCE.findall(final_part(completion))
-    return blocks[-1] if blocks else None
 
 
 def run_tests(
@@ -47,7 +36,7 @@ def run_tests(
         program: Python source; only the standard library can be imported.
         timeout_seconds: wall time for the program with all its tests.
         memory_mib: address space of a process in MiB.
-        sandbox: "strong" (sandbox.py) or "weak" (bounded.py).
+        sandbox: "strong" or "weak".
         runner: what starts the program; without one a runner is made and closed again.
 
     Returns:
@@ -71,7 +60,7 @@ def run_tests(
 def open_runner(sandbox: str, memory_mib: int) -> Iterator[Runner]:
     """A runner of the named mode, kept warm until the block ends."""
     if sandbox == WEAK:
-        yield BoundedRunner()
+        yield WeakRunner()
         return
     with Sandbox(memory_mib) as strong:
         yield strong

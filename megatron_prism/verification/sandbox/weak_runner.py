@@ -16,10 +16,10 @@ import tempfile
 
 from megatron_prism.platform.source_tree import ROOT
 
-ENTRY = "megatron_prism.verification.inside.bounded"
+ENTRY = "megatron_prism.verification.sandbox.inside.audit_hooks"
 
 
-class BoundedRunner:
+class WeakRunner:
     """Starts a fresh interpreter for each program, in a folder that goes when it ends."""
 
     def open(self) -> None:

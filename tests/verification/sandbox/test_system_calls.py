@@ -1,4 +1,4 @@
-"""The filter's program, run by hand; that the kernel takes it and obeys is test_sandbox.py's."""
+"""The filter's program, run by hand; that the kernel takes it and obeys is test_bubblewrap.py's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.verification.system_calls import (
+from megatron_prism.verification.sandbox.system_calls import (
     ARCHITECTURES,
     CLONE,
     CLONE3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_prism.verification.math import extract_math, math_equal
+from megatron_prism.verification.answers.math_answers import extract_math, math_equal
 
 _TEXT = re.compile(r"\\(?:text|textbf|mathbf|mathrm|textrm|mbox)\s*\{([^{}]*)\}")
 _NUMBER = re.compile(r"\d")

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 
+from megatron_prism.verification.answers.math_answers import extract_math
 from megatron_prism.verification.grade import GradeItem, grade, grade_all
-from megatron_prism.verification.math import extract_math
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.settings import GradingSettings
 
 
 @pytest.fixture(scope="module")
 def pool():
     # Room for a machine that is much slower and busy with other things; only a hang takes this long.
-    with GradingPool(timeout_seconds=3.0) as made:
+    with GradingSettings(workers=1, timeout_seconds=3.0).open_pool() as made:
         yield made
 
 
@@ -67,7 +67,7 @@ def test_a_power_tower_costs_one_limit(pool):
 def test_a_megabyte_is_wrong_and_runs_into_no_limit(answer):
     # Neither may be handed to sympy. The limit leaves room for a slow machine; only a hang takes this long.
     items = [GradeItem("math", rf"\boxed{{{answer}}}", "5"), GradeItem("math", r"\boxed{5}", "5")]
-    with GradingPool(timeout_seconds=30.0) as patient:
+    with GradingSettings(workers=1, timeout_seconds=30.0).open_pool() as patient:
         assert [each.reason for each in grade_all(items, patient)] == ["wrong", "correct"]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_prism.verification.grade import GradeItem, grade, grade_all
-from megatron_prism.verification.workers import GradingPool
+from megatron_prism.verification.settings import GradingSettings
 
 SAME = [
     (r"\boxed{Mitochondria}", "mitochondria"),
@@ -25,7 +25,7 @@ OTHERS = [
 
 def test_text_is_compared_without_case_and_spaces_and_numbers_as_numbers():
     items = [GradeItem("short", completion, answer) for completion, answer in SAME + OTHERS]
-    with GradingPool(timeout_seconds=10.0) as pool:
+    with GradingSettings(workers=1, timeout_seconds=10.0).open_pool() as pool:
         grades = grade_all(items, pool)
     assert [made.correct for made in grades] == [True] * len(SAME) + [False] * len(OTHERS)
 

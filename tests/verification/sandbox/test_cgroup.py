@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from megatron_prism.verification.cgroup import MOUNTS, PREFIX, ControlGroup, sweep
+from megatron_prism.verification.sandbox.cgroup import MOUNTS, PREFIX, ControlGroup, sweep
 
 
 @pytest.fixture

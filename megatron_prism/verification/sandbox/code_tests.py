@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_prism.errors import DataError, suggest
-from megatron_prism.verification.inside.plain import plain
+from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 CodeTest = str | Mapping[str, Any]
 

@@ -1,0 +1,1 @@
+"""Finding the answer in a completion and comparing it with the reference."""

@@ -1,0 +1,1 @@
+"""Running programs that a model wrote, isolated, and judging them by tests."""
