@@ -91,7 +91,9 @@ def export(
     source = MegatronWeights(checkpoint)
     total = parameter_count(source.architecture) * next(iter(source.dtypes.values())).itemsize
     with whole_folder(out) as folder, bytes_bar("export", total) as advance:
-        metrics = export_checkpoint(source, folder, tokenizer, wanted, shard, advance)
+        metrics = export_checkpoint(
+            source, folder, tokenizer=tokenizer, dtype=wanted, max_shard_bytes=shard, progress=advance
+        )
     _report(json_file, f"exported {_size(metrics)} to {out}", metrics, out)
 
 
@@ -217,7 +219,7 @@ def quantize(
     from megatron_prism.data.readers import read_texts
 
     texts = None if calibration is None else read_texts(calibration)
-    metrics = quantize_checkpoint(hf_dir, out, scheme, texts, samples, length)
+    metrics = quantize_checkpoint(hf_dir, out, scheme, texts, samples=samples, length=length)
     show_remarks(metrics["remarks"])
     show_table(
         json_file,

@@ -1,4 +1,4 @@
-"""To a Hugging Face folder: streamed from a checkpoint without a model, or gathered from a model that is running."""
+"""Exports to a Hugging Face folder, from a checkpoint without building a model, or from a running model."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ Progress = Callable[[int], None]
 def export_checkpoint(
     source: Weights,
     out: Path,
+    *,
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress = lambda nbytes: None,
 ) -> dict[str, Any]:
-    """Write a Hugging Face folder; bytes that stay as they are pass from file to file, others one group at a time.
+    """Write a Hugging Face folder. Tensors that keep their dtype are copied by the kernel, others one group at a time.
 
     Args:
         out: an existing folder; the caller moves it to its final name.
@@ -52,15 +53,21 @@ def export_checkpoint(
         dtype: of the tensors; None keeps the checkpoint's.
 
     Returns:
-        Metrics: parameters, bytes of the weights, and remarks on the files beside them (`write_side_files`).
+        Metrics: parameters, bytes of the weights, and remarks on the files next to them (`write_side_files`).
 
     Raises:
-        ArtifactError: when there is no tokenizer, or one that does not fit the model.
+        ArtifactError: if there is no tokenizer, or it does not fit the model.
     """
     if tokenizer is None and source.files is None:
-        raise ArtifactError(f"{source.path}: no tokenizer came with this model; name the folder of one")
+        raise ArtifactError(f"{source.path}: this model has no tokenizer; name a folder with one")
     tensors = {name: (dtype or source.dtypes[name], shape) for name, shape in source.shapes.items()}
-    remarks = write_side_files(out, source.architecture, source.files, tokenizer, _main_dtype(tensors))
+    remarks = write_side_files(
+        out,
+        source.architecture,
+        files=source.files,
+        tokenizer=tokenizer,
+        dtype=_main_dtype(tensors),
+    )
     with FolderWriter(out, tensors, max_shard_bytes) as writer, quick_collection():
         for rule in parameter_map(source.architecture):
             for name in rule.hf:
@@ -83,52 +90,62 @@ def export_running(
     models: list[Any],
     architecture: Architecture,
     out: Path,
+    *,
     tokenizer: Path | None = None,
     files: Path | None = None,
 ) -> None:
-    """Export the model that these ranks hold; every rank calls it, rank 0 writes.
+    """Export the model of these ranks. Every rank must call it; rank 0 writes.
 
     Args:
-        models: this rank's model chunks, at any tensor, pipeline or data-parallel layout.
-        out: an existing folder, seen by rank 0.
-        tokenizer, files: folder of the tokenizer; folder of the config and files that came with the model.
+        models: this rank's model chunks, with any tensor, pipeline or data-parallel layout.
+        out: an existing folder that rank 0 can access.
+        tokenizer: folder with a tokenizer.
+        files: folder with the config and other files that came with the model.
     """
     gathered = gather_hf(models, architecture)
     if gathered is None:
         return
     dtypes, tensors = gathered
-    announced = {name: (dtypes[name], shape) for name, shape in hf_shapes(architecture).items()}
-    write_side_files(out, architecture, files, tokenizer, _main_dtype(announced))
-    with FolderWriter(out, announced) as writer:
+    shapes = {name: (dtypes[name], shape) for name, shape in hf_shapes(architecture).items()}
+    write_side_files(out, architecture, files=files, tokenizer=tokenizer, dtype=_main_dtype(shapes))
+    with FolderWriter(out, shapes) as writer:
         for name, tensor in tensors:
             writer.write(name, tensor)
 
 
 def write_side_files(
-    out: Path, architecture: Architecture, files: Path | None, tokenizer: Path | None, dtype: torch.dtype
+    out: Path,
+    architecture: Architecture,
+    *,
+    files: Path | None,
+    tokenizer: Path | None,
+    dtype: torch.dtype,
 ) -> list[str]:
-    """Everything but the weights: tokenizer, config and generation config, which agree on the tokens' ids.
+    """Write everything except the weights: tokenizer, config and generation config, with consistent token ids.
 
-    Without `tokenizer` all files stay as they came. With one, its ids win over those that came with the model.
+    Args:
+        files: folder with the files that came with the model; None if there are none.
+        tokenizer: folder with another tokenizer, whose ids replace those of `files`. None copies all files unchanged.
+        dtype: of the model's tensors.
 
     Returns:
-        Remarks: which ids changed, what was left behind, and files that came in disagreement.
+        Remarks: which ids changed, which files were not copied, and which files contradict each other.
 
     Raises:
-        ArtifactError: when there is no tokenizer, or one that has more tokens than the model has rows.
+        ArtifactError: if there is no tokenizer, or it has more tokens than the model has rows.
     """
     remarks = carry_files(files, out) if files is not None else []
     if tokenizer is None and files is not None and not (files / CONFIG).is_file() and has_tokenizer(files):
-        # A config that is made anew has its ids from the tokenizer, as with one that was named.
+        # There is no config, so its ids are taken from this tokenizer, as from one that the user names.
         tokenizer = files
     if tokenizer is None and files is None:
-        raise ArtifactError(f"{out}: no tokenizer came with this model; name the folder of one")
+        raise ArtifactError(f"{out}: this model has no tokenizer; name a folder with one")
     if tokenizer is None:
         write_config(out, architecture, dtype, {})
         return remarks + disagreements(files or out, architecture.vocab_size)
     try:
         before = stored_vocabulary(out)
-    except PrismError:  # one that cannot be read has no meaning that could stay
+    except PrismError:  # the old vocabulary cannot be read, so no ids are known to stay valid
         before = None
     facts = tokenizer_facts(tokenizer)
     check_fits(facts, architecture.vocab_size, tokenizer)
@@ -143,5 +160,5 @@ def write_side_files(
 
 
 def _main_dtype(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> torch.dtype:
-    """The dtype of the embedding, which comes first: what config.json names."""
+    """The dtype of the embedding, the first tensor: the dtype that config.json names."""
     return next(iter(tensors.values()))[0]

@@ -1,4 +1,4 @@
-"""Two models on the same tokens, each run by its own library: how far their logits are apart, and where it begins."""
+"""Compares the logits of two models on the same tokens, each run by its own library, and finds the first difference."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from megatron_prism.models.model_folder import CHECKPOINT
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import session
 
-# What a model is run on where no text is named.
+# The size of the random batch, used if the user names no text.
 RANDOM_BATCH, RANDOM_LENGTH = 2, 64
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model computed.
+    """The outputs of a model.
 
     Attributes:
         logits: `[batch, seq, vocabulary]`, fp32.
@@ -40,14 +40,14 @@ class Outputs:
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """Two models on the same tokens.
+    """The comparison of two models on the same tokens.
 
     Attributes:
         max_abs_difference: largest absolute difference of any logit.
-        max_abs_logit: largest absolute logit of the second model, the scale of the former.
+        max_abs_logit: largest absolute logit of the second model.
         cosine: smallest cosine between the two logit vectors of a position.
         top1_agreement: share of positions, 0..1, at which both rank the same token first.
-        departs: the first place at which the hidden states differ by more than the tolerance; None where none does.
+        departs: the first layer at which the hidden states differ by more than the tolerance; None if none does.
     """
 
     max_abs_difference: float
@@ -57,16 +57,16 @@ class LogitComparison:
     departs: str | None
 
     def allowed(self, tolerance: float) -> float:
-        """The largest difference that `tolerance` lets pass.
+        """The largest difference that `tolerance` allows.
 
-        Relative to the largest logit where that is below 1: Granite divides its logits, so an absolute bound alone
-        would let a wrong multiplier pass.
+        It is relative to the largest logit if that is below 1. Granite divides its logits, so an absolute bound alone
+        would miss a wrong multiplier.
         """
         return tolerance * min(1.0, self.max_abs_logit)
 
 
 def compare(first: Outputs, second: Outputs, tolerance: float) -> LogitComparison:
-    """Compare what two models made of the same tokens."""
+    """Compare the outputs of two models for the same tokens."""
     mine, theirs = first.logits, second.logits
     return LogitComparison(
         max_abs_difference=float((mine - theirs).abs().max()),
@@ -80,14 +80,14 @@ def compare(first: Outputs, second: Outputs, tolerance: float) -> LogitCompariso
 def _departs(first: list[Tensor], second: list[Tensor], tolerance: float) -> str | None:
     for index, (mine, theirs) in enumerate(zip(first, second, strict=True)):
         scale = float(theirs.abs().max())
-        # Written so that a NaN departs too.
+        # This form of the comparison also catches NaN.
         if not float((mine - theirs).abs().max()) <= tolerance * scale:
             return "the embedding" if index == 0 else f"layer {index - 1}"
     return None
 
 
 def random_tokens(*models: Architecture, seed: int) -> Tensor:
-    """`[batch, seq]` token ids that each of these models has, the same for a seed wherever they are drawn."""
+    """`[batch, seq]` random token ids that are valid for each of these models. A seed gives the same ids everywhere."""
     generator = torch.Generator().manual_seed(seed)
     length = min(RANDOM_LENGTH, *(model.max_position_embeddings for model in models))
     rows = min(model.vocab_size for model in models)
@@ -95,11 +95,13 @@ def random_tokens(*models: Architecture, seed: int) -> Tensor:
 
 
 def folder_outputs(folder: Path, token_ids: Tensor, dtype: torch.dtype) -> Outputs:
-    """A Hugging Face folder in transformers, a Megatron folder in Megatron-Core."""
+    """Run a Hugging Face folder in transformers, or a Megatron folder in Megatron-Core."""
     weights = open_weights(folder)
     limit = weights.architecture.max_position_embeddings
     if token_ids.shape[1] > limit:
-        raise ConfigError(f"{token_ids.shape[1]} tokens; {folder} has max_position_embeddings={limit}")
+        raise ConfigError(
+            f"{folder}: {token_ids.shape[1]} tokens are more than max_position_embeddings={limit}"
+        )
     if isinstance(weights, HFWeights):
         return hf_outputs(weights, token_ids, dtype)
     return checkpoint_outputs(weights, token_ids, dtype)
@@ -114,7 +116,7 @@ def checkpoint_outputs(
     """Build the model of a Megatron folder in this process and run it in `dtype`.
 
     Args:
-        rounded_to: round the weights to this dtype first, as an export to it does.
+        rounded_to: round the weights to this dtype first, as an export to this dtype does.
     """
     with session():
         model = build_model(weights.architecture, dtype).to(device())
@@ -145,7 +147,7 @@ def megatron_outputs(model: Any, architecture: Architecture, token_ids: Tensor) 
 
 @torch.no_grad()
 def hf_outputs(weights: HFWeights, token_ids: Tensor, dtype: torch.dtype) -> Outputs:
-    """Run transformers' model from a folder, told to compute what Megatron does (`Family.for_comparison`)."""
+    """Run transformers' model from a folder, configured to compute the same as Megatron (`Family.for_comparison`)."""
     changes = family(weights.architecture.family).for_comparison
     reference = load_in_transformers(weights.path, dtype, changes).to(device()).eval()
     with _record(list(reference.base_model.layers)) as (entering, leaving):
@@ -154,13 +156,13 @@ def hf_outputs(weights: HFWeights, token_ids: Tensor, dtype: torch.dtype) -> Out
 
 
 def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> Any:
-    """transformers' model of a folder; code beside it is not run.
+    """The folder's model, loaded by transformers without running code from the folder.
 
     Args:
-        changes: config keys to set before it is built.
+        changes: config keys to set before the model is built.
 
     Raises:
-        CheckpointError: when transformers cannot build or load it.
+        CheckpointError: if transformers cannot build or load it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -173,14 +175,14 @@ def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str,
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as problem:  # a config it does not take fails in whatever its own checks raise
+    except Exception as problem:  # an invalid config raises any exception
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise CheckpointError(f"{folder}: transformers cannot load this model ({reason})") from problem
 
 
 @contextmanager
 def _record(layers: list[nn.Module]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """What enters the first of these layers, and what leaves each."""
+    """Record the input of the first of these layers, and the output of each."""
     entering: list[Tensor] = []
     leaving: list[Tensor] = []
 

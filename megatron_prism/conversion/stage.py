@@ -1,4 +1,4 @@
-"""The stages of conversion: a Hugging Face folder in, a Hugging Face folder out, each proved before it is done."""
+"""The stages of conversion: import of a Hugging Face folder, and export to one, with a check of the result."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ImportHF(Stage):
     """Input: none, or `checkpoint`, an artifact with a Hugging Face folder `model/`. Output: a Megatron folder.
 
     Attributes:
-        source: the Hugging Face folder, where there is no input.
-        dtype: of the checkpoint; 'keep' leaves each tensor its own.
+        source: the Hugging Face folder, if there is no input.
+        dtype: of the checkpoint; 'keep' keeps the dtype of each tensor.
     """
 
     kind: ClassVar[str] = "import"
@@ -40,7 +40,7 @@ class ImportHF(Stage):
             self.source = str(Path(self.source).resolve())
 
     def identity(self) -> dict[str, Any]:
-        """With size and time of the source's files: a folder that changed makes another checkpoint."""
+        """Includes size and time of the source's files, because a changed folder gives another checkpoint."""
         return super().identity() | {"files": folder_stamp(Path(self.source)) if self.source else []}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class ImportHF(Stage):
 
         if bool(self.source) == ("checkpoint" in inputs):
             raise ConfigError(
-                "source: name a Hugging Face folder, or give a 'checkpoint' input, and not both"
+                "source: name a Hugging Face folder, or connect a 'checkpoint' input, but not both"
             )
         source = Path(self.source) if self.source else inputs["checkpoint"].file("model")
         metrics = import_checkpoint(source, out, torch_dtype(self.dtype))
@@ -59,13 +59,13 @@ class ImportHF(Stage):
 
 @dataclass
 class ExportHF(Stage):
-    """Inputs: `model` (a Megatron folder), and `tokenizer` where none came with it. Output: `model/`, for transformers.
+    """Inputs: `model` (a Megatron folder), and `tokenizer` if the model has none. Output: `model/`, for transformers.
 
     Attributes:
-        dtype: of the tensors; 'keep' leaves them the checkpoint's.
-        check: 'logits' runs the result and the checkpoint (both whole, in fp32) and compares; 'tensors' reads both
-            again and compares bit by bit, in little memory; 'none' trusts.
-        tolerance: largest allowed logit difference, relative to the largest logit where that is below 1.
+        dtype: of the tensors; 'keep' keeps the checkpoint's.
+        check: 'logits' runs the result and the checkpoint (both whole, in fp32) and compares their logits; 'tensors'
+            reads both again and compares them bit by bit, which needs little memory; 'none' checks nothing.
+        tolerance: largest allowed logit difference, relative to the largest logit if that is below 1.
     """
 
     kind: ClassVar[str] = "export"
@@ -81,7 +81,7 @@ class ExportHF(Stage):
         one_of(self.check, ("logits", "tensors", "none"), "check")
         if self.check == "tensors" and self.dtype != "keep":
             raise ConfigError(
-                f"check=tensors compares bits, so dtype={self.dtype} cannot be asked for; use 'keep'"
+                f"check=tensors compares bits, so dtype={self.dtype} is not possible; use dtype=keep"
             )
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class ExportHF(Stage):
         folder.mkdir()
         source = MegatronWeights(inputs["model"].path)
         tokenizer = inputs["tokenizer"].path if "tokenizer" in inputs else None
-        metrics = export_checkpoint(source, folder, tokenizer, torch_dtype(self.dtype))
+        metrics = export_checkpoint(source, folder, tokenizer=tokenizer, dtype=torch_dtype(self.dtype))
         for remark in metrics["remarks"]:
             logger.warning(remark)
         if self.check == "logits":
@@ -115,12 +115,12 @@ class ExportHF(Stage):
         ours = checkpoint_outputs(source, tokens, torch.float32, torch_dtype(self.dtype))
         compared = compare(ours, folder_outputs(folder, tokens, torch.float32), self.tolerance)
         allowed = compared.allowed(self.tolerance)
-        # Written so that a NaN fails too.
+        # This form of the comparison also catches NaN.
         if not compared.max_abs_difference <= allowed:
             raise CheckpointError(
                 f"{folder}: transformers' logits differ by {compared.max_abs_difference:.3g}, more "
                 f"than {allowed:.3g} (tolerance={self.tolerance}, largest logit {compared.max_abs_logit:.3g}), "
-                f"beginning at {compared.departs or 'the head'}"
+                f"starting at {compared.departs or 'the head'}"
             )
         return {
             "max_abs_logit_difference": compared.max_abs_difference,

@@ -132,5 +132,5 @@ class EngineConfig:
         folder = work / EXPORTED
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        export_checkpoint(open_weights(model), folder, tokenizer)
+        export_checkpoint(open_weights(model), folder, tokenizer=tokenizer)
         return {"folder": folder, "text": self.text}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.conversion.side_files.tokenizer_facts import compare_tokenizers, has_tokenizer
+from megatron_prism.conversion.side_files.compare_tokenizers import compare_tokenizers
+from megatron_prism.conversion.side_files.tokenizer_facts import has_tokenizer
 from megatron_prism.conversion.weights import Weights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture

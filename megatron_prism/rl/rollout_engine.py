@@ -51,7 +51,7 @@ def open_rollout_engine(
     folder = out / EXPORTED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    export_running(chunks, config.architecture, folder, tokenizer_folder, hf_files)
+    export_running(chunks, config.architecture, folder, tokenizer=tokenizer_folder, files=hf_files)
     options = {"max_length": config.context_length} | config.engine.options
     with open_engine(config.engine.name, folder=folder, text=config.engine.text, **options) as engine:
         assert isinstance(engine, VLLMEngine)

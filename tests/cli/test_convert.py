@@ -84,7 +84,7 @@ def test_a_note_on_stderr_stands_in_the_json_too(
         == 0
     )
     said = capsys.readouterr()
-    assert "note: config.json: eos_token_id 0 becomes 34, as the tokenizer says" in said.err
+    assert "note: config.json: eos_token_id 0 becomes 34, as in the tokenizer" in said.err
     assert all(f"note: {remark}" in said.err for remark in json.loads(said.out)["remarks"])
 
 

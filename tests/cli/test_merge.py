@@ -98,7 +98,7 @@ def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
         line for line in said.err.splitlines() if line.startswith("note: ")
     ]
     assert any(f"the files of {chat} are kept (it has the largest weight)" in remark for remark in remarks)
-    assert any("not carried: README.md" in remark for remark in remarks)
+    assert any("not copied: README.md" in remark for remark in remarks)
     assert (tmp_path / "out/chat_template.jinja").is_file()
     assert load_file(tmp_path / "out/model.safetensors")["model.norm.weight"].dtype is torch.float16
 

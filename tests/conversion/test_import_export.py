@@ -239,7 +239,7 @@ def test_a_model_without_a_tokenizer_needs_one_named(tmp_path):
     with pytest.raises(ArtifactError, match="no tokenizer"):
         export_checkpoint(MegatronWeights(megatron), tmp_path / "out")
     make_tokenizer(tmp_path / "tokenizer")
-    export_checkpoint(MegatronWeights(megatron), tmp_path / "out", tmp_path / "tokenizer")
+    export_checkpoint(MegatronWeights(megatron), tmp_path / "out", tokenizer=tmp_path / "tokenizer")
     assert (tmp_path / "out/tokenizer.json").is_file()
 
 

@@ -47,7 +47,7 @@ def random_model(architecture):
 def test_transformers_loads_it_and_computes_the_same(name, tokenizer_folder, tmp_path):
     architecture = architecture_of(name)
     model = random_model(architecture)
-    export_running([model], architecture, tmp_path, tokenizer_folder)
+    export_running([model], architecture, tmp_path, tokenizer=tokenizer_folder)
     ours = megatron_outputs(model, architecture, TOKENS)
     compared = compare(ours, folder_outputs(tmp_path, TOKENS, torch.float32), 1e-4)
     assert compared.max_abs_logit > 0.5
@@ -118,11 +118,11 @@ def test_a_tokenizer_is_needed_and_its_files_are_copied(tokenizer_folder, tmp_pa
     model = random_model(architecture)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
-        export_running([model], architecture, tmp_path, tmp_path / "empty")
+        export_running([model], architecture, tmp_path, tokenizer=tmp_path / "empty")
     with pytest.raises(ArtifactError, match="no tokenizer"):
         export_running([model], architecture, tmp_path)
     (tmp_path / "out").mkdir()
-    export_running([model], architecture, tmp_path / "out", tokenizer_folder)
+    export_running([model], architecture, tmp_path / "out", tokenizer=tokenizer_folder)
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (
         tokenizer_folder / "tokenizer.json"
     ).read_bytes()

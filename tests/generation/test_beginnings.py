@@ -94,7 +94,7 @@ def test_vllm_gets_the_same_ids(model, monkeypatch):
 def test_calibration_reads_documents_as_training_does(model):
     folder, _, ids = model
     texts = ["the first text", "and another one, longer than the first"] * 4
-    found = windows(iter(texts), folder, 3, 16, 420)
+    found = windows(iter(texts), folder, count=3, length=16, vocab_size=420)
     end = Tokenizer.load(folder).eos_id
     stream = [number for text in texts for number in [*ids(text)[1:], end]]
     begin = ids("x")[:1]

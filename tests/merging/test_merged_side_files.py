@@ -195,9 +195,9 @@ def test_a_tokenizer_larger_than_the_merged_model_is_said(pair, tmp_path):
         shutil.copytree(each, tmp_path / each.name)
         (tmp_path / each.name / "added_tokens.json").write_text('{"<|new|>": 61}')
     both = [tmp_path / "base", tmp_path / "chat"]
-    assert any("'<|new|>' with number 61" in each for each in merged(tmp_path / "out", both))
+    assert any("'<|new|>' of its tokenizer has the id 61" in each for each in merged(tmp_path / "out", both))
     (both[0] / "added_tokens.json").write_text('{"<|other|>": 61}')
-    with pytest.raises(CheckpointError, match=r"number 61 is token '<\|new\|>'.*it is '<\|other\|>'"):
+    with pytest.raises(CheckpointError, match=r"the id 61 is token '<\|new\|>'.*token '<\|other\|>'"):
         merged(tmp_path / "out2", both)
 
 
@@ -207,10 +207,10 @@ def test_tokenizers_that_cut_text_otherwise_need_a_choice(pair, tmp_path):
     shutil.copytree(chat, other)
     rewrite(other / "tokenizer.json", normalizer={"type": "Lowercase"})
     settings = MergeSettings(weights=(0.5, 0.5))
-    with pytest.raises(CheckpointError, match=r"cuts text otherwise.*--tokenizer-from"):
+    with pytest.raises(CheckpointError, match=r"splits text differently.*--tokenizer-from"):
         plan_merge(settings, [base, other])
     plan = plan_merge(settings, [base, other], tokenizer_from=other)
-    assert any("cuts text otherwise" in remark for remark in plan.remarks)
+    assert any("splits text differently" in remark for remark in plan.remarks)
     vocabulary = json.loads((other / "tokenizer.json").read_text())["model"]
     vocabulary["vocab"]["A"], vocabulary["vocab"]["B"] = vocabulary["vocab"]["B"], vocabulary["vocab"]["A"]
     rewrite(other / "tokenizer.json", model=vocabulary)

@@ -364,12 +364,12 @@ def test_tokenizers_must_agree(trio, tmp_path):
     settings = MergeSettings(weights=(0.5, 0.5))
     plan_merge(settings, [folders["base"], other])
     path.write_text(json.dumps(tokenizer | {"pre_tokenizer": None}))
-    with pytest.raises(CheckpointError, match=r"cuts text otherwise than .*different: 'pre_tokenizer'"):
+    with pytest.raises(CheckpointError, match=r"splits text differently from .*different: 'pre_tokenizer'"):
         plan_merge(settings, [folders["base"], other])
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     path.write_text(json.dumps(tokenizer))
-    with pytest.raises(CheckpointError, match=r"other/tokenizer\.json: token '[AB]' is number"):
+    with pytest.raises(CheckpointError, match=r"other/tokenizer\.json: token '[AB]' has the id"):
         plan_merge(settings, [folders["base"], other])
     path.unlink()
     assert any("has no tokenizer" in each for each in plan_merge(settings, [folders["base"], other]).remarks)

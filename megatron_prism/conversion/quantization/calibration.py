@@ -1,7 +1,7 @@
-"""Text as windows of token ids: what a model sees while its activations' ranges are measured, and what it is judged on.
+"""Cuts text into windows of token ids, for measuring the ranges of activations and for comparing logits.
 
-There is no built-in text. The ranges become part of the quantized model, and a page of prose would give ranges that fit
-no model trained on code or in another language; so the user names text like the model's use.
+There is no built-in text. The ranges become part of the quantized model, and English prose would give wrong ranges
+for a model of code or of another language. So the user names text that is like the text the model will see.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from megatron_prism.errors import ConfigError
 
 
 def windows(
-    texts: Iterable[str], tokenizer_folder: Path, count: int, length: int, vocab_size: int
+    texts: Iterable[str], tokenizer_folder: Path, *, count: int, length: int, vocab_size: int
 ) -> list[list[int]]:
-    """`count` windows of `length` token ids each, from the beginning of `texts`, end to end and without padding.
+    """`count` windows of `length` token ids each, from the beginning of `texts`, one after the other, without padding.
 
-    Where a text begins with a token of its own (`Tokenizer.policy`), so does every window: models put their largest
-    activations there, and a range measured without them would clip them.
+    If texts begin with a start token (`Tokenizer.policy`), every window does. Models have their largest activations
+    at the start token, and a range measured without it would clip them.
 
     Args:
-        texts: documents; only as many are taken as are needed.
+        texts: documents; no more are read than needed.
 
     Raises:
-        ConfigError: when the texts are too short, or the tokenizer has ids beyond `vocab_size`.
-        DataError: when the folder has no tokenizer.
+        ConfigError: if the texts are too short, or an id is not below `vocab_size`.
+        DataError: if the folder has no tokenizer.
     """
     tokenizer = Tokenizer.load(tokenizer_folder)
     begin = list(tokenizer.policy.begin)
@@ -43,12 +43,12 @@ def windows(
     else:
         have, needed = len(found) * step + len(stream), count * step
         raise ConfigError(
-            f"calibration text: {have} tokens, {count} windows of length={length} need {needed}; "
-            f"give more text, or fewer samples or a smaller length"
+            f"the calibration text has {have} tokens, but {count} windows of length={length} need {needed}; "
+            f"use more text, fewer samples or a smaller length"
         )
     largest = max(max(window) for window in found)
     if largest >= vocab_size:
         raise ConfigError(
-            f"{tokenizer_folder}: its tokenizer gives id {largest}, the model has vocab_size={vocab_size}"
+            f"{tokenizer_folder}: its tokenizer gives the id {largest}, but the model has vocab_size={vocab_size}"
         )
     return found

@@ -1,8 +1,7 @@
-"""Reads a quantized folder back and holds every tensor against the checkpoint it was made from.
+"""Reads a quantized folder back and compares every tensor with the original checkpoint.
 
-ModelOpt writes what its rules for a family say, without a look back. So each stored weight is read by its format's
-definition and compared element by element, each scale and name is accounted for, and everything that is not quantized
-must be what it was.
+ModelOpt does not check what it writes. So each stored weight is read according to its format and compared element by
+element, every scale and name must be expected, and everything that is not quantized must be unchanged.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from megatron_prism.errors import CheckpointError
 
 WEIGHT = ".weight"
 INPUT_SCALE = "input_scale"
-# fp32 scales of ranges that were measured in the model's dtype.
+# Relative tolerance of fp32 scales for ranges that were measured in the model's dtype.
 SCALE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class WeightCheck:
-    """What the comparison found.
+    """The result of the comparison.
 
     Attributes:
         relative_error: |read back - original| / |original| in the 2-norm, over all quantized weights.
-        worst_layer, worst_relative_error: the layer where it is largest.
-        unquantized: layers, by checkpoint name, whose weight `[rows, ...]` of two or more dimensions stayed a float.
+        worst_layer, worst_relative_error: the layer with the largest relative error, and that error.
+        unquantized: checkpoint names of the layers with a weight of two or more dimensions that is not quantized.
     """
 
     relative_error: float
@@ -45,7 +44,7 @@ class WeightCheck:
 
 
 class QuantizedFolder:
-    """The tensors of a folder, whichever of its files they lie in."""
+    """The tensors of a folder, from all of its files."""
 
     def __init__(self, folder: Path) -> None:
         self._open = ExitStack()
@@ -76,16 +75,21 @@ class QuantizedFolder:
 
 
 def check_quantized(
-    source: HFWeights, written: Path, scheme: Scheme, layers: Iterable[str], input_scales: Mapping[str, float]
+    source: HFWeights,
+    written: Path,
+    scheme: Scheme,
+    *,
+    layers: Iterable[str],
+    input_scales: Mapping[str, float],
 ) -> WeightCheck:
-    """Compare a quantized folder with its source, one tensor in memory.
+    """Compare a quantized folder with its source, with one tensor in memory.
 
     Args:
-        layers: checkpoint names of the layers that are quantized, without '.weight'.
-        input_scales: what was measured for them, for a calibrated scheme.
+        layers: checkpoint names of the quantized layers, without '.weight'.
+        input_scales: their measured scales, for a calibrated scheme.
 
     Raises:
-        CheckpointError: naming the first tensor that is missing, unknown, or not what it must be.
+        CheckpointError: naming the first tensor that is missing, unexpected or wrong.
     """
     quantized = set(layers)
     errors: dict[str, tuple[float, float]] = {}
@@ -122,7 +126,7 @@ def _check_names(
     for name in sorted(expected - found):
         raise CheckpointError(f"{where}: tensor '{name}' was not written")
     for name in sorted(found - expected):
-        raise CheckpointError(f"{where}: tensor '{name}' was written, but has no place in this checkpoint")
+        raise CheckpointError(f"{where}: tensor '{name}' was written, but is not part of this checkpoint")
 
 
 def _check_layer(
@@ -138,18 +142,18 @@ def _check_layer(
     try:
         value, allowed = scheme.read(parts, weight)
         off = (value - weight).abs()
-        # Written so that a NaN fails, too.
+        # This form of the comparison also catches NaN.
         wrong = ~(off <= allowed)
     except RuntimeError as problem:
         raise CheckpointError(
-            f"{where}: layer '{layer}' has a weight or scale of a wrong shape ({problem})"
+            f"{where}: layer '{layer}' has a weight or scale with a wrong shape ({problem})"
         ) from None
     if bool(wrong.any()):
         row, column = (int(index) for index in wrong.nonzero()[0])
         raise CheckpointError(
             f"{where}: layer '{layer}' reads back wrong: weight [{row}, {column}] is {float(weight[row, column]):.6g}, "
-            f"in {scheme.name} {float(value[row, column]):.6g} "
-            f"({int(wrong.sum())} of {wrong.numel()} values are further off than the format's rounding)"
+            f"but in {scheme.name} {float(value[row, column]):.6g} "
+            f"({int(wrong.sum())} of {wrong.numel()} values differ by more than the format's rounding)"
         )
     return float(off.square().sum(dtype=torch.float64)), float(weight.square().sum(dtype=torch.float64))
 
@@ -159,7 +163,7 @@ def _check_input_scale(folder: QuantizedFolder, layer: str, measured: float, whe
     stored = folder.tensor(name).float()
     if stored.numel() != 1 or not math.isclose(float(stored), measured, rel_tol=SCALE_TOLERANCE):
         raise CheckpointError(
-            f"{where}: tensor '{name}' is {stored.flatten()[:4].tolist()}, measured was {measured:.6g}"
+            f"{where}: tensor '{name}' is {stored.flatten()[:4].tolist()}, but {measured:.6g} was measured"
         )
 
 

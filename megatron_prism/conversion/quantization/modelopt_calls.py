@@ -1,7 +1,7 @@
-"""What is asked of NVIDIA ModelOpt: insert and calibrate quantizers, compare with and without them, export.
+"""The calls to NVIDIA ModelOpt: insert and calibrate quantizers, compare logits with and without them, export.
 
-ModelOpt decides by rules for layer names and classes what it quantizes. After it has, exactly the layers that were
-chosen must be, or the model is refused.
+ModelOpt chooses the layers that it quantizes by their names and classes. Afterwards exactly the layers chosen here
+must be quantized; otherwise the model is refused.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from megatron_prism.conversion.quantization.schemes import Scheme
 from megatron_prism.errors import CheckpointError, ConfigError
 
 DISTRIBUTION = "nvidia-modelopt"
-# ModelOpt 0.47 keeps the convolution of Nemotron-H's Mamba layers, but misses Granite's: it would simulate it in
-# 8 bits and write it unquantized.
+# ModelOpt 0.47 leaves out the convolution of Nemotron-H's Mamba layers, but not Granite's: it would simulate that one
+# in 8 bits and write it unquantized.
 KEPT = ("*conv1d*",)
 Windows = Sequence[Sequence[int]]
 
 
 def check_installed() -> None:
-    """Raise a ConfigError where ModelOpt is absent."""
+    """Raise a ConfigError if ModelOpt is not installed."""
     if importlib.util.find_spec("modelopt") is None:
         raise ConfigError(
             f"quantization needs NVIDIA ModelOpt ({DISTRIBUTION}), which is not installed: "
@@ -42,20 +42,21 @@ def check_installed() -> None:
 def quantize(
     model: Any,
     scheme: Scheme,
+    *,
     layers: Iterable[str],
     kept: Iterable[str],
     samples: Windows,
     hf_dir: Path,
 ) -> None:
-    """Insert ModelOpt's quantizers and calibrate them; exactly the chosen layers have them switched on.
+    """Insert ModelOpt's quantizers and calibrate them. They are enabled in exactly the chosen layers.
 
     Args:
-        layers, kept: module names of the linear layers, and of those among them that stay as they are.
+        layers, kept: module names of the linear layers, and of those among them that are not quantized.
         samples: token ids `[windows][length]`.
 
     Raises:
-        ConfigError: when ModelOpt chose other layers, or a layer never ran.
-        CheckpointError: when ModelOpt fails.
+        ConfigError: if ModelOpt chose other layers, or a layer never ran.
+        CheckpointError: if ModelOpt fails.
     """
     import modelopt.torch.quantization as mtq
 
@@ -70,18 +71,18 @@ def quantize(
         kind = type(model.get_submodule(name)).__name__
         raise ConfigError(
             f"{hf_dir}: ModelOpt {'quantizes' if name in active else 'does not quantize'} layer '{name}' ({kind}); "
-            f"a model with such layers cannot be quantized to {scheme.name}"
+            f"a model with this layer cannot be quantized to {scheme.name}"
         )
     for name, quantizer in _quantizers(model):
         if scheme.calibrated and name.endswith("input_quantizer") and not _has_range(quantizer):
             raise ConfigError(
-                f"{hf_dir}: the calibration text gave layer '{name.rpartition('.')[0]}' no activations to measure; "
-                f"give more or other text"
+                f"{hf_dir}: the calibration text caused no activations in layer '{name.rpartition('.')[0]}'; "
+                f"use more or other text"
             )
 
 
 def _quantizers(model: nn.Module) -> list[tuple[str, Any]]:
-    """The quantizers that are switched on."""
+    """The enabled quantizers."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, TensorQuantizer)]
@@ -109,7 +110,7 @@ def _logits(model: Any, window: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def logit_change(model: Any, held_out: Windows) -> dict[str, float]:
-    """The model with simulated rounding against itself without, window by window (memory: one window's logits).
+    """Compare the model's logits with and without simulated rounding, window by window; memory: one window's logits.
 
     Returns:
         `logit_max_change` and `logit_mean_change` (absolute), `logit_largest` of the original, `top1_agreement` 0..1,
@@ -144,7 +145,7 @@ def logit_change(model: Any, held_out: Windows) -> dict[str, float]:
 
 
 def export(model: Any, folder: Path, scheme: Scheme, hf_dir: Path) -> None:
-    """Write the folder; afterwards the model is no longer one that runs."""
+    """Write the folder. Afterwards the model cannot run any more."""
     from modelopt.torch.export import export_hf_checkpoint
 
     with _one_error(hf_dir, scheme):
@@ -152,11 +153,11 @@ def export(model: Any, folder: Path, scheme: Scheme, hf_dir: Path) -> None:
 
 
 def input_scales(model: nn.Module, scheme: Scheme, names: Mapping[str, str]) -> dict[str, float]:
-    """What one step of each layer's input stands for, from the ranges that were measured.
+    """The scale of each layer's input, from the measured ranges.
 
     Args:
-        model: after the export, which lets layers with the same input share a range.
-        names: module name -> the name to give the result.
+        model: after the export, because the export makes layers with the same input share a range.
+        names: module name -> name in the result.
     """
     found = {}
     for module, name in names.items():
@@ -167,7 +168,7 @@ def input_scales(model: nn.Module, scheme: Scheme, names: Mapping[str, str]) -> 
 
 @contextmanager
 def _one_error(hf_dir: Path, scheme: Scheme) -> Iterator[None]:
-    """What ModelOpt raises for a model it was not made for, as one line. A full disk is not among it."""
+    """Turn the errors that ModelOpt raises for an unsupported model into one line. A full disk is not one of them."""
     try:
         yield
     except (
@@ -186,7 +187,7 @@ def _one_error(hf_dir: Path, scheme: Scheme) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what ModelOpt and transformers print, some of it on stdout, which is for results."""
+    """Suppress what ModelOpt and transformers print, partly to stdout, which is for results."""
     from transformers.utils import logging as upstream
 
     modelopt = logging.getLogger("modelopt")

@@ -1,14 +1,14 @@
-"""An exported Hugging Face folder in 8 bits (or 4): post-training quantization through NVIDIA ModelOpt.
+"""Quantizes an exported Hugging Face folder to 8 bits (or 4) after training, with NVIDIA ModelOpt.
 
-ModelOpt measures the ranges of the activations on calibration text and writes a folder in its own layout: weights with
-their scales, `quantization_config` in config.json. vLLM and TensorRT-LLM read it; which of them runs which scheme on
-which model is theirs to say. transformers does not read it, so what the numbers do to the logits is measured before
-the export, with ModelOpt's simulated rounding, and what was written is read back and compared (`check`).
+ModelOpt measures the ranges of activations on calibration text and writes a folder in its own layout: weights with
+their scales, and `quantization_config` in config.json. vLLM and TensorRT-LLM read this layout; their documentation
+says which schemes and models they support. transformers does not read it. So the change of the logits is measured
+before the export, with ModelOpt's simulated rounding, and the written folder is read back and compared (`check`).
 
-Three things are not left to ModelOpt 0.47. The list of unquantized layers is made from what was written: for Nemotron-H
-ModelOpt writes names there that no layer has, and a reader would take those layers for quantized. Config, generation
-config and tokenizer are the source's own files. And tensors that the source keeps in another dtype than its config's,
-as Mamba's fp32 parameters often are, stay in it.
+Three things are not left to ModelOpt 0.47. The list of unquantized layers is made from the written tensors, because
+for Nemotron-H ModelOpt lists names that no layer has, and a reader would treat those layers as quantized. Config,
+generation config and tokenizer are copied from the source. Tensors whose dtype differs from the config's, such as
+Mamba's fp32 parameters, keep their dtype.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.output_folder import whole_folder
 from megatron_prism.platform.hardware import device, package_version
 
-# Windows kept back from calibration, for the logits.
+# Windows that are not used for calibration but for comparing logits.
 HELD_OUT = 8
 QUANTIZATION, MODELOPT_CONFIG = "quantization_config", "hf_quant_config.json"
 
@@ -55,32 +55,33 @@ def quantize_checkpoint(
     out: Path,
     scheme: str,
     texts: Iterable[str] | None,
+    *,
     samples: int = 128,
     length: int = 512,
 ) -> dict[str, Any]:
-    """Quantize the linear layers of a Hugging Face folder; embeddings, head and convolutions stay as they are.
+    """Quantize the linear layers of a Hugging Face folder. Embeddings, head and convolutions stay unquantized.
 
-    The model is loaded whole, in its dtype, on this process's device.
+    The whole model is loaded, in its dtype, on this process's device.
 
     Args:
-        hf_dir: config, safetensors and tokenizer of a family this package knows.
+        hf_dir: config, safetensors and tokenizer of a supported family.
         out: new folder; it appears when everything is written and checked.
         scheme: one of `schemes.SCHEMES`.
-        texts: calibration documents, like the model's use. The first `samples` windows of `length` tokens set the
-            ranges; the `HELD_OUT` after them are what the logits are compared on.
+        texts: calibration documents, like those the model will see. The first `samples` windows of `length` tokens set
+            the ranges; the logits are compared on the next `HELD_OUT` windows.
 
     Returns:
         Metrics: `scheme`, `quantized_layers` (how many), `kept_layers` (linear layers the format cannot hold, with the
         reason), `bytes_before` and `bytes_after` of the weight files that were read and written, `weight_error` and
-        `worst_weight_error` (of `worst_layer`) relative in the 2-norm, `calibration_tokens`, `remarks` (lines a user
-        should read), and on `held_out_tokens`: `logit_max_change`, `logit_mean_change` (absolute), `logit_largest` (of
-        the original), `top1_agreement` 0..1, `loss_before` and `loss_after` in nats per token.
+        `worst_weight_error` (of `worst_layer`) relative in the 2-norm, `calibration_tokens`, `remarks` (for the user),
+        and on `held_out_tokens`: `logit_max_change`, `logit_mean_change` (absolute), `logit_largest` (of the original),
+        `top1_agreement` 0..1, `loss_before` and `loss_after` in nats per token.
 
     Raises:
-        ConfigError: for a scheme that is unknown or needs another machine, absent ModelOpt, a model that is quantized
-            already or of an unknown family, and text that is missing or too short.
-        CheckpointError: for a damaged source, a model ModelOpt fails on, and a result that reads back wrong.
-        DataError: when `out` is not empty, or the disk is full.
+        ConfigError: if the scheme is unknown or needs a GPU, ModelOpt is not installed, the model is already
+            quantized or of an unknown family, or the text is missing or too short.
+        CheckpointError: if the source is damaged, ModelOpt fails, or the result reads back wrong.
+        DataError: if `out` is not empty, or the disk is full.
     """
     wanted = scheme_named(scheme)
     check_installed()
@@ -90,25 +91,32 @@ def quantize_checkpoint(
     limit = source.architecture.max_position_embeddings
     if samples < 1 or not 2 <= length <= limit:
         raise ConfigError(
-            f"samples={samples}, length={length}: at least 1 sample, and 2 to {limit} tokens "
+            f"samples={samples}, length={length}: use 1 or more samples, and a length from 2 to {limit} "
             f"(max_position_embeddings of {hf_dir})"
         )
     if texts is None:
         raise ConfigError(
-            f"scheme='{scheme}': no calibration text; name a file of text like the model's use (--calibration FILE)"
+            f"scheme='{scheme}': calibration text is needed; name a file with text like the model will see "
+            "(--calibration FILE)"
         )
     with whole_folder(out) as folder, quiet():
-        ids = windows(texts, hf_dir, samples + HELD_OUT, length, source.architecture.vocab_size)
-        # Not in the dtype its config names, which may be another one than the tensors'.
+        ids = windows(
+            texts,
+            hf_dir,
+            count=samples + HELD_OUT,
+            length=length,
+            vocab_size=source.architecture.vocab_size,
+        )
+        # In the dtype of the tensors, which may differ from the one that the config names.
         model = load_in_transformers(hf_dir, source.main_dtype).to(device()).eval()
         layers, kept = _choose(model, source, wanted)
-        quantize(model, wanted, layers, kept, ids[:samples], hf_dir)
+        quantize(model, wanted, layers=layers, kept=kept, samples=ids[:samples], hf_dir=hf_dir)
         change = logit_change(model, ids[samples:])
         export(model, folder, wanted, hf_dir)
         names = {module: layers[module] for module in layers if module not in kept}
         scales = input_scales(model, wanted, names) if wanted.calibrated else {}
         remarks = source.remarks + restore_dtypes(source, folder, set(names.values()))
-        check = check_quantized(source, folder, wanted, names.values(), scales)
+        check = check_quantized(source, folder, wanted, layers=names.values(), input_scales=scales)
         remarks += _write_side_files(source, folder, check)
         return {
             "scheme": scheme,
@@ -134,14 +142,14 @@ def _check_not_quantized(hf_dir: Path) -> None:
     if found is not None:
         method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
         raise ConfigError(
-            f"{hf_dir / CONFIG}: has a {QUANTIZATION} (quant_method='{method}'), so the model is quantized already; "
-            f"quantize the original"
+            f"{hf_dir / CONFIG}: has a {QUANTIZATION} (quant_method='{method}'), so the model is already quantized; "
+            f"quantize the original model instead"
         )
 
 
 def _choose(model: nn.Module, source: HFWeights, scheme: Scheme) -> tuple[dict[str, str], dict[str, str]]:
-    """Linear layers but the head, by module name: their names in the checkpoint, and why some cannot be quantized."""
-    # transformers renames the outermost module of some families as it loads them (Nemotron-H: backbone -> model).
+    """The linear layers except the head, by module name: their checkpoint names, and why some cannot be quantized."""
+    # For some families transformers renames the outermost module when it loads them (Nemotron-H: backbone -> model).
     stored = {_inside(name): name for name in source.stored}
     head = HEAD.removesuffix(WEIGHT)
     layers: dict[str, str] = {}
@@ -152,14 +160,14 @@ def _choose(model: nn.Module, source: HFWeights, scheme: Scheme) -> tuple[dict[s
         found = stored.get(_inside(name + WEIGHT))
         if found is None:
             raise ConfigError(
-                f"{source.path}: transformers' layer '{name}' has no tensor of that name in the checkpoint; "
-                f"this layout cannot be quantized"
+                f"{source.path}: transformers' layer '{name}' has no tensor with that name in the checkpoint; "
+                f"a model with this layout cannot be quantized"
             )
         layers[name] = found.removesuffix(WEIGHT)
         weight = module.weight.detach()
         if not bool(torch.isfinite(weight).all()):
             raise CheckpointError(
-                f"{source.path}: tensor '{found}' holds NaN or infinity; nothing can be quantized"
+                f"{source.path}: tensor '{found}' holds a NaN or an infinite number, so the model cannot be quantized"
             )
         reason = scheme.why_not(weight)
         if reason is not None:
@@ -178,7 +186,7 @@ def _first(reasons: dict[str, str]) -> str:
 
 
 def _write_side_files(source: HFWeights, folder: Path, check: WeightCheck) -> list[str]:
-    """The source's own files, and in its config ModelOpt's `quantization_config` with the layers that stayed."""
+    """Copy the source's files; its config gets ModelOpt's `quantization_config` with the unquantized layers."""
     kept = sorted({*check.unquantized, HEAD.removesuffix(WEIGHT)})
     quantization = read_json(folder / CONFIG)[QUANTIZATION] | {"ignore": kept}
     details = read_json(folder / MODELOPT_CONFIG)

@@ -1,7 +1,7 @@
-"""Tensors that stay unquantized get back the dtype they had in the source checkpoint.
+"""Gives unquantized tensors the dtype that they have in the source checkpoint.
 
-transformers loads a whole model in the dtype of its config. A checkpoint may keep single tensors finer, as Mamba's
-A_log, D and dt_bias in fp32 beside bf16 matrices: after loading they are rounded, and would be written so.
+transformers loads a whole model in one dtype. A checkpoint may store some tensors in a finer dtype, for example Mamba's
+A_log, D and dt_bias in fp32 with bf16 matrices. These are rounded when they are loaded, and would be written rounded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from megatron_prism.pipeline.artifact import write_json
 
 
 def restore_dtypes(source: HFWeights, folder: Path, quantized: Set[str]) -> list[str]:
-    """Put the source's own tensors where an unquantized one was written in another dtype; one file in memory.
+    """Replace unquantized tensors that were written in another dtype by those of the source; one file is in memory.
 
     Args:
-        folder: what was written, in safetensors files.
+        folder: the written folder with safetensors files.
         quantized: checkpoint names of the quantized layers, without '.weight'.
 
     Returns:
-        A remark that names the tensors and their dtype; none where nothing was rounded.
+        A remark for each dtype that names the tensors; empty if nothing was rounded.
     """
     kept: dict[torch.dtype, list[str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -49,14 +49,14 @@ def restore_dtypes(source: HFWeights, folder: Path, quantized: Set[str]) -> list
     if kept:
         _correct_total(folder)
     return [
-        f"tensors kept in {dtype}, as the source has them: {len(names)}, such as '{names[0]}'; the logits were "
-        "compared with these rounded to the model's dtype"
+        f"{len(names)} tensors, such as '{names[0]}', keep the source's dtype {dtype}; for the comparison of logits "
+        "they were rounded to the model's dtype"
         for dtype, names in kept.items()
     ]
 
 
 def _correct_total(folder: Path) -> None:
-    """The index says how many bytes all tensors have."""
+    """Update the total number of bytes in the index."""
     if not (folder / INDEX).is_file():
         return
     total = 0

@@ -19,12 +19,12 @@ from torch import Tensor
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.platform.hardware import has_gpu
 
-# 4 exponent and 3 mantissa bits: half a step is 2^-4 of the value, and 2^-10 below the smallest normal number.
+# 4 exponent and 3 mantissa bits: half a step is 2^-4 of the value; below the smallest normal number it is 2^-10.
 E4M3_MAX, E4M3_RELATIVE, E4M3_ABSOLUTE = 448.0, 2.0**-4, 2.0**-10
 INT8_MAX = 127.0
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1_MAX = E2M1[-1]
-# Weight over scale may be rounded to bf16 (half a step: 2^-9) before it is rounded to the format.
+# Weight divided by scale may be rounded to bf16 (half a step: 2^-9) before it is rounded to the format.
 TWICE_ROUNDED = 2.0**-8
 SLACK = 1.01
 
@@ -83,12 +83,13 @@ class Scheme:
 
     Attributes:
         preset: ModelOpt's name of the configuration.
-        read: (stored parts by suffix, original weight in fp32) -> (what they stand for, how far off each may be).
-        companions: the tensors stored beside a quantized weight, by suffix.
-        input_max: the largest number an input is scaled to; 0 where inputs are scaled as they come.
-        by_row: every row has a scale, so a row of zeros cannot be represented; else the matrix or a block has.
-        block: columns that share a scale; 1 where the columns do not matter.
-        needs_gpu: ModelOpt's kernels for it are CUDA only.
+        read: (stored parts by suffix, original weight in fp32) -> (the values they represent, the allowed error of
+            each).
+        companions: the tensors stored with a quantized weight, by suffix.
+        input_max: the largest number to which inputs are scaled; 0 if the range is measured for each input at run time.
+        by_row: every row has a scale, so a row of zeros cannot be represented. Otherwise the matrix or a block has one.
+        block: number of columns that share a scale; 1 if scales do not depend on columns.
+        needs_gpu: ModelOpt has only CUDA kernels for it.
     """
 
     name: str
@@ -102,13 +103,13 @@ class Scheme:
 
     @property
     def calibrated(self) -> bool:
-        """Whether a range of the activations is measured and stored (else they are scaled as they come)."""
+        """Whether the range of activations is measured and stored, rather than found for each input at run time."""
         return self.input_max > 0
 
     def why_not(self, weight: Tensor) -> str | None:
         """Why this matrix `[rows, columns]` cannot be stored in this format, or None."""
         if weight.shape[-1] % self.block:
-            return f"{weight.shape[-1]} columns are no multiple of {self.block}"
+            return f"{weight.shape[-1]} columns are not a multiple of {self.block}"
         if self.by_row and not bool((weight != 0).any(-1).all()):
             return "a row is all zeros"
         return None if bool((weight != 0).any()) else "all zeros"
@@ -136,15 +137,17 @@ SCHEMES = {
 
 
 def scheme_named(name: str) -> Scheme:
-    """The scheme of this name.
+    """The scheme with this name.
 
     Raises:
-        ConfigError: for an unknown one, or one that this machine cannot compute.
+        ConfigError: for an unknown name, or a scheme that this machine cannot compute.
     """
     if name not in SCHEMES:
         raise ConfigError(f"scheme='{name}': unknown{suggest(name, SCHEMES)}")
     scheme = SCHEMES[name]
     if scheme.needs_gpu and not has_gpu():
         others = ", ".join(key for key, each in SCHEMES.items() if not each.needs_gpu)
-        raise ConfigError(f"scheme='{name}': ModelOpt needs a CUDA device for it; without one: {others}")
+        raise ConfigError(
+            f"scheme='{name}': ModelOpt needs a CUDA device for this scheme; without one, use {others}"
+        )
     return scheme

@@ -1,6 +1,6 @@
-"""What lies beside the weights in a Hugging Face folder: which of it is carried on, and what is left behind.
+"""Copies the files next to the weights of a Hugging Face folder: which are copied, and which are not.
 
-Import, training, export, merge and quantize all carry through here, so that no path loses a file the others keep.
+Import, training, export, merge and quantize all copy with these functions, so all of them keep the same files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_prism.models.model_folder import (
 )
 from megatron_prism.pipeline.json_text import BYTE_ORDER_MARK, FETCH_LFS, LFS_POINTER
 
-# Patterns of names in the folder, compared without case; with '/', of names in a folder inside it.
+# Patterns of file names, compared without case. With '/' they are names in a folder inside the folder.
 TOKENIZER_PATTERNS = (
     *TOKENIZER_FILES,
     *("tokenizer.model.*", "*.tiktoken", "*.bpe.model", "spiece.model", "vocab.txt"),
@@ -36,9 +36,9 @@ CARRIED_PATTERNS = (
     *CODE_PATTERNS,
     *LEGAL_PATTERNS,
 )
-# What must be a JSON object, so that no folder is written that nothing can read.
+# Files that must be a JSON object. They are checked first, so that no unreadable folder is written.
 OBJECTS = (*MAPPED, GENERATION_CONFIG, SPECIAL_TOKENS_MAP, "added_tokens.json")
-# Weights, their indexes, and what training programs leave: not side files, so nothing is said of them.
+# Weights, their indexes, and files of training programs. They are not copied, and no remark names them.
 NOT_SIDE_FILES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.npz"),
     *("*.index.json", ".*"),
@@ -46,15 +46,15 @@ NOT_SIDE_FILES = (
 
 
 def carry_files(source: Path, target: Path) -> list[str]:
-    """Copy config, generation config, tokenizer, chat templates, code and licence, byte for byte, where they exist.
+    """Copy config, generation config, tokenizer, chat templates, code and licence, byte for byte, if they exist.
 
-    Only an `auto_map` whose files are missing is taken out of its file, and a byte order mark out of JSON.
+    There are two exceptions: an `auto_map` whose files are missing is removed, and so is a byte order mark in JSON.
 
     Returns:
-        Remarks, one line each: files that were left behind or are not what they should be, and what was taken out.
+        Remarks, one line each: files that were not copied or are not valid, and what was removed.
 
     Raises:
-        CheckpointError: naming a file that should be a JSON object and is none.
+        CheckpointError: naming a file that should be a JSON object and is not.
     """
     for name in OBJECTS:
         if (source / name).is_file():
@@ -62,22 +62,23 @@ def carry_files(source: Path, target: Path) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     remarks = copy_files(source, target, CARRIED_PATTERNS)
     inside = target.resolve()
-    left = [
+    not_carried = [
         name
         for name in _names(source)
         if not _matches(name, (*CARRIED_PATTERNS, *NOT_SIDE_FILES))
-        # The folder that is being written may lie in the source.
+        # The output folder may be inside the source.
         and not inside.is_relative_to((source / name).resolve())
     ]
-    said = [f"{source}: not carried: {', '.join(left)}"] if left else []
-    return remarks + said + drop_incomplete_auto_maps(target)
+    if not_carried:
+        remarks.append(f"{source}: not copied: {', '.join(not_carried)}")
+    return remarks + drop_incomplete_auto_maps(target)
 
 
 def replace_tokenizer(source: Path, target: Path) -> list[str]:
-    """Make the tokenizer files of `target` exactly those of `source`, with the code they name.
+    """Replace the tokenizer files of `target` by those of `source`, with the code that they name.
 
     Returns:
-        Remarks: an `auto_map` that was dropped, and files that are not what they should be.
+        Remarks: an `auto_map` that was removed, and files that are not valid.
     """
     for name in matching(target, TOKENIZER_PATTERNS):
         (target / name).unlink()
@@ -89,14 +90,14 @@ def replace_tokenizer(source: Path, target: Path) -> list[str]:
 
 
 def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Copy the files of these patterns, links as what they point to, JSON without a byte order mark.
+    """Copy the files that match these patterns. Links become files, and JSON loses its byte order mark.
 
     Returns:
-        Remarks: links to nothing, pointers of Git LFS, and the marks that were left out.
+        Remarks: links to missing files, pointers of Git LFS, and removed byte order marks.
     """
     marked = []
     remarks = [
-        f"{source / name}: not carried: a link to a file that is not there, as an unfinished download leaves"
+        f"{source / name}: not copied: a link to a missing file, as after an unfinished download"
         for name in sorted(path.name for path in source.iterdir() if path.is_symlink() and not path.exists())
         if _matches(name, patterns)
     ]
@@ -112,18 +113,18 @@ def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> list[st
             marked.append(name)
     if marked:
         remarks.append(
-            f"{source}: {', '.join(marked)}: copied without the byte order mark, which transformers does not read"
+            f"{source}: {', '.join(marked)}: copied without the byte order mark, which transformers cannot read"
         )
     return remarks
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Names of the folder's files that match one of the patterns, in order; `a/b` for a file in a folder `a`."""
+    """The names of the folder's files that match one of the patterns, in order; `a/b` for a file in a folder `a`."""
     return [name for name in _names(folder) if not name.endswith("/") and _matches(name, patterns)]
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Every file, the files in the folders that patterns name, and other folders as 'NAME/'."""
+    """Every file, every file in the folders that patterns name, and other folders as 'NAME/'."""
     entered = {pattern.partition("/")[0] for pattern in CARRIED_PATTERNS if "/" in pattern}
     for path in sorted(folder.iterdir()):
         if path.is_file():
@@ -135,7 +136,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    # A '*' of fnmatch also stands for '/', so a pattern without one must not reach into folders.
+    # In fnmatch '*' also matches '/', so a pattern without '/' must not match a name with one.
     return any(
         fnmatch(name.lower(), pattern)
         for pattern in patterns

@@ -1,7 +1,7 @@
-"""`auto_map` and the Python files it names: both lie in a folder, or neither.
+"""Keeps `auto_map` and the Python files that it names together: a folder has both or neither.
 
-A config whose `auto_map` names a class in a file that is not there cannot be loaded with `trust_remote_code=True`. The
-files are copied as text; nothing here imports or runs them.
+A config whose `auto_map` names a class in a missing file cannot be loaded with `trust_remote_code=True`. The files are
+copied as text; nothing here imports or runs them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from megatron_prism.pipeline.artifact import write_json
 AUTO_MAP = "auto_map"
 # The files in which transformers looks for an auto_map.
 MAPPED = (CONFIG, TOKENIZER_CONFIG, "preprocessor_config.json", "processor_config.json")
-# A class of another repository is named 'owner/repository--module.Class'.
+# Classes of another repository are named 'owner/repository--module.Class'.
 ELSEWHERE = "--"
 RELATIVE_IMPORT = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import|from\s+\.\s+import\s+(\w+))", re.MULTILINE)
 
 
 def drop_incomplete_auto_maps(folder: Path) -> list[str]:
-    """Remove every `auto_map` that needs a file this folder does not hold.
+    """Remove every `auto_map` that needs a file which is not in this folder.
 
-    The whole map goes and not one entry: a config class from a file beside a model class of transformers would not
-    fit each other.
+    The whole map is removed, not single entries: a config class from a file would not fit a model class of
+        transformers.
 
     Returns:
-        One line for each map that was removed, naming the file that is missing.
+        One line for each map that was removed, naming the missing file.
     """
-    said = []
+    remarks = []
     for name in MAPPED:
         path = folder / name
         if not path.is_file():
@@ -41,15 +41,15 @@ def drop_incomplete_auto_maps(folder: Path) -> list[str]:
         if missing is not None:
             del content[AUTO_MAP]
             write_json(path, content)
-            said.append(
-                f"{name}: its auto_map needs {missing.name}, which did not come with it; the key is dropped, so the "
-                "classes of transformers are used"
+            remarks.append(
+                f"{name}: auto_map needs {missing.name}, which is missing; the key is removed, so the classes of "
+                "transformers are used"
             )
-    return said
+    return remarks
 
 
 def _needed(folder: Path, auto_map: Any) -> Iterator[Path]:
-    """Every file that these classes need, with the files which those import, each once."""
+    """The files that these classes need, and the files that those import, each once."""
     waiting = [folder / f"{module}.py" for module in _modules(auto_map)]
     seen: set[Path] = set()
     while waiting:
@@ -65,7 +65,7 @@ def _needed(folder: Path, auto_map: Any) -> Iterator[Path]:
 
 
 def _modules(auto_map: Any) -> Iterator[str]:
-    """The modules of the classes named: a map, a class, or a list of classes of which some may be null."""
+    """The modules of these classes: a map, one class, or a list of classes, of which some may be null."""
     if isinstance(auto_map, dict):
         for value in auto_map.values():
             yield from _modules(value)

@@ -1,4 +1,4 @@
-"""Token ids in config.json and generation_config.json, kept in agreement with the tokenizer that lies beside them."""
+"""Keeps the token ids in config.json and generation_config.json consistent with the tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_prism.models.model_folder import CONFIG, GENERATION_CONFIG, read_j
 from megatron_prism.pipeline.artifact import write_json
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Further keys of generation_config.json that name ids: they fit one vocabulary only.
+# Other keys of generation_config.json with token ids. They are valid for one vocabulary only.
 NAMING_IDS = (
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens"),
     *("begin_suppress_tokens", "bad_words_ids", "force_words_ids", "sequence_bias"),
@@ -23,30 +23,30 @@ NAMING_IDS = (
 
 
 def check_fits(facts: TokenizerFacts, vocab_size: int, folder: Path) -> None:
-    """Raise an ArtifactError when a tokenizer has a token without a row in the model's embedding."""
+    """Raise an ArtifactError if a token of the tokenizer has no row in the model's embedding."""
     if facts.largest >= vocab_size:
         token = next(token for token, number in facts.vocabulary.items() if number == facts.largest)
         raise ArtifactError(
-            f"{folder}: token {token!r} is number {facts.largest}, but the model has vocab_size={vocab_size}; name the "
-            "tokenizer that the model was trained with"
+            f"{folder}: token {token!r} has the id {facts.largest}, but the model has vocab_size={vocab_size}; name "
+            "the tokenizer with which the model was trained"
         )
 
 
 def follow_tokenizer(folder: Path, facts: TokenizerFacts, before: Mapping[str, int] | None) -> list[str]:
-    """Change the ids in `folder` that the new tokenizer contradicts.
+    """Change the ids in `folder` that contradict the new tokenizer.
 
-    An id, or a list of ids, stays where its tokens mean the same in both tokenizers and the new tokenizer's own id is
-    among them: a chat model's list of end tokens outlives a change of template. In config.json an id that is no longer
-    one becomes null, for an absent key is filled in by transformers.
+    An id or a list of ids stays if its tokens have the same ids in both tokenizers and the new tokenizer's id is among
+    them. So a chat model keeps its list of end tokens when only the template changes. In config.json an id that is no
+    longer valid becomes null, because transformers fills in a default for an absent key.
 
     Args:
-        facts: of the tokenizer that lies in the folder now.
-        before: token -> id of the one that came with the model; None where that is not known.
+        facts: of the tokenizer that is now in the folder.
+        before: token -> id of the tokenizer that came with the model; None if it is not known.
 
     Returns:
         One line for each key that changed.
     """
-    said = []
+    remarks = []
     for name in (CONFIG, GENERATION_CONFIG):
         path = folder / name
         if not path.is_file():
@@ -54,12 +54,12 @@ def follow_tokenizer(folder: Path, facts: TokenizerFacts, before: Mapping[str, i
         content = read_json(path)
         changed = _changed(content, facts, before, name == GENERATION_CONFIG)
         for key in changed:
-            said.append(
-                f"{name}: {key} {_shown(content, key)} becomes {_shown(changed, key)}, as the tokenizer says"
+            remarks.append(
+                f"{name}: {key} {_shown(content, key)} becomes {_shown(changed, key)}, as in the tokenizer"
             )
         if changed:
             write_json(path, content | changed)
-    return said
+    return remarks
 
 
 def _changed(
@@ -74,7 +74,7 @@ def _changed(
     for key, own in facts.ids.items():
         value = content.get(key)
         if value is None:
-            # To generation_config.json an absent key is no token, to config.json the default of the model's class.
+            # In generation_config.json an absent key means no token. In config.json it means the default of the class.
             stated = key in content or (key in TOKEN_IDS and not generation)
             if stated and own is not None:
                 found[key] = own
@@ -96,25 +96,28 @@ def _shown(content: Mapping[str, Any], key: str) -> str:
 
 
 def _numbers(value: Any) -> list[Any]:
-    """The ids in a value: a number, or lists of numbers; nothing where it is something else."""
+    """The ids in a value, which may be a number or nested lists of numbers; none if it is something else."""
     if isinstance(value, list):
         return [number for each in value for number in _numbers(each)]
     return [value] if type(value) is int else []
 
 
 def disagreements(folder: Path, vocab_size: int) -> list[str]:
-    """What the files of a folder say differently, one line each; nothing is changed. transformers is not loaded."""
-    said = _wrong_ids(folder, vocab_size)
+    """The contradictions between the files of a folder, one line each.
+
+    No file is changed, transformers is not loaded.
+    """
+    remarks = _wrong_ids(folder, vocab_size)
     end = None
     try:
         vocabulary = stored_vocabulary(folder)
         if vocabulary:
             files = TokenizerFolder(folder)
-            said += _beyond(files, vocabulary, vocab_size)
+            remarks += _tokens_without_row(files, vocabulary, vocab_size)
             named = files.token("eos_token")
             end = None if named is None else vocabulary.get(named[0])
     except PrismError as problem:
-        said.append(f"{problem}; carried as it came")
+        remarks.append(f"{problem}; the file is copied unchanged")
     ends = {
         name: numbers
         for name in (CONFIG, GENERATION_CONFIG)
@@ -124,42 +127,42 @@ def disagreements(folder: Path, vocab_size: int) -> list[str]:
         ends["the tokenizer"] = [end]
     if ends and not set.intersection(*(set(numbers) for numbers in ends.values())):
         listed = "; ".join(f"{name}: {', '.join(map(str, numbers))}" for name, numbers in ends.items())
-        said.append(
-            f"{folder}: no end token is common to all (eos_token_id in {listed}); carried as they came"
+        remarks.append(
+            f"{folder}: the files have no end token in common (eos_token_id in {listed}); they are copied unchanged"
         )
-    return said
+    return remarks
 
 
-def _beyond(files: TokenizerFolder, vocabulary: Mapping[str, int], vocab_size: int) -> list[str]:
-    """Tokens without a row in the model, and special tokens that are named and have no number."""
-    said = []
+def _tokens_without_row(files: TokenizerFolder, vocabulary: Mapping[str, int], vocab_size: int) -> list[str]:
+    """Tokens without a row in the model's embedding, and named special tokens that have no id."""
+    remarks = []
     token = max(vocabulary, key=vocabulary.__getitem__)
     if vocabulary[token] >= vocab_size:
-        said.append(
-            f"{files.path}: its tokenizer has token {token!r} with number {vocabulary[token]}, the model has "
-            f"vocab_size={vocab_size}: a text with it cannot be read"
+        remarks.append(
+            f"{files.path}: token {token!r} of its tokenizer has the id {vocabulary[token]}, but the model has "
+            f"vocab_size={vocab_size}; the model cannot read a text with this token"
         )
     unknown = [name for name in files.special_names() if name not in vocabulary]
     if unknown:
-        said.append(
+        remarks.append(
             f"{files.path}: its tokenizer files name the special token {unknown[0]!r}, which is not in "
-            f"{files.vocabulary.name}: transformers numbers it from {vocabulary[token] + 1} on, the model has "
+            f"{files.vocabulary.name}; transformers gives it an id from {vocabulary[token] + 1} on, and the model has "
             f"vocab_size={vocab_size}"
         )
-    return said
+    return remarks
 
 
 def _wrong_ids(folder: Path, vocab_size: int) -> list[str]:
-    """Ids in the configs that are no number of a token of this model."""
-    said = []
+    """Ids in the configs that are not ids of this model."""
+    remarks = []
     for name in (CONFIG, GENERATION_CONFIG):
         content = read_json(folder / name) if (folder / name).is_file() else {}
         for key in TOKEN_IDS:
             value = content.get(key)
             listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
             if value is not None and not all(type(each) is int and each < vocab_size for each in listed):
-                said.append(
-                    f"{folder / name}: {key}={shown(value)} is not a token of this model (vocab_size={vocab_size}); "
-                    "carried as it came: mend it, or set it to null"
+                remarks.append(
+                    f"{folder / name}: {key}={shown(value)} is not an id of this model (vocab_size={vocab_size}); it "
+                    "is copied unchanged; correct it, or set it to null"
                 )
-    return said
+    return remarks

@@ -79,7 +79,7 @@ def test_a_config_that_names_another_dtype_does_not_round_the_weights(llama, tmp
     (source / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     (source / "added_tokens.json").write_text(json.dumps({"<|new|>": config["vocab_size"]}))
     remarks = run(source, tmp_path / "out")["remarks"]
-    assert any("has token '<|new|>'" in each for each in remarks)
+    assert any("token '<|new|>' of its tokenizer has the id" in each for each in remarks)
     assert any("dtype='float16', but the tensors are bfloat16" in each for each in remarks)
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
     found, expected = (load_file(each / "model.safetensors") for each in (tmp_path / "out", root / "fp8"))
@@ -156,7 +156,7 @@ def test_the_logits_measured_are_those_of_what_was_written(family, scheme, tmp_p
     metrics = run(source, out, scheme, texts=text)
     stored = load_file(out / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(source).eval()
-    ids = windows(text, source, SAMPLES + HELD_OUT, LENGTH, 61)[SAMPLES:]
+    ids = windows(text, source, count=SAMPLES + HELD_OUT, length=LENGTH, vocab_size=61)[SAMPLES:]
     with torch.no_grad():
         before = model(torch.tensor(ids), use_cache=False).logits
 
@@ -194,14 +194,14 @@ def scaled(name, factor):
 DAMAGE = {
     "weight scale": (scaled(f"{LAYER}.weight_scale", 1.2), "reads back wrong"),
     "nan scale": (scaled(f"{LAYER}.weight_scale", float("nan")), "reads back wrong"),
-    "input scale": (scaled(f"{LAYER}.input_scale", 1.5), "measured was"),
+    "input scale": (scaled(f"{LAYER}.input_scale", 1.5), "was measured"),
     "one weight": (
         lambda t: t[f"{LAYER}.weight"].view(torch.uint8)[5, 3].bitwise_xor_(0x80),
         r"weight \[5, 3\]",
     ),
     "unquantized": (scaled("model.norm.weight", 1.1), "is not quantized, but"),
     "missing": (lambda tensors: tensors.pop(f"{LAYER}.input_scale"), "was not written"),
-    "unknown": (lambda tensors: tensors.update(more=torch.ones(1)), "has no place"),
+    "unknown": (lambda tensors: tensors.update(more=torch.ones(1)), "is not part of this checkpoint"),
     "not quantized": (
         lambda tensors: tensors.update({f"{LAYER}.weight": torch.ones(48, 32, dtype=torch.bfloat16)}),
         "bfloat16, not",
@@ -223,7 +223,9 @@ def test_damage_is_found(what, scheme, llama, tmp_path):
 
     def check():
         save_file(tensors, tmp_path / "model.safetensors")
-        return check_quantized(HFWeights(source), tmp_path, SCHEMES[scheme], layers, scales)
+        return check_quantized(
+            HFWeights(source), tmp_path, SCHEMES[scheme], layers=layers, input_scales=scales
+        )
 
     if what is None:
         assert check().worst_layer in layers
@@ -250,7 +252,7 @@ def test_a_scale_damaged_on_the_way_leaves_nothing(sources, tmp_path, monkeypatc
 
 
 def test_ctrl_c_leaves_nothing(sources, tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quantize, "check_quantized", interrupted)
@@ -290,7 +292,7 @@ def test_layers_the_format_cannot_hold_are_kept(sources, tmp_path):
     assert written[name].dtype is torch.float32
     assert torch.equal(written[name], tensors[name])
     (remark,) = metrics["remarks"]
-    assert remark.startswith(f"tensors kept in torch.float32, as the source has them: 1, such as '{name}'")
+    assert remark.startswith(f"1 tensors, such as '{name}', keep the source's dtype torch.float32")
     assert run(source, tmp_path / "fp8", "fp8")["kept_layers"] == {}
 
 
@@ -314,10 +316,13 @@ def test_a_source_in_several_files(sources, tmp_path, capsys):
 
 REFUSED = {
     "unknown scheme": ({"scheme": "fp9"}, r"scheme='fp9': unknown; did you mean 'fp8'\?"),
-    "no text": ({"texts": None}, "no calibration text; name a file"),
-    "short text": ({"texts": ["abc", "def"]}, "calibration text: 8 tokens, 12 windows of length=16 need 192"),
-    "no samples": ({"samples": 0}, "samples=0, length=16: at least 1"),
-    "too long": ({"length": 129}, "length=129: at least 1 sample, and 2 to 128 tokens"),
+    "no text": ({"texts": None}, "calibration text is needed; name a file"),
+    "short text": (
+        {"texts": ["abc", "def"]},
+        "text has 8 tokens, but 12 windows of length=16 need 192",
+    ),
+    "no samples": ({"samples": 0}, "samples=0, length=16: use 1 or more"),
+    "too long": ({"length": 129}, "length=129: use 1 or more samples, and a length from 2 to 128"),
 }
 
 
@@ -332,7 +337,7 @@ def test_refused(what, sources, tmp_path):
 @pytest.mark.parametrize("scheme", ["nvfp4", "mxfp8"])
 @pytest.mark.skipif(has_gpu(), reason="asks what happens without a GPU")
 def test_a_scheme_for_gpus(scheme):
-    with pytest.raises(ConfigError, match=f"scheme='{scheme}': ModelOpt needs a CUDA device.*: fp8, int8"):
+    with pytest.raises(ConfigError, match=f"scheme='{scheme}': ModelOpt needs a CUDA device.* use fp8, int8"):
         scheme_named(scheme)
 
 
@@ -343,7 +348,7 @@ def test_without_modelopt(sources, tmp_path, monkeypatch):
 
 
 def test_a_quantized_model_is_refused(llama, tmp_path):
-    with pytest.raises(ConfigError, match=r"quant_method='modelopt'\), so the model is quantized already"):
+    with pytest.raises(ConfigError, match=r"quant_method='modelopt'\), so the model is already quantized"):
         run(llama[1] / "fp8", tmp_path / "out")
 
 
@@ -362,7 +367,7 @@ def test_damaged_sources_are_refused(sources, tmp_path):
     tensors = load_file(source / "model.safetensors")
     tensors[f"{LAYER}.weight"][0, 0] = float("inf")
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"'{LAYER}.weight' holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=f"'{LAYER}.weight' holds a NaN or an infinite number"):
         run(source, tmp_path / "out")
     (source / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json: missing, and so is tokenizer\.model"):
@@ -372,9 +377,12 @@ def test_damaged_sources_are_refused(sources, tmp_path):
 
 def test_windows_begin_as_texts_do(sources, tmp_path):
     folder = sources["llama"]
-    assert windows(["ABC", "DE", "FGHI"], folder, 2, 4, 61) == [[34, 35, 36, 0], [37, 38, 0, 39]]
-    with pytest.raises(ConfigError, match="gives id 36, the model has vocab_size=36"):
-        windows(["ABC"], folder, 1, 4, 36)
+    assert windows(["ABC", "DE", "FGHI"], folder, count=2, length=4, vocab_size=61) == [
+        [34, 35, 36, 0],
+        [37, 38, 0, 39],
+    ]
+    with pytest.raises(ConfigError, match="gives the id 36, but the model has vocab_size=36"):
+        windows(["ABC"], folder, count=1, length=4, vocab_size=36)
 
     from tokenizers.processors import TemplateProcessing
 
@@ -384,7 +392,10 @@ def test_windows_begin_as_texts_do(sources, tmp_path):
     )
     tokenizer.bos_token = "<|pad|>"
     tokenizer.save_pretrained(tmp_path)
-    assert windows(["ABC", "DE", "FGHI"], tmp_path, 2, 4, 61) == [[1, 34, 35, 36], [1, 0, 37, 38]]
+    assert windows(["ABC", "DE", "FGHI"], tmp_path, count=2, length=4, vocab_size=61) == [
+        [1, 34, 35, 36],
+        [1, 0, 37, 38],
+    ]
 
 
 @pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
@@ -410,4 +421,6 @@ def test_block_formats_read_back(name):
     }.items():
         value, allowed = SCHEMES[name].read(parts | {part: wrong}, weight)
         assert not bool(((value - weight).abs() <= allowed).all()), part
-    assert SCHEMES[name].why_not(torch.ones(4, 40)) == f"40 columns are no multiple of {SCHEMES[name].block}"
+    assert (
+        SCHEMES[name].why_not(torch.ones(4, 40)) == f"40 columns are not a multiple of {SCHEMES[name].block}"
+    )

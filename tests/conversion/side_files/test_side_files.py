@@ -64,7 +64,7 @@ def test_everything_beside_the_weights_is_carried_or_named(tmp_path):
         assert found == sorted(CARRIED)
         assert not (folder / "LICENSE").is_symlink()
         assert all((folder / name).read_bytes() == (source / name).read_bytes() for name in CARRIED)
-    assert remark == f"{source}: not carried: README.md, notes.csv, original/, params.json"
+    assert remark == f"{source}: not copied: README.md, notes.csv, original/, params.json"
 
 
 def test_code_is_carried_whole_and_never_run(tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_an_auto_map_without_its_files_is_dropped_and_said(missing, tmp_path):
     os.remove(source / missing)
     before = json.loads((source / "config.json").read_text())
     (remark,) = carry_files(source, tmp_path / "out")
-    assert f"config.json: its auto_map needs {missing}" in remark
+    assert f"config.json: auto_map needs {missing}" in remark
     after = json.loads((tmp_path / "out/config.json").read_text())
     assert after == {key: value for key, value in before.items() if key != "auto_map"}
     loaded = AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
@@ -136,7 +136,7 @@ def test_what_stands_in_a_files_place_is_said(tmp_path):
     (source / "tokenizer.json").symlink_to(tmp_path / "nothing")
     (source / "tokenizer.model").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
     link, pointer = carry_files(source, tmp_path / "out")
-    assert f"{source}/tokenizer.json: not carried: a link to a file that is not there" in link
+    assert f"{source}/tokenizer.json: not copied: a link to a missing file" in link
     assert f"{source}/tokenizer.model: this is a Git LFS pointer" in pointer
     assert "git lfs pull" in pointer
 
@@ -153,4 +153,4 @@ def test_a_file_that_is_no_object_is_named_where_it_came_from(name, text, tmp_pa
 
 def test_a_folder_that_is_written_into_its_source_is_not_called_left_behind(tmp_path):
     source = fill(tmp_path / "source", ["config.json", "kept/notes"])
-    assert carry_files(source, source / "out.partial" / "hf") == [f"{source}: not carried: kept/"]
+    assert carry_files(source, source / "out.partial" / "hf") == [f"{source}: not copied: kept/"]

@@ -39,7 +39,7 @@ def came_with(folder, generation=None, **config):
 def export(tmp_path, files, given):
     (tmp_path / "out").mkdir()
     architecture = architecture_from_config(CONFIGS["llama"])
-    return write_side_files(tmp_path / "out", architecture, files, given, torch.float32)
+    return write_side_files(tmp_path / "out", architecture, files=files, tokenizer=given, dtype=torch.float32)
 
 
 def agree(folder):
@@ -59,7 +59,7 @@ def test_the_tokenizers_ids_win_and_each_change_is_said(tmp_path):
     config, generation = agree(tmp_path / "out")
     assert (config.eos_token_id, generation.eos_token_id) == (A, A)
     assert (config.bos_token_id, config.pad_token_id) == (B, PAD)
-    assert "config.json: eos_token_id 0 becomes 34, as the tokenizer says" in said
+    assert "config.json: eos_token_id 0 becomes 34, as in the tokenizer" in said
     assert len(said) == 4
 
 
@@ -116,7 +116,7 @@ def test_a_model_without_files_takes_all_from_the_tokenizer(tmp_path):
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(came, tmp_path):
     files = came_with(tmp_path / "hf") if came else None
     given = tokenizer(tmp_path / "new", vocabulary=VOCABULARY + 1)
-    with pytest.raises(ArtifactError, match=r"new: token .+ is number 61, but the model has vocab_size=61"):
+    with pytest.raises(ArtifactError, match=r"new: token .+ has the id 61, but the model has vocab_size=61"):
         export(tmp_path, files, given)
 
 
@@ -134,7 +134,8 @@ def test_files_that_came_in_disagreement_are_said_and_kept(tmp_path):
     files = came_with(tmp_path / "hf", {"eos_token_id": [A]}, eos_token_id=B)
     (remark,) = export(tmp_path, files, None)
     assert (
-        "no end token is common to all (eos_token_id in config.json: 35; generation_config.json: 34" in remark
+        "the files have no end token in common (eos_token_id in config.json: 35; generation_config.json: 34"
+        in remark
     )
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == B
     assert disagreements(came_with(tmp_path / "fine", {"eos_token_id": [A, END]}), VOCABULARY) == []
@@ -171,9 +172,9 @@ def sentencepiece(folder):
 def test_a_folder_with_nothing_but_a_sentencepiece_model_is_compared_too(tmp_path):
     folder = sentencepiece(tmp_path / "hf")
     (end,) = disagreements(folder, 420)
-    assert "no end token is common to all (eos_token_id in config.json: 7; the tokenizer: 2)" in end
+    assert "the files have no end token in common (eos_token_id in config.json: 7; the tokenizer: 2)" in end
     large, _ = disagreements(folder, 419)
-    assert "number 419, the model has vocab_size=419" in large
+    assert "the id 419, but the model has vocab_size=419" in large
     (folder / "tokenizer.model").write_bytes(b"no model")
     assert "tokenizer.model: not a SentencePiece model" in disagreements(folder, 420)[0]
 
@@ -184,7 +185,13 @@ def test_a_list_of_end_tokens_outlives_the_same_sentencepiece_model(tmp_path):
     (folder / "config.json").write_text(json.dumps(content | {"pad_token_id": None}))
     (tmp_path / "out").mkdir()
     assert (
-        write_side_files(tmp_path / "out", architecture_from_config(content), folder, folder, torch.float32)
+        write_side_files(
+            tmp_path / "out",
+            architecture_from_config(content),
+            files=folder,
+            tokenizer=folder,
+            dtype=torch.float32,
+        )
         == []
     )
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [2, 7]
@@ -216,7 +223,7 @@ def test_an_end_token_that_is_no_name_is_said(value, tmp_path):
 def test_an_id_that_no_row_belongs_to_is_said(key, value, tmp_path):
     folder = came_with(tmp_path / "hf", **{key: value})
     remark = disagreements(folder, VOCABULARY)[0]
-    assert f"config.json: {key}={value!r} is not a token of this model (vocab_size={VOCABULARY})" in remark
+    assert f"config.json: {key}={value!r} is not an id of this model (vocab_size={VOCABULARY})" in remark
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import re
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from megatron_prism.conversion.side_files.tokenizer_facts import PROBE, compare_tokenizers
+from megatron_prism.conversion.side_files.compare_tokenizers import PROBE, compare_tokenizers
 from megatron_prism.errors import CheckpointError
 
 
@@ -88,7 +88,7 @@ def other_post_processor(content):
 def test_what_changes_no_id_is_a_remark(change, part, tmp_path, bpe):
     found, _ = compared(tmp_path, bpe, change)
     assert (found.conflict, found.choice) == (None, None)
-    assert f"'{part}' written otherwise" in found.remark
+    assert f"'{part}' not the same" in found.remark
 
 
 def other_normalizer(content):
@@ -110,10 +110,10 @@ def one_more(content):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (other_normalizer, "cuts text otherwise.*different: 'normalizer'"),
-        (other_pre_tokenizer, "cuts text otherwise.*different: 'pre_tokenizer'"),
-        (other_merges, "cuts text otherwise.*different: 'model'"),
-        (one_more, r"has token '<\|user\|>', which the other tokenizer lacks"),
+        (other_normalizer, "splits text differently.*different: 'normalizer'"),
+        (other_pre_tokenizer, "splits text differently.*different: 'pre_tokenizer'"),
+        (other_merges, "splits text differently.*different: 'model'"),
+        (one_more, r"has the token '<\|user\|>', which the other tokenizer does not have"),
     ],
 )
 def test_what_needs_a_choice(change, named, tmp_path, bpe):
@@ -135,7 +135,7 @@ def renamed(content):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [(swapped, "token '[ab]' is number"), (renamed, r"number 0 is token '<\|user\|>'")]
+    ("change", "named"), [(swapped, "token '[ab]' has the id"), (renamed, r"the id 0 is token '<\|user\|>'")]
 )
 def test_an_id_of_two_meanings_is_a_conflict(change, named, tmp_path, bpe):
     found, _ = compared(tmp_path, bpe, change)
@@ -150,7 +150,7 @@ def test_files_without_a_tokenizer_json(tmp_path, bpe):
     assert compare_tokenizers(tmp_path / "a", tmp_path / "b").choice is None
     assert "cannot be compared" in compare_tokenizers(tmp_path / "a", tmp_path / "c").choice
     assert "cannot be compared" in compare_tokenizers(tmp_path / "a", written(tmp_path / "d", bpe)).choice
-    with pytest.raises(CheckpointError, match=r"e/tokenizer\.json: not a tokenizer"):
+    with pytest.raises(CheckpointError, match=r"e/tokenizer\.json: its tokenizer cannot be read"):
         compare_tokenizers(
             tmp_path / "d", written(tmp_path / "e", bpe | {"model": {"vocab": bpe["model"]["vocab"]}})
         )
