@@ -1,6 +1,6 @@
-"""Ask a trained model something: sampling from a run's checkpoint, with the log-probability of what it said.
+"""Ask a trained model a question: sample answers from a checkpoint, with their log-probabilities.
 
-python examples/ask.py runs/shoebox midtrain "User: What is 12+34?" --samples 2
+python examples/ask.py runs/shoebox midtrain "What is 12+34?" --samples 2
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_prism.data.chat_format import STOP, chat_prompt
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.megatron_engine import MegatronEngine
 
@@ -22,9 +23,9 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     arguments = parser.parse_args()
     params = SamplingParams(
-        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, stop=["User:"]
+        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, stop=list(STOP)
     )
-    prompt = f"{arguments.question}\nAssistant:"
+    prompt = chat_prompt(arguments.question)
     with MegatronEngine.load(arguments.run_dir / arguments.stage, arguments.run_dir / "tokenizer") as engine:
         for answer in engine.generate([prompt], params, samples=arguments.samples)[0]:
             print(

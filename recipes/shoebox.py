@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from megatron_prism.conversion.stage import ExportHF
+from megatron_prism.data.chat_format import STOP
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.shoebox.corpus import ShoeboxCorpus
@@ -76,7 +77,6 @@ SOLVABLE = [3, 14]
 DOMAINS = ["math"]
 # An answer with its prompt takes at most half of that; short texts packed into long rows cost fewer small kernels.
 ANSWER_TOKENS, RL_CONTEXT = 96, 4 * SEQUENCE_LENGTH
-STOP = ["User:"]
 
 
 @dataclass(frozen=True)

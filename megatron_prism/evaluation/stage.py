@@ -29,11 +29,6 @@ SAMPLES = "samples.jsonl.zst"
 log = get_logger(__name__)
 
 
-def _default_sampling() -> SamplingParams:
-    # A base model goes on to invent the next turn of the conversation: its first word ends the answer.
-    return SamplingParams(stop=["User:"])
-
-
 @dataclass
 class Evaluate(Stage):
     """Scores `model` on suites of the `corpus`; inputs: "model" (unless a server has it), "tokenizer", "corpus".
@@ -43,7 +38,7 @@ class Evaluate(Stage):
         samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
         limit: problems per suite (None: all); a subset is drawn by the hash of the problem's id.
         engine: the engine; `openai` scores a model behind a server, and keeps its answers if it goes away.
-        sampling: how completions are sampled.
+        sampling: how completions are sampled; `sampling.stop` names the strings that end one, by default none.
         batch_size: completions sampled together.
         grading: the grading processes, their limits, and how programs that the model wrote are isolated.
         confidence: coverage of the intervals.
@@ -56,7 +51,7 @@ class Evaluate(Stage):
     samples_per_problem: int = 1
     limit: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
-    sampling: SamplingParams = field(default_factory=_default_sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     batch_size: int = 32
     grading: GradingSettings = field(default_factory=lambda: GradingSettings(workers=1))
     confidence: float = 0.95

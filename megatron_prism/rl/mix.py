@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_prism.data.chat_format import chat_prompt, question_of
 from megatron_prism.errors import ConfigError, DataError, suggest
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of
@@ -28,7 +29,6 @@ SCIENCE_INSTRUCTIONS = (
     "Answer the question and box the answer. {question}",
     "Think step by step, then box the answer. {question}",
 )
-USER, ASSISTANT = "User: ", "\nAssistant:"
 
 log = get_logger(__name__)
 
@@ -123,10 +123,9 @@ class PromptMix(Stage):
 
 
 def _with_instruction(problem: Problem, rng: random.Random) -> Problem:
-    """The same question under another instruction; a prompt that is no single question stays as it is."""
+    """The same question under another instruction; a prompt in another format stays as it is."""
     template = rng.choice(SCIENCE_INSTRUCTIONS)
-    prompt = problem.prompt
-    if not (prompt.startswith(USER) and prompt.endswith(ASSISTANT)):
+    question = question_of(problem.prompt)
+    if question is None:
         return problem
-    question = prompt[len(USER) : -len(ASSISTANT)]
-    return replace(problem, prompt=f"{USER}{template.format(question=question)}{ASSISTANT}")
+    return replace(problem, prompt=chat_prompt(template.format(question=question)))

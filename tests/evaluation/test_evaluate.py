@@ -153,7 +153,7 @@ def test_stage_writes_scores_samples_and_metrics(tmp_path, inputs, engine):
     ]
     assert samples[2]["finish_reason"] == "length"
     assert engine.loaded == [(inputs["model"].path, inputs["tokenizer"].path, 7)]
-    assert engine.seen[0].stop == ["User:"]
+    assert engine.seen[0].stop is None
 
 
 def test_limit_and_odd_text(tmp_path, inputs, engine):
@@ -193,7 +193,7 @@ def test_programs_are_refused_before_the_model_is_loaded_where_they_cannot_be_is
 
 def test_config_round_trip_and_overrides():
     stage = apply_overrides(Evaluate(), {"limit": 5, "sampling.temperature": 0.6, "suites": ["math"]})
-    assert (stage.limit, stage.sampling.temperature, stage.sampling.stop) == (5, 0.6, ["User:"])
+    assert (stage.limit, stage.sampling.temperature, stage.sampling.stop) == (5, 0.6, None)
     assert from_mapping(Evaluate, to_mapping(stage)) == stage
     assert stage.identity() != Evaluate().identity()
     assert apply_overrides(stage, {"grading.workers": 4}).fingerprint({}) == stage.fingerprint({})

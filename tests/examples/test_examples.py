@@ -48,9 +48,7 @@ def test_own_text_from_files_to_answers(notes: Path, tmp_path: Path) -> None:
     assert (run / "export" / "hf" / "model.safetensors").is_file() or list(
         (run / "export").rglob("*.safetensors")
     )
-    asked = warm.python(
-        EXAMPLES / "ask.py", run, "train", "User: a sheep?", "--max-new-tokens", 4, cwd=tmp_path
-    )
+    asked = warm.python(EXAMPLES / "ask.py", run, "train", "a sheep?", "--max-new-tokens", 4, cwd=tmp_path)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.startswith("User: a sheep?\nAssistant:")
     assert "log-probability -" in asked.stdout

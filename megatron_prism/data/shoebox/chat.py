@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from megatron_prism.data.chat_format import chat_turn
+
 NAMES = (
     "Ada",
     "Ben",
@@ -73,4 +75,4 @@ def dialogue(rng: random.Random) -> str:
     turns += rng.sample(later, len(later))
     if rng.random() < 0.5:
         turns.append(rng.choice(CLOSINGS))
-    return "\n".join(f"User: {said}\nAssistant: {answered}" for said, answered in turns)
+    return "\n".join(chat_turn(question, answer) for question, answer in turns)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from megatron_prism.data.chat_format import ASSISTANT, USER, chat_prompt
 from megatron_prism.errors import ConfigError, DataError
 
 HELD_OUT, VALID, TRAIN = "held_out", "valid", "train"
@@ -52,7 +53,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        return f"User: {self.question}\nAssistant:"
+        return chat_prompt(self.question)
 
     @property
     def solution(self) -> str:
@@ -154,8 +155,8 @@ def check_texts(held_out: Iterable[Problem], documents: Iterable[str]) -> None:
     """Raise a DataError if the question of a held-out problem is asked in any of the training documents."""
     questions = {problem.prompt: problem.id for problem in held_out}
     for document in documents:
-        for end in _ends(document, "\nAssistant:"):
-            prompt = document[max(0, document.rfind("User:", 0, end)) : end]
+        for end in _ends(document, f"\n{ASSISTANT}"):
+            prompt = document[max(0, document.rfind(USER, 0, end)) : end]
             if prompt in questions:
                 raise DataError(f"held-out problem {questions[prompt]} is in the training text: {prompt!r}")
 
