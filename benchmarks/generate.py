@@ -1,12 +1,12 @@
-"""Question: how fast does the engine sample beside `transformers.generate` when answers are unevenly long?
+"""Question: how fast does the engine sample, compared with `transformers.generate`, if answers differ in length?
 
     python benchmarks/generate.py --json result.json
 
 Same weights (random, of the quickstart's shapes), same prompts, same answer lengths, same temperature, one process, in
-turns. Each request has its own answer length, drawn once from a geometric distribution and clipped; both sides are made
-to end there, so they sample the same number of tokens. Ours keeps `--batch` texts under way and refills freed slots.
+alternation. The answer length of each request is drawn once from a geometric distribution and clipped; both sides end
+there, so they sample the same number of tokens. Ours decodes `--batch` sequences at a time and refills freed slots.
 transformers gets the requests in order, `--batch` at a time, left-padded, with a key-value cache and a stopping
-criterion per row: a batch ends when its longest answer does. Ours returns log-probabilities besides.
+criterion per row: a batch ends when its longest answer does. Only ours also returns log-probabilities.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAD = 0
 
 
 class PlainTokens:
-    """A tokenizer for token ids written as numbers: what is measured is the model, not text."""
+    """A tokenizer for token ids written as numbers, because the benchmark measures the model only."""
 
     # No token ends an answer.
     eos_id = -1
@@ -50,7 +50,7 @@ class PlainTokens:
 
 
 class ForcedLengths(MegatronEngine):
-    """The engine, made to end each answer at a given length and nowhere else."""
+    """The engine, which ends each answer at a given length and nowhere else."""
 
     lengths: list[int]
 
@@ -149,9 +149,9 @@ def main() -> None:
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=64, help="texts under way at once")
+    parser.add_argument("--batch", type=int, default=64, help="sequences decoded at a time")
     parser.add_argument("--mean", type=int, default=64, help="tokens of an answer, on average")
-    parser.add_argument("--longest", type=int, default=256, help="most tokens of an answer")
+    parser.add_argument("--longest", type=int, default=256, help="maximum tokens of an answer")
     parser.add_argument("--even", action="store_true", help="every answer has the mean length")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -159,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results = [compare(kind, arguments) for kind in arguments.models]
-    title = f"sampling, {arguments.batch} texts under way, {arguments.threads} threads"
+    title = f"sampling, {arguments.batch} sequences at a time, {arguments.threads} threads"
     measure.print_speeds(title, results, "answer_tokens")
     measure.write(arguments, {"results": results})
 

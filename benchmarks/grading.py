@@ -2,8 +2,8 @@
 
     python benchmarks/grading.py --json result.json
 
-One worker of the pool, trivial answers, right ones. Everything (this process, the worker, the sandbox with its
-programs) is held to one core, so a rate is answers per second per core. Starting up is timed apart: once per worker.
+One worker of the pool and trivial correct answers. All processes (this one, the worker, the sandbox with its programs)
+run on one core, so a rate is answers per second per core. The start of a worker is timed separately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCRIPT = "```python\nprint(int(input()) ** 2)\n```"
 
 
 def kinds(answers: int) -> dict[str, tuple[str, list[GradeItem]]]:
-    """Name of a row: mode of isolation and items; slow kinds get fewer of them."""
+    """Row -> mode of isolation and items; slow kinds have fewer items."""
     asserts = ["assert f(2) == 4", "assert f(-3) == 9"]
     statements = ["assert abs(f(2) - 4) < 1e-6"]
     functions = [{"function": "f", "arguments": [x], "expected": x * x} for x in (2, -3)]
@@ -74,7 +74,9 @@ def main() -> None:
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--answers", type=int, default=500, help="programs in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="rows whose name begins so, such as 'code' or 'math'", default="")
+    parser.add_argument(
+        "--only", help="only rows whose name starts with this, such as 'code' or 'math'", default=""
+    )
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results = {

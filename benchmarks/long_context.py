@@ -2,12 +2,12 @@
 
     python benchmarks/long_context.py --json result.json
 
-For a small dense and a small hybrid model: one training step on one sequence at CP 1, 2 and 4, each in a torchrun of
-its own with one thread per process. Compared with CP 1: the loss, and every parameter's gradient (largest difference
-over its largest gradient). Memory is the peak resident size during the step above the size before it. As a negative
+For a small dense and a small hybrid model: one training step on one sequence at CP 1, 2 and 4, each in a separate
+torchrun with one thread per process. The loss and every parameter's gradient are compared with CP 1 (largest difference
+over the largest gradient). Memory is the peak resident size during the step above the size before it. As a negative
 control the CP 2 step runs once more with its chunks in a wrong order.
 
-`--attention` instead times one rank's share of attention at CP 2, forward and backward, in blocks against one masked
+`--attention` instead times one rank's share of attention at CP 2, forward and backward: in blocks, and as one masked
 call over all keys.
 """
 
@@ -97,7 +97,7 @@ def worker(folder: Path, kind: str, length: int, wrong_order: bool) -> None:
             rank * n, (rank + 1) * n, device=dev
         )
     parallel = ParallelConfig(context_parallel_size=size, use_distributed_optimizer=False)
-    # A clip that never bites leaves the gradients as they are.
+    # The clip is too high to change the gradients.
     settings = OptimizerSettings(eps=1e-8, clip_grad=1e9)
     with session(parallel, seed=1):
         trainer = Trainer(MODELS[kind], parallel, BatchConfig(length, 1, 1), settings, torch.float32)
@@ -135,7 +135,7 @@ def launch(kind: str, size: int, length: int, wrong_order: bool = False) -> dict
 
 
 def against(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """How far a step's loss and gradients are from CP 1's."""
+    """The differences of a step's loss and gradients from those of CP 1."""
     gaps = {
         name: float((found["gradients"][name] - gradient).abs().max() / gradient.abs().max())
         for name, gradient in expected["gradients"].items()

@@ -1,4 +1,4 @@
-"""What every benchmark shares: sides timed in turns in one run, medians, ratios, and a header that dates them."""
+"""What benchmarks share: arguments, timing of sides in alternation, and results with date, machine and versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_prism.platform.hardware import machine_facts, versions
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one side: the median over the rounds, and the fastest and slowest round."""
+    """Seconds per call of one side: the median over the rounds, the fastest and the slowest round."""
 
     median: float
     fastest: float
@@ -30,9 +30,9 @@ class Timing:
 def alternate(
     sides: Mapping[str, Callable[[], Any]], rounds: int, calls: int, warmup: int
 ) -> dict[str, Timing]:
-    """Time each side in turns, `calls` calls a round, after `warmup` calls that do not count.
+    """Time the sides in alternation, `calls` calls per round, after `warmup` calls that do not count.
 
-    In turns, because a machine's speed drifts: a slow minute then hits every side, and the ratio stands.
+    The speed of a machine drifts. In alternation a slow minute affects every side, and the ratio stays valid.
     """
     for call in sides.values():
         for _ in range(warmup):
@@ -84,7 +84,7 @@ def _header(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_speeds(title: str, results: Sequence[Mapping[str, Any]], column: str) -> None:
-    """A table of tokens per second beside transformers, a row per model; `column` is a further number of a result."""
+    """A table of tokens per second, ours and transformers', a row per model; `column` is another key of a result."""
     table = Table(title=title)
     for name in ("model", column.replace("_", " "), "ours tok/s", "transformers tok/s", "ratio"):
         table.add_column(name, justify="right")

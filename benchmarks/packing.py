@@ -3,8 +3,8 @@
     python benchmarks/packing.py --documents 1000000 --json result.json
 
 Lengths are log-normal (median 2,000 tokens, sigma 1), clipped to a sequence, so that no document has to be cut. Joined
-end to end, sequences are full and documents are cut wherever one ends; packed, documents are whole and the sequences
-have padding. Next-fit in the order of arrival stands between: whole documents, without the search.
+end to end, sequences are full and documents are cut where a sequence ends; packed, documents are whole and sequences
+have padding. Next-fit keeps documents whole, too, but places them in the order of arrival without a search.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Lengths = NDArray[numpy.int64]
 
 
 def next_fit(lengths: Lengths, capacity: int) -> Lengths:
-    """Documents in order of arrival; a new sequence whenever one does not fit."""
+    """Documents in order of arrival; if one does not fit, a new sequence starts."""
     found, buffer, room = numpy.empty_like(lengths), 0, capacity
     for item, length in enumerate(lengths.tolist()):
         if length > room:
@@ -55,7 +55,7 @@ def packed(method: Callable[[Lengths, int], Lengths], lengths: Lengths, capacity
 
 
 def joined(lengths: Lengths, capacity: int) -> dict[str, Any]:
-    """Joined end to end: share of the documents that a sequence's end cuts, and of the tokens that lie in those."""
+    """Joined end to end: the share of documents that are cut, and the share of tokens in these."""
     start = time.perf_counter()
     ends = numpy.cumsum(lengths)
     cut = (ends - 1) // capacity != (ends - lengths) // capacity
@@ -83,7 +83,7 @@ def main() -> None:
     lengths = lengths[lengths >= arguments.min_tokens]
     results = {
         "joined end to end": joined(lengths, capacity),
-        "next fit, as they come": packed(next_fit, lengths, capacity),
+        "next fit, in order of arrival": packed(next_fit, lengths, capacity),
         "best fit decreasing": packed(best_fit_decreasing, lengths, capacity),
     }
     table = Table(

@@ -1,9 +1,9 @@
-"""What the quickstart promises, over seeds: mid-training, restoration and reinforcement learning of both small models.
+"""The targets of the quickstart over seeds: mid-training, restoration and reinforcement learning of both small models.
 
     python benchmarks/quickstart.py --seeds 1 2 3 --run-dir runs/quickstart --json FILE
 
-Runs the shoebox recipe whole for every model and seed (what is done is skipped) and prints the tables of
-docs/results/quickstart.md. Seeds are the units of an interval over seeds (Student's t).
+Runs the complete shoebox recipe for every model and seed (finished stages are skipped) and prints the tables of
+docs/results/quickstart.md. Intervals over seeds are Student's t.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCORED = {
 
 
 def one_run(model: str, seed: int, run_dir: Path) -> dict[str, Any]:
-    """Every figure of one model and seed."""
+    """All results of one model and seed."""
     folder = run_dir / f"{model}-{seed}"
     artifacts = load_recipe("shoebox").build({"model": model, "seed": seed}).run(folder)
     learned = artifacts["rl_midtrain"]
@@ -52,7 +52,7 @@ def one_run(model: str, seed: int, run_dir: Path) -> dict[str, Any]:
 
 
 def _worst_gap(learned: Artifact) -> float:
-    """Largest difference of trainer and sampler in the log-probability of one token, over all steps."""
+    """The largest difference between trainer and sampler in the log-probability of one token, over all steps."""
     lines = (learned.path / "metrics.jsonl").read_text().splitlines()
     gaps = [line["gap"]["max_abs"] for line in map(json.loads, lines) if "gap" in line]
     return float(max(gaps))
@@ -100,7 +100,7 @@ def show(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """One number of each seed, by what it says."""
+    """Name of a quantity -> one number per seed."""
     shares = [run["recovered"]["extend"] for run in runs]
     return {
         "math, mid-trained": [run["scores"]["midtrain"]["math"]["pass_rate"] for run in runs],

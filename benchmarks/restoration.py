@@ -1,10 +1,10 @@
-"""How much of the retrieval that mid-training costs the small model comes back by merge and extension, over seeds.
+"""How much of the retrieval that the small model loses in mid-training do merge and extension recover, over seeds?
 
     python benchmarks/restoration.py --seeds 1 2 3 --run-dir runs/restoration --json FILE
 
-Runs the shoebox recipe up to its needles (what is done is skipped). Prints recall by length and model for every seed,
-and the share recovered, (restored - mid-trained) / (base - mid-trained), over all lengths together: per seed with a
-paired bootstrap over samples, and over the seeds with Student's t interval.
+Runs the shoebox recipe up to its RULER stages (finished ones are skipped). Prints recall by length and model for every
+seed, and the recovered share, (restored - mid-trained) / (base - mid-trained), over all lengths: per seed with a paired
+bootstrap over samples, and over the seeds with Student's t interval.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 
 def one_seed(model: str, seed: int, run_dir: Path, variants: bool) -> dict[str, Any]:
-    """Recall by model and length, and what the later models recovered over all lengths."""
+    """Recall by model and length, and the share that the later models recovered over all lengths."""
     graph = load_recipe("shoebox").build({"model": model, "seed": seed, "variants": variants})
     models = [*MODELS, *(VARIANTS if variants else ())]
     artifacts = {name: graph.run(run_dir, target=f"ruler_{name}")[f"ruler_{name}"] for name in models}
@@ -37,7 +37,7 @@ def one_seed(model: str, seed: int, run_dir: Path, variants: bool) -> dict[str, 
         name: {length: entry["recall"] for length, entry in artifact.metrics["lengths"].items()}
         for name, artifact in artifacts.items()
     }
-    # A task at a length is a stratum of its own.
+    # Each task at each length is a separate stratum.
     scores = {
         name: {
             f"{task} {length}": by_index
@@ -51,7 +51,7 @@ def one_seed(model: str, seed: int, run_dir: Path, variants: bool) -> dict[str, 
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean with Student's t interval; seeds are the units."""
+    """Mean over seeds with Student's t interval."""
     middle = mean(values)
     half = T_95[len(values) - 1] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Interval(middle, middle - half, middle + half, "t over seeds")
@@ -86,7 +86,7 @@ def main() -> None:
     shares = {name: [seed["recovered"][name] for seed in seeds] for name in names}
     result = {
         "seeds": seeds,
-        # A seed that lost nothing for sure has no share, and then there is none over the seeds.
+        # A seed without a significant loss has no share, and then there is none over the seeds.
         "recovered": {
             name: asdict(over_seeds([each["mean"] for each in each_seed]))
             for name, each_seed in shares.items()

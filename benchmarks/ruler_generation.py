@@ -1,8 +1,9 @@
-"""RULER generation: 13 tasks x 100 samples x 5 lengths; how long it takes, and how near the lengths come.
+"""Question: how long does the generation of RULER samples take (13 tasks x 100 samples x 5 lengths), and how exact are
+their lengths?
 
     python benchmarks/ruler_generation.py --samples 100 --lengths 8192 16384 32768 65536 131072 --json FILE
 
-Without --tokenizer, one is trained on the machine's prose and code first, which is not part of the time.
+Without --tokenizer, one is first trained on prose and code of this machine, which is not timed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ LENGTHS = [8192, 16384, 32768, 65536, 131072]
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of the workers that have ended."""
+    """User and system time of this process and of finished workers."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def wrong_counts(folder: Path, tokenizer: Tokenizer, every: int) -> tuple[int, int]:
-    """Samples encoded again as a whole, and how many of them have another number of tokens than they say."""
+    """How many samples were encoded again, and how many of them have another number of tokens than recorded."""
     checked = wrong = 0
     for file in sorted(folder.glob("*/*.jsonl.zst")):
         for sample in read_samples(folder, file.name.split(".")[0], int(file.parent.name)):
@@ -51,7 +52,9 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--tasks", nargs="+", default=list(RULER_TASKS))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--verify-every", type=int, default=50, help="encode one sample in so many, untimed")
+    parser.add_argument(
+        "--verify-every", type=int, default=50, help="check one of so many samples, not timed"
+    )
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:

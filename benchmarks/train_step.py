@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py --dtype bf16 --json result.json
 
-Both sides train the same shape on the same tokens in one process, in turns: forward, backward, gradient clipping and
-fused AdamW with fp32 main weights. Ours is `training.trainer.Trainer`, as the `train` stage uses it, with its
+Both sides train the same shape on the same tokens in one process, in alternation: forward, backward, gradient clipping
+and fused AdamW with fp32 main weights. Ours is `training.trainer.Trainer`, as the `train` stage uses it, with its
 data. The peer is the loop its documentation shows: `model(input_ids, labels=...)` of the same architecture (made from
 the config we export), SDPA attention, autocast for bf16, `clip_grad_norm_`, `torch.optim.AdamW(fused=True)`.
 """
@@ -33,7 +33,7 @@ SIZES = ("shoebox", "wide")
 
 
 def architecture_of(kind: str, size: str) -> Architecture:
-    """The quickstart's model, or one 2.5 times as wide, where the matrices weigh more."""
+    """The quickstart's model, or one 2.5 times as wide, in which matrix products dominate."""
     small = MODELS[kind]
     if size == "shoebox":
         return small
@@ -50,7 +50,7 @@ def architecture_of(kind: str, size: str) -> Architecture:
 
 
 class RandomTokens:
-    """Samples as the blend gives them, from a fixed table of random tokens."""
+    """Samples like those of the blend, from a fixed table of random tokens."""
 
     def __init__(self, vocab_size: int, length: int) -> None:
         self.table = torch.randint(vocab_size, (64, length + 1), generator=torch.Generator().manual_seed(0))

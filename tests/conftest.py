@@ -1,4 +1,4 @@
-"""One small shoebox, made once: corpus, tokenizer and tokens as artifacts; a machine without bubblewrap."""
+"""Shared fixtures: a small corpus with tokenizer and tokens, made once; and a machine without bubblewrap."""
 
 import gc
 from pathlib import Path
@@ -10,7 +10,7 @@ from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.verification.sandbox.isolation import sandbox_problem
 
-# Two test workers take one file after the other. Those that take longest come first, so that none is left for the end.
+# Two test workers take one file after the other. The longest files come first, so that none of them runs last.
 LONGEST = (
     "recipes/test_models.py", "training/test_train_stage.py", "conversion/quantization/test_quantize.py",
     "parallel/test_rl_layouts.py", "rl/test_reinforce.py", "parallel/test_hf_layouts.py",
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Megatron collects garbage at every checkpoint: half a second, if it looks through all that is imported."""
+    """Megatron collects garbage at every checkpoint: half a second, if that visits all imported objects."""
     gc.collect()
     gc.freeze()
 
@@ -67,7 +67,7 @@ def tokens(corpus, tokenizer_artifact):
 
 @pytest.fixture
 def no_bubblewrap(monkeypatch, tmp_path_factory):
-    """For one test no program is on the PATH. Whether isolation works is found out once: forgotten before and after."""
+    """An empty PATH for one test. Whether isolation works is cached, so the cache is cleared before and after."""
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
     sandbox_problem.cache_clear()
     yield

@@ -61,7 +61,7 @@ class Motifs:
 
 @contextmanager
 def wrong_chunk_order() -> Iterator[None]:
-    """Context-parallel ranks take their chunks for a sequence cut end to end: a comparison must notice."""
+    """Negative control: context-parallel ranks use the positions of contiguous chunks."""
     correct = attention.chunk_positions
     attention.chunk_positions = lambda n, rank, size, device: torch.arange(
         rank * n, (rank + 1) * n, device=device
@@ -73,13 +73,13 @@ def wrong_chunk_order() -> Iterator[None]:
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """A worker's side of `results_of`: rank 0's results are kept."""
+    """In a worker: write rank 0's results for `results_of`."""
     if dist.get_rank() == 0:
         (folder / f"world{dist.get_world_size()}.json").write_text(json.dumps(results))
 
 
 def results_of(main: Callable[[Path], None], folder: Path, worlds: Iterable[int]) -> dict[str, Any]:
-    """Run `main(folder)`, which calls `write_results`, on so many ranks each; all results together."""
+    """Run `main(folder)`, which calls `write_results`, on each number of ranks; return all results."""
     found: dict[str, Any] = {}
     for world in worlds:
         warm.ranks(main, folder, world=world)

@@ -1,4 +1,4 @@
-"""Rules of docs/architecture.md, checked: imports go down the floors, devices and places stay in platform."""
+"""Rules of docs/architecture.md: imports go down the floors; only platform names devices and paths of the project."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def room_of(module: Path) -> str:
 
 
 def imported_rooms(source: str) -> Iterator[tuple[int, str]]:
-    """(line, room) of every import of this package, wherever in the file it stands."""
+    """(line, room) of every import of this package, also inside functions."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
@@ -56,7 +56,7 @@ def imported_rooms(source: str) -> Iterator[tuple[int, str]]:
 
 
 def upward(module: Path, source: str) -> list[str]:
-    """Imports of `module` that do not go down. The package's own file may name platform."""
+    """Imports of `module` that do not go down. The package's `__init__` may import platform."""
     room = room_of(module)
     if room == "__init__":
         return [
@@ -91,7 +91,7 @@ def devices(module: Path, source: str) -> list[str]:
 
 
 def climbs(source: str) -> list[int]:
-    """Lines that go from this file's place to above its own folder, where another room's files lie."""
+    """Lines that build a path above the folder of this file, where the files of other rooms are."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and "__file__" in ast.unparse(node):

@@ -1,4 +1,4 @@
-"""What `make` promises of the environment it builds: bytecode is there, whatever the caller's environment says."""
+"""The environment that `make` builds has bytecode, whatever the caller's environment variables are."""
 
 from __future__ import annotations
 

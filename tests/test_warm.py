@@ -1,4 +1,4 @@
-"""Forked children are processes of their own: exit codes, output, an environment, a death, and nothing left behind."""
+"""Forked children are separate processes: exit code, output, environment, kill, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_program_has_exit_code_output_and_folder(tmp_path: Path) -> None:
 
 
 def _imported() -> None:
-    # Megatron cannot have been imported within this time.
+    # Importing Megatron would take longer than this.
     assert time.process_time() < 1
     assert "megatron.core" in sys.modules
 
@@ -79,7 +79,7 @@ def sleep():
     time.sleep(300)
 
 if __name__ == "__main__":
-    # Without the imports: this is about processes.
+    # Without the imports, because only processes matter here.
     warm._context.set_forkserver_preload(["warm_end"])
     child = warm.Child(sleep)
     while not os.path.exists("started"):

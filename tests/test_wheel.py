@@ -1,4 +1,4 @@
-"""The wheel, built from the source distribution and used far from the checkout: recipes and mixtures are in it."""
+"""The wheel, built from the source distribution and used outside the checkout: it contains recipes and mixtures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build(what: str, source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder with what the wheel holds."""
+    """A folder with the contents of the wheel."""
     here = tmp_path_factory.mktemp("wheel")
     source = here / "source"
     source.mkdir()

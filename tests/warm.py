@@ -1,12 +1,12 @@
-"""Processes that begin with everything imported: a test worker's one server imports, and forks a child per process.
+"""Child processes that start with everything imported: each test worker has one server, which imports and then forks.
 
-Importing torch, Megatron and transformers takes five seconds of a core, more than most of what the tests run in
-processes of their own. The server is the fork server of the standard library. It has one thread, so it is safe to
-fork. It ends when the test worker ends, and every child with it.
+Importing torch, Megatron and transformers takes five CPU seconds, more than most tests in child processes run. The
+server is the fork server of the standard library. It has one thread, so forking is safe. It ends when the test worker
+ends, and so does every child.
 
-A child is a process of its own for all else: it can be killed, has exit code and output, and nothing that it changes is
-seen by another. What it cannot show is the start of a real process (warnings and time of imports, the interpreter's
-arguments): tests of those start one.
+Otherwise a child is a separate process: it can be killed, it has an exit code and output, and its changes do not affect
+other processes. It cannot show how a real process starts (warnings and time of imports, arguments of the interpreter);
+tests of that start a real process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _context.set_forkserver_preload(["warm_imports", "warm_end"])
 
 
 class Child:
-    """`target(*arguments)` in a process of its own; its standard output and error go to files."""
+    """`target(*arguments)` in a child process; its standard output and error go to files."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Child:
 
     @property
     def exitcode(self) -> int | None:
-        """None while it runs; minus the signal that killed it."""
+        """None while it runs; negative if a signal killed it."""
         return self.process.exitcode
 
     @property
@@ -71,26 +71,26 @@ class Child:
         return (Path(self._folder.name) / "stderr").read_text()
 
     def wait(self, timeout: float) -> int:
-        """Its exit code; past the timeout it is killed and the test fails."""
+        """Wait for its exit code; after the timeout it is killed and the test fails."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.kill()
-            raise AssertionError(f"still running after {timeout} s; it said:\n{self.stderr[-4000:]}")
+            raise AssertionError(f"still running after {timeout} s; its stderr:\n{self.stderr[-4000:]}")
         return self.process.exitcode
 
     def wait_for_descendants(self, timeout: float) -> None:
-        """After its end: until what it started has ended, too. Past the timeout that is killed and the test fails."""
+        """After its end, wait for its descendants; after the timeout they are killed and the test fails."""
         deadline = time.monotonic() + timeout
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(self.process.pid, 0)
                 time.sleep(0.02)
             os.killpg(self.process.pid, signal.SIGKILL)
-            raise AssertionError(f"{timeout} s after its end, processes that it started still run")
+            raise AssertionError(f"{timeout} s after its end, descendants still run")
 
     def kill(self) -> None:
-        """End it, if it still runs, and what it started."""
-        # It may not have a process group of its own yet.
+        """Kill it, if it still runs, and its descendants."""
+        # It may not have its own process group yet.
         self.process.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ def python(
     environment: Mapping[str, str] | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """What `python ARGUMENTS` does (`-m MODULE ...` or `FILE ...`), without its imports."""
+    """Run `python ARGUMENTS` (`-m MODULE ...` or `FILE ...`) in a child."""
     child = Child(run_program, *map(str, arguments), cwd=cwd, environment=environment)
     try:
         code = child.wait(timeout)
@@ -125,9 +125,9 @@ def run_program(*arguments: str) -> None:
 
 
 def ranks(target: Callable[..., Any], *arguments: Any, world: int, timeout: float = 300) -> None:
-    """Run `target(*arguments)` on `world` processes with the variables torchrun sets and a process group over gloo.
+    """Run `target(*arguments)` on `world` processes, with torchrun's environment variables and a gloo process group.
 
-    A rank that fails fails the test with its last words; the others are killed then, as they would wait for it.
+    If a rank fails, the test fails with the end of its stderr, and the other ranks, which would wait, are killed.
     """
     with tempfile.TemporaryDirectory(prefix="prism-ranks-") as folder:
         children = [
@@ -140,7 +140,7 @@ def ranks(target: Callable[..., Any], *arguments: Any, world: int, timeout: floa
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(world),
-                    # Ranks connect when they first speak: most of Megatron's two dozen groups never do.
+                    # Ranks connect when they first communicate; most of Megatron's two dozen groups never do.
                     "TORCH_GLOO_LAZY_INIT": "1",
                 },
             )
@@ -175,7 +175,7 @@ def _rank(port_file: Path, target: Callable[..., Any], arguments: Sequence[Any])
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = timedelta(minutes=3)
-    # Rank 0 takes a free port and says which. One that is chosen beforehand may be another's by then.
+    # Rank 0 binds a free port and writes it to the file. A port chosen in advance might be taken by then.
     if rank == 0:
         store = dist.TCPStore("localhost", 0, world, True, timeout, wait_for_workers=False)
         port_file.with_suffix(".partial").write_text(str(store.port))
@@ -184,14 +184,14 @@ def _rank(port_file: Path, target: Callable[..., Any], arguments: Sequence[Any])
         while not port_file.exists():
             time.sleep(0.002)
         store = dist.TCPStore("localhost", int(port_file.read_text()), world, False, timeout)
-    # One rendezvous for all sessions of the target: a second one on the same store would meet the first one's keys.
+    # One rendezvous for all sessions of the target: a second one on the same store would find the keys of the first.
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
     target(*arguments)
     dist.destroy_process_group()
 
 
 def _start_server() -> None:
-    """Start the server if none runs: with the tests' own modules on its path, and none of pytest's files open."""
+    """Start the server if none runs, with the modules of the tests on its path."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [before])])
     try:
@@ -206,7 +206,7 @@ def _start_server() -> None:
 def _begin(
     folder: Path, environment: dict[str, str], cwd: Path, target: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
-    """The child's first steps: end with the server, a process group and output files of its own."""
+    """The start of a child: it ends with the server, and gets its own process group and output files."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # The server ends when the last holder of this pipe does: children must not keep it alive.
     os.close(forkserver._forkserver._forkserver_alive_fd)

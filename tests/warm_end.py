@@ -1,4 +1,4 @@
-"""What the fork server of `warm.py` does last: it ends its children, and what they started."""
+"""The exit handler of the fork server of `warm.py`: it ends its children and their descendants."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def end() -> None:
         return
     with open(f"/proc/{SERVER}/task/{SERVER}/children") as children:
         for pid in map(int, children.read().split()):
-            # Each has a process group of its own.
+            # Each child has its own process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-    # Nothing else to tidy up; torch's libraries would report what is frozen as leaks.
+    # There is nothing else to clean up, and libraries of torch would report frozen objects as leaks.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What the fork server of `warm.py` imports, once: everything that takes seconds to import."""
+"""The imports of the fork server of `warm.py`: everything that takes seconds to import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import os
 import warnings
 
-# One thread: what forks while another thread holds a lock may wait for that lock for ever.
+# One thread, because a fork while another thread holds a lock could wait for that lock forever.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 with warnings.catch_warnings():
@@ -23,6 +23,6 @@ with warnings.catch_warnings():
     ):
         importlib.import_module(name)
 
-# Garbage collections skip what is imported, and its memory stays shared with the children.
+# Garbage collections skip imported objects, and their memory stays shared with the children.
 gc.collect()
 gc.freeze()

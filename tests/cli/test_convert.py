@@ -1,4 +1,4 @@
-"""`prism convert` as people type it."""
+"""`prism convert` on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prism merge` as people type it."""
+"""`prism merge` on the command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def exact_sum(a: torch.Tensor, b: torch.Tensor, *weights: str) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models; the path of the second holds an '='."""
+    """Two models; the path of the second contains an '='."""
     root = tmp_path_factory.mktemp("merge")
     make_checkpoint("granite", root / "base", torch.bfloat16)
     make_checkpoint("granite", root / "lr=3e-5", torch.bfloat16, confident=True)
@@ -66,7 +66,7 @@ def test_weights_are_taken_as_they_were_typed(pair: tuple[Path, Path], tmp_path:
         out = tmp_path / str(number)
         assert prism("merge", str(out), "--model", f"{first}={x}", "--model", f"{second}={y}") == 0
         assert torch.equal(load_file(out / "model.safetensors")[name], exact_sum(a, b, x, y))
-    # Weights in fp32 break ties: the comparison must see it.
+    # Weights in fp32 round ties differently: the comparison must notice that.
     assert not torch.equal(exact_sum(a, b, "0.7", "0.3"), (0.7 * a.float() + 0.3 * b.float()).bfloat16())
 
 

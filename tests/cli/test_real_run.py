@@ -1,4 +1,4 @@
-"""A whole short run in a real, fresh interpreter: what it prints, and what it loads."""
+"""A complete short run in a new interpreter: what it prints, and what it imports."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as end:
         print(json.dumps([end.code, sorted(sys.modules)]))
 """
-# The run's line about a stage, or a stage's own with its time, which is left out within one second.
+# A line of the run about a stage, or of a stage, which starts with a time unless the line before is of the same second.
 OURS = re.compile(
     r"\[\d/\d\] \w+: (start|done|skipped)|(\[\d\d:\d\d:\d\d\]| {10}) (step \d|\d+ tokens: recall)"
 )
@@ -69,7 +69,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def run(here: Path, *commands: str) -> tuple[list[tuple[int, set[str]]], list[str]]:
-    """Exit code and modules loaded so far after each command, and the lines of stderr of all."""
+    """Exit code and imported modules after each command, and the lines of stderr of all commands."""
     arguments = json.dumps([command.split() for command in commands])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, arguments], cwd=here, capture_output=True, text=True, check=True
@@ -85,7 +85,7 @@ def test_every_line_is_our_own_and_only_the_export_asks_transformers(here: Path)
     assert any("step 3/3" in line for line in lines)
     assert "megatron.core.optimizer" in sampled
     assert not (STACKS | TRANSFORMERS) & sampled
-    # What a tokenizer does is asked of the library that will read the export.
+    # The tokenizer's behaviour is checked with the library that will read the export.
     assert "transformers" in exported
     assert not STACKS & exported
 

@@ -1,4 +1,4 @@
-"""What must answer at once loads nothing heavy: one process asks every verb in turn and tells what is loaded then."""
+"""Commands that must answer at once import nothing heavy: one process runs every verb and reports its modules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(json.dumps(said))
 
 
 def ask(folder, *verbs: str) -> tuple[list[tuple[int, list[str], str]], str]:
-    """Exit code, heavy modules loaded so far, and stdout of each verb; and stderr of them all."""
+    """Exit code, heavy modules imported so far, and stdout of each verb; and stderr of all."""
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps([verb.split() for verb in verbs])],
         cwd=folder,
@@ -70,7 +70,7 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
         *("convert import absent out", "convert export absent out", "convert verify absent empty"),
         *("convert quantize absent out", "convert import empty out --dtype bf61"),
         *("merge --model absent=1 --model empty=1 out", "ruler make", "doctor --absent"),
-        # Folders that are there, and hold no model or no tokenizer; numbers that are none.
+        # Existing folders without a model or a tokenizer; invalid numbers.
         *("convert import empty out", "convert import config out", "convert export config out"),
         *("convert export empty out --max-shard-gb nan", "convert verify empty empty"),
         *("convert verify config config --tolerance nan", "convert verify config config"),

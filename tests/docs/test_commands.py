@@ -1,4 +1,4 @@
-"""Every `prism run` that the pages name builds its graph: recipe, stage, parameters, overrides and options exist."""
+"""Every `prism run` in the docs builds its graph: recipe, stage, parameters, overrides and options exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_prism.study.registry import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# A line of a code block, without the remark behind it; lines that end with a backslash go on.
+# A line of a code block without its comment; lines that end with a backslash continue.
 COMMAND = re.compile(r"^    prism run ((?:.*\\\n)*.*?)(?: {2,}#.*)?$", re.MULTILINE)
 OVERRIDE = re.compile(r"^    '([\w.]+=\{[^']*\})'", re.MULTILINE)
 WITH_VALUE = ("--from", "--jobs", "--run-dir", "--json")
@@ -28,7 +28,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    """Something to stand for each placeholder."""
+    """A value for each placeholder."""
     for source in (
         Mixture.load("mcs").weights | Mixture.load("mc").weights | Mixture.load("long-context").weights
     ):

@@ -1,4 +1,4 @@
-"""The examples run as their docstrings say, on texts of a user's own."""
+"""The examples run as their docstrings say, on a user's texts."""
 
 from __future__ import annotations
 

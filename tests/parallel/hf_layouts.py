@@ -1,4 +1,4 @@
-"""Worker of test_hf_layouts.py: what each rank gets out of a Hugging Face folder under the layouts of one world size.
+"""Worker of test_hf_layouts.py: what each rank loads from a Hugging Face folder, for the layouts of one world size.
 
 The folders lie under `FOLDER/NAME`: `hf` made by transformers, `megatron` imported from it. Findings of all ranks go to
 `FOLDER/worldN.json`, exports to `FOLDER/exports`.
@@ -67,14 +67,14 @@ def folder_name(kind: str, vocabulary: int = ODD, dtype: torch.dtype = torch.flo
 
 
 def fits(kind: str, parallel: ParallelConfig) -> bool:
-    """Whether a kind can be laid out so; what cannot is asked for in `refusals`."""
+    """Whether a kind supports this layout; `refusals` tests those that do not."""
     if kind == "granite-h" and parallel.tensor_model_parallel_size > 1:
         return False
     return not (kind in HYBRID and parallel.virtual_pipeline_model_parallel_size)
 
 
 class FixedTokens:
-    """The same random sequences everywhere; no token is one that only the larger vocabulary has."""
+    """The same random sequences in all layouts, without tokens that only the larger vocabulary has."""
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         drawn = torch.randint(ODD, (LENGTH + 1,), generator=torch.Generator().manual_seed(index))
@@ -102,7 +102,7 @@ def weights(models: list[Any], vocabulary: int) -> tuple[dict[str, torch.Tensor]
 
 @torch.no_grad()
 def poison(models: list[Any]) -> None:
-    """Nothing that a load leaves untouched can pass for a weight."""
+    """Fill with NaN, so that a weight that a load misses is noticed."""
     for model in models:
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
@@ -110,7 +110,7 @@ def poison(models: list[Any]) -> None:
 
 @contextmanager
 def counted_reads() -> Iterator[list[int]]:
-    """Bytes that come out of safetensors files meanwhile, one number per system call."""
+    """Bytes read from safetensors files inside the block, one number per system call."""
 
     class Counting:
         def __getattr__(self, name: str) -> Any:
@@ -199,7 +199,7 @@ def loss(hf: Path, parallel: ParallelConfig) -> float:
 
 
 def refusals(folder: Path) -> dict[str, str]:
-    """What the layouts that do not fit say, when a model is built under them."""
+    """The errors of building a model with a layout that it does not support."""
     said = {}
     parallel = layout(tp=2)
     with session(parallel, seed=5):

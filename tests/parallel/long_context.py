@@ -1,7 +1,7 @@
 """Worker of test_long_context.py: four processes take one step on one sequence at CP 1, 2 and 4.
 
-What context parallelism leaves of the four is data parallel, and every data-parallel rank reads the same sequence, so
-mean loss and mean gradients are one sequence's in every layout. Rank 0 writes them, and what each layout held.
+The rest of the four processes is data parallel, and every data-parallel rank reads the same sequence, so mean loss and
+mean gradients are those of one sequence in every layout. Rank 0 writes them, with the largest tensor of each layout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.trainer import BatchConfig, Trainer
 
-# Blocks so small that a mask of all local queries would be seen beside one of a block.
+# Small blocks, so that a mask of all local queries would be larger than any other tensor.
 LENGTH, VOCABULARY, WORLD, ROWS = 1024, 64, 4, 64
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4,
@@ -46,7 +46,7 @@ class OneSequence:
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor any operation makes."""
+    """Counts the elements of the largest tensor that any operation creates."""
 
     elements = 0
 
@@ -67,7 +67,7 @@ def step(architecture: Architecture, context_parallel_size: int) -> dict[str, An
         use_distributed_optimizer=False,
     )
     with session(parallel, seed=5):
-        # A clip that never bites leaves the gradients as they are.
+        # The clip is too high to change the gradients.
         settings = OptimizerSettings(eps=1e-8, clip_grad=1e9)
         trainer = Trainer(architecture, parallel, BatchConfig(LENGTH, 1, copies), settings, torch.float32)
         with Largest() as made:

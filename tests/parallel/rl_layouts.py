@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
             tiny_run(kind, parallel=parallel, **changes).run(inputs, out)
             found[f"{kind}-{name}"] = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     if world == 2:
-        # A sampler that takes every token to stand at the beginning of its text must be noticed.
+        # Negative control: a sampler that computes every token at position 0.
         honest = decode_cache.Prefill.of
 
         def shifted(*arguments: object) -> object:

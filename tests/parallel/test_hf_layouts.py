@@ -1,4 +1,4 @@
-"""A Hugging Face folder at every layout: the same weights on every rank, the same loss, the same bytes back."""
+"""A Hugging Face folder in every layout: the same weights on every rank, the same loss, the same exported bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = [
     if fits(kind, parallel)
 ]
 SPLIT_VOCABULARY = ("tp2", "tp2sp", "tp2pp2")
-# Under these layouts the vocabulary of 61 is padded to 62 rows, so the loss is another one: tested by itself.
+# In these layouts the vocabulary of 61 is padded to 62 rows, which changes the loss; this has its own test.
 UNPADDED = [case for case in CASES if case[1] not in (*SPLIT_VOCABULARY, "one")]
 PADDED = [case for case in CASES if case[1] in SPLIT_VOCABULARY]
 BYTES = [(folder_name(kind), name) for kind, name in CASES] + [
@@ -93,7 +93,7 @@ def test_ranks_hold_what_they_hold_by_way_of_a_checkpoint(found, kind, name):
     assert [rank["different"] for rank in ranks] == [[]] * len(ranks)
     padded = sum(rank["padding"] for rank in ranks)
     assert bool(padded) == (name in SPLIT_VOCABULARY)
-    # Both ways leave rows that only pad the vocabulary zero, whatever was there before.
+    # Both ways set rows that only pad the vocabulary to zero.
     assert all(rank["padding_is_zero"] for rank in ranks)
     assert all(rank["padding_from_checkpoint"] in (None, 0.0) for rank in ranks)
 
@@ -135,7 +135,7 @@ def test_a_row_that_pads_the_vocabulary_is_one_more_token_of_logit_zero(found, f
     assert loss == pytest.approx(
         transformers_loss(folder / folder_name(kind) / "hf", padded), rel=tolerance(kind)
     )
-    # With random weights that is about 1/62 of the mass: no tolerance would pass it over.
+    # With random weights that is about 1/62 of the mass, far more than the tolerance.
     assert loss - found[f"{kind}/one"]["loss"] > 20 * tolerance(kind)
 
 

@@ -1,4 +1,4 @@
-"""The same loss curve under every layout, from the same weights; and a checkpoint that loads at another layout."""
+"""The same loss curve in every layout, from the same weights; and checkpoints that load in another layout."""
 
 from __future__ import annotations
 

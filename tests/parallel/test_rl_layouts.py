@@ -1,4 +1,4 @@
-"""The same run of reinforcement learning under every layout: the same answers, rewards, losses and gradients."""
+"""The same run of reinforcement learning in every layout: equal answers, rewards, losses and gradients."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_trainer_and_sampler_agree(runs, kind, bound):
     }
     print(gaps)
     assert max(gaps.values()) <= bound
-    # Two programs: were it zero, one would have been compared with itself.
+    # Trainer and sampler are two programs; a difference of zero would mean that one was compared with itself.
     assert min(gaps.values()) > 0
 
 

@@ -1,4 +1,4 @@
-"""Graphs in real worker processes: what runs together, what is kept when something goes wrong, who lives on."""
+"""Graphs in real worker processes: parallel stages, what is kept after a failure, and when workers end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_artifacts_are_those_of_a_run_in_turn(tmp_path: Path) -> None:
         a = made.add("a", Write("a"))
         b, c = made.add("b", Write("b"), left=a), made.add("c", Write("c"), left=a)
         made.add("d", Write("d"), left=b, right=c)
-        # The same stage as b by another name: made once.
+        # The same stage as b with another name: it runs once.
         made.add("e", Write("b"), left=a)
         made.add("pair", AllReduce())
         return made
@@ -78,7 +78,7 @@ def test_when_one_fails_the_other_ends_and_nothing_else_starts(
     graph = Graph("failing", jobs=2)
     graph.add("fails", FailOnce())
     graph.add("beside", Meet("me", "other", str(tmp_path)))
-    # It needs nothing but a free process, which there is when the first has failed.
+    # It only needs a free process, which exists once the first stage has failed.
     graph.add("after", Write("x"))
     told = []
 
@@ -106,7 +106,7 @@ def test_when_one_fails_the_other_ends_and_nothing_else_starts(
             StageFailed,
             r"stage 'it': its worker process crashed or was killed \(exit code -9\)",
         ),
-        # The other rank waits in a collective; it must not wait until that times out.
+        # The other rank waits in a collective and must be ended before that times out.
         (AllReduce(failing_rank=1), DataError, r"shard-7\.bin: truncated"),
     ],
 )

@@ -19,7 +19,7 @@ from megatron_prism.pipeline.node import Node
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The texts of the stages that ran, one a line."""
+    """The texts of the stages that ran, one per line."""
     path = tmp_path / "log"
     path.touch()
     monkeypatch.setenv("TOY_LOG", str(path))
@@ -118,7 +118,7 @@ def test_a_change_reruns_what_depends_on_it_and_keeps_both(log: Path, tmp_path: 
 
 
 def test_an_override_reaches_what_is_derived_from_it(tmp_path: Path) -> None:
-    """Also over two steps, whatever order the keys come in, and when a second call changes something else."""
+    """Also over two stages, in any order of keys, and when a second call changes something else."""
 
     def graph() -> Graph:
         made = Graph("derived")

@@ -45,7 +45,7 @@ def test_time_left_counts_what_is_under_way_and_the_processes_it_holds() -> None
     rest = [job("b", "a"), job("c", "a"), job("d", "b", "c")]
     seconds = {"b": 20.0, "c": 5.0, "d": 1.0}
     assert seconds_left(rest, running={"a": 4.0}, seconds=seconds, processes={"a": 2}, total=2) == 25
-    # An unrelated job holds one of the two processes for a long time.
+    # An unrelated job occupies one of the two processes for a long time.
     running, processes = {"a": 4.0, "x": 100.0}, {"a": 1, "x": 1}
     assert seconds_left(rest, running=running, seconds=seconds, processes=processes, total=2) == 100
     assert seconds_left([], running={"x": 3.0}, seconds={}, processes={"x": 2}, total=2) == 3

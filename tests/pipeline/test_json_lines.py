@@ -1,4 +1,4 @@
-"""Files of records: what is written is read back, whatever a model said, and half a file is never there."""
+"""Files of records: any text of a model is read back as written, and an incomplete file never appears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules by which every reader takes JSON and text that others wrote, and that every reader follows them."""
+"""The rules for JSON and text from other programs, and that every reader follows them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from megatron_prism.verification.problems import load_suite
 
 MARK = b"\xef\xbb\xbf"
 PROBLEM = {"id": "a", "domain": "math", "prompt": "q?", "kind": "math", "answer": "1", "tests": []}
-# What breaks a rule, as a value of some key, and what is said.
+# Values that break a rule, and the error message.
 BROKEN = {
     "half a pair": (b'"\\ud83d end"', "'text' holds half a surrogate pair"),
     "the other half": (b'"\\uDC00"', "'text' holds half a surrogate pair"),
@@ -207,7 +207,7 @@ def test_a_damaged_file_of_an_artifact_is_named_in_one_line(name, damage, tmp_pa
 
 @pytest.mark.parametrize("name", [name for name in ARTIFACT_FILES if name.endswith(".zst")])
 def test_a_compressed_file_that_was_cut_off_is_no_shorter_file(name, tmp_path):
-    """The cut falls behind whole lines: what can be unpacked looks like a file with fewer of them."""
+    """The file is cut after complete lines, so its decompressed part looks like a shorter file."""
     sample = {"task": "task", "index": 0, "seed": 1, "tokens": 3, "max_new_tokens": 4, "prompt": "p"}
     sample |= {
         "length": 64,

@@ -12,7 +12,7 @@ from megatron_prism.pipeline.launch import run_task, write_task
 
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Workers find the toy stages, and nemo-run keeps its notes in the test's folder."""
+    """Workers can import the toy stages, and nemo-run writes into the test's folder."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -28,7 +28,7 @@ def test_two_processes_reduce_and_leave_only_outputs(
     assert made.metrics == {"total": 3, "world": 2}
     assert made.receipt.world_size == 2
     assert [output.path for output in made.receipt.outputs] == ["total.txt"]
-    # Neither nemo-run nor torchrun speaks to the user, and stdout is for results.
+    # Neither nemo-run nor torchrun prints to the terminal, and stdout is for results.
     assert capfd.readouterr() == ("", "")
 
 

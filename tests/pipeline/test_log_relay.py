@@ -1,4 +1,4 @@
-"""Lines that launched workers log appear in the launcher: each once, whole, and the last ones too."""
+"""Log lines of launched workers appear in the launcher: each line once, complete, including the last ones."""
 
 from __future__ import annotations
 

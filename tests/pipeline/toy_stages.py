@@ -60,7 +60,7 @@ class FailOnce(Write):
 
 @dataclass
 class Resume(Stage):
-    """Resumable: finds what an interrupted run left."""
+    """Resumable: continues from what an interrupted run left."""
 
     kind: ClassVar[str] = "resume"
     resumable: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class Fill(Stage):
 
 @dataclass
 class Interrupt(Stage):
-    """What Ctrl-C does to a stage."""
+    """Raises what Ctrl-C raises in a stage."""
 
     kind: ClassVar[str] = "interrupt"
 
@@ -101,7 +101,7 @@ class Interrupt(Stage):
 
 @dataclass
 class AllReduce(Stage):
-    """Two processes add their ranks plus one with gloo; one of them can be made to fail."""
+    """Two processes sum their ranks plus one with gloo; optionally one of them fails."""
 
     kind: ClassVar[str] = "allreduce"
     failing_rank: int = -1
@@ -128,7 +128,7 @@ class AllReduce(Stage):
 
 @dataclass
 class Meet(Stage):
-    """Ends when the stage of the other name has begun, too; fails if that takes longer than `seconds`."""
+    """Ends when the other stage has started, too; fails if that takes longer than `seconds`."""
 
     kind: ClassVar[str] = "meet"
     me: str = "left"
@@ -153,7 +153,7 @@ class Meet(Stage):
 
 @dataclass
 class Break(Stage):
-    """Goes wrong in the way asked for: 'bug', 'disk' (full), or 'die' (the process is gone)."""
+    """Fails in the given way: 'bug', 'disk' (full), or 'die' (the process is killed)."""
 
     kind: ClassVar[str] = "break"
     way: str = "bug"

@@ -1,4 +1,4 @@
-"""Each seam of platform/cpu_seam.py on a machine without CUDA; seam E with what happens without it."""
+"""Each seam of platform/cpu_seam.py on a machine without CUDA; for seam E also what happens without it."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_e_without_unsharing_the_steps_a_resume_is_silently_wrong(halfway, monke
     run = trainer()
     load_checkpoint(folder, run.models, run.optimizer)
     wrong = losses(run, STEPS, 2 * STEPS)
-    # The first loss is of the loaded weights; every later one has seen a step with the wrong count.
+    # The first loss is of the loaded weights; every later one follows a step with the wrong count.
     assert wrong[0] == expected[0]
     assert wrong[1:] != expected[1:]
 

@@ -1,4 +1,4 @@
-"""Ports for servers that start a moment later."""
+"""Free ports for servers that will start soon."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_a_session_starts_and_ends_everything_and_nests():
         drawn = torch.rand(2)
         assert parallel_state.get_tensor_model_parallel_world_size() == 1
         with session(ParallelConfig(tensor_model_parallel_size=8)):
-            # Inside another session nothing is set up, so nothing is checked either.
+            # Inside another session nothing is set up, so nothing is checked.
             assert dist.get_world_size() == 1
         assert parallel_state.model_parallel_is_initialized()
     assert not dist.is_initialized()

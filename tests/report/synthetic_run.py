@@ -138,7 +138,7 @@ def write_training(name: str, out: Path) -> dict:
 def suite_result(evaluation: str, suite: str, passed: int) -> SuiteResult:
     rows = []
     for i in range(PROBLEMS):
-        # Spread over the suite, so that a small prefix holds both kinds.
+        # Spread over the suite, so that the first few samples have both kinds.
         correct = (i * 37) % PROBLEMS < passed
         problem = Problem(f"{suite}-{i}", suite, f"User: question {i}?\nAssistant:", "math", str(i))
         text = f" <think>\nsteps {i}\n</think>\nThe answer is \\boxed{{{i if correct else i + 1}}}."

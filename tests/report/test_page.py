@@ -16,7 +16,7 @@ VOID = {"meta", "link", "br", "img", "hr", "input", "col", "base"}
 
 
 class Page(HTMLParser):
-    """Checks that every tag is closed in order; keeps the text, the tags and every address."""
+    """Checks that tags are closed in order; records the text, the tags and every URL."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""Curves and tables of reinforcement learning from what the stages leave."""
+"""Curves and tables of reinforcement learning from the artifacts of its stages."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def write_tracked(run, step, answers):
 
 def test_prompts_are_grouped_by_the_filter_and_not_by_the_run(tmp_path):
     before = {"a": 0, "b": 0, "c": 1, "d": 7}
-    # The run's own first evaluation would put `a` among the solved.
+    # By the first evaluation of the run itself, `a` would count as solved.
     write_tracked(
         tmp_path, 0, [("a", True), ("a", False), ("b", False), ("b", False), ("c", False), ("d", True)]
     )

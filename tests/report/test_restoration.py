@@ -1,4 +1,4 @@
-"""The paper's Table 7 from receipts: rows, lengths, domains and what came back."""
+"""The paper's Table 7 from receipts: rows, lengths, domains and recovery."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_prism.report.records import run_from_artifacts
 from megatron_prism.report.restoration import recoveries, recovery_table, restoration_table, ruler_scores
 
 LENGTHS = (128, 512)
-# Of 40 samples, how many each model has right at each length.
+# How many of 40 samples each model answers correctly at each length.
 RIGHT = {"base": (40, 32), "midtrain": (40, 8), "merge": (40, 16), "extend": (40, 26)}
 
 
