@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_prism.rl.policy import Update
 from megatron_prism.rl.prompts import rates_by_domain
-from megatron_prism.rl.rollout import Group
+
+# The report reads records without loading torch.
+if TYPE_CHECKING:
+    from megatron_prism.rl.policy import Update
+    from megatron_prism.rl.rollout import Group
 
 
 @dataclass
