@@ -1,10 +1,11 @@
 """Best-fit-decreasing bin packing over lengths, fast enough for tens of millions of them.
 
-The longest goes first, each into the buffer with the smallest remaining capacity that still holds it; a new buffer is
-opened where none does (paper, section 12.3; "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+The longest item goes first. Each item goes into the buffer with the smallest remaining capacity that is sufficient; if
+there is none, a new buffer is opened (paper, section 12.3; "Fewer Truncations Improve Language Modeling", arXiv
+2404.10830).
 
-Capacities are whole numbers with a known largest, so buffers are kept by what remains in them, and the smallest that
-suffices is found in a bitmap of two levels: the cost of a step does not grow with the number of buffers.
+Capacities are integers with a known maximum. So buffers are grouped by remaining capacity, and a bitmap of two levels
+finds the smallest sufficient one: the cost of a step does not grow with the number of buffers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ WORD_BITS = 1024
 def best_fit_decreasing(lengths: NDArray[numpy.int64], capacity: int) -> NDArray[numpy.int64]:
     """The buffer of each item, `[items]`, numbered from 0 in the order in which buffers are opened.
 
-    Of equal items the earlier goes first; of buffers with equal room, the one filled last is taken.
+    Among equal items, the earlier one goes first. Among buffers with equal remaining capacity, the last used is taken.
 
     Args:
         lengths: `[items]`, each 1 to `capacity`.
-        capacity: what a buffer holds.
+        capacity: capacity of a buffer.
     """
     order = numpy.argsort(-lengths, kind="stable")
     values, counts = numpy.unique(lengths, return_counts=True)
@@ -30,8 +31,8 @@ def best_fit_decreasing(lengths: NDArray[numpy.int64], capacity: int) -> NDArray
     placed: list[int] = []
     for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while count:
-            # A buffer that takes an item and has room for one more of this length is then the best fit again, so
-            # each is filled as far as it goes.
+            # A buffer that still has room for another item of this length is the best fit again, so each buffer takes
+            # as many items as fit.
             room, chosen, each = buffers.take(length, count)
             *full, last = chosen
             items = min(each, count - each * len(full))
@@ -47,18 +48,18 @@ def best_fit_decreasing(lengths: NDArray[numpy.int64], capacity: int) -> NDArray
 
 
 class _OpenBuffers:
-    """Buffers by remaining capacity; those with equal room in a stack, the one filled last on top."""
+    """Open buffers by remaining capacity. Those with equal room are in a stack, the last used on top."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._opened = 0
         self._stacks: dict[int, list[int]] = {}
-        # Bit b of word w: some buffer has WORD_BITS * w + b left. Bit w of the summary: word w is not 0.
+        # Bit b of word w is set if a buffer has WORD_BITS * w + b left. Bit w of the summary is set if word w is not 0.
         self._words = [0] * (capacity // WORD_BITS + 1)
         self._summary = 0
 
     def take(self, length: int, count: int) -> tuple[int, list[int], int]:
-        """Buffers for up to `count` items: their room, their numbers, and how many items each can take."""
+        """Buffers for up to `count` items: their room, their numbers, and how many items fit into each."""
         room = self._smallest(length)
         if room is None:
             room = self._capacity
@@ -79,7 +80,7 @@ class _OpenBuffers:
         return room, chosen, each
 
     def put_back(self, room: int, numbers: list[int]) -> None:
-        """Buffers with `room` left each; a full one is never asked for again."""
+        """Return buffers that have `room` left. Full buffers are not kept."""
         if not room or not numbers:
             return
         if room in self._stacks:

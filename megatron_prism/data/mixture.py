@@ -11,7 +11,7 @@ from megatron_prism.errors import ConfigError, DataError, suggest
 from megatron_prism.pipeline.config import from_mapping, load_yaml
 from megatron_prism.platform.source_tree import recipes_folder
 
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
@@ -30,10 +30,10 @@ class Mixture:
     """Sampling weights of sources.
 
     Attributes:
-        weights: source -> share of the samples; made to sum to 1.
-        total: what the weights as written summed to (100 for a file in percent).
-        description: what the mixture is for.
-        source: where the numbers come from.
+        weights: source -> share of the samples, normalised to sum to 1.
+        total: sum of the weights as written (100 for a file in percent).
+        description: purpose of the mixture.
+        source: origin of the numbers.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Mixture:
         """A packaged mixture by name ("mcs"), or a YAML file with `name`, `weights`, `description`, `source`.
 
         Raises:
-            ConfigError: for an unknown name (nearest suggested), an unreadable file, or an impossible weight.
+            ConfigError: for an unknown name (the nearest one is suggested), an unreadable file, or an invalid weight.
         """
         path = Path(name_or_path)
         if path.suffix not in YAML_SUFFIXES:
@@ -79,7 +79,7 @@ class Mixture:
 
 
 def packaged_mixtures() -> list[str]:
-    """The names `Mixture.load` knows without a path."""
+    """The names that `Mixture.load` accepts without a path."""
     return sorted(path.stem for path in (recipes_folder() / "mixtures").glob("*.yaml"))
 
 
@@ -92,12 +92,12 @@ def check_sources(weights: Mapping[str, float], available: Iterable[str], where:
 
 
 def check_blend(sequence_length: int, num_samples: int, seed: int, weights: Mapping[str, float]) -> None:
-    """Raise a ConfigError for numbers that no blend can have."""
+    """Raise a ConfigError for invalid numbers."""
     for name, value in (("sequence_length", sequence_length), ("num_samples", num_samples)):
         if value < 1:
             raise ConfigError(f"{name}={value}: must be 1 or more")
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ConfigError(f"seed={seed}: must be 0 to {LARGEST_SEED}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed={seed}: must be 0 to {MAX_SEED}")
     if not weights:
         raise ConfigError("weights: empty; name at least one source")
     for name, weight in weights.items():

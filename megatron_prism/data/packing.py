@@ -1,9 +1,9 @@
-"""The `packed` stage: long documents chosen by length and packed whole into sequences, source by source.
+"""The `packed` stage: selects documents by length and packs whole documents into sequences, source by source.
 
-The tokens are copied. An index into the files they came from would be smaller, but an artifact must stand alone: those
-files could be moved or removed, and training reads a copied sequence in one piece, where an index would send it to as
-many places as the sequence has documents. The copy is in Megatron's own format, one document a packed sequence and one
-of Megatron's "sequences" a chunk, so other tools read it, too.
+The tokens are copied. An index into the original files would be smaller, but an artifact must not depend on other
+files, which could be moved or removed. Training also reads a copied sequence in one piece; with an index it would have
+to read from as many places as the sequence has documents. The copy has Megatron's format, so other tools can read it: a
+packed sequence is a Megatron document, and a chunk is a Megatron sequence.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-# Shorter, a document is its end mark and nothing else.
-SHORTEST = 2
+# A shorter document consists only of its end token.
+MIN_DOCUMENT = 2
 
 
 @dataclass
 class PackDocuments(Stage):
     """Input: `tokens`, a TokenizeCorpus artifact. Output: `train/` and `valid/` with packed sequences per source.
 
-    Lengths are in tokens and count a document's end mark.
+    Lengths are in tokens and include a document's end token.
 
     Attributes:
-        sequence_length: inputs of a training sample; a packed sequence holds one token more, the last label.
+        sequence_length: inputs of a training sample; a packed sequence has one token more, the last label.
         min_tokens: documents shorter than this are dropped.
-        source_min_tokens: another threshold for the sources named.
-        split_long: cut a document longer than a sequence into chunks; otherwise it is dropped.
-        overlap: tokens that neighbouring chunks of one document share.
-        sources: the sources to pack; empty for all.
+        source_min_tokens: source -> its own threshold instead of `min_tokens`.
+        split_long: split documents longer than a sequence into chunks; otherwise they are dropped.
+        overlap: number of tokens that neighbouring chunks of a document share.
+        sources: the sources to pack; empty: all.
     """
 
     kind: ClassVar[str] = "packed"
 
     sequence_length: int
-    min_tokens: int = SHORTEST
+    min_tokens: int = MIN_DOCUMENT
     source_min_tokens: dict[str, int] = field(default_factory=dict)
     split_long: bool = True
     overlap: int = 0
@@ -69,17 +69,17 @@ class PackDocuments(Stage):
             )
         thresholds = {f"source_min_tokens.{name}": value for name, value in self.source_min_tokens.items()}
         for key, value in {"min_tokens": self.min_tokens, **thresholds}.items():
-            if value < SHORTEST:
-                raise ConfigError(f"{key}={value}: must be {SHORTEST} or more, a token and the end mark")
+            if value < MIN_DOCUMENT:
+                raise ConfigError(f"{key}={value}: must be {MIN_DOCUMENT} or more: a token and the end token")
             if value > self.sequence_length and not self.split_long:
                 raise ConfigError(
                     f"{key}={value} is more than sequence_length={self.sequence_length}, and split_long=false drops "
-                    "what is longer: nothing would be left"
+                    "longer documents, so nothing would be left; lower it, or set split_long=true"
                 )
 
     @property
     def capacity(self) -> int:
-        """Tokens of a packed sequence: `sequence_length` inputs need as many labels, one token further on."""
+        """Tokens of a packed sequence: `sequence_length` inputs, and the label of the last one."""
         return self.sequence_length + 1
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -116,12 +116,16 @@ class PackDocuments(Stage):
         threshold = self.source_min_tokens.get(source, self.min_tokens)
         chosen = select(lengths, threshold, self.capacity, self.split_long)
         if not len(chosen.kept):
-            raise DataError(self._nothing_left(split, source, threshold, int(lengths.max()), str(prefix)))
+            raise DataError(
+                self._nothing_left(
+                    prefix, split=split, source=source, threshold=threshold, longest=int(lengths.max())
+                )
+            )
         chunks = cut(chosen.kept, lengths[chosen.kept], self.capacity, self.overlap)
         buffers = best_fit_decreasing(chunks.length, self.capacity)
         sequences = int(buffers.max()) + 1
         (out / split).mkdir(parents=True, exist_ok=True)
-        _write(file, chunks, buffers, out / split / source, f"packing {split}/{source}")
+        _write(file, chunks, buffers, prefix=out / split / source, label=f"packing {split}/{source}")
         kept_tokens = int(lengths[chosen.kept].sum()) - chunks.dropped_tokens
         written = int(chunks.length.sum())
         row = {
@@ -148,28 +152,30 @@ class PackDocuments(Stage):
         return row
 
     def _padding_share(self, *rows: Mapping[str, Any]) -> float:
-        """Share of the sequences' places that hold no token."""
-        places = self.capacity * sum(row["sequences"] for row in rows)
-        return 1 - sum(row["tokens"] for row in rows) / places
+        """Share of the sequences' positions that hold no token."""
+        positions = self.capacity * sum(row["sequences"] for row in rows)
+        return 1 - sum(row["tokens"] for row in rows) / positions
 
-    def _nothing_left(self, split: str, source: str, threshold: int, longest: int, prefix: str) -> str:
+    def _nothing_left(self, prefix: Path, *, split: str, source: str, threshold: int, longest: int) -> str:
         if longest < threshold:
-            why = f"min_tokens={threshold}, and its longest document has {longest} tokens: lower min_tokens"
+            why = (
+                f"min_tokens={threshold}, because its longest document has {longest} tokens; lower min_tokens"
+            )
         else:
             why = (
                 f"min_tokens={threshold} with split_long=false and sequence_length={self.sequence_length} (its longest "
-                f"document has {longest} tokens): lower min_tokens, set split_long=true"
+                f"document has {longest} tokens); lower min_tokens, set split_long=true"
             )
         remedy = f"{why} (or source_min_tokens.{source}), or leave the source out with `sources`"
         return f"{prefix}: no document of source '{source}' ({split}) is left at {remedy}"
 
 
-def _write(file: TokenFile, chunks: Chunks, buffers: NDArray[int64], prefix: Path, label: str) -> None:
-    """Copy the chunks of each buffer, the longest first, into one document of `PREFIX.bin`."""
+def _write(file: TokenFile, chunks: Chunks, buffers: NDArray[int64], *, prefix: Path, label: str) -> None:
+    """Copy the chunks of each buffer into one document of `PREFIX.bin`, the longest first."""
     import numpy
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    # By buffer, then as they were placed: longest first, equal ones in their own order.
+    # By buffer, then in the order of placement: the longest first, equal lengths in their original order.
     order = numpy.lexsort((-chunks.length, buffers))
     begins = (file.bounds[chunks.document] + chunks.start)[order]
     lengths = chunks.length[order]
@@ -191,7 +197,7 @@ def _write(file: TokenFile, chunks: Chunks, buffers: NDArray[int64], prefix: Pat
 
 
 def _quantiles(lengths: NDArray[int64]) -> dict[str, int]:
-    """Lengths at `QUANTILES`, each the length of a document."""
+    """The lengths at `QUANTILES`; each is the length of an existing document."""
     import numpy
 
     found = numpy.quantile(lengths, QUANTILES, method="inverted_cdf")

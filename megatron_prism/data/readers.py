@@ -1,8 +1,8 @@
-"""Documents out of files: plain text, JSON lines (also gzip or zstd), Parquet, or a folder of these.
+"""Reads documents from files: plain text, JSON lines (also gzip or zstd), Parquet, or a folder of these.
 
-Everything streams: at most a line, a row group or `LONGEST_TEXT` characters of a plain text file are in memory. What
-is wrong with a file is said with its name and line, as a `DataError`. The rules for text and JSON are those of
-`pipeline/json_text.py`. A text without one visible character is no document: it is passed over and counted.
+Files are streamed: at most a line, a row group or `MAX_TEXT` characters of a plain text file are in memory. An error is
+a `DataError` with the name of the file and the line. The rules for text and JSON are those of `pipeline/json_text.py`.
+A text without a visible character is not a document: it is skipped and counted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_SUFFIXES = (".parquet",)
 SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, *PARQUET_SUFFIXES)
-# A plain text file is one document; a longer one is cut at line ends into documents of about this many characters.
-LONGEST_TEXT = 1 << 20
+# A plain text file is one document. A longer file is split at line ends into documents of about this many characters.
+MAX_TEXT = 1 << 20
 ROWS_PER_BATCH = 1024
 # A corpus artifact: SPLIT/SOURCE.jsonl.zst.
 SPLITS = ("train", "valid")
@@ -29,21 +29,21 @@ CORPUS_SUFFIX = ".jsonl.zst"
 
 @dataclass
 class Blank:
-    """How many texts a reader passed over because they are blank."""
+    """Counts the texts that a reader skipped because they are blank."""
 
     documents: int = 0
 
 
 def read_texts(path: Path, text_key: str = "text", blank: Blank | None = None) -> Iterator[str]:
-    """The documents of a file, or of a folder's files in sorted order (other files there are passed over).
+    """The documents of a file, or of a folder's files in sorted order. Files with other suffixes are skipped.
 
     Args:
         path: a file with one of `SUFFIXES`, or a folder searched recursively.
         text_key: the key (JSON lines) or column (Parquet) that holds the text.
-        blank: counts the texts that are no documents.
+        blank: counts the blank texts.
 
     Raises:
-        DataError: for a file that is missing, empty, damaged or not of its format, naming file and line.
+        DataError: for a file that is missing, empty, damaged or has another format.
     """
     path = Path(path)
     blank = Blank() if blank is None else blank
@@ -58,7 +58,7 @@ def read_texts(path: Path, text_key: str = "text", blank: Blank | None = None) -
     if not count:
         found = f" ({blank.documents} blank)" if blank.documents else ""
         raise DataError(
-            f"{path}: empty corpus, not one document with text{found}; check the path and text_key='{text_key}'"
+            f"{path}: empty corpus, it has no document with text{found}; check the path and text_key='{text_key}'"
         )
 
 
@@ -66,41 +66,43 @@ def corpus_sources(folder: Path, split: str) -> dict[str, Path]:
     """The source files of a corpus folder's split: name -> path, sorted.
 
     Raises:
-        DataError: when there are none.
+        DataError: if there are none.
     """
     files = sorted((folder / split).glob(f"*{CORPUS_SUFFIX}"))
     if not files:
-        raise DataError(f"{folder / split}: no *{CORPUS_SUFFIX} file, so the corpus is empty; make it anew")
+        raise DataError(f"{folder / split}: no *{CORPUS_SUFFIX} file, so the corpus is empty; make it again")
     return {file.name.removesuffix(CORPUS_SUFFIX): file for file in files}
 
 
 def suffix_of(path: Path) -> str | None:
-    """Which of `SUFFIXES` a file name ends with, or None."""
+    """The one of `SUFFIXES` that a file name ends with, or None."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def source_files(path: Path) -> list[Path]:
-    """The files `read_texts` reads for a path, sorted.
+    """The files that `read_texts` reads for a path, sorted.
 
     Raises:
-        DataError: when there is none.
+        DataError: if there are none.
     """
     if path.is_dir():
         inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and suffix_of(file))
         files = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))
         if not files:
-            raise DataError(f"{path}: no readable file in this folder; known: {', '.join(SUFFIXES)}")
+            raise DataError(f"{path}: no readable file in this folder; known suffixes: {', '.join(SUFFIXES)}")
         return [path / file for file in files]
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give the path of a corpus file or a folder of them")
+        raise DataError(
+            f"{path}: no such file or folder; use the path of a corpus file or of a folder of corpus files"
+        )
     return [path]
 
 
 def _read_file(path: Path, text_key: str) -> Iterator[str]:
     suffix = suffix_of(path)
     if suffix is None:
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'; known: {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: unknown suffix '{path.suffix}'; known suffixes: {', '.join(SUFFIXES)}")
     try:
         if suffix in TEXT_SUFFIXES:
             yield from _plain_text(path)
@@ -119,10 +121,10 @@ def _plain_text(path: Path) -> Iterator[str]:
         # newline="" keeps the line ends as they are: what comes out is what the file holds.
         # utf-8-sig drops a byte order mark at the start.
         with open(path, encoding="utf-8-sig", newline="") as handle:
-            while piece := handle.readline(LONGEST_TEXT):
+            while piece := handle.readline(MAX_TEXT):
                 parts.append(piece)
                 length += len(piece)
-                if length >= LONGEST_TEXT:
+                if length >= MAX_TEXT:
                     yield "".join(parts)
                     parts, length = [], 0
     except UnicodeDecodeError as problem:
@@ -144,7 +146,9 @@ def _checked_text(value: Any, text_key: str, where: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{where}: '{text_key}' holds half a surrogate pair, which is no character") from None
+        raise DataError(
+            f"{where}: '{text_key}' contains half a surrogate pair, which is not a character"
+        ) from None
     return value
 
 

@@ -1,9 +1,9 @@
-"""How a text becomes what a model reads: which ids begin and end it, and what a special token's name in it means.
+"""The text policy of a tokenizer: start and end tokens, and how names of special tokens in a text are read.
 
 There is one policy per tokenizer, and everything that encodes text follows it: training documents, prompts of every
-engine, reinforcement learning, RULER's lengths, calibration. The default is what the tokenizer's own files do to a
-text: the post-processor of `tokenizer.json`, or, beside a `tokenizer.model`, `add_bos_token` and `add_eos_token` of
-`tokenizer_config.json`. So LLaMA 3, Mistral and Nemotron-H begin a text with a token, and Granite does not.
+engine, reinforcement learning, RULER's lengths, calibration. The default is what the tokenizer's files do: the
+post-processor of `tokenizer.json`, or, with a `tokenizer.model`, `add_bos_token` and `add_eos_token` of
+`tokenizer_config.json`. So LLaMA 3, Mistral and Nemotron-H add a start token, and Granite does not.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SPECIAL_TOKENS = (SPELL_OUT, PARSE, REFUSE)
 
 @dataclass
 class TextSettings:
-    """A user's choice of policy, as part of a stage's config.
+    """The policy that a user chooses, as a part of a stage's config.
 
     Attributes:
-        begin: what stands before a document or a prompt: "tokenizer" (as its files say), "none", or a token's name.
-        end: what stands after a document: "tokenizer" (as its files say, and always its end token), or a token's name.
-            A prompt has no end.
-        special_tokens: the name of a special token in a text is "spell_out": ordinary characters, as text that others
-            wrote needs it; "parse": that token, as rendered chat templates need it; "refuse": an error.
+        begin: added before a document or a prompt: "tokenizer" (as its files say), "none", or the name of a token.
+        end: added after a document: "tokenizer" (as its files say, and always its end token), or the name of a token.
+            Nothing is added after a prompt.
+        special_tokens: how the name of a special token in a text is read. "spell_out": as ordinary characters, for
+            text from others; "parse": as that token, for rendered chat templates; "refuse": it is an error.
     """
 
     begin: str = AS_TOKENIZER
@@ -38,19 +38,19 @@ class TextSettings:
     def __post_init__(self) -> None:
         one_of(self.special_tokens, SPECIAL_TOKENS, "special_tokens")
         if not self.begin:
-            raise ConfigError("begin='': write 'tokenizer', 'none' or the name of a token")
+            raise ConfigError("begin='': must be 'tokenizer', 'none' or the name of a token")
         if self.end in ("", NOTHING):
             raise ConfigError(
-                f"end='{self.end}': documents need an end; write 'tokenizer' or the name of a token"
+                f"end='{self.end}': documents need an end; must be 'tokenizer' or the name of a token"
             )
 
 
 @dataclass(frozen=True)
 class TextPolicy:
-    """A tokenizer's policy.
+    """The policy of a tokenizer.
 
     Attributes:
-        begin: ids before a document and before a prompt; empty where there are none.
+        begin: ids before a document and before a prompt; may be empty.
         end: ids after a document.
         special_tokens: "spell_out", "parse" or "refuse"; see `TextSettings`.
     """
@@ -60,16 +60,16 @@ class TextPolicy:
     special_tokens: str = SPELL_OUT
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a text with its beginning.
+        """The ids of a text after the start token.
 
-        A parsed text that already begins so (a rendered chat template does) is not given a second beginning.
+        With "parse", a text that already has the start token (such as a rendered chat template) gets no second one.
         """
         length = len(self.begin)
         begun = self.special_tokens == PARSE and tuple(ids[:length]) == self.begin
         return list(ids) if begun else [*self.begin, *ids]
 
     def document(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a text with its beginning and its end; a parsed text that has its end is not given a second."""
+        """The ids of a text with start and end token. With "parse", an end token that is there is not repeated."""
         length = len(self.end)
         ended = self.special_tokens == PARSE and length > 0 and tuple(ids[-length:]) == self.end
         return self.prompt(ids) if ended else [*self.prompt(ids), *self.end]
@@ -77,17 +77,18 @@ class TextPolicy:
 
 def text_policy(
     settings: TextSettings,
+    *,
     before: Sequence[int],
     after: Sequence[int],
     eos_id: int,
     find: Callable[[str], int | None],
     where: str,
 ) -> TextPolicy:
-    """The policy of a tokenizer whose files put `before` and `after` around a text.
+    """The policy of a tokenizer whose files add `before` and `after` around a text.
 
     Args:
-        find: the id of a token's name, or None.
-        where: the tokenizer, for messages.
+        find: maps the name of a token to its id, or None.
+        where: the tokenizer's name in messages.
 
     Raises:
         ConfigError: if `begin` or `end` names a token that the tokenizer does not have.

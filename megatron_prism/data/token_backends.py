@@ -1,7 +1,7 @@
-"""The two libraries that cut a text into tokens, behind one interface: `tokenizers` and SentencePiece.
+"""The two tokenizer libraries, `tokenizers` and SentencePiece, with one interface.
 
-A folder's `tokenizer.model` is read by SentencePiece itself. Conversions of it to the other library give other ids for
-some texts (spaces, normalised characters, unknown ones), and a model knows the ids it was trained with.
+SentencePiece itself reads a `tokenizer.model`. Conversions of this file to the other library give other ids for some
+texts (spaces, normalised characters, unknown characters), but a model needs the ids that it was trained with.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from megatron_prism.errors import DataError
 from megatron_prism.models.model_folder import TOKENIZER_MODEL
 from megatron_prism.pipeline.json_text import read_text
 
-# Any text will do that is not empty: only what is put around it counts.
+# Any text that is not empty: only the tokens that are added around it matter.
 PROBE = "Hello, world"
 
 
 class Backend(Protocol):
-    """A vocabulary and how texts are cut.
+    """A vocabulary, and how texts are split into its tokens.
 
     Attributes:
-        vocabulary: every token's name and id.
-        special: the special tokens among them: control tokens, which no ordinary text holds.
-        unknown_id: stands for characters the vocabulary cannot spell; None where there is none.
-        around: the ids that the tokenizer's files put before and after a text.
-        ends: the end token by the vocabulary file itself, where that names one.
+        vocabulary: name -> id of every token.
+        special: the special tokens among them, which are control tokens and not ordinary text.
+        unknown_id: the token for characters that the vocabulary cannot spell, or None.
+        around: the ids that the tokenizer's files add before and after a text.
+        ends: the end token that the vocabulary file names, or None.
     """
 
     vocabulary: dict[str, int]
@@ -39,11 +39,11 @@ class Backend(Protocol):
     ends: int | None
 
     def encode(self, texts: Sequence[str], parse: bool) -> list[list[int]]:
-        """Ids of each text, nothing added; with `parse`, the name of a special token is that token."""
+        """Ids of each text, without added tokens. With `parse`, the name of a special token gives that token."""
         ...
 
     def decode(self, texts: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids; special tokens show as their names."""
+        """The text of each row of ids. Special tokens appear as their names."""
         ...
 
 
@@ -67,10 +67,10 @@ class TokenizersBackend:
         text = read_text(folder.vocabulary)
         try:
             self._tokenizer = Tokenizer.from_str(text)
-        except Exception as problem:  # tokenizers raises bare Exception for whatever it cannot parse
+        except Exception as problem:  # tokenizers raises a bare Exception for everything it cannot parse
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise DataError(f"{folder.vocabulary}: not a tokenizer ({reason})") from None
-        # Some files carry the length of a training run; a document must not be cut or padded by it.
+        # Some files contain the sequence length of a training run; documents must not be cut or padded to it.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -79,7 +79,7 @@ class TokenizersBackend:
         for name in folder.special_names():
             number = self.vocabulary.get(name)
             if number is not None and name not in special:
-                # Not marked as special in the file, so a document could end itself with it.
+                # The file does not mark it as special, so a document that contains its name would get this token.
                 known = added.get(number)
                 sides = {"lstrip": known.lstrip, "rstrip": known.rstrip} if known else {}
                 self._tokenizer.add_special_tokens([AddedToken(name, normalized=False, **sides)])
@@ -90,7 +90,7 @@ class TokenizersBackend:
         self.ends: int | None = None
 
     def encode(self, texts: Sequence[str], parse: bool) -> list[list[int]]:
-        """On all cores unless TOKENIZERS_PARALLELISM=false."""
+        """Uses all cores unless TOKENIZERS_PARALLELISM=false."""
         self._tokenizer.encode_special_tokens = not parse
         return [row.ids for row in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
@@ -115,12 +115,12 @@ class TokenizersBackend:
             if whole[start : start + len(plain)] == plain:
                 return whole[:start], whole[start + len(plain) :]
         raise DataError(
-            f"{file}: its post-processor changes the tokens of a text, not only what is around them"
+            f"{file}: its post-processor changes the tokens of a text; only adding tokens around them is supported"
         )
 
 
 class SentencePieceBackend:
-    """`tokenizer.model`, read by SentencePiece; its control tokens are never read from a text unless that is parsed."""
+    """`tokenizer.model`, read by SentencePiece. A text gives its control tokens only with `parse`."""
 
     def __init__(self, folder: TokenizerFolder) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -138,7 +138,7 @@ class SentencePieceBackend:
         added = {n: each for n, each in folder.added_tokens().items() if self._name(n) != each[0]}
         names = {number: name for name, number in self.vocabulary.items()}
         for number, (name, _) in added.items():
-            # A placeholder of the model may have been given another name.
+            # An added token may rename a placeholder of the model.
             self.vocabulary.pop(names.get(number, ""), None)
             self.vocabulary[name] = number
         self.special = {
@@ -166,7 +166,7 @@ class SentencePieceBackend:
         return [self._decode(row) for row in texts]
 
     def _encode_parts(self, parts: Sequence[str], names: dict[str, int]) -> list[int]:
-        """Ids of a text cut at names; only its very beginning is given SentencePiece's leading space."""
+        """Ids of a text that was split at names. Only its start gets SentencePiece's leading space."""
         ids: list[int] = list(self._model.encode(parts[0]))
         for part in parts[1:]:
             if part in names:
@@ -188,7 +188,7 @@ class SentencePieceBackend:
 
     @property
     def _within(self) -> Any:
-        """The same model without the leading space, for what stands behind a special token."""
+        """The same model without the leading space, for text after a special token."""
         if self._inner is None:
             from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
@@ -202,7 +202,7 @@ class SentencePieceBackend:
         return self._model.id_to_piece(number) if 0 <= number < self._size else None
 
     def _around(self, folder: TokenizerFolder) -> tuple[list[int], list[int]]:
-        """What transformers puts around a text of such a folder: what tokenizer_config.json asks for, and no more."""
+        """The ids that transformers adds around a text of such a folder, which tokenizer_config.json decides."""
         sides: list[list[int]] = []
         for flag, key, own in (
             ("add_bos_token", "bos_token", self._model.bos_id()),
@@ -212,12 +212,12 @@ class SentencePieceBackend:
             number = own if named is None else self.vocabulary.get(named[0], -1)
             if folder.flag(flag) and number < 0:
                 raise DataError(
-                    f"{folder.path / 'tokenizer_config.json'}: {flag}=true, but there is no {key}; name one"
+                    f"{folder.path / 'tokenizer_config.json'}: {flag}=true, but there is no {key}; add one"
                 )
             sides.append([number] if folder.flag(flag) else [])
         return sides[0], sides[1]
 
 
 def names_pattern(names: dict[str, int]) -> re.Pattern[str]:
-    """Matches any of these names, the longest first; splitting by it keeps the names."""
+    """A pattern that matches any of these names, the longest first. Splitting by it keeps the names."""
     return re.compile("(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + ")")

@@ -1,7 +1,7 @@
-"""Megatron's `.bin`/`.idx` token files: finding them, checking that they are whole, reading documents out of them.
+"""Megatron's `.bin`/`.idx` token files: finds them, checks that they are complete, and reads documents from them.
 
-Megatron's own reader trusts an index; a damaged one is a traceback there, or text read past the end. So the two files
-are held against each other before anything is read.
+Megatron's reader trusts the index: with a damaged one it fails with a traceback, or reads past the end. So the two
+files are compared with each other before anything is read.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ def token_sources(tokens: Path, split: str) -> dict[str, Path]:
     """The sources of a tokens folder's split: name -> path prefix of its `.bin` and `.idx`, sorted.
 
     Raises:
-        DataError: when there are none, or one of a pair is missing.
+        DataError: if there are none, or one of a pair is missing.
     """
     folder = tokens / split
     found = {path.stem: path.with_suffix("") for path in sorted(folder.glob("*.bin"))}
     if not found:
-        raise DataError(f"{folder}: no .bin file; give a folder of tokens with {split}/SOURCE.bin and .idx")
+        raise DataError(f"{folder}: no .bin file; use a folder of tokens with {split}/SOURCE.bin and .idx")
     for prefix in found.values():
         if not prefix.with_suffix(".idx").is_file():
-            raise DataError(f"{prefix}.idx: missing beside its .bin; {REMEDY}")
+            raise DataError(f"{prefix}.idx: missing, although its .bin exists; {REMEDY}")
     return found
 
 
 def token_file_stamp(prefix: str) -> list[int]:
-    """Sizes and time of a source's files, whose contents must fit together.
+    """Sizes and modification time of a source's files, after checking that their contents match.
 
     Raises:
-        DataError: where Megatron would fail with a traceback, or read past the end.
+        DataError: if Megatron would fail with a traceback, or read past the end.
     """
     TokenFile.open(Path(prefix))
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
@@ -52,10 +52,10 @@ def token_file_stamp(prefix: str) -> list[int]:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A source's tokens, mapped and not read, and where its documents lie.
+    """The memory-mapped tokens of a source, and the bounds of its documents.
 
     Attributes:
-        tokens: `[tokens]`, in the file's own integer type.
+        tokens: `[tokens]`, in the file's integer type.
         bounds: `[documents + 1]`; document i is `tokens[bounds[i]:bounds[i + 1]]`.
     """
 
@@ -70,7 +70,7 @@ class TokenFile:
         documents + 1, then lengths (int32), byte offsets (int64) and document starts (int64).
 
         Raises:
-            DataError: when the two do not fit together; `remedy` ends its message.
+            DataError: if the two files do not match; `remedy` ends its message.
         """
         import numpy
         from megatron.core.datasets.indexed_dataset import DType
@@ -84,27 +84,29 @@ class TokenFile:
             expected = INDEX_HEADER.size + 12 * sequences + 8 * documents
             known = magic == INDEX_MAGIC and version == 1 and code in {kind.value for kind in DType}
             if not known or index.stat().st_size != expected:
-                raise DataError(f"{index}: not a whole index of a token file; {remedy}")
+                raise DataError(f"{index}: not a complete index of a token file; {remedy}")
             lengths = numpy.fromfile(handle, numpy.int32, sequences)
             handle.seek(8 * sequences, SEEK_CUR)
             starts = numpy.fromfile(handle, numpy.int64, documents)
         ends = numpy.concatenate([[0], numpy.cumsum(lengths, dtype=numpy.int64)])
-        promised = int(ends[-1]) * DType.size(code)
-        if not promised:
-            raise DataError(f"{data}: holds no tokens; {remedy}")
-        if promised != data.stat().st_size:
-            raise DataError(f"{data}: {data.stat().st_size} bytes, its index says {promised}; {remedy}")
+        expected_bytes = int(ends[-1]) * DType.size(code)
+        if not expected_bytes:
+            raise DataError(f"{data}: contains no tokens; {remedy}")
+        if expected_bytes != data.stat().st_size:
+            raise DataError(
+                f"{data}: {data.stat().st_size} bytes, but its index says {expected_bytes}; {remedy}"
+            )
         ordered = len(starts) > 1 and starts[0] == 0 and bool((numpy.diff(starts) >= 0).all())
         if not ordered or starts[-1] != sequences:
-            raise DataError(f"{index}: its documents do not follow one another; {remedy}")
+            raise DataError(f"{index}: its documents are not consecutive; {remedy}")
         tokens = numpy.memmap(data, dtype=DType.dtype_from_code(code), mode="r")
         return cls(tokens, ends[starts])
 
     @property
     def lengths(self) -> NDArray[int64]:
-        """Tokens of each document, `[documents]`."""
+        """Number of tokens of each document, `[documents]`."""
         return self.bounds[1:] - self.bounds[:-1]
 
     def document(self, number: int) -> NDArray[Any]:
-        """One document's tokens."""
+        """The tokens of one document."""
         return self.tokens[self.bounds[number] : self.bounds[number + 1]]

@@ -1,6 +1,6 @@
-"""Documents to Megatron's `.bin`/`.idx` token files, through Megatron-Core's own builder.
+"""Tokenizes documents into Megatron's `.bin`/`.idx` token files, with Megatron-Core's builder.
 
-The files appear under their final names only when both are complete.
+The files have their final names only when both are complete.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class TokenCount:
-    """What a `.bin` holds.
+    """The contents of a `.bin` file.
 
     Attributes:
-        documents: how many.
-        tokens: with what begins and ends each document.
-        with_special_names: documents in which the name of a special token is written.
+        documents: number of documents.
+        tokens: number of tokens, including the start and end tokens of documents.
+        with_special_names: number of documents that contain the name of a special token.
     """
 
     documents: int
@@ -42,17 +42,17 @@ class TokenCount:
 
 
 def write_tokens(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path) -> TokenCount:
-    """Write `PREFIX.bin` and `PREFIX.idx`, one document per text, begun and ended as `tokenizer.policy` says.
+    """Write `PREFIX.bin` and `PREFIX.idx`, one document per text, with the start and end tokens of `tokenizer.policy`.
 
-    Token ids are 2 bytes wide where the vocabulary allows it, else 4.
+    Token ids have 2 bytes if the vocabulary allows it, otherwise 4.
 
     Raises:
-        DataError: when there is not one document; nothing is left behind then, or after any other error.
+        DataError: if there are no documents. After any error, no files are left.
     """
     import numpy
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    # Said explicitly, tokenizers stays silent when a data loader forks later.
+    # If this is set explicitly, tokenizers does not warn when a data loader forks later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     final = {kind: prefix.with_name(f"{prefix.name}.{kind}") for kind in ("bin", "idx")}
@@ -91,7 +91,7 @@ class TokenizeCorpus(Stage):
     their tokens, and `text.json` with the tokenizer and its policy.
 
     Attributes:
-        text: how documents begin and end, and what names of special tokens in them mean.
+        text: start and end tokens of documents, and how names of special tokens in them are read.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -116,8 +116,8 @@ class TokenizeCorpus(Stage):
         odd = {name: count.with_special_names for name, count in train.items() if count.with_special_names}
         if odd and self.text.special_tokens == SPELL_OUT:
             log.warning(
-                "documents that hold the name of a special token, spelled out as ordinary text: %s; for rendered chat "
-                "templates set text.special_tokens=parse",
+                "documents that contain the name of a special token, which is read as ordinary text: %s; for rendered "
+                "chat templates, set text.special_tokens=parse",
                 ", ".join(f"{count} of {name}" for name, count in odd.items()),
             )
         return {

@@ -1,8 +1,7 @@
-"""The tokenizer of any folder: text to ids and back, by one policy (data/text_policy.py); and the stages that make one.
+"""The tokenizer of a folder: text to ids and back, by one policy (data/text_policy.py). Also the stages that make one.
 
-Three kinds of text are told apart. A document has a beginning and an end; a prompt has a beginning and goes on; a
-fragment is only a piece of a text. The policy says what begins and ends a text, and what the name of a special token in
-it means.
+There are three kinds of text. A document gets a start token and an end token, a prompt gets a start token only, and a
+fragment gets neither. The policy defines these tokens, and how names of special tokens in a text are read.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from megatron_prism.platform.console import get_logger
 
 __all__ = ["END_OF_TEXT", "PAD", "ModelTokenizer", "Tokenizer", "TrainTokenizer", "train_tokenizer"]
 
-# Every kind of text that tokenizers are known to cut differently: two with one vocabulary that agree on this are one.
+# Texts that tokenizers are known to split differently. Two tokenizers with the same vocabulary and the same ids for
+# this text count as the same.
 IDENTITY_PROBE = (
     "The quick brown fox's 1234567890 jumps, doesn't it?  Two  spaces\tand a tab.\r\n\n"
     "    def f(x_1): return x**2 != 3.14\nnaïve Straße ÉCOLE ﬁne №5 Ａ１ Привет мир 你好，世界 こんにちは "
@@ -52,9 +52,9 @@ class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
-        policy: what begins and ends a text, and what the names of special tokens in it mean.
-        eos_id: ends a completion, and is the last token of every document unless the policy says otherwise.
-        pad_id: the padding token; `eos_id` where the folder names none.
+        policy: start and end tokens of a text, and how names of special tokens in it are read.
+        eos_id: ends a completion, and every document unless the policy defines another end.
+        pad_id: the padding token; `eos_id` if the folder names none.
         vocab_size: one more than the largest id.
     """
 
@@ -62,7 +62,7 @@ class Tokenizer:
         self._backend = backend
         self.eos_id, self.pad_id, self.policy = eos_id, pad_id, policy
         self.vocab_size = max(backend.vocabulary.values()) + 1
-        # Unknown characters give the unknown token; its name is not a way to steer a model.
+        # Unknown characters give the unknown token, so its name needs no protection.
         self._special = {
             name: number
             for name, number in backend.special.items()
@@ -76,24 +76,29 @@ class Tokenizer:
         """Read a folder with a `tokenizer.json` or `tokenizer.model`.
 
         Args:
-            text: the policy, where it is not the one of the tokenizer's own files.
+            text: the policy; None: that of the tokenizer's files.
 
         Raises:
-            DataError: when a file is missing or damaged, or no end token is named.
-            ConfigError: when `text` names a token that does not exist.
+            DataError: if a file is missing or damaged, or no end token is named.
+            ConfigError: if `text` names a token that does not exist.
         """
         files = TokenizerFolder(folder)
         backend = open_backend(files)
         eos_id = _end_id(files, backend)
         pad_id = named_id(files, "pad_token", backend.vocabulary.get)
         policy = text_policy(
-            text or TextSettings(), *backend.around, eos_id, backend.vocabulary.get, str(files.vocabulary)
+            text or TextSettings(),
+            before=backend.around[0],
+            after=backend.around[1],
+            eos_id=eos_id,
+            find=backend.vocabulary.get,
+            where=str(files.vocabulary),
         )
         return cls(backend, eos_id, eos_id if pad_id is None else pad_id, policy)
 
     @classmethod
     def load_for(cls, folder: Path, vocab_size: int, text: TextSettings | None = None) -> Tokenizer:
-        """`load`, for a model of that many rows.
+        """`load`, and check that a model with this many vocabulary rows has a row for every token.
 
         Raises:
             ConfigError: if the tokenizer has more tokens.
@@ -101,41 +106,41 @@ class Tokenizer:
         tokenizer = cls.load(folder, text)
         if tokenizer.vocab_size > vocab_size:
             raise ConfigError(
-                f"architecture.vocab_size={vocab_size}, but the tokenizer {folder} has {tokenizer.vocab_size}: use the "
+                f"architecture.vocab_size={vocab_size}, but the tokenizer {folder} has {tokenizer.vocab_size}; use the "
                 "tokenizer of the model"
             )
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt: the policy's beginning, then the text."""
+        """Token ids of a prompt: the policy's start token, then the text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many prompts; a warning the first time that the name of a special token is spelled out."""
+        """`encode` for many prompts. Warns the first time that the name of a special token is read as ordinary text."""
         if not self._warned and self.policy.special_tokens not in (PARSE, REFUSE):
             odd = next((names for text in texts if (names := self.special_names(text))), None)
             if odd:
                 self._warned = True
                 log.warning(
-                    "a prompt holds the name of a special token, '%s', which is spelled out as ordinary text; where "
-                    "prompts are rendered chat templates, set text.special_tokens=parse",
+                    "a prompt contains the name of a special token, '%s', and it is read as ordinary text; if prompts "
+                    "are rendered chat templates, set text.special_tokens=parse",
                     odd[0],
                 )
         return [self.policy.prompt(ids) for ids in self.encode_fragments(texts)]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole documents: the policy's beginning, the text, the policy's end."""
+        """Token ids of whole documents: the policy's start token, the text, the policy's end token."""
         return [self.policy.document(ids) for ids in self.encode_fragments(texts)]
 
     def encode_fragment(self, text: str) -> list[int]:
-        """Token ids of `text`; nothing is added before or after."""
+        """Token ids of `text`, without start and end tokens."""
         return self.encode_fragments([text])[0]
 
     def encode_fragments(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_fragment` for many texts.
 
         Raises:
-            DataError: for a text with the name of a special token, where the policy refuses those.
+            DataError: for a text with the name of a special token, if the policy refuses these.
         """
         parse = self.policy.special_tokens == PARSE
         if self.policy.special_tokens == REFUSE:
@@ -150,7 +155,7 @@ class Tokenizer:
         ]
 
     def special_names(self, text: str) -> list[str]:
-        """Names of special tokens in a text, each once."""
+        """The distinct names of special tokens in a text."""
         return list(dict.fromkeys(self._pattern.findall(text))) if self._pattern else []
 
     def without_special_names(self, text: str) -> str:
@@ -158,23 +163,23 @@ class Tokenizer:
         return self._pattern.sub("", text) if self._pattern else text
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens show as their names."""
+        """The text of token ids. Special tokens appear as their names."""
         return self._backend.decode([ids])[0]
 
     def decode_each(self, ids: Iterable[int]) -> list[str]:
-        """The text of each token by itself; a part of a character is the replacement character."""
+        """The text of each single token. Part of a character becomes the replacement character."""
         return self._backend.decode([[each] for each in ids])
 
     @cached_property
     def identity(self) -> str:
-        """The same for two folders whose tokenizers give the same ids, however their files are written."""
+        """A hash that is the same for two folders whose tokenizers give the same ids, even if their files differ."""
         vocabulary = sorted((number, name) for name, number in self._backend.vocabulary.items())
         [probe] = self._backend.encode([IDENTITY_PROBE], False)
         content = json.dumps([vocabulary, probe, self.eos_id])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """The tokenizer and its policy, for receipts and beside token files."""
+        """The tokenizer and its policy, for receipts and for the folders of token files."""
         return {
             "tokenizer": self.identity,
             "begin": [self.decode([number]) for number in self.policy.begin],
@@ -187,12 +192,12 @@ class Tokenizer:
             place = text.index(names[0])
             shown = text[max(0, place - EXCERPT // 2) : place + EXCERPT // 2]
             raise DataError(
-                f"text {shown!r} holds the name of the special token '{names[0]}', and text.special_tokens=refuse; "
-                "clean the text, or set spell_out or parse"
+                f"text {shown!r} contains the name of the special token '{names[0]}', and text.special_tokens=refuse; "
+                "remove it from the text, or set text.special_tokens to spell_out or parse"
             )
 
     def _spelled_out(self, ids: list[int], names: Sequence[str]) -> list[int]:
-        """`ids` without the special tokens of these names: some vocabularies reach them by merging characters."""
+        """Replace special tokens in `ids` by their characters: some vocabularies form them by merging characters."""
         bad = {self._special[name]: name for name in names}
         if bad.keys().isdisjoint(ids):
             return ids
@@ -200,7 +205,7 @@ class Tokenizer:
         return [each for number in ids for each in spelled.get(number, (number,))]
 
     def _characters(self, name: str) -> list[int]:
-        """A name's characters as tokens of their own."""
+        """The characters of a name as single tokens."""
         vocabulary, found = self._backend.vocabulary, list[int]()
         for character in name:
             own = vocabulary.get(character)
@@ -209,7 +214,7 @@ class Tokenizer:
 
 
 def _end_id(files: TokenizerFolder, backend: Backend) -> int:
-    """What ends a document and a completion."""
+    """The id of the token that ends a document and a completion."""
     eos_id = named_id(files, "eos_token", backend.vocabulary.get)
     if eos_id is None:
         eos_id = backend.ends
@@ -219,17 +224,17 @@ def _end_id(files: TokenizerFolder, backend: Backend) -> int:
             raise DataError(f"{file}: eos_token_id={eos_id} is not in {files.vocabulary.name}")
     if eos_id is None:
         raise DataError(
-            f"{files.path / TOKENIZER_CONFIG}: no eos_token, and no eos_token_id in a generation_config.json or "
-            "config.json beside it, so documents cannot be ended; add one"
+            f"{files.path / TOKENIZER_CONFIG}: no eos_token, and no eos_token_id in generation_config.json or "
+            "config.json in the same folder, so there is no end of a document; add one"
         )
     return eos_id
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    """Train a byte-level BPE of exactly `vocab_size` tokens into a folder that transformers reads, too.
+    """Train a byte-level BPE of exactly `vocab_size` tokens, into a folder that transformers can read.
 
     Raises:
-        DataError: when the texts are too few for that many tokens.
+        DataError: if the texts are too few for this many tokens.
     """
     train_byte_level_bpe(texts, vocab_size, folder)
     return Tokenizer.load(folder)
@@ -240,8 +245,8 @@ class TrainTokenizer(Stage):
     """Input: `corpus`. Output: a tokenizer folder.
 
     Attributes:
-        max_bytes_per_source: how much of each source is read, so that a large one does not own the vocabulary.
-        source_weights: multiplies that limit for the sources named; 0 leaves one out.
+        max_bytes_per_source: limit for each source, so that a large source does not dominate the vocabulary.
+        source_weights: source -> factor of this limit; 0 leaves the source out.
     """
 
     kind: ClassVar[str] = "tokenizer"
@@ -255,7 +260,7 @@ class TrainTokenizer(Stage):
         smallest = BYTES + len(SPECIAL_TOKENS)
         if self.vocab_size < smallest:
             raise ConfigError(
-                f"vocab_size={self.vocab_size}: at least {smallest}, for every byte and the special tokens"
+                f"vocab_size={self.vocab_size}: must be at least {smallest}, for every byte and the special tokens"
             )
         for source, weight in (self.source_weights or {}).items():
             if not 0 <= weight < float("inf"):
@@ -286,9 +291,9 @@ class ModelTokenizer(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         files = inputs["model"].file(HF_FILES)
-        # The end token may be named nowhere else; without a tokenizer_config.json transformers asks config.json.
-        beside = [name for name in ID_FILES if not (files / TOKENIZER_CONFIG).is_file()]
-        for name in (*TOKENIZER_FILES, *beside):
+        # The end token may be named only there: without a tokenizer_config.json, transformers reads config.json.
+        id_files = [name for name in ID_FILES if not (files / TOKENIZER_CONFIG).is_file()]
+        for name in (*TOKENIZER_FILES, *id_files):
             if (files / name).is_file():
                 shutil.copyfile(files / name, out / name)
         tokenizer = Tokenizer.load(out)
@@ -296,7 +301,7 @@ class ModelTokenizer(Stage):
 
 
 def _first_bytes(file: Path, source: str, limit: int, used: dict[str, int]) -> Iterator[str]:
-    """Whole documents until `limit` bytes are reached; how many were used goes into `used[source]`."""
+    """Whole documents until `limit` bytes are reached; stores the number of bytes in `used[source]`."""
     used[source] = 0
     for text in read_texts(file):
         used[source] += len(text.encode("utf-8"))

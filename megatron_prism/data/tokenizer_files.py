@@ -1,7 +1,8 @@
-"""What a tokenizer folder says: which file holds the vocabulary, and which tokens have a name (`eos_token` and others).
+"""The small files of a tokenizer folder: which file has the vocabulary, and which tokens have roles (such as
+`eos_token`).
 
-Models come with `tokenizer.json`, or with nothing but SentencePiece's `tokenizer.model`. The end token is named in
-`tokenizer_config.json`, `special_tokens_map.json`, the SentencePiece model, `generation_config.json` or `config.json`:
+Models come with `tokenizer.json`, or only with SentencePiece's `tokenizer.model`. The end token is named in
+`tokenizer_config.json`, `special_tokens_map.json`, the SentencePiece model, `generation_config.json` or `config.json`;
 the first of these that names it decides.
 """
 
@@ -30,7 +31,7 @@ LISTED = ("additional_special_tokens", "extra_special_tokens")
 
 
 def vocabulary_file(folder: Path) -> Path | None:
-    """`tokenizer.json`, else `tokenizer.model`, else None."""
+    """`tokenizer.json` if it exists, otherwise `tokenizer.model`, otherwise None."""
     for name in (TOKENIZER_JSON, TOKENIZER_MODEL):
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -42,10 +43,10 @@ class TokenizerFolder:
 
     Attributes:
         path: the folder.
-        config: what `tokenizer_config.json` holds; empty where there is none.
+        config: the contents of `tokenizer_config.json`; empty if there is no such file.
 
     Raises:
-        DataError: when the folder has no vocabulary, or a file is not a JSON object.
+        DataError: if the folder has no vocabulary, or a file is not a JSON object.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,10 +62,10 @@ class TokenizerFolder:
         self._map = self._read(SPECIAL_TOKENS_MAP)
 
     def token(self, key: str) -> tuple[str, Path] | None:
-        """The name that the token files give to `key` ("eos_token"), and the file that gives it.
+        """The token name that the files give for `key` ("eos_token"), and the file.
 
         Raises:
-            DataError: when the value is neither a string nor an object with "content".
+            DataError: if the value is neither a string nor an object with "content".
         """
         for name, content in ((TOKENIZER_CONFIG, self.config), (SPECIAL_TOKENS_MAP, self._map)):
             value = content.get(key)
@@ -80,7 +81,7 @@ class TokenizerFolder:
         return None
 
     def special_names(self) -> list[str]:
-        """Every name that the token files call special, once."""
+        """The distinct names that the token files mark as special."""
         names: dict[str, None] = {}
         for key in NAMED:
             if (named := self.token(key)) is not None:
@@ -96,7 +97,7 @@ class TokenizerFolder:
         return list(names)
 
     def token_id(self, key: str) -> tuple[int, Path] | None:
-        """The id that the model's own configs give to `key` ("eos_token_id"), and the file; the first of a list."""
+        """The id that the model's configs give for `key` ("eos_token_id"; the first of a list), and the file."""
         for name in ID_FILES:
             value = self._read(name).get(key)
             first = value[0] if isinstance(value, list) and value else value
@@ -105,7 +106,7 @@ class TokenizerFolder:
         return None
 
     def added_tokens(self) -> dict[int, tuple[str, bool]]:
-        """Tokens beyond a SentencePiece model: id -> (name, special).
+        """Tokens that are added to a SentencePiece model: id -> (name, special).
 
         `added_tokens.json` maps names to ids; `added_tokens_decoder` of tokenizer_config.json, ids to objects.
         """
@@ -123,7 +124,7 @@ class TokenizerFolder:
         return added
 
     def flag(self, key: str) -> bool:
-        """A true or false of tokenizer_config.json; false where it says nothing."""
+        """A boolean of tokenizer_config.json; False if it is missing."""
         return self.config.get(key) is True
 
     def _read(self, name: str) -> Mapping[str, Any]:
@@ -137,10 +138,10 @@ class TokenizerFolder:
 
 
 def named_id(folder: TokenizerFolder, key: str, find: Callable[[str], int | None]) -> int | None:
-    """The id of the token that the token files name for `key`; None where they name none.
+    """The id of the token that the files name for `key`; None if they name none.
 
     Raises:
-        DataError: when the vocabulary does not have it.
+        DataError: if the vocabulary does not have it.
     """
     named = folder.token(key)
     if named is None:
@@ -153,6 +154,6 @@ def named_id(folder: TokenizerFolder, key: str, find: Callable[[str], int | None
 
 
 def _content(value: Any) -> str | None:
-    """A token's name, written as text or as an object with "content"."""
+    """The name of a token, which may be written as text or as an object with "content"."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) and content else None

@@ -1,6 +1,6 @@
-"""Training a byte-level BPE.
+"""Trains a byte-level BPE.
 
-It splits numbers into single digits and spells any byte, so every text survives a round trip.
+It splits numbers into single digits and has a token for every byte, so every text survives a round trip.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD)
 BYTES = 256
-# How text is cut before merging: Qwen2's pattern (its tokenizer.json), where each digit stands alone.
+# How text is split before merging: Qwen2's pattern (from its tokenizer.json), in which each digit is separate.
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,10 +24,11 @@ PIECES = (
 
 
 def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train a byte-level BPE of exactly `vocab_size` tokens and write the two files transformers' AutoTokenizer reads.
+    """Train a byte-level BPE of exactly `vocab_size` tokens; writes the two files that transformers' AutoTokenizer
+    reads.
 
     Raises:
-        DataError: when the texts are too few for that many tokens.
+        DataError: if the texts are too few for this many tokens.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
@@ -49,8 +50,8 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) ->
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() != vocab_size:
         raise DataError(
-            f"the corpus yields only {backend.get_vocab_size()} tokens, vocab_size={vocab_size} was asked for: "
-            "lower it or give more text"
+            f"the corpus yields only {backend.get_vocab_size()} tokens, but vocab_size={vocab_size}; "
+            "lower it or use more text"
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOKENIZER_JSON).write_text(backend.to_str(), encoding="utf-8")

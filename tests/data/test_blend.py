@@ -155,13 +155,13 @@ def test_refusals(blend, tokens, tmp_path, tokenizer):
     shutil.copytree(tokens.path / "valid", tmp_path / "t" / "train")
     data = tmp_path / "t" / "train" / "math.bin"
     data.write_bytes(data.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"math\.bin: \d+ bytes, its index says"):
+    with pytest.raises(DataError, match=r"math\.bin: \d+ bytes, but its index says"):
         blend(folder=tmp_path / "t")
     index = data.with_suffix(".idx")
     whole = index.read_bytes()
     for damaged in (b"", b"nonsense, not an index" * 9, whole[:20], whole[:-4]):
         index.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"math\.idx: not a whole index"):
+        with pytest.raises(DataError, match=r"math\.idx: not a complete index"):
             blend(folder=tmp_path / "t")
     index.unlink()
     with pytest.raises(DataError, match=r"math\.idx: missing"):

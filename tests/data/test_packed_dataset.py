@@ -182,7 +182,7 @@ def test_refusals(blend, packed, tmp_path):
     data = broken / "train" / "math.bin"
     data.write_bytes(data.read_bytes()[:-2])
     with pytest.raises(
-        DataError, match=r"math\.bin: \d+ bytes, its index says \d+; pack the documents again"
+        DataError, match=r"math\.bin: \d+ bytes, but its index says \d+; pack the documents again"
     ):
         blend(folder=broken)
     settings = json.loads((broken / PACKING).read_text())

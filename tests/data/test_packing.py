@@ -211,7 +211,7 @@ def test_unknown_sources_and_damaged_files(corpus, tmp_path):
     index = corpus.path / "train" / "code.idx"
     whole = index.read_bytes()
     backwards = whole[:-16] + whole[-8:] + whole[-16:-8]
-    for damaged, named in ((whole[:-4], "not a whole index"), (backwards, "do not follow one another")):
+    for damaged, named in ((whole[:-4], "not a complete index"), (backwards, "are not consecutive")):
         index.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"code\.idx: .*{named}.*tokenize the source again"):
             PackDocuments(sequence_length=32).run({"tokens": corpus}, tmp_path / named)

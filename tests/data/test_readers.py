@@ -57,7 +57,7 @@ def test_plain_text_is_one_document_and_unchanged(tmp_path):
 
 
 def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST_TEXT", 50)
+    monkeypatch.setattr(readers, "MAX_TEXT", 50)
     text = "".join(f"line {number}\n" for number in range(40))
     pieces = list(read_texts(write(tmp_path / "a.md", text.encode())))
     assert "".join(pieces) == text
@@ -91,7 +91,7 @@ def test_reading_streams(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.csv", b"x", "unknown kind of file '.csv'; known: .txt"),
+        ("a.csv", b"x", "unknown suffix '.csv'; known suffixes: .txt"),
         ("a.txt", b"", "empty corpus"),
         ("a.jsonl", b"\n\n", "empty corpus"),
         ("a.jsonl", b'{"text": ""}', "empty corpus"),

@@ -76,7 +76,7 @@ def test_special_tokens_in_a_text(folder, reference):
     # What follows a special token is not given the space that a text begins with.
     assert parsing.decode(ids[-1:]) == "x"
     assert ids[-1] == reference.piece_to_id("x")
-    with pytest.raises(DataError, match=r"holds the name of the special token '</s>'"):
+    with pytest.raises(DataError, match=r"contains the name of the special token '</s>'"):
         Tokenizer.load(folder, TextSettings(special_tokens="refuse")).encode(text)
 
 

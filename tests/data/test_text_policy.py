@@ -104,7 +104,7 @@ def test_a_user_may_choose(settings, encoded, document, begun):
     ("settings", "message"),
     [
         ({"begin": "<bos>"}, r"text.begin='<bos>': .*tokenizer.json has no token of this name"),
-        ({"begin": ""}, "begin='': write"),
+        ({"begin": ""}, "begin='': must be"),
         ({"end": "none"}, "end='none': documents need an end"),
         (
             {"special_tokens": "spell-out"},
@@ -152,7 +152,7 @@ def test_the_name_of_a_special_token_is_spelled_out_parsed_or_refused(shape, tmp
     assert parsed.encode(text).count(parsed.eos_id) == 2
     refusing = Tokenizer.load(folder, TextSettings(special_tokens="refuse"))
     assert refusing.encode("a/s b") == spelled.encode("a/s b")
-    with pytest.raises(DataError, match=rf"text '.*' holds the name of the special token '{EOS}'"):
+    with pytest.raises(DataError, match=rf"text '.*' contains the name of the special token '{EOS}'"):
         refusing.encode_documents(["fine", text])
 
 

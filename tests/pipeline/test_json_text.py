@@ -141,7 +141,7 @@ def test_blank_texts_are_no_documents_and_are_counted(blank, tmp_path):
     assert list(read_texts(tmp_path / "a.jsonl", blank=counted)) == ["a"]
     assert counted.documents == 2
     (tmp_path / "a.jsonl").write_text((json.dumps({"text": blank}) + "\n") * 100)
-    with pytest.raises(DataError, match=r"empty corpus, not one document with text \(100 blank\)"):
+    with pytest.raises(DataError, match=r"empty corpus, it has no document with text \(100 blank\)"):
         list(read_texts(tmp_path / "a.jsonl"))
     with pytest.raises(DataError, match="'prompt' is blank"):
         suite(tmp_path, json.dumps(PROBLEM | {"prompt": blank}).encode())()
