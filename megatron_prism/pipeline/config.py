@@ -97,7 +97,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     try:
         merged = OmegaConf.merge(node, dict(values))
     except OmegaConfBaseException as problem:
-        raise ConfigError(f"{prefix}{_plain_reason(problem)}") from None
+        key = f"{problem.full_key}={problem.value!r}: " if problem.full_key else ""
+        raise ConfigError(f"{prefix}{key}{_plain_reason(problem)}") from None
     assert isinstance(merged, DictConfig)
     return to_object(merged, prefix)
 

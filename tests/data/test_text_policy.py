@@ -173,7 +173,7 @@ def test_a_prompt_that_is_spelled_out_is_pointed_out_once(begun, caplog):
         tokenizer.encode_batch([f"a {EOS}", f"b {EOS}"])
         tokenizer.encode(f"c {EOS}")
     [line] = caplog.messages
-    assert f"'{EOS}', which is spelled out" in line
+    assert f"'{EOS}', and it is read as ordinary text" in line
 
 
 def test_a_length_in_the_file_does_not_cut_or_fill_documents(tmp_path):
