@@ -18,9 +18,10 @@ from megatron_prism.models.layers.segments import check_packing, set_segments
 from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.rl.gate import GateReport, GateSettings, conclude, observe
+from megatron_prism.rl.gate import GateSettings, conclude, observe
 from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build, plan_rows
 from megatron_prism.rl.objective import METRICS, LossInputs, Objective, policy_loss, sequence_log_ratio
+from megatron_prism.rl.step_report import Update
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.trainer import Trainer, sum_over_ranks
@@ -39,18 +40,6 @@ class BatchShape:
     context_length: int
     packing: bool
     micro_batch_size: int
-
-
-@dataclass(frozen=True)
-class Update:
-    """The report of an optimizer step; `metrics` are means over the answers' tokens on all ranks."""
-
-    loss: float
-    grad_norm: float
-    tokens: int
-    rows: int
-    metrics: dict[str, float]
-    gate: GateReport
 
 
 class Policy:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from megatron_prism.rl.gate import GateReport
 from megatron_prism.rl.prompts import rates_by_domain
+from megatron_prism.rl.rollout import Group
 
-# The report reads records without loading torch.
-if TYPE_CHECKING:
-    from megatron_prism.rl.policy import Update
-    from megatron_prism.rl.rollout import Group
+
+@dataclass(frozen=True)
+class Update:
+    """The report of an optimizer step; `metrics` are means over the answers' tokens on all ranks."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    rows: int
+    metrics: dict[str, float]
+    gate: GateReport
 
 
 @dataclass
