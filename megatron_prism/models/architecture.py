@@ -14,9 +14,9 @@ from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.platform.process_groups import ParallelConfig
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
-# Layers on Transformer Engine and mamba_ssm, layers in plain torch, or the first that the machine can run.
+# te: Transformer Engine and mamba_ssm; torch: plain torch; auto: the first of these that the machine can run.
 BACKENDS = ("auto", "te", "torch")
-# What a layer keeps for its backward: everything, or its input.
+# none: a layer keeps all activations for the backward pass; full: it keeps only its input.
 RECOMPUTE = ("none", "full")
 SIZES = (
     *(
@@ -40,7 +40,7 @@ class Architecture:
     """A dense Transformer, or with `hybrid_pattern` an attention-Mamba hybrid of one mixer per layer.
 
     `num_layers` counts Megatron's layers: a Granite-4-H layer of mixer and MLP is two. `sliding_window` is how many
-    tokens, itself included, a query sees (None: all before it).
+    tokens a query sees, itself included (None: all tokens before it).
     `attention_multiplier` is the softmax scale itself (None: 1/sqrt(head_dim)); logits are divided by
     `logits_scaling`. The multipliers are Granite's and are never folded into weights. `initializer_range` is the
     standard deviation of fresh weights.
@@ -71,7 +71,7 @@ class Architecture:
     mamba_head_dim: int = 0
     mamba_state_dim: int = 0
     mamba_num_groups: int = 1
-    # Says how weights began, not what they mean: two architectures may differ in it.
+    # Used only to initialise weights, so architectures that differ in it are the same.
     initializer_range: float = field(default=0.02, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Architecture:
                 )
 
     def _check_types(self) -> None:
-        """JSON has strings and nulls where numbers belong; they are found here, not in the middle of a build."""
+        """Refuse strings and nulls from JSON in place of numbers, before a model is built."""
         for name in SIZES:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -116,7 +116,7 @@ class Architecture:
         return self.hybrid_pattern is not None
 
     def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
-        """Rows of the embedding: the vocabulary rounded up so that every TP rank holds the same number."""
+        """Rows of the embedding: the vocabulary size, rounded up so that every TP rank has the same number of rows."""
         return -(-self.vocab_size // tensor_model_parallel_size) * tensor_model_parallel_size
 
     def check_parallel(self, parallel: ParallelConfig) -> None:
@@ -183,7 +183,7 @@ class Architecture:
 
 
 def check_recompute(recompute: str, architecture: Architecture, fp8: str | None) -> None:
-    """A ConfigError for an unknown choice, or one that this model cannot do."""
+    """Raise a ConfigError for an unknown value, or one that this model does not support."""
     one_of(recompute, RECOMPUTE, "recompute")
     if recompute == "full" and architecture.is_hybrid and fp8:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From an `Architecture` to this rank's Megatron-Core model."""
+"""Builds this rank's Megatron-Core model from an `Architecture`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 
 
 def softmax_scale(architecture: Architecture) -> float | None:
-    """What attention's scores are multiplied by; None for Megatron's own 1/sqrt(head_dim).
+    """The factor of attention scores; None means Megatron's default, 1/sqrt(head_dim).
 
     YaRN multiplies cos and sin by a number. Every channel of a head is rotated here, so queries and keys are both
     multiplied by it, and their product by its square.
@@ -44,7 +44,8 @@ def transformer_config(
 ) -> Any:
     """Megatron's config for an architecture under a parallel layout; `settings` replace single fields.
 
-    Interleaved pipelines overlap their sends: without it Megatron-Core 0.16.1 is silently wrong at PP 2.
+    Interleaved pipelines overlap their sends. Without that, Megatron-Core 0.16.1 silently computes wrong results at
+    PP 2.
     """
     from megatron.core.transformer import TransformerConfig
 
@@ -77,7 +78,7 @@ def transformer_config(
         "bf16": dtype is torch.bfloat16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        # The same initial weights under every tensor-parallel layout: drawn whole, then cut.
+        # Whole tensors are drawn and then cut, so every tensor-parallel layout has the same initial weights.
         "use_cpu_initialization": True,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
@@ -111,13 +112,13 @@ def build_model(
     Needs a running `platform.process_groups.session`.
 
     Args:
-        backend: 'te' (Transformer Engine, mamba_ssm), 'torch', or 'auto': te where this machine has what it needs.
-        recompute: 'full' keeps each layer's input in training, and no activation inside it.
-        settings: fields of Megatron's TransformerConfig, in place of those made from the architecture.
+        backend: 'te' (Transformer Engine, mamba_ssm), 'torch', or 'auto': te if this machine supports it.
+        recompute: 'full' keeps only each layer's input in training, and no activation inside the layer.
+        settings: fields of Megatron's TransformerConfig that replace those made from the architecture.
 
     Raises:
-        ParallelError: when a size of the architecture does not divide by the layout.
-        ConfigError: when the backend cannot be used here, or FP8 or recomputation is asked for and would not happen.
+        ParallelError: if a size of the architecture does not divide by the layout.
+        ConfigError: if the backend cannot be used here, or FP8 or recomputation is requested and would not be used.
     """
     from megatron.core import parallel_state
 
@@ -150,7 +151,7 @@ def build_model(
         )
     for module in model.modules():
         if hasattr(module, "d_inner_local_tp"):
-            # Upstream builds the mixer's gated norm with 1e-5, whatever the config says (mamba_mixer.py:357).
+            # Upstream builds the mixer's gated norm with 1e-5 for every config (mamba_mixer.py:357).
             module.norm.eps = architecture.norm_epsilon
     if architecture.position_embedding == "rope":
         model.rotary_pos_emb.inv_freq = inverse_frequencies(
@@ -168,13 +169,13 @@ def build_model(
 
 
 def build_on_meta(architecture: Architecture) -> Any:
-    """The whole model with shapes and no memory, however large; it cannot compute. Needs a running session."""
+    """The whole model with shapes only, without memory for its weights; it cannot compute. Needs a running session."""
     with on_meta():
         return build_model(architecture, backend="torch", perform_initialization=False)
 
 
 def choose_backend(wanted: str, hybrid: bool) -> str:
-    """'te' or 'torch': what is wanted, or with 'auto' the first that this machine can run."""
+    """'te' or 'torch': the requested backend, or with 'auto' the first that this machine can run."""
     one_of(wanted, BACKENDS, "backend")
     if wanted != "auto":
         return wanted

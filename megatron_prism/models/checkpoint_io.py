@@ -1,4 +1,4 @@
-"""Weights in and out of Megatron `torch_dist` checkpoints, at any parallel layout."""
+"""Saves and loads the weights of a model as Megatron `torch_dist` checkpoints, with any parallel layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_prism.platform.process_groups import cuda_requests_on_cpu
 
 
 def checkpoint_metadata() -> dict[str, Any]:
-    """What sharded_state_dict must be told: `fully_reshardable` optimizer state loads at any layout."""
+    """The metadata for sharded_state_dict; `fully_reshardable` optimizer state loads with any layout."""
     from megatron.core import parallel_state
 
     return {
@@ -29,7 +29,7 @@ def unwrap(model: Any) -> Any:
 
 
 def model_state(models: list[Any]) -> dict[str, Any]:
-    """Sharded weights of this rank's chunks, `_extra_state` left out: those are Transformer Engine's, not weights."""
+    """Sharded weights of this rank's chunks, without Transformer Engine's `_extra_state`, which is not a weight."""
     state = {}
     for model, name in zip(models, _chunk_names(models), strict=True):
         sharded = unwrap(model).sharded_state_dict(metadata=checkpoint_metadata())
@@ -38,10 +38,10 @@ def model_state(models: list[Any]) -> dict[str, Any]:
 
 
 def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
-    """dist_checkpointing.save without the process that upstream starts to carry the results of the writing.
+    """dist_checkpointing.save without the extra process that upstream starts for its queue of results.
 
-    Its queue (filesystem_async.py:51) lives in a process that imports torch and the main program anew, because a save
-    may go on in the background. Ours does not: what puts the results into the queue is what takes them out.
+    Upstream's queue (filesystem_async.py:51) lives in a process that imports torch and the main program again,
+    because a save may continue in the background. Saves are synchronous here, so a queue in this process is enough.
     """
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -52,7 +52,7 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
 
 
 def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load with one clear error instead of its many."""
+    """dist_checkpointing.load, whose many kinds of errors become one CheckpointError."""
     from megatron.core import dist_checkpointing
 
     if not (folder / CHECKPOINT_METADATA).exists():
@@ -74,9 +74,9 @@ def load_weights(models: list[Any], folder: Path) -> None:
 
 
 def install_weights(models: list[Any], loaded: dict[str, Any]) -> None:
-    """Put what was read for `model_state(models)` into the chunks."""
+    """Copy loaded weights, which were read for `model_state(models)`, into the chunks."""
     for model, name in zip(models, _chunk_names(models), strict=True):
-        # Not strict: Transformer Engine's `_extra_state` was left out.
+        # Not strict, because Transformer Engine's `_extra_state` is not in the state.
         unwrap(model).load_state_dict(loaded[name], strict=False)
 
 

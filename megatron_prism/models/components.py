@@ -1,7 +1,7 @@
-"""Which part of a model a tensor is: its component, and the rows of each sub-component in it, as data.
+"""The component of each tensor (attention, mlp, ...) and the rows of its sub-components, as data.
 
-Merging gives components weights of their own; weight analysis (paper section 7) reports by component and by
-sub-component. Both follow from the Megatron name of a mapping rule, so every family is covered by one table.
+A merge can have different weights for each component. The weight analysis (paper section 7) reports by component and
+sub-component. Both are found by the Megatron name of a rule, so one table covers every family.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TensorParts:
-    """A Hugging Face tensor's component and its sub-components, which together are all its rows in order."""
+    """The component of a Hugging Face tensor, and its sub-components, which cover its rows in order."""
 
     component: str
     parts: tuple[Part, ...]
@@ -53,7 +53,7 @@ UNGATED: dict[tuple[str, ...], tuple[str, ...]] = {("gate", "up"): ("up",)}
 
 def tensor_parts(architecture: Architecture) -> dict[str, TensorParts]:
     """Every Hugging Face tensor of a model with its component and sub-components, in the order of the layers."""
-    # The names of components are needed where torch is not loaded.
+    # Imported here, because the names of components are needed where torch is not loaded.
     from megatron_prism.models.families import parameter_map
 
     found: dict[str, TensorParts] = {}

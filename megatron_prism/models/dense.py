@@ -6,9 +6,9 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.hf_config import MOST_LAYERS, ConfigReader
+from megatron_prism.models.hf_config import MAX_LAYERS, ConfigReader
 
-# What every family without Granite's multipliers must leave at its neutral value.
+# The neutral values of Granite's multipliers, which every other family must have.
 NO_MULTIPLIERS: dict[str, Any] = {
     "attention_multiplier": None,
     "embedding_multiplier": 1.0,
@@ -30,11 +30,11 @@ def dense_sizes(
 
     Args:
         activation: the family's only one.
-        default_groups: key-value heads where the config does not say (None: as many as heads).
-        default_positions: max_position_embeddings where it does not say.
+        default_groups: num_key_value_heads if the config does not have the key (None: as many as heads).
+        default_positions: max_position_embeddings if the config does not have the key.
 
     Raises:
-        ConfigError: for a missing size, biases or an activation this model does not have.
+        ConfigError: for a missing size, or for biases or an activation that this model does not have.
     """
     config.fixed("hidden_act", HIDDEN_ACT[activation])
     config.fixed("attention_bias", False)
@@ -45,9 +45,9 @@ def dense_sizes(
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": config.size("num_hidden_layers", most=MOST_LAYERS),
+        "num_layers": config.size("num_hidden_layers", most=MAX_LAYERS),
         "num_attention_heads": heads,
-        # To transformers a null is as many as heads, where an absent key may be another number.
+        # In transformers null means as many as heads, while an absent key may mean another number.
         "num_query_groups": config.size("num_key_value_heads", default_groups or heads, null=heads),
         "head_dim": config.size("head_dim", own_width, null=own_width),
         "activation": activation,
@@ -78,7 +78,7 @@ def sizes_to_config(architecture: Architecture) -> dict[str, Any]:
 
 
 def require_fields(architecture: Architecture, **needed: Any) -> None:
-    """Raise a ConfigError naming the first field in which the architecture is not what its family can express."""
+    """Raise a ConfigError naming the first field with a value that the family's config cannot express."""
     for name, value in needed.items():
         if getattr(architecture, name) != value:
             raise ConfigError(

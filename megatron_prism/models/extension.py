@@ -1,8 +1,8 @@
-"""Extending a model's context: more positions, and for rotary ones a new base or scaling, checked before any work.
+"""Extends a model's context: more positions and, for rotary models, a new base or scaling, checked in advance.
 
-Rotary positions that training never showed a model are out of its reach unless the frequencies change with the length
-(a larger base, llama3, YaRN, linear interpolation) or were made for it from the start. So more positions need one of
-those, or `keep_rope`, which says that the frequencies stay on purpose. Hybrids without positions need neither.
+A rotary model cannot use positions that it has not seen in training, unless its frequencies change with the length (a
+larger base, llama3, YaRN, linear interpolation) or already reach the new length. So more positions need one of these,
+or `keep_rope`, which states that the frequencies stay on purpose. Hybrids without positions need neither.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from megatron_prism.models.families import architecture_from_config, hf_config
 from megatron_prism.models.rope import RopeScaling
 from megatron_prism.pipeline.config import positive
 
-# The fields of an architecture in which an extended model may differ from the one it was made from.
+# The fields of the architecture that an extension may change.
 CHANGED = ("max_position_embeddings", "rope_theta", "rope_scaling")
 
 
 @dataclass
 class ContextExtension:
-    """What changes in a model whose context is extended.
+    """The changes to a model whose context is extended.
 
     Attributes:
-        max_position_embeddings: positions of the extended model; as many as it has, or more.
+        max_position_embeddings: positions of the extended model; not fewer than before.
         rope_theta: the new base of the rotary frequencies; None keeps it.
-        rope_scaling: the new scaling, in place of one the model has; None keeps that.
-        keep_rope: more positions with the frequencies as they are.
+        rope_scaling: the new scaling, which replaces the model's; None keeps it.
+        keep_rope: extend the positions without changing the frequencies.
     """
 
     max_position_embeddings: int
@@ -37,7 +37,7 @@ class ContextExtension:
 
     def __post_init__(self) -> None:
         positive(self, "max_position_embeddings")
-        # Written so that a NaN is refused too.
+        # This form of the comparison also refuses NaN.
         if self.rope_theta is not None and not self.rope_theta > 1:
             raise ConfigError(f"extension.rope_theta={self.rope_theta}: must be greater than 1")
 
@@ -45,11 +45,11 @@ class ContextExtension:
 def extended(architecture: Architecture, extension: ContextExtension) -> Architecture:
     """The architecture of the extended model: other positions and rotary frequencies, the same weights.
 
-    A sliding window stays: a layer then still looks back no further than it did.
+    A sliding window stays, so a layer still sees no more tokens than before.
 
     Raises:
-        ConfigError: naming the key, when the length is below the model's, or the frequencies do not reach it, or the
-            model has no rotary positions to change, or its family's config has no place for the change.
+        ConfigError: naming the key, if the length is below the model's, the frequencies do not reach it, the model
+            has no rotary positions, or its family's config cannot express the change.
     """
     length, before = extension.max_position_embeddings, architecture.max_position_embeddings
     if length < before:
@@ -76,7 +76,7 @@ def extended(architecture: Architecture, extension: ContextExtension) -> Archite
 
 
 def describe(before: Architecture, after: Architecture) -> str:
-    """One line that names every setting an extension changed, and a sliding window that stays."""
+    """One line that names every changed setting, and a sliding window that stays."""
     parts = []
     for name in CHANGED:
         old, new = getattr(before, name), getattr(after, name)
@@ -130,17 +130,17 @@ def _check_rope(architecture: Architecture, extension: ContextExtension) -> None
 
 
 def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int) -> None:
-    """The original length is one the model had, and times the factor it is the new length or more.
+    """Check that the original length is one that the model had, and that it reaches the new length times the factor.
 
-    llama3's factor stretches the longest wavelengths only, and says nothing of the length: LLaMA 3.1 has a factor of 8
-    on 8,192 and 131,072 positions.
+    The factor of llama3 stretches only the longest wavelengths and does not determine the length: LLaMA 3.1 has a
+    factor of 8, with 8,192 original and 131,072 positions.
     """
     if scaling.rope_type == "dynamic":
         raise ConfigError(
             "extension.rope_scaling.rope_type=dynamic: changes no frequency up to max_position_embeddings; name "
             "linear, yarn or llama3"
         )
-    # A config may hold such numbers, and means what transformers makes of them; nobody extends a context with them.
+    # A config may have such numbers, and they are read as in transformers; but an extension cannot use them.
     if scaling.factor < 1:
         raise ConfigError(f"extension.rope_scaling.factor={scaling.factor:g}: must be 1 or more")
     slow, fast = scaling.beta_slow, scaling.beta_fast
@@ -163,7 +163,7 @@ def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int
 
 
 def _unscaled_length(architecture: Architecture) -> int:
-    """The positions a model had before the scaling it has."""
+    """The number of positions the model had before its scaling."""
     scaling = architecture.rope_scaling
     if scaling is None or scaling.rope_type == "dynamic":
         return architecture.max_position_embeddings

@@ -1,4 +1,4 @@
-"""The registry of model families: which table and which config a family name stands for.
+"""The registry of model families: the parameter names and the config of each.
 
 A new family is one module with `rules`, `to_config`, `from_config` and `PUBLISHED`, and one line here.
 """
@@ -26,8 +26,8 @@ class Family:
 
     Attributes:
         published: config.json of the released models, by Hugging Face name.
-        for_comparison: config keys to set when transformers' model is to compute what Megatron's does.
-        layers_per_hf_layer: how many Megatron layers one Hugging Face layer becomes.
+        for_comparison: config keys to set so that transformers' model computes the same as Megatron's.
+        layers_per_hf_layer: the number of Megatron layers for one Hugging Face layer.
     """
 
     rules: Callable[[Architecture], list[Rule]]
@@ -60,7 +60,7 @@ FAMILIES = {
 
 
 def family(name: str) -> Family:
-    """The family of that name (also transformers' `model_type`); a ConfigError lists the known ones."""
+    """The family with this name, which is transformers' `model_type`. A ConfigError lists the known names."""
     if name not in FAMILIES:
         raise ConfigError(f"model_type={name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
     return FAMILIES[name]
@@ -94,7 +94,7 @@ def architecture_from_config(config: Mapping[str, Any], remarks: list[str] | Non
     """The architecture that a Hugging Face `config.json` describes.
 
     Args:
-        remarks: gets what a user should hear, such as which of two spellings was read.
+        remarks: a list to which remarks for the user are added, such as which of two spellings was read.
 
     Raises:
         ConfigError: for a family that is not supported, a missing key, a value of the wrong type, or a key whose
@@ -117,7 +117,7 @@ def architecture_from_config(config: Mapping[str, Any], remarks: list[str] | Non
 
 
 def published_config(name: str) -> dict[str, Any]:
-    """config.json of a released model, by its Hugging Face name; a ConfigError suggests the nearest."""
+    """config.json of a released model, by its Hugging Face name. A ConfigError suggests the nearest known name."""
     known = {model: config for each in FAMILIES.values() for model, config in each.published.items()}
     if name not in known:
         raise ConfigError(f"'{name}' is not a model whose config is kept here{suggest(name, known)}")
@@ -128,29 +128,29 @@ def to_hf(architecture: Architecture, megatron_state: Mapping[str, Any]) -> dict
     """Whole Megatron weights to Hugging Face names and shapes.
 
     Raises:
-        CheckpointError: when a parameter is missing, or one would be left behind.
+        CheckpointError: if a parameter is missing or unexpected.
     """
-    left = {name for name in megatron_state if not name.endswith("_extra_state")}
+    unused = {name for name in megatron_state if not name.endswith("_extra_state")}
     converted: dict[str, Tensor] = {}
     for rule in parameter_map(architecture):
         tensor = _take(megatron_state, rule.megatron)
-        left.discard(rule.megatron)
+        unused.discard(rule.megatron)
         converted |= dict(zip(rule.hf, rule.to_hf(tensor, architecture), strict=True))
-    if left:
-        raise CheckpointError(f"parameter '{min(left)}' has no place in family '{architecture.family}'")
+    if unused:
+        raise CheckpointError(f"parameter '{min(unused)}' is not part of family '{architecture.family}'")
     return converted
 
 
 def from_hf(architecture: Architecture, hf_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face weights to whole Megatron weights; raises CheckpointError as `to_hf` does."""
-    left = set(hf_state)
+    unused = set(hf_state)
     converted = {}
     for rule in parameter_map(architecture):
         tensors = [_take(hf_state, name) for name in rule.hf]
-        left.difference_update(rule.hf)
+        unused.difference_update(rule.hf)
         converted[rule.megatron] = rule.to_megatron(tensors, architecture)
-    if left:
-        raise CheckpointError(f"parameter '{min(left)}' has no place in family '{architecture.family}'")
+    if unused:
+        raise CheckpointError(f"parameter '{min(unused)}' is not part of family '{architecture.family}'")
     return converted
 
 

@@ -1,4 +1,4 @@
-"""Granite 4 without experts: the dense Micro and the Mamba hybrid H-Micro, both published as GraniteMoeHybrid.
+"""Granite 4 without experts: the dense Micro and the hybrid H-Micro. Both are published as GraniteMoeHybrid.
 
 Every Hugging Face layer is a mixer (attention or Mamba-2) and an MLP whose gate and up projections are one tensor. A
 dense model is a Megatron GPTModel; a hybrid is a MambaModel in which each of those layers becomes two.
@@ -112,7 +112,7 @@ def rules(architecture: Architecture) -> list[Rule]:
     return [EMBEDDING, *layers, final_norm, *([] if architecture.tie_word_embeddings else [HEAD])]
 
 
-# transformers 5 has new names for layers and reads the old ones, which are all that transformers 4 reads.
+# transformers 5 has new names for layers and also reads the old ones; transformers 4 reads only the old ones.
 MAMBA_NAME, ATTENTION_NAME = "mamba", "attention"
 MIXERS = {
     MAMBA_NAME: MAMBA,
@@ -140,7 +140,7 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
         **multipliers_to_config(a),
     }
     if not a.hybrid_pattern:
-        # transformers checks the sizes of Mamba layers even where there are none: these divide everything.
+        # transformers checks the sizes of Mamba layers even in a model without them; 1 head divides every size.
         return config | {"layer_types": [ATTENTION_NAME] * a.num_layers, "mamba_n_heads": 1}
     mixers, mlps = a.hybrid_pattern[::2], a.hybrid_pattern[1::2]
     if set(mlps) != {MLP} or MLP in mixers or len(mixers) != len(mlps):
@@ -200,7 +200,7 @@ def from_config(read: ConfigReader) -> Architecture:
 
 
 def _mamba(read: ConfigReader, hidden_size: int, pattern: str | None) -> dict[str, Any]:
-    """The hybrid's fields; a dense model carries the keys and uses none of them."""
+    """The fields of the Mamba layers. A dense model has the keys in its config, too, but does not use them."""
     keys = ("n_heads", "d_head", "d_state", "n_groups", "d_conv", "expand", "conv_bias", "proj_bias")
     read.unused("time_step_limit", *(f"mamba_{key}" for key in keys))
     if pattern is None:
@@ -266,7 +266,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "position_embedding_type": "rope",
         "rope_theta": 10000000.0,
         "logits_scaling": 10.0,
-        # Carried by the published file, used by no layer.
+        # In the published file, but used by no layer.
         "mamba_n_heads": 128,
         "mamba_d_state": 256,
         "mamba_d_head": 40,

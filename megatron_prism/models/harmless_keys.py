@@ -1,8 +1,9 @@
 """Config keys of transformers that cannot change a logit of the families here, as data.
 
-`HARMLESS` are harmless with any value: what to print, cache or sample, and where a file came from. They are the keys of
-transformers' PretrainedConfig and GenerationConfig (4.57 and 5.23; both write them into config.json), and what training
-programs leave there. `HARMLESS_WHEN` would change the model with another value than the one that stands here.
+Keys in `HARMLESS` may have any value: they control output, caching or sampling, or name the origin of a file. They
+are the keys of transformers' PretrainedConfig and GenerationConfig (4.57 and 5.23; both write them into config.json),
+and keys of training programs. Keys in `HARMLESS_WHEN` may have only the value given there; any other would change the
+model.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ _GENERATION = (
     *("assistant_ensemble_weight", "assistant_lookbehind", "target_lookbehind", "speculation_type"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "use_mtp", "_from_model_config"),
 )
-# What training and serving programs write: which of them it was, and how long their inputs were.
+# Written by training and serving programs: their name, and the length of their inputs.
 _PROGRAMS = (
     *("unsloth_version", "unsloth_fixed", "unsloth_tiled_mlp", "transformers.js_config"),
     *("model_max_length", "max_sequence_length", "use_flash_attn", "use_flash_attention_2"),
 )
 HARMLESS = frozenset((*_CONFIG, *_GENERATION, *_PROGRAMS))
 
-# The value with which the key changes nothing; null and absence always mean it.
+# The value with which a key has no effect. An absent key or null always means this value.
 HARMLESS_WHEN: dict[str, Any] = {
     "is_encoder_decoder": False,
     "add_cross_attention": False,

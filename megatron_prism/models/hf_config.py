@@ -1,7 +1,7 @@
-"""Reading a Hugging Face config strictly: a key that could change the maths is understood or refused, never ignored.
+"""Reads a Hugging Face config strictly: a key that could change the maths is supported or refused, never ignored.
 
-A family's `from_config` asks for the keys it knows, each with its type; whatever it did not ask for and is not on the
-list of keys that cannot change a logit (`harmless_keys`) is an error.
+A family's `from_config` reads the keys that it supports, each with its type. Any other key is an error, unless it is
+known not to change a logit (`harmless_keys`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.harmless_keys import HARMLESS, HARMLESS_WHEN
 
-# The largest size of a tensor, and more layers than any model has: beyond them a typing error would fill the memory.
-LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 10_000
+# The largest size of a dimension, and more layers than any model has. A larger number is a typing error that would fill
+# the memory.
+MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 SHOWN = 80
 
 
 class ConfigReader:
-    """A config's keys, each asked for by name and type; `finish` refuses those that nobody asked for.
+    """Reads the keys of a config by name and type; `finish` refuses the keys that were not read.
 
     Attributes:
-        family: whose config it is, for messages.
-        remarks: what a user should hear, one line each: which of several spellings was read, what was ignored.
+        family: the family of the config, for messages.
+        remarks: what the user should know, one line each: which of several spellings was read, what was ignored.
     """
 
     def __init__(self, config: Mapping[str, Any], family: str) -> None:
@@ -32,23 +33,23 @@ class ConfigReader:
         self._config, self._known = config, set(HARMLESS)
 
     def __contains__(self, key: str) -> bool:
-        """Whether the config names the key, with whatever value."""
+        """Whether the config has the key, with any value."""
         return key in self._config
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, unchecked, or `default` where it is absent or null."""
+        """The value, unchecked, or `default` if it is absent or null."""
         self._known.add(key)
         value = self._config.get(key)
         return default if value is None else value
 
     def size(
-        self, key: str, default: int | None = None, null: int | None = None, most: int = LARGEST_SIZE
+        self, key: str, default: int | None = None, null: int | None = None, most: int = MAX_SIZE
     ) -> int:
         """A whole number from 1 to `most`.
 
         Args:
-            default: where the config does not name the key; None: it must.
-            null: what a null means, to transformers; None: nothing, so it is refused.
+            default: the value of an absent key; None if the key is required.
+            null: the value of a null, as in transformers; None if a null is refused.
         """
         value = self._stated(key, default, null)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -74,7 +75,7 @@ class ConfigReader:
         return value
 
     def names(self, key: str) -> list[str] | None:
-        """A list of strings; None where it is absent or null."""
+        """A list of strings; None if it is absent or null."""
         value = self.get(key)
         if value is not None and not (
             isinstance(value, list) and all(isinstance(each, str) for each in value)
@@ -83,14 +84,14 @@ class ConfigReader:
         return value
 
     def text(self, key: str) -> str | None:
-        """A string; None where it is absent or null."""
+        """A string; None if it is absent or null."""
         value = self.get(key)
         if value is not None and not isinstance(value, str):
             raise self._wrong(key, value, "a string is needed")
         return value
 
     def fixed(self, key: str, allowed: Any, default: Any = None) -> None:
-        """Refuse any value but `allowed`; an absent key counts as `default` (None: as allowed)."""
+        """Refuse any value except `allowed`. An absent key has the value `default` (None: the allowed one)."""
         value = self.get(key, allowed if default is None else default)
         if value != allowed:
             raise ConfigError(
@@ -112,11 +113,11 @@ class ConfigReader:
         self._known.update(keys)
 
     def remark(self, line: str) -> None:
-        """Say something to the user about config.json."""
+        """Add a remark on config.json for the user."""
         self.remarks.append(f"config.json: {line}")
 
     def finish(self) -> None:
-        """Raise a ConfigError that names every key with a value that nobody asked for."""
+        """Raise a ConfigError that names every key with a value that was not read."""
         unknown = sorted(
             str(key)
             for key, value in self._config.items()
@@ -136,7 +137,10 @@ class ConfigReader:
             )
 
     def _stated(self, key: str, default: Any, null: Any = None) -> Any:
-        """The value as it stands there; a ConfigError where it is needed and absent, or null and that means nothing."""
+        """The value as in the file.
+
+        Raises a ConfigError if it is required and absent, or if it is null and null is refused.
+        """
         self._known.add(key)
         if key not in self._config:
             if default is None:
@@ -154,7 +158,7 @@ class ConfigReader:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number of JSON as a float; None for anything else, booleans and strings included."""
+    """A finite JSON number as a float; None for anything else, including booleans and strings."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

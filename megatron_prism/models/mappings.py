@@ -1,8 +1,8 @@
-"""How one Megatron tensor is made of Hugging Face tensors, and back, as data: rows that move in runs.
+"""The rules that map Hugging Face tensors to Megatron tensors and back, as data: runs of rows that move.
 
-Every conversion here only moves rows (dimension 0). A layout says which rows of which Hugging Face tensor stand where
-in the Megatron tensor; whole conversions, slices for one rank and streaming all follow from it. Shapes are `[out, in]`
-as stored by torch linear layers, and always those of the whole model, without parallelism or vocabulary padding.
+Every conversion only moves rows (dimension 0). A layout lists which rows of which Hugging Face tensor are where in
+the Megatron tensor. Whole conversions, slices for one rank and streaming all use it. Shapes are `[out, in]`, as
+torch's linear layers store them, and always those of the whole model, without parallelism or vocabulary padding.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Run:
 
 
 class Layout(Protocol):
-    """The shapes of a rule's Hugging Face tensors, and where their rows stand in Megatron's."""
+    """The shapes of a rule's Hugging Face tensors, and the positions of their rows in the Megatron tensor."""
 
     def hf_shapes(self, architecture: Architecture) -> list[Shape]: ...
 
     def runs(self, architecture: Architecture) -> list[Run]:
-        """Runs in the order of their Megatron rows; together they cover both sides exactly once."""
+        """Runs in the order of their Megatron rows. Together they cover every row of both sides exactly once."""
         ...
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """The Hugging Face tensors one after the other; with a single tensor, that tensor unchanged."""
+    """The Hugging Face tensors one after the other. A single tensor stays unchanged."""
 
     shapes: tuple[ShapeOf, ...]
 
@@ -109,7 +109,7 @@ MAMBA_OUTPUT = one(lambda a: (a.hidden_size, _inner(a)))
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of a mapping table: the Megatron name, the Hugging Face names, and the layout between them."""
+    """A row of a name table: the Megatron name, the Hugging Face names, and the layout of the rows."""
 
     megatron: str
     hf: tuple[str, ...]
@@ -135,7 +135,7 @@ class Rule:
         return torch.cat([tensors[run.part][run.hf_row : run.hf_row + run.rows] for run in runs])
 
     def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
-        """The whole Megatron tensor (vocabulary padding is left behind) to its Hugging Face tensors."""
+        """The whole Megatron tensor (without vocabulary padding) to its Hugging Face tensors."""
         import torch
 
         pieces: list[list[Tensor]] = [[] for _ in self.hf]

@@ -68,7 +68,7 @@ def rules(architecture: Architecture) -> list[Rule]:
     return [EMBEDDING, *layers, FINAL_NORM, *([] if architecture.tie_word_embeddings else [HEAD])]
 
 
-# transformers' own defaults where a config does not name the key; a window of null is none.
+# transformers' defaults for absent keys. A window of null means no window.
 DEFAULT_WINDOW = 4096
 DEFAULT_GROUPS, DEFAULT_POSITIONS = 8, 131072
 
@@ -94,7 +94,7 @@ def from_config(read: ConfigReader) -> Architecture:
     """The architecture of a Mistral `config.json`; a ConfigError names a key this model does not have."""
     sizes = dense_sizes(read, default_groups=DEFAULT_GROUPS, default_positions=DEFAULT_POSITIONS)
     theta, scaling = read_rope(read, sizes["max_position_embeddings"])
-    # Null is no window, where an absent key is the default one.
+    # Null means no window, and an absent key means the default window.
     without = "sliding_window" in read and read.get("sliding_window") is None
     window = None if without else read.size("sliding_window", DEFAULT_WINDOW)
     if window is not None and read.get("use_sliding_window") is False:

@@ -1,10 +1,10 @@
 """Nemotron-H (attention-Mamba hybrid): one mixer per layer, squared ReLU, no positions in attention.
 
 transformers 5.23 clamps Mamba's dt from below at `time_step_min` (modeling_nemotron_h.py:414) and ignores the
-config's `time_step_limit`; Megatron and NVIDIA's published code do not clamp. The clamp at its default 0.001 moves the
-logits of tiny models by about 1e-2. Models made here are therefore exported with `time_step_min` below every dt that
-matters (not 0, whose logarithm transformers takes in its weight initialisation), imported configs are kept as they
-came, and comparisons set it on transformers' side.
+config's `time_step_limit`; Megatron and NVIDIA's published code do not clamp. With the default of 0.001 the clamp
+changes the logits of tiny models by about 1e-2. Therefore a model that was made here is exported with a
+`time_step_min` below every relevant dt (not 0, because transformers takes its logarithm to initialise weights).
+Imported configs stay unchanged. Comparisons of logits set `time_step_min` in transformers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def rules(architecture: Architecture) -> list[Rule]:
     return [EMBEDDING, *layers, FINAL_NORM, *([] if architecture.tie_word_embeddings else [HEAD])]
 
 
-# A `time_step_min` that no dt reaches.
+# A `time_step_min` below every dt.
 NO_CLAMP = 1e-30
 TYPES = {
     "linear_attention": MAMBA,
@@ -165,9 +165,9 @@ def from_config(read: ConfigReader) -> Architecture:
     read.fixed("conv_kernel", CONV_KERNEL)
     read.unlimited("time_step_limit")
     epsilon = read.number("layer_norm_epsilon", 1e-5, least=0)
-    # Some files name the same number twice.
+    # Some files have the same number under two keys.
     read.fixed("rms_norm_eps", epsilon)
-    # Initialisation, kernels and numerics; and the experts of later models, which no layer here is.
+    # Keys for initialisation, kernels and numerics, and for the experts of later models, which do not exist here.
     read.unused(
         "time_step_min",
         "time_step_rank",
@@ -219,7 +219,7 @@ def from_config(read: ConfigReader) -> Architecture:
 
 
 def _pattern(read: ConfigReader) -> str:
-    """The layers as symbols, from the old spelling or one of the two new ones; a ConfigError where these differ."""
+    """The layers as symbols, from the old key or one of the two new keys. A ConfigError if these differ."""
     found = {}
     if pattern := read.text("hybrid_override_pattern"):
         found["hybrid_override_pattern"] = pattern

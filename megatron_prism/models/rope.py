@@ -1,7 +1,7 @@
-"""Rotary frequencies: plain, or stretched for long contexts (llama3, YaRN, linear interpolation, dynamic NTK).
+"""Rotary frequencies: unscaled, or stretched for long contexts (llama3, YaRN, linear interpolation, dynamic NTK).
 
-Megatron-Core 0.16.1 knows the llama3 form with three of its four numbers fixed (rotary_pos_embedding.py:110) and YaRN
-for multi-latent attention only, so the frequencies are computed here and handed to it.
+Megatron-Core 0.16.1 has the llama3 form with three of its four numbers fixed (rotary_pos_embedding.py:110), and YaRN
+only for multi-latent attention. So the frequencies are computed here and passed to Megatron.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from megatron_prism.pipeline.config import one_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The numbers of each type that a config must name.
+# The numbers that a config must have, for each type.
 NEEDED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
     "linear": ("factor",),
     "dynamic": ("factor",),
 }
-# Those it may leave out, with what transformers then takes.
+# The numbers that it may leave out, with the defaults of transformers.
 OPTIONAL: dict[str, dict[str, Any]] = {
     "llama3": {},
     "yarn": {
@@ -46,9 +46,9 @@ POSITIVE = (
 
 @dataclass
 class RopeScaling:
-    """How rotary frequencies are stretched; the fields are the keys of `rope_parameters` in a Hugging Face config.
+    """How rotary frequencies are stretched. The fields are the keys of `rope_parameters` in a Hugging Face config.
 
-    Which numbers a `rope_type` takes is in `NEEDED` and `OPTIONAL`; any other must be None.
+    `NEEDED` and `OPTIONAL` list the numbers of each `rope_type`; all others must be None.
 
     - llama3 (LLaMA 3.1): wavelengths longer than original_max_position_embeddings / low_freq_factor are stretched by
       `factor`, those shorter than original_max_position_embeddings / high_freq_factor are kept, and the ones between
@@ -58,7 +58,7 @@ class RopeScaling:
       rounded outwards with `truncate`). Cos and sin are multiplied by `attention_scaling`.
     - linear (position interpolation, arXiv 2306.15595): all are stretched.
     - dynamic (NTK-aware): in transformers they are stretched while a text is longer than max_position_embeddings, and
-      plain up to there. No text is longer here, so they are plain; the setting is kept for an export.
+      unscaled otherwise. No text is longer here, so they are unscaled; the setting is kept for an export.
     """
 
     factor: float
@@ -89,7 +89,7 @@ class RopeScaling:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        # Written so that a NaN is refused too.
+        # This form of the comparison also refuses NaN.
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not 0 < low < high < math.inf:
             raise ConfigError(
@@ -102,10 +102,10 @@ class RopeScaling:
 
     @property
     def attention_scaling(self) -> float:
-        """What cos and sin are multiplied by; attention's scores get its square.
+        """The factor of cos and sin; attention scores are multiplied by its square.
 
-        Source: transformers' modeling_rope_utils.py, `_compute_yarn_parameters`; mscale counts only with
-        mscale_all_dim, as there.
+        Source: transformers' modeling_rope_utils.py, `_compute_yarn_parameters`; as there, mscale is used only
+        together with mscale_all_dim.
         """
         if self.rope_type != "yarn":
             return 1.0
@@ -116,7 +116,7 @@ class RopeScaling:
         return _temperature(self.factor, 1.0)
 
     def numbers(self) -> dict[str, Any]:
-        """The numbers a config has to name: those needed, and the optional ones that are not the default."""
+        """The numbers that a config must have: the required ones, and optional ones that are not the default."""
         optional = OPTIONAL[self.rope_type]
         found = {name: getattr(self, name) for name in (*NEEDED[self.rope_type], *optional)}
         return {
@@ -145,7 +145,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     if scaling.rope_type == "yarn":
-        # In transformers' order of operations, so that no bit differs.
+        # The same order of operations as in transformers, so that no bit differs.
         kept = 1 - _yarn_ramp(head_dim, theta, scaling)
         return 1.0 / (scaling.factor * periods) * (1 - kept) + frequencies * kept
     original, low, high = _values(
@@ -167,7 +167,7 @@ def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
     original, fast, slow = _values(scaling, "original_max_position_embeddings", "beta_fast", "beta_slow")
 
     def index(turns: float) -> float:
-        """Where in the head the frequency lies that turns so often over the original length."""
+        """The position in the head of the frequency with this number of turns over the original length."""
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = index(fast), index(slow)

@@ -1,8 +1,8 @@
-"""Rotary settings in a Hugging Face config: all spellings that transformers reads, compared, and all of them written.
+"""The rotary settings of a Hugging Face config: reads every spelling that transformers reads, and writes all of them.
 
-transformers 5 has one block, `rope_parameters`, with everything in it, and still reads the older `rope_scaling` and
-`rope_theta`. transformers 4 reads those two and nothing else. Either block may hold `rope_theta`, name its type
-`rope_type` or `type`, and leave numbers to keys beside it. Source: transformers 5.23, modeling_rope_utils.py,
+transformers 5 has one block, `rope_parameters`, with all settings, and still reads the older `rope_scaling` and
+`rope_theta`. transformers 4 reads only these two. Either block may have `rope_theta`, may name its type `rope_type` or
+`type`, and may leave some numbers to keys next to the block. Source: transformers 5.23, modeling_rope_utils.py,
 `convert_rope_params_to_dict`, `standardize_rope_params` and the validation and computation of each type.
 """
 
@@ -19,20 +19,20 @@ from megatron_prism.models.rope import NEEDED, OPTIONAL, RopeScaling
 DEFAULT_THETA = 10000.0
 THETA, NEW, OLD = "rope_theta", "rope_parameters", "rope_scaling"
 ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
-# Every key in which a config may speak of rotary frequencies.
+# Every key that may hold rotary settings.
 ROPE_KEYS = (THETA, OLD, NEW, ORIGINAL, PARTIAL)
 
 Rope = tuple[float, RopeScaling | None]
 
 
 def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
-    """theta and scaling, as transformers 5 takes them; what it ignores is remarked.
+    """theta and scaling, as transformers 5 reads them. A remark names each value that it ignores.
 
     Args:
-        max_position_embeddings: of this model, which transformers takes for an original length that is not given.
+        max_position_embeddings: of this model; transformers uses it if the original length is missing.
 
     Raises:
-        ConfigError: for two blocks that mean different things, a type that is not implemented, and a value that
+        ConfigError: for two blocks that contradict each other, a type that is not implemented, or a value that
             transformers could not use.
     """
     beside = _Beside(
@@ -51,12 +51,12 @@ def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
             f"config.json: {NEW} and {OLD} say different things ({_meaning(found[NEW])}; {_meaning(found[OLD])}); "
             "keep one"
         )
-    # As transformers 5: rope_scaling, where both are there.
+    # As in transformers 5: rope_scaling, if both exist.
     return found[next(iter(found))]
 
 
 def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """All keys that transformers 4 and 5 read rotary frequencies from; they say the same."""
+    """All keys from which transformers 4 and 5 read rotary frequencies, with the same meaning."""
     numbers = {} if scaling is None else scaling.numbers()
     kind = "default" if scaling is None else scaling.rope_type
     return {
@@ -68,7 +68,7 @@ def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Beside:
-    """What stands beside the blocks."""
+    """The values of the keys next to the blocks."""
 
     theta: float | None
     theta_is_null: bool
@@ -114,7 +114,7 @@ def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], beside:
 
 
 def _block_theta(read: ConfigReader, name: str, block: Mapping[str, Any], beside: _Beside) -> float:
-    """The block's own theta before the one beside it, as in transformers 5."""
+    """The theta in the block; if it has none, the one next to the block, as in transformers 5."""
     if THETA in block:
         theta = _theta(block[THETA], f"{name}: {THETA}")
         if beside.theta not in (None, theta):
@@ -157,7 +157,7 @@ def _kind(name: str, block: Mapping[str, Any]) -> str:
 
 
 def _original(read: ConfigReader, name: str, kind: str, given: Mapping[str, Any], beside: _Beside) -> Any:
-    """The length a model had before its scaling: in the block, beside it, or the model's own."""
+    """The length before the scaling: from the block, from the key next to it, or the model's length."""
     inner, outer = given.get(ORIGINAL), beside.original
     if ORIGINAL not in given and outer is None:
         read.remark(
@@ -173,7 +173,7 @@ def _original(read: ConfigReader, name: str, kind: str, given: Mapping[str, Any]
 
 
 def _scaling(name: str, kind: str, given: Mapping[str, Any], beside: _Beside) -> RopeScaling:
-    """The scaling of this type; every number it needs is there."""
+    """The scaling of this type; all required numbers exist."""
     numbers = dict(given)
     for key in NEEDED[kind]:
         if key not in numbers:
@@ -212,7 +212,7 @@ def _as_transformers_reads_yarn(numbers: dict[str, Any], positions: int) -> None
         if not isinstance(numbers.get(key), bool) and numbers.get(key) == 0:
             numbers[key] = None
     if as_number(numbers.get("mscale")) == 0 or as_number(numbers.get("mscale_all_dim")) == 0:
-        # One of the two alone counts for nothing.
+        # One of the two alone has no effect.
         numbers["mscale"] = numbers["mscale_all_dim"] = None
     original = as_number(numbers[ORIGINAL])
     if numbers["factor"] is None and original:

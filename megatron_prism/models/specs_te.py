@@ -1,19 +1,19 @@
 """The `te` backend: layer specs on Transformer Engine and mamba_ssm kernels, for CUDA.
 
 The counterpart of `specs_torch.py`: a norm and the linear layer after it are one fused module, so there are no separate
-norms inside a layer; the checkpoint keys are the same. As upstream's own specs (gpt_layer_specs.py:271,
-mamba_layer_specs.py:36) without MoE, but with Granite's residual multiplier.
+norms inside a layer; the checkpoint keys are the same. The specs are upstream's (gpt_layer_specs.py:271,
+mamba_layer_specs.py:36) without MoE and with Granite's residual multiplier.
 
 Line numbers below are those of Megatron-Core 0.16.1's extensions/transformer_engine.py, if no other file is named.
 
-- Softmax scale: attention hands `config.softmax_scale` to its core (attention.py:324), TE takes it (:1279); None is
-  1/sqrt(head_dim).
+- Softmax scale: attention passes `config.softmax_scale` to its core (attention.py:324), and TE uses it (:1279); None
+  means 1/sqrt(head_dim).
 - Sliding window: TE gets `config.window_size` (:1262-1270) where `window_attn_skip_freq` picks the layer
   (transformer/utils.py:451). The window is (tokens to the left, tokens to the right), so (w - 1, 0) for w tokens.
-- Final norm: GPTModel's is named here, MambaStack's is TENorm by upstream (ssm/mamba_block.py:166).
+- Final norm: this file names GPTModel's; upstream makes MambaStack's a TENorm (ssm/mamba_block.py:166).
 
-Megatron and TE are imported inside the functions: where only TE's empty meta package is installed, importing either
-raises a RuntimeError, and `missing` must still be able to say so.
+Megatron and TE are imported inside the functions: if only TE's empty meta package is installed, importing either
+raises a RuntimeError, which `missing` must report.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-# The parameters each Transformer Engine module owns without biases, as upstream reads them (:342, :365). Its
-# `_extra_state` is FP8's scaling history and no weight. tests/models/test_specs_te.py proves with this table that both
+# The parameters of each Transformer Engine module without biases, as upstream reads them (:342, :365). Its
+# `_extra_state` is FP8's scaling history, not a weight. tests/models/test_specs_te.py proves with this table that both
 # backends write the same checkpoint keys.
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "TELayerNormColumnParallelLinear": ("layer_norm_weight", "weight"),
@@ -43,7 +43,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Modules:
-    """What the specs are made of: classes, or in a proof on a machine without them, stand-ins or mere names."""
+    """The modules of the specs: classes, or in tests on a machine without them, stand-ins or names."""
 
     norm_and_column: Any
     row: Any
@@ -54,7 +54,7 @@ class Modules:
 
 
 def upstream_modules() -> Modules:
-    """Upstream's classes. Without TE some of them are mocks, which is why the builders ask `missing` first."""
+    """Upstream's classes. Without TE some of them are mocks, so the builders call `missing` first."""
     from megatron.core.extensions import transformer_engine as te
     from megatron.core.ssm.mamba_block import MambaStack
     from megatron.core.ssm.mamba_mixer import MambaMixer
@@ -70,7 +70,10 @@ def upstream_modules() -> Modules:
 
 
 def missing(hybrid: bool = False) -> str | None:
-    """What this machine lacks for this backend, in a few words; None when nothing. For `backend=auto`, too."""
+    """What this machine lacks for this backend, in a few words.
+
+    None if it lacks nothing. `backend=auto` uses it, too.
+    """
     absent = [] if has_gpu() else ["no CUDA GPU"]
     if (problem := _transformer_engine_problem()) is not None:
         absent.append(f"no Transformer Engine ({problem})")
@@ -102,7 +105,7 @@ def _import_problem(module: str) -> str | None:
 
 
 def require(hybrid: bool = False) -> None:
-    """Raise a ConfigError of one line where this backend cannot be used."""
+    """Raise a ConfigError of one line if this backend cannot be used."""
     if (reason := missing(hybrid)) is not None:
         raise ConfigError(
             f"backend=te: {reason}; pip install 'megatron-prism[gpu]' on a machine with CUDA, or use backend=torch"
@@ -110,9 +113,9 @@ def require(hybrid: bool = False) -> None:
 
 
 def require_fp8(fp8: str | None, backend: str) -> None:
-    """Raise a ConfigError where FP8 is asked for and would not happen.
+    """Raise a ConfigError if FP8 is requested and would not be used.
 
-    Megatron-Core says nothing: without TE its FP8 context is a nullcontext (fp8_utils.py:656-664), entered around
+    Megatron-Core does not check it: without TE its FP8 context is a nullcontext (fp8_utils.py:656-664), entered around
     building and running the layers (transformer_block.py:345, :717-721; mamba_block.py:122, :315-317); with TE the
     context reaches TE's layers only, not those of the torch backend. TransformerConfig checks FP8's other fields
     (transformer_config.py:988-1028), but not whether it can be computed.
@@ -132,7 +135,7 @@ def require_fp8(fp8: str | None, backend: str) -> None:
 def unfused_name(name: str) -> str:
     """The `torch` backend's name of a parameter of this backend's model: fused norms get their own module's name.
 
-    `state_dict()` follows the module tree, which differs, and not the checkpoint keys, which do not.
+    `state_dict()` has the names of the module tree, which differ, and not the checkpoint keys, which are the same.
     """
     from megatron_prism.models.specs_torch import ATTENTION_KEYS, MAMBA_KEYS, MLP_KEYS
 
@@ -150,7 +153,7 @@ def dense_block_spec(
     """The layers of this pipeline stage of a dense model.
 
     Raises:
-        ConfigError: when `modules` is None and this machine lacks what upstream's need.
+        ConfigError: if `modules` is None and this machine lacks what upstream's modules need.
     """
     if modules is None:
         require()
@@ -179,7 +182,7 @@ def hybrid_stack_spec(residual_multiplier: float, modules: Modules | None = None
     """One mixer per layer: Mamba-2, attention or MLP.
 
     Raises:
-        ConfigError: when `modules` is None and this machine lacks what upstream's need.
+        ConfigError: if `modules` is None and this machine lacks what upstream's modules need.
     """
     if modules is None:
         require(hybrid=True)

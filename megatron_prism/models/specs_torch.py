@@ -1,7 +1,7 @@
 """The `torch` backend: layer specs that need neither Transformer Engine nor CUDA.
 
-The module tree is Megatron's own, and the key maps write the checkpoint names Transformer Engine's fused layers use,
-so both backends share checkpoints.
+The module tree is Megatron's. The key maps give the checkpoint names of Transformer Engine's fused layers, so both
+backends share checkpoints.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def dense_block_spec(
 
 
 class HybridStack(MambaStack):
-    """MambaStack with the norm of this backend at the end (upstream names Transformer Engine's, mamba_block.py:166)."""
+    """MambaStack with this backend's norm at the end (upstream uses Transformer Engine's, mamba_block.py:166)."""
 
     def __init__(
         self,

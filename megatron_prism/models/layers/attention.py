@@ -2,8 +2,8 @@
 parallelism.
 
 Under context parallelism each rank holds two chunks of the sequence (r and 2*cp-1-r, so that causal work is even) and
-gathers keys and values over the ranks. Only a full causal square goes to torch whole; all else goes through
-`blockwise.py`, which holds no mask of [queries, keys].
+gathers keys and values over the ranks. Only a full causal square is computed by torch at once. Everything else
+is computed by `blockwise.py`, which needs no mask of [queries, keys].
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SDPACoreAttention(MegatronModule):
         if isinstance(step, Prefill):
             query, key, value = (step.segments.apart(tensor) for tensor in (query, key, value))
             longest, texts = key.shape[0], len(step.slots)
-            # What lies behind a shorter prompt is written over before it is looked at.
+            # The cache behind a shorter prompt is overwritten before it is read.
             keys[step.slots, :, :longest] = key[:, :texts].permute(1, 2, 0, 3)
             values[step.slots, :, :longest] = value[:, :texts].permute(1, 2, 0, 3)
             return step.segments.together(self._attend(query, key, value))
@@ -90,7 +90,7 @@ class SDPACoreAttention(MegatronModule):
         count, groups = step.count, key.shape[2]
         rows = torch.arange(count, device=key.device)
         keys[rows, :, step.positions], values[rows, :, step.positions] = key[:, 0], value[:, 0]
-        # The heads that share keys stand where a text has queries. By matrix products: torch's fused attention takes
+        # Heads that share keys take the place of queries, as matrix products: torch's fused attention takes
         # three times as long on a CPU for so few queries (n=256, 130 columns: 1.4 ms and 0.45 ms).
         grouped = query.view(count, groups, -1, query.shape[-1])
         scores = (grouped @ keys[:count, :, : step.length].transpose(-1, -2)).float()
@@ -125,7 +125,7 @@ class SDPACoreAttention(MegatronModule):
         return out.permute(2, 0, 1, 3).reshape(length, query.shape[1], -1)
 
     def _shards(self, length: int) -> Shards:
-        """Where the two chunks of every context-parallel rank begin."""
+        """The first positions of the two chunks of every context-parallel rank."""
         size = self.cp_group.size()
         positions = [chunk_positions(length, rank, size, None) for rank in range(size)]
         return Shards(self.cp_group, [[int(p[0]), int(p[length // 2])] for p in positions])

@@ -1,14 +1,14 @@
-"""Exact causal attention, a block of queries at a time, for where torch's `is_causal` does not do.
+"""Exact causal attention, one block of queries at a time, for cases that torch's `is_causal` does not cover.
 
 `scaled_dot_product_attention` is causal without a mask only on a full square. Queries that are a part of the sequence
-(context parallelism, a KV cache) or a sliding window need a mask, and one of [queries, keys] takes more memory than all
-else at long context: 2 GiB in fp32 for 16k queries and 32k keys, kept for backward in every layer. Here:
+(context parallelism, a KV cache) or a sliding window need a mask, and a mask of [queries, keys] takes more memory than
+everything else at long context: 2 GiB in fp32 for 16k queries and 32k keys, kept for backward in every layer. Here:
 
-- Each block of queries sees the keys up to its last query, and no further back than the window: what is masked whole is
+- Each block of queries uses the keys up to its last query, and no further back than the window. Fully masked keys are
   never computed.
-- Counted from the end of that block the mask is always the same, so one small mask serves all blocks.
-- Nothing but the inputs is kept. Backward computes a block's attention again, then its gradient, and under context
-  parallelism gathers the keys and values again: what a rank keeps falls with the number of ranks.
+- Counted from the end of a block the mask is always the same, so one small mask serves all blocks.
+- Only the inputs are kept. Backward computes a block's attention again, then its gradient, and under context
+  parallelism gathers the keys and values again, so the memory of a rank falls with the number of ranks.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class Shards:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What every block of one call shares.
+    """The settings that all blocks of one call share.
 
     Args:
         starts: positions at which the pieces of the queries begin; all pieces are of one length.
         scale: factor on the scores before the softmax.
-        reach: how far back a query sees, itself not counted; None for all before it.
+        reach: how many earlier tokens a query sees; None for all of them.
         dropout: probability to drop an attention weight.
-        shards: how keys and values are spread over ranks; None when this process holds them all.
+        shards: how keys and values are spread over ranks; None if this process has all of them.
     """
 
     starts: list[int]
@@ -81,7 +81,7 @@ class Blocks:
 
 
 def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> Tensor:
-    """softmax(q k^T * scale) v over the keys a query may see.
+    """softmax(q k^T * scale) v over the keys that each query may see.
 
     Args:
         query: `[local seq, batch, heads, head_dim]`.
@@ -90,7 +90,7 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, blocks: Block
     Returns:
         `[local seq, batch, heads, head_dim]`.
     """
-    # Drawn once, so that backward drops what forward dropped.
+    # Drawn once, so that the backward pass drops the same weights.
     seed = int(torch.randint(2**62, ())) if blocks.dropout else 0
     return _Blockwise.apply(query, key, value, blocks, seed)
 
@@ -114,7 +114,7 @@ class _Blockwise(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         key, value = _whole(key, value, blocks.shards)
         d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-        # Many blocks add to a key: low precision would lose the late ones.
+        # Many blocks add to the gradient of a key: low precision would lose the later ones.
         exact = torch.promote_types(key.dtype, torch.float32)
         d_both = torch.zeros(key.shape[0], 2, *key.shape[1:], dtype=exact, device=key.device)
         for queries, keys, mask in _split(query, key, blocks):
@@ -188,7 +188,7 @@ def _attend(blocks: Blocks, seed: int, mask: Tensor, query: Tensor, key: Tensor,
 
 @contextlib.contextmanager
 def _drawn_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from `seed`, and afterwards as if none had been drawn."""
+    """Draw random numbers from `seed` inside the block, and restore the random state afterwards."""
     with torch.random.fork_rng([] if device.index is None else [device.index]):
         torch.manual_seed(seed)
         yield

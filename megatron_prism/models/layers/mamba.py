@@ -1,7 +1,7 @@
 """Megatron's MambaMixer with plain-torch kernels: the same parameters, checkpoints and parallelism, no mamba_ssm.
 
 Upstream's constructor refuses to run without mamba_ssm (mamba_mixer.py:173) and takes its gated norm from it (:355);
-both names are answered while it runs. The three kernels are overridden as methods, so a machine that has mamba_ssm
+both names get a stand-in while it runs. The three kernels are overridden as methods, so a machine that has mamba_ssm
 can build this mixer and upstream's side by side.
 """
 
@@ -101,9 +101,9 @@ class TorchMambaMixer(upstream.MambaMixer):
         """y and z `[seq, batch, inner]`, the last d_conv conv inputs `[batch, channels, d_conv]`, the last state.
 
         Args:
-            lengths: `[batch]`, where each text ends: what is behind enters neither of the last two. Without them the
-                conv inputs are not needed.
-            cp: whose sizes and parameters to work with; None: this context-parallel rank's.
+            lengths: `[batch]`, length of each text: the tokens behind it do not affect the conv inputs and the state.
+                Without lengths the conv inputs are not needed.
+            cp: the sizes and parameters to use; None: those of this context-parallel rank.
         """
         cp = cp or self.cp
         inner, state_dim = cp.d_inner_local_tpcp, self.d_state
@@ -141,7 +141,7 @@ class TorchMambaMixer(upstream.MambaMixer):
     def _ssm_decode(
         self, zxBCdt: Tensor, conv_state: Tensor, ssm_state: Tensor, batch_indices: Tensor | None = None
     ) -> Tensor:
-        """One token: zxBCdt `[1, batch, projection]` -> `[1, batch, inner]`; both states move on in place."""
+        """One token: zxBCdt `[1, batch, projection]` -> `[1, batch, inner]`; both states are updated in place."""
         inner, groups = self.d_inner_local_tp, self.ngroups_local_tp
         heads, state_dim = self.nheads_local_tp, self.d_state
         z, xBC, dt = zxBCdt[0].split([inner, inner + 2 * groups * state_dim, heads], -1)

@@ -1,4 +1,4 @@
-"""Granite's scalars at their seams, never folded into weights (folding changes Adam's effective step)."""
+"""Granite's multipliers. They are never folded into weights, which would change Adam's effective step."""
 
 from __future__ import annotations
 

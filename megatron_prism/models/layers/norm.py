@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension; x is `[..., hidden]`.
 
-    Upstream's Mamba layer passes no `eps` (mamba_layer.py:85): the model's own is meant then.
+    Upstream's Mamba layer passes no `eps` (mamba_layer.py:85): the model's epsilon is used then.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float | None = None) -> None:
@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
         )
-        # The mark makes finalize_model_grads sum this gradient over the tensor-parallel ranks.
+        # This attribute makes finalize_model_grads sum this gradient over the tensor-parallel ranks.
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (Parameter declares no such field)
         self.eps = config.layernorm_epsilon if eps is None else eps
 

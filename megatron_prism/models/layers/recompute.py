@@ -1,7 +1,7 @@
-"""Activation checkpointing for hybrids: a layer keeps its input only, and its backward computes the layer again.
+"""Activation checkpointing for hybrids: a layer keeps only its input, and its backward pass computes the layer again.
 
-Megatron-Core 0.16.1 has it for the layers of a GPTModel (transformer_block.py:735); its MambaStack reads none of the
-`recompute_*` settings (mamba_block.py:321) and would silently keep everything.
+Megatron-Core 0.16.1 has it for the layers of a GPTModel (transformer_block.py:735); its MambaStack ignores the
+`recompute_*` settings (mamba_block.py:321) and would silently keep all activations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def install_recompute(layers: Iterable[nn.Module]) -> None:
-    """Recompute each of these layers alone; Megatron's `checkpoint` also restores the random states."""
+    """Recompute each of these layers separately. Megatron's `checkpoint` also restores the random states."""
     for layer in layers:
         layer.forward = _recomputed(layer, layer.forward)
 

@@ -1,11 +1,11 @@
-"""Several texts in one row that do not see each other: attention and the Mamba scan work on each text apart.
+"""Several texts in one row that do not see each other: attention and the Mamba scan process each text separately.
 
-A row of packed texts goes through the token-wise parts of a model as it is, without padding. Where tokens meet, in
-core attention and in Mamba's convolution and scan, the texts are laid side by side as a padded batch and put back
-after. Both are causal and the padding is on the right, so every text gets the very numbers it would get alone. Rotary
-positions count through the row: attention scores depend on their differences only.
+A row of packed texts passes through the token-wise parts of a model unchanged, without padding. Where tokens
+interact, in core attention and in Mamba's convolution and scan, the row is unpacked to a padded batch of texts and
+packed again afterwards. Both are causal and the padding is on the right, so every text gets the same numbers as
+alone. Rotary positions count through the whole row, because attention scores depend only on their differences.
 
-Megatron's own `packed_seq_params` do the same through Transformer Engine, and MambaModel does not take them.
+Megatron's `packed_seq_params` do the same through Transformer Engine, but MambaModel does not support them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from megatron_prism.errors import ParallelError
 
-# The modules that look at the segments carry them under this name.
+# The name of the attribute in which modules hold the segments.
 SEGMENTS = "segments"
 
 
 class Segments:
-    """Lengths of the texts in a row; what is left of the row counts as one more text.
+    """The lengths of the texts in a row. The rest of the row is treated as one more text.
 
     Args:
         lengths: of the texts, in their order.
@@ -41,9 +41,9 @@ class Segments:
         sizes = torch.tensor(self.lengths, device=device)
         starts = sizes.cumsum(0) - sizes
         offsets = torch.arange(int(sizes.max()), device=device)
-        # [longest, texts]: where in the row each place of the batch comes from; past a text's end, its last token.
+        # [longest, texts]: the token of the row for each position of the batch; past the end of a text, its last token.
         self.gather = starts + torch.minimum(offsets[:, None], sizes - 1)
-        # [row_length]: where in the flattened batch each token of the row is found.
+        # [row_length]: the position of each token of the row in the flattened batch.
         texts = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
         self.scatter = (torch.arange(row_length, device=device) - starts[texts]) * len(sizes) + texts
 
@@ -72,9 +72,9 @@ def check_packing(model: Any) -> None:
 
 
 def set_segments(model: Any, segments: Segments | None) -> None:
-    """From now on rows given to `model` (an unwrapped chunk) hold these texts; None: each row is one text.
+    """Set the texts of the next rows for `model` (an unwrapped chunk); None: each row is one text.
 
-    Recomputed layers look again in the backward pass, so this is undone after it, not after the forward pass.
+    Recomputed layers use them again in the backward pass, so they must be reset after it, not after the forward pass.
     """
     for module in model.modules():
         if hasattr(module, SEGMENTS):

@@ -9,8 +9,8 @@ With S the running sum of dt A inside a chunk, a chunk is an attention-like prod
     H_out = exp(S_last) H_in + sum_s exp(S_last - S_s) dt_s x_s (x) B_s
 
 All chunks are multiplied at once; only the small states pass from chunk to chunk. (Dao and Gu, arXiv 2405.21060.)
-A long sequence goes through in segments, each computed again in backward, so that one segment's products are held and
-not the sequence's.
+A long sequence is processed in segments, and each segment is computed again in the backward pass. So memory holds the
+products of one segment, not those of the sequence.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ssd_scan(
         B, C: `[batch, seq, groups, state]`; heads of a group share them.
         D: `[heads]`.
         state: `[batch, heads, head_dim, state]` carried in, or None for zeros.
-        chunk: tokens per chunk; memory grows with it, the number of state updates falls.
+        chunk: tokens per chunk. A larger chunk needs more memory and fewer state updates.
         segment: tokens per segment. A sequence of one segment keeps everything for backward.
 
     Returns:
@@ -62,7 +62,7 @@ def ssd_scan(
 
 
 class _Segment(torch.autograd.Function):
-    """`_scan` that keeps its inputs and computes the rest again in backward."""
+    """`_scan`, which keeps only its inputs and computes the rest again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, chunk: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def _scan(
     chunk = min(chunk, length)
     padding = -length % chunk
     if padding:
-        # dt = 0 neither decays a state nor adds to it, so padded tokens leave no trace.
+        # dt = 0 neither decays a state nor adds to it, so padding has no effect.
         x, B, C = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, padding)) for t in (x, B, C))
         dt = torch.nn.functional.pad(dt, (0, 0, 0, padding))
     n = (length + padding) // chunk

@@ -1,7 +1,7 @@
-"""Keeps a model to its tokenizer's vocabulary: rows that only pad the embedding get no probability.
+"""Limits a model to its tokenizer's vocabulary: rows that only pad the embedding get no probability.
 
-A sampler never draws such a row, so its log-probabilities are over the tokenizer's tokens; a trainer that counted the
-padding too would disagree with it on every token.
+A sampler never draws such a row, so its log-probabilities are over the tokenizer's tokens. A trainer that also
+counted the padding would compute other log-probabilities for every token.
 """
 
 from __future__ import annotations
