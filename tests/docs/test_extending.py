@@ -34,6 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not (copy / path).exists(), f"{path} is not new"
         (copy / path).write_text(content)
     apply_diffs(copy / "megatron_prism/models/families.py", section("A model family"))
+    apply_diffs(copy / "megatron_prism/verification/grade.py", section("A grader"))
     return copy
 
 
@@ -104,3 +105,17 @@ def test_a_stage_and_a_recipe_by_the_page_alone_run(project, tmp_path):
     longer = json.loads((tmp_path / "runs/words/words/words.json").read_text())
     assert longer["text"] == counted["text"] // 7 * 4
     assert "corpus: skipped, already done" in output
+
+
+def test_a_grader_by_the_page_alone_grades(project, tmp_path):
+    (examples,) = re.findall(r"```pycon\n(.*?)```", section("A grader"), re.DOTALL)
+    (tmp_path / "examples.txt").write_text(examples)
+    done = subprocess.run(
+        [sys.executable, "-m", "doctest", "-v", tmp_path / "examples.txt"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(project), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
