@@ -62,8 +62,10 @@ def show(result: dict[str, Any]) -> None:
         print(f"seed {seed['seed']}")
         for name, recall in seed["recall"].items():
             share = seed["recovered"].get(name)
-            told = "" if not share else f"   recovered {_percent(share)}"
-            print(f"  {name:26}" + "".join(f"{100 * each:7.1f}" for each in recall.values()) + told)
+            recovered_share = "" if not share else f"   recovered {_percent(share)}"
+            print(
+                f"  {name:26}" + "".join(f"{100 * each:7.1f}" for each in recall.values()) + recovered_share
+            )
     for name, share in result["recovered"].items():
         print(f"{name}: recovered {_percent(share)} over {len(result['seeds'])} seeds")
 

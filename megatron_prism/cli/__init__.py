@@ -1,1 +1,1 @@
-"""The `prism` command: thin verbs over the package. Heavy imports wait until a verb needs them."""
+"""The `prism` command: thin verbs over the package. A verb imports heavy modules only when it needs them."""

@@ -1,1 +1,1 @@
-"""Stages, artifacts, the graph that runs them, and how a stage reaches more than one process."""
+"""Stages, artifacts, the graph that runs them, and the processes that stages run on."""

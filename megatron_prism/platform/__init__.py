@@ -1,1 +1,1 @@
-"""The only room that knows a CPU from a GPU: devices, process groups, random state, the console."""
+"""Devices, process groups, random state and the console. Only this room distinguishes CPU and GPU."""

@@ -1,1 +1,1 @@
-"""Tables, figures and one HTML page, made from receipts and the files beside them."""
+"""Tables, figures and one HTML page, made from receipts and the other files of artifacts."""

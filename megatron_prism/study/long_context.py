@@ -1,8 +1,8 @@
 """The long-context branch of a published model's recipe: merge, extension to 128k tokens, RULER of every model.
 
-Section 8.1 and Tables 7, 17 and 18 of the paper, which does this for Granite-3.3-8B after the MC mixture. What the
-paper leaves open is an assumption, named where it stands: the sampling weights, the length below which a document is
-not long, and whether a batch is 9 sequences or 36.
+Section 8.1 and Tables 7, 17 and 18 of the paper, which does this for Granite-3.3-8B after the MC mixture. Where
+the paper is not specific, a comment says what is assumed: the sampling weights, the length from which a document is
+long, and whether a batch is 9 sequences or 36.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MIXTURE, TINY_MIXTURE = "long-context", "shoebox-long"
 MIN_TOKENS = 8192
 # Section 8.1.
 MERGE = {"base": 0.15, "midtrain": 0.85}
-# Assumption: with context parallelism inside the data-parallel mesh, as in today's lm-engine, Table 17 makes a batch of
-# 9 sequences, 1.18M tokens; beside it, 36.
+# Assumption: if context parallelism is inside the data-parallel mesh, as in the current lm-engine, Table 17 gives a
+# batch of 9 sequences (1.18M tokens); as a separate dimension, 36.
 GLOBAL_BATCH = 9
 TINY_STEPS, TINY_SAMPLES, TINY_TASKS = 2, 2, ["needle_single", "needle_multikey"]
 
@@ -177,7 +177,7 @@ def _extension(
         return None
     if architecture.position_embedding == "none":
         return ContextExtension(length)
-    # A miniature has fewer positions than the model it stands for, whose frequencies reach far beyond them.
+    # A miniature has fewer positions than its model, but the same frequencies, which reach far beyond them.
     return ContextExtension(
         length, long_context.rope_theta, keep_rope=tiny and long_context.rope_theta is None
     )

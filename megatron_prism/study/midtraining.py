@@ -122,9 +122,9 @@ def _add_training(graph: Graph, start: Start, train: Train) -> Node:
 
 
 def finish(graph: Graph, model: str, trained: Node, tiny: bool) -> Graph:
-    """Export what was trained last, and report on everything that belongs to the study."""
+    """Export the last trained model, and report on all stages of the study."""
     made = {name: node for name, node in graph.nodes.items() if name not in ("vocabulary", "checkpoint")}
-    # A published model does not fit twice in fp32 beside itself; its tensors are compared, not its logits.
+    # Two copies of a published model in fp32 do not fit into memory, so its tensors are compared, not its logits.
     made["export"] = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=trained)
     graph.add("report", Report(title=f"{model}: mid-training"), **made)
     return graph
@@ -153,7 +153,7 @@ def _checkpoint(folder: str, model: str) -> str:
 
 
 def _sources(folder: str, mixture: str) -> dict[str, str]:
-    """Where each source of the mixture lies."""
+    """The path of each source of the mixture."""
     if not folder:
         raise ConfigError(
             f"data: name the folder with the sources of mixture={mixture} (data=DIR), or try the recipe with --tiny"

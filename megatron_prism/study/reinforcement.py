@@ -1,6 +1,6 @@
 """The reinforcement learning branch of a recipe: prompts, difficulty filter, mix, training, frontier.
 
-Sections 9.1 and 15 and Table 21 of the paper. What it leaves open is an assumption, named where it stands.
+Sections 9.1 and 15 and Table 21 of the paper. Where the paper is not specific, a comment says what is assumed.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def add_reinforcement(
     """Add the branch: a run `rl_NAME` from each start, all on the prompts that the model of the first found solvable.
 
     Args:
-        starts: each with the architecture of its model, which is asked again after overrides.
+        starts: each with a function for the architecture of its model, which is called again after overrides.
 
     Returns:
         the new nodes by name.

@@ -80,16 +80,16 @@ def test_when_one_fails_the_other_ends_and_nothing_else_starts(
     graph.add("beside", Meet("me", "other", str(tmp_path)))
     # It only needs a free process, which exists once the first stage has failed.
     graph.add("after", Write("x"))
-    told = []
+    failures = []
 
     class Failures(Observer):
         def failed(self, node, problem, running) -> None:
-            told.append((node.name, str(problem)))
+            failures.append((node.name, str(problem)))
             (tmp_path / "other").touch()
 
     with pytest.raises(DataError, match=r"blocked\.jsonl: empty"):
         graph.run(tmp_path / "run", observer=Failures())
-    assert told == [("fails", "blocked.jsonl: empty")]
+    assert failures == [("fails", "blocked.jsonl: empty")]
     assert (tmp_path / "run" / "beside" / "receipt.json").is_file()
     assert not (tmp_path / "run" / "after").exists()
     monkeypatch.setenv("TOY_BLOCK", str(tmp_path / "gone"))

@@ -64,11 +64,11 @@ def ran(rule, module: SimpleNamespace) -> SimpleNamespace:
 
 
 def test_dynamo_is_told_what_not_to_compile_once_somebody_has_loaded_it(monkeypatch):
-    told = []
+    calls = []
 
     def upstream(function, recursive=True):
         def disabled(*args):
-            told.append(recursive)
+            calls.append(recursive)
             return function(*args)
 
         return disabled
@@ -76,9 +76,9 @@ def test_dynamo_is_told_what_not_to_compile_once_somebody_has_loaded_it(monkeypa
     module = ran(lean_imports._dynamo_when_loaded, SimpleNamespace(_disable_dynamo=upstream))
     square = module._disable_dynamo(recursive=False)(lambda x: x * x)
     monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
-    assert (square(3), told) == (9, [])
+    assert (square(3), calls) == (9, [])
     monkeypatch.setitem(sys.modules, "torch._dynamo", ModuleType("torch._dynamo"))
-    assert (square(3), told) == (9, [False])
+    assert (square(3), calls) == (9, [False])
 
 
 def test_an_optimizers_step_keeps_its_rule_for_gradients(monkeypatch):
