@@ -18,7 +18,7 @@ from megatron_prism.verification.grade import GradeItem, grade_all, grader_versi
 from megatron_prism.verification.problems import Problem, problem_of
 from megatron_prism.verification.settings import GradingSettings
 
-NO_ANSWER, FAILED_SOLUTION, REPEATED = "no answer", "reference solution fails", "id met before"
+NO_ANSWER, FAILED_SOLUTION, REPEATED = "no answer", "reference solution fails", "repeated id"
 
 log = get_logger(__name__)
 
@@ -27,13 +27,13 @@ log = get_logger(__name__)
 class CheckPrompts(Stage):
     """Input: `corpus`, if it has `prompts/`; or `files`. Output: `prompts/DOMAIN.jsonl`.
 
-    A line is a problem as in an evaluation suite, with one key more if you have it: `solution`, a completion that must
-    be graded as correct. Dropped, and counted by reason, are prompts without an answer or tests, those whose solution
-    fails, and repeated ids.
+    A line is a problem as in an evaluation suite, with an optional additional key `solution`: a completion that must be
+    graded as correct. Prompts without an answer or tests, prompts whose solution fails, and repeated ids are dropped
+    and counted by reason.
 
     Attributes:
         files: JSON lines, or folders of them.
-        domains: which domains to take; none named: all.
+        domains: the domains to take; an empty list takes all.
         grading: the grading processes, their limits, and how programs that are reference solutions are isolated.
     """
 
@@ -56,7 +56,7 @@ class CheckPrompts(Stage):
             named = sorted(inputs["corpus"].file(PROMPTS).glob("*.jsonl"))
         if not named:
             raise ConfigError(
-                "files=[]: name the JSON lines that hold the prompts, or give a corpus that has some"
+                "files=[]: name files of JSON lines with prompts, or give the stage a corpus that has prompts"
             )
         dropped: dict[str, int] = {}
         kept: dict[str, Problem] = {}
@@ -69,14 +69,14 @@ class CheckPrompts(Stage):
             kept[problem.id] = problem
             if solution is not None:
                 solutions[problem.id] = solution
-        failed = self._failed(kept, solutions)
+        failed = self._with_failing_solution(kept, solutions)
         if failed:
             dropped[FAILED_SOLUTION] = len(failed)
         problems = [problem for name, problem in kept.items() if name not in failed]
         if not problems:
-            raise DataError(f"{named[0]}: no prompt is left; dropped: {dropped}")
+            raise DataError(f"{named[0]}: no prompt is left; dropped prompts by reason: {dropped}")
         write_prompts(out, problems)
-        log.info("%d prompts; dropped %s", len(problems), dropped or "none")
+        log.info("%d prompts; dropped: %s", len(problems), dropped or "none")
         return {
             "prompts": count_by_domain(problems),
             "dropped": dropped,
@@ -85,7 +85,9 @@ class CheckPrompts(Stage):
             "grader": grader_versions({problem.kind for problem in problems}, self.grading.sandbox),
         }
 
-    def _failed(self, problems: Mapping[str, Problem], solutions: Mapping[str, str]) -> set[str]:
+    def _with_failing_solution(
+        self, problems: Mapping[str, Problem], solutions: Mapping[str, str]
+    ) -> set[str]:
         items = [
             GradeItem(problems[name].kind, solution, problems[name].answer, problems[name].tests)
             for name, solution in solutions.items()
@@ -98,7 +100,7 @@ class CheckPrompts(Stage):
 
 
 def _read(files: list[Path], domains: list[str]) -> Iterator[tuple[Problem | None, str | None, str | None]]:
-    """(problem, solution, reason to drop it) of every line; a line that is not a problem at all is an error."""
+    """(problem, solution, reason to drop it) for every line. A line that is not a problem is an error."""
     for file in files:
         for record, where in read_records(file):
             if domains and record.get("domain") not in domains:

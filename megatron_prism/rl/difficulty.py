@@ -1,7 +1,7 @@
-"""How hard each prompt is for a model: how many of its sampled answers are right, kept as Parquet (paper, section 9.1).
+"""How hard each prompt is for a model: the number of correct sampled answers, as a Parquet file (paper, section 9.1).
 
-Prompts are sampled in chunks; each finished chunk is a file, so an interrupted run goes on with the next one, and the
-counts do not depend on where it was interrupted.
+Prompts are sampled in chunks, and each finished chunk is written to a file. An interrupted run continues with the next
+chunk, and the counts do not depend on the interruption.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ log = get_logger(__name__)
 
 @dataclass
 class Difficulty(Stage):
-    """Inputs: `model` (unless a server has it), `tokenizer`, `prompts`. Output: `difficulty.parquet`, a row per prompt.
+    """Inputs: `model` (unless a server has it), `tokenizer`, `prompts`. Output: `difficulty.parquet`.
 
-    Its columns are those of a problem (`tests` as JSON), `correct` and `samples`, `unfinished` (answers that ran out of
-    tokens) and `mean_tokens`.
+    It has a row per prompt. The columns are those of a problem (`tests` as JSON), `correct` and `samples`, `unfinished`
+    (answers that ran out of tokens) and `mean_tokens`.
 
     Attributes:
         samples: answers per prompt (the paper: 16).
-        engine: the engine; with `openai` the counts are those of a model behind a server.
+        engine: the engine; with `openai` the model behind a server is measured.
         sampling: the paper samples at temperature 1 from the whole distribution.
-        limit: prompts per domain (None: all); a subset is drawn by the hash of the id.
-        chunk: prompts sampled and graded together, and lost at most when the run is interrupted.
-        slots: most answers sampled at once.
+        limit: prompts per domain (None: all); those whose ids have the lowest hashes are kept.
+        chunk: prompts sampled and graded together; an interruption loses at most one chunk.
+        slots: how many answers are sampled at once, at most.
         grading: the grading processes, their limits, and how programs that the model wrote are isolated.
     """
 
@@ -83,7 +83,7 @@ class Difficulty(Stage):
                 work=out,
             ) as engine,
             self.grading.open_pool() as pool,
-            progress_bar("counting right answers", len(problems)) as bar,
+            progress_bar("counting correct answers", len(problems)) as bar,
         ):
             rollouts = Rollouts(engine, pool, self.sampling, self.rewards, sandbox=self.grading.sandbox)
             for index, file in enumerate(files):
@@ -104,7 +104,7 @@ class Difficulty(Stage):
 
 @dataclass(frozen=True)
 class Counted:
-    """A prompt and how many of `samples` answers to it were right."""
+    """A prompt and how many of its `samples` answers were correct."""
 
     problem: Problem
     correct: int
@@ -115,7 +115,7 @@ def read_difficulty(folder: Path) -> list[Counted]:
     """The rows of a difficulty artifact.
 
     Raises:
-        ArtifactError: if the file is missing or not what `Difficulty` writes.
+        ArtifactError: if the file is missing or was not written by `Difficulty`.
     """
     import pyarrow.parquet as parquet
 
@@ -132,7 +132,7 @@ def read_difficulty(folder: Path) -> list[Counted]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ArtifactError(
-            f"{file}: not readable as a difficulty store ({problem}); run the stage again"
+            f"{file}: not readable as the output of a difficulty stage ({problem}); run the stage again"
         ) from None
 
 
@@ -160,7 +160,7 @@ def _write(file: Path, groups: Sequence[Group]) -> None:
 
 
 def _join(files: Sequence[Path], target: Path) -> dict[str, Any]:
-    """All parts in one file; per domain, how many prompts have each count of right answers."""
+    """Join all parts in one file. Returns, for each domain, how many prompts have each number of correct answers."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -170,7 +170,11 @@ def _join(files: Sequence[Path], target: Path) -> dict[str, Any]:
     for domain, correct in zip(table["domain"].to_pylist(), table["correct"].to_pylist(), strict=True):
         histograms.setdefault(domain, Counter())[correct] += 1
     for domain, histogram in sorted(histograms.items()):
-        log.info("%s: right answers %s", domain, " ".join(f"{k}:{n}" for k, n in sorted(histogram.items())))
+        log.info(
+            "%s: prompts by number of correct answers: %s",
+            domain,
+            " ".join(f"{k}:{n}" for k, n in sorted(histogram.items())),
+        )
     return {
         domain: {str(count): number for count, number in sorted(histogram.items())}
         for domain, histogram in sorted(histograms.items())

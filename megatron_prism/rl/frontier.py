@@ -1,8 +1,8 @@
-"""The solvability frontier: how prompts that were out of reach at the start fare over the steps (paper, figure 10).
+"""The solvability frontier: pass rates over the steps of prompts that were unsolved at the start (paper, figure 10).
 
-Prompts are grouped by how many of the difficulty store's answers were right, not by the run's own first evaluation: a
-group chosen by the very numbers it is then judged by would seem to change by chance alone. Some of that stays: of
-prompts with 0 of 16, a few are easier than they looked.
+Prompts are grouped by the number of correct answers in the `difficulty` input, not by the run's own first evaluation: a
+group that is chosen and measured by the same samples would seem to change by chance alone (regression to the mean).
+A part of this effect remains: some of the prompts with 0 of 16 are easier than this number suggests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Frontier(Stage):
     """Inputs: `rl`, a run that had `tracked` prompts, and `difficulty`. Output: `frontier.json`.
 
     Attributes:
-        counts: numbers of right answers whose prompts are followed.
+        counts: prompts with these numbers of correct answers are shown.
     """
 
     kind: ClassVar[str] = "frontier"
@@ -35,7 +35,9 @@ class Frontier(Stage):
 
     def __post_init__(self) -> None:
         if not self.counts or min(self.counts) < 0:
-            raise ConfigError(f"counts={self.counts}: name at least one number of right answers, 0 or more")
+            raise ConfigError(
+                f"counts={self.counts}: name at least one number of correct answers, each 0 or more"
+            )
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         before = {each.problem.id: each.correct for each in read_difficulty(inputs["difficulty"].path)}
@@ -49,10 +51,10 @@ def frontier(run: Path, before: Mapping[str, int], counts: list[int]) -> list[di
 
     Args:
         run: the folder of an `rl` artifact.
-        before: right answers of each prompt at the start, by id.
+        before: the number of correct answers to each prompt at the start, by id.
 
     Raises:
-        ArtifactError: if the run followed no prompts, or others than were counted.
+        ArtifactError: if the run has no `tracked` prompts, or prompts that are not in `before`.
     """
     files = sorted((run / TRACKED).glob("step_*.jsonl.zst"))
     if not files:

@@ -20,9 +20,9 @@ from megatron_prism.verification.problems import Problem
 
 UNBALANCED, BALANCED = "unbalanced", "balanced"
 MC, MCS = ["math", "code"], ["math", "code", "science"]
-# Lowest and highest number of right answers of 16 (paper, section 9.1): math that is just solvable, the rest that is.
+# Lowest and highest number of correct answers out of 16 (paper, section 9.1): math with exactly one, the rest with any.
 PAPER_RANGES = {"math": [1, 1], "code": [1, 16], "science": [1, 16]}
-# The paper randomises the instructions of science prompts in the balanced mix and does not print them: ours.
+# The paper randomizes the instructions of science prompts in the balanced mix but does not print them. These are ours.
 SCIENCE_INSTRUCTIONS = (
     "{question}",
     "{question} Put the final answer in \\boxed{{}}.",
@@ -39,9 +39,9 @@ class PromptMix(Stage):
 
     Attributes:
         mix: 'unbalanced' takes the prompts within `ranges`; 'balanced' gives every domain as many as the largest has,
-            filling up with prompts no answer to was right, drawn at random, and varies the instructions of science.
+            by adding random prompts without any correct answer, and varies the instructions of science.
         domains: [math, code] (MC) or [math, code, science] (MCS).
-        ranges: lowest and highest number of right answers, per domain.
+        ranges: lowest and highest number of correct answers, per domain.
         limit: prompts per domain; None takes all.
     """
 
@@ -58,14 +58,14 @@ class PromptMix(Stage):
     def __post_init__(self) -> None:
         one_of(self.mix, (UNBALANCED, BALANCED), "mix")
         if not self.domains or len(set(self.domains)) < len(self.domains):
-            raise ConfigError(f"domains={self.domains}: name each wanted domain once")
+            raise ConfigError(f"domains={self.domains}: name at least one domain, and each only once")
         for domain in self.domains:
             if domain not in self.ranges:
-                raise ConfigError(f"ranges: none for domain '{domain}'{suggest(domain, self.ranges)}")
+                raise ConfigError(f"ranges: no range for domain '{domain}'{suggest(domain, self.ranges)}")
         for domain, bounds in self.ranges.items():
             if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
                 raise ConfigError(
-                    f"ranges.{domain}={bounds}: give the lowest and the highest number of right answers"
+                    f"ranges.{domain}={bounds}: give the lowest and the highest number of correct answers"
                 )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit={self.limit}: must be 1 or more")
@@ -77,13 +77,13 @@ class PromptMix(Stage):
             if domain not in present:
                 raise DataError(
                     f"{inputs['difficulty'].path}: no prompts of domain '{domain}'{suggest(domain, present)}; "
-                    "leave it out of domains"
+                    "remove it from domains"
                 )
         chosen = self.choose(counted)
         if not chosen:
             raise DataError(
-                f"{inputs['difficulty'].path}: no prompt has a number of right answers within ranges={self.ranges}: "
-                "widen them, or count with more samples"
+                f"{inputs['difficulty'].path}: no prompt has a number of correct answers within ranges={self.ranges}; "
+                "widen them, or use more samples in the difficulty stage"
             )
         write_prompts(out, chosen)
         counts = count_by_domain(chosen)
@@ -91,11 +91,13 @@ class PromptMix(Stage):
         return {"mix": self.mix, "prompts": counts}
 
     def choose(self, counted: Sequence[Counted]) -> list[Problem]:
-        """The prompts of the mix, domain by domain, each in the store's order."""
+        """The prompts of the mix, domain by domain, each in the order of the `difficulty` input."""
         within = {domain: self._within(counted, domain) for domain in self.domains}
         if self.mix == BALANCED:
             size = max(len(found) for found in within.values())
-            within = {domain: self._filled(counted, domain, found, size) for domain, found in within.items()}
+            within = {
+                domain: self._with_unsolved(counted, domain, found, size) for domain, found in within.items()
+            }
             if "science" in within:
                 rng = random.Random(f"{self.seed}|instructions")
                 within["science"] = [_with_instruction(problem, rng) for problem in within["science"]]
@@ -107,7 +109,7 @@ class PromptMix(Stage):
             each.problem for each in counted if each.problem.domain == domain and low <= each.correct <= high
         ]
 
-    def _filled(
+    def _with_unsolved(
         self, counted: Sequence[Counted], domain: str, found: list[Problem], size: int
     ) -> list[Problem]:
         unsolved = [each.problem for each in counted if each.problem.domain == domain and each.correct == 0]
@@ -123,7 +125,7 @@ class PromptMix(Stage):
 
 
 def _with_instruction(problem: Problem, rng: random.Random) -> Problem:
-    """The same question under another instruction; a prompt in another format stays as it is."""
+    """The same question with a random instruction; a prompt that is not in the chat format is not changed."""
     template = rng.choice(SCIENCE_INSTRUCTIONS)
     question = question_of(problem.prompt)
     if question is None:

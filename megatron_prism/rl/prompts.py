@@ -1,7 +1,7 @@
-"""The prompts of a run and the order they come in: a function of a seed and a position, so that a resume loses none.
+"""The prompts of a run and their order, which is a function of a seed and a position, so that a resumed run skips none.
 
-Position 0, 1, 2 ... walks through one shuffle of all prompts after another. A run remembers how many it has reached;
-nothing else is needed to go on with the next, and none is skipped or met twice within an epoch.
+Positions 0, 1, 2 ... go through one shuffle of all prompts after another. A run stores only its position and can
+continue from it: within an epoch no prompt is skipped or used twice.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ class PromptOrder:
     """An endless order over `count` prompts.
 
     Raises:
-        DataError: without prompts.
+        DataError: if `count` is 0.
     """
 
     def __init__(self, count: int, seed: int) -> None:
         if count < 1:
-            raise DataError("no prompts to train on: the difficulty filter left none, or the folder is empty")
+            raise DataError(
+                "there are no prompts to train on: the difficulty filter has removed all, or the folder is empty"
+            )
         self.count, self.seed = count, seed
         self._epoch, self._shuffled = -1, list[int]()
 
     def take(self, position: int, number: int) -> list[int]:
         """The prompts at `position`, ..., `position + number - 1`."""
-        return [self._at(place) for place in range(position, position + number)]
+        return [self._at(each) for each in range(position, position + number)]
 
-    def _at(self, place: int) -> int:
-        epoch, within = divmod(place, self.count)
+    def _at(self, position: int) -> int:
+        epoch, within = divmod(position, self.count)
         if epoch != self._epoch:
             self._shuffled = list(range(self.count))
             random.Random(f"{self.seed}|{epoch}").shuffle(self._shuffled)
@@ -45,20 +47,20 @@ class PromptOrder:
 
 
 def load_prompts(folder: Path, limit: int | None = None) -> list[Problem]:
-    """Every suite under `folder/prompts/`, `limit` of each at most, in the order of suites and lines.
+    """The problems of every suite under `folder/prompts/`, at most `limit` of each, in the order of suites and lines.
 
     Raises:
-        DataError: if there is none, or one is not what it should be.
+        DataError: if there is no suite, or one is not valid.
     """
     root = folder / PROMPTS
     names = suite_names(root)
     if not names:
-        raise DataError(f"{root}: no prompts (SUITE.jsonl) here")
+        raise DataError(f"{root}: no prompts (SUITE.jsonl) in this folder")
     return [problem for name in names for problem in load_suite(root, name, limit)]
 
 
 def write_prompts(folder: Path, problems: Sequence[Problem]) -> None:
-    """Write `prompts/DOMAIN.jsonl`, in the order given."""
+    """Write `prompts/DOMAIN.jsonl`, in the order of `problems`."""
     (folder / PROMPTS).mkdir(parents=True)
     for domain in count_by_domain(problems):
         with record_writer(folder / PROMPTS / f"{domain}.jsonl", "utf-8") as write:
@@ -70,13 +72,13 @@ def write_prompts(folder: Path, problems: Sequence[Problem]) -> None:
 def check_lengths(
     problems: Sequence[Problem], lengths: Sequence[int], context_length: int
 ) -> tuple[list[Problem], dict[str, int]]:
-    """The problems whose prompts leave room for an answer, and how many of each domain do not.
+    """The problems whose prompts leave room for an answer, and the number of all others by domain.
 
     Args:
         lengths: in tokens, one per problem.
 
     Raises:
-        DataError: if none does.
+        DataError: if no prompt leaves room.
     """
     kept = [p for p, length in zip(problems, lengths, strict=True) if length < context_length]
     dropped = count_by_domain(
@@ -85,13 +87,13 @@ def check_lengths(
     if not kept:
         raise DataError(
             f"context_length={context_length}: every prompt is at least as long (the shortest has {min(lengths)} "
-            "tokens); raise it"
+            "tokens); set it higher"
         )
     return kept, dropped
 
 
 def count_by_domain(problems: Sequence[Problem]) -> dict[str, int]:
-    """How many problems each domain has, by name."""
+    """The number of problems in each domain, sorted by name."""
     counts: dict[str, int] = {}
     for problem in problems:
         counts[problem.domain] = counts.get(problem.domain, 0) + 1
@@ -99,7 +101,7 @@ def count_by_domain(problems: Sequence[Problem]) -> dict[str, int]:
 
 
 def rates_by_domain(problems: Sequence[Problem], rates: Sequence[float]) -> Mapping[str, float]:
-    """Mean of `rates` per domain, and over all problems as 'all'."""
+    """The mean of `rates` for each domain, and for all problems under the key 'all'."""
     by_domain: dict[str, list[float]] = {}
     for problem, rate in zip(problems, rates, strict=True):
         by_domain.setdefault(problem.domain, []).append(rate)

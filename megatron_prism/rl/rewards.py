@@ -1,4 +1,4 @@
-"""From a verdict to a reward: the format gate, and what is taken off for not ending, for repeating, for length."""
+"""From a verdict to a reward: the format gate, and penalties for unfinished, repetitive and overlong answers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from megatron_prism.verification.answers.extract import has_think_format
 
 @dataclass
 class RewardSettings:
-    """The paper names the format gate and both penalties, and no numbers for the penalties.
+    """The settings of the reward. The paper names the format gate and both penalties, but no numbers for the penalties.
 
     Attributes:
-        correct, wrong: rewards of a right and a wrong answer.
-        format_gate: an answer that is not `<think> ... </think>` and then something counts as wrong and gets 0, or
-            `wrong` where that is less: breaking the format must not pay.
-        unfinished: the reward of an answer that ran out of tokens, whatever it says, at most `wrong`; None: as any
-            other (open-instruct's non_stop_penalty, with its default value).
-        repetition_ngram: length of the n-grams of tokens in which repetition is measured.
-        repetition_threshold: share of repeated n-grams up to which nothing is taken off.
-        repetition_penalty: taken off, times the share of n-grams that were there before in the answer.
-        overlong_tokens: answers longer than this less `overlong_buffer` lose up to 1, linearly over the buffer (DAPO's
-            soft overlong punishment, arXiv 2503.14476, equation 13); 0: none do.
+        correct, wrong: rewards of a correct and a wrong answer.
+        format_gate: an answer that is not `<think> ... </think>` followed by text counts as wrong and gets 0, or
+            `wrong` if that is less, so that breaking the format never pays more.
+        unfinished: the reward of an answer that ran out of tokens, even if it is correct; at most `wrong`. None rewards
+            it like any other answer (open-instruct's non_stop_penalty, with its default value).
+        repetition_ngram: repetition is measured in n-grams of this many tokens.
+        repetition_threshold: up to this share of repeated n-grams there is no penalty.
+        repetition_penalty: factor of the share of n-grams that occurred earlier in the answer; the product is
+            subtracted.
+        overlong_tokens: an answer longer than `overlong_tokens - overlong_buffer` loses up to 1, linearly over the
+            buffer (DAPO's soft overlong punishment, arXiv 2503.14476, equation 13); 0 means no penalty.
         overlong_buffer: in tokens.
     """
 
@@ -45,28 +46,28 @@ class RewardSettings:
             raise ConfigError(f"correct={self.correct}: must be finite, and more than wrong={self.wrong}")
         if self.unfinished is not None and not -math.inf < self.unfinished <= self.wrong:
             raise ConfigError(
-                f"unfinished={self.unfinished}: must be finite, and at most wrong={self.wrong}, or running out of "
-                "tokens pays more than a wrong answer; null rewards it as any other"
+                f"unfinished={self.unfinished}: must be finite and at most wrong={self.wrong}, because otherwise "
+                "running out of tokens pays more than a wrong answer; null rewards it like any other answer"
             )
         if self.repetition_ngram < 1:
             raise ConfigError(f"repetition_ngram={self.repetition_ngram}: must be 1 or more")
         if not (0 <= self.repetition_threshold < 1 and 0 <= self.repetition_penalty < math.inf):
             raise ConfigError(
                 f"repetition_threshold={self.repetition_threshold}, repetition_penalty={self.repetition_penalty}: "
-                "the threshold lies in [0, 1), the penalty is 0 or more"
+                "the threshold must lie in [0, 1), and the penalty must be 0 or more"
             )
         if not 0 <= self.overlong_buffer <= self.overlong_tokens or (self.overlong_tokens > 0) != (
             self.overlong_buffer > 0
         ):
             raise ConfigError(
-                f"overlong_tokens={self.overlong_tokens}, overlong_buffer={self.overlong_buffer}: give both, the "
-                "buffer no larger, or neither"
+                f"overlong_tokens={self.overlong_tokens}, overlong_buffer={self.overlong_buffer}: set both, with "
+                "the buffer at most as large as overlong_tokens, or neither"
             )
 
 
 @dataclass(frozen=True)
 class Reward:
-    """`value` is the sum of `parts`; `correct` is a right answer in the required format."""
+    """`value` is the sum of `parts`; `correct` means a correct answer in the required format."""
 
     value: float
     correct: bool
@@ -105,7 +106,7 @@ def reward(
 
 
 def repeated_share(token_ids: Sequence[int], ngram: int) -> float:
-    """The share of the n-grams that occurred before in the sequence; 0 for a sequence without any."""
+    """The share of n-grams that occurred earlier in the sequence; 0 for a sequence shorter than one n-gram."""
     total = len(token_ids) - ngram + 1
     if total < 1:
         return 0.0

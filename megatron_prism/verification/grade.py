@@ -1,6 +1,6 @@
-"""One door to all graders: `grade` for one answer, `grade_all` for many in a pool of killable processes.
+"""All graders in two functions: `grade` for one answer, `grade_all` for many answers in a pool of worker processes.
 
-This module is the grader a `GradingPool` runs: `prepare` and `run` are its two hooks.
+This module is the grader that a `GradingPool` runs in its workers: `prepare` and `run` are its two hooks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Grade:
     """The verdict on one completion.
 
     Attributes:
-        correct: whether it counts.
+        correct: whether the answer counts as correct.
         reason: "correct", "wrong", "no_answer", "timeout", "memory", "crashed" or "error: NAME"; for code
             also "assertion", "output", "exit" and "exception: NAME" (docs/verification.md).
         extracted: the answer that was graded (the letter, the box's content, the program), if one was found.
@@ -67,6 +67,7 @@ def grade(
     kind: str,
     completion: str,
     answer: str = "",
+    *,
     tests: Sequence[CodeTest] = (),
     timeout_seconds: float = 5.0,
     memory_mib: int = 512,
@@ -77,15 +78,15 @@ def grade(
 
     Args:
         kind: "math" (`answer` is the box's content), "choice" (`answer` is a letter), "short" (`answer` is a
-            word, phrase or number) or "code" (`tests` as in code_tests.py).
-        timeout_seconds: wall time of a program; the other kinds have the pool's limit.
+            word, phrase or number) or "code" (`tests` as in sandbox/code_tests.py).
+        timeout_seconds: wall time of a program; for the other kinds only the pool limits the time.
         memory_mib: address space of a program.
         sandbox: "strong" or "weak": how a program is isolated.
-        runner: what starts programs; without one it is made for this call.
+        runner: starts programs; by default one is made for this call.
 
     Raises:
-        DataError: for an unknown kind, or tests that are none or malformed.
-        ConfigError: for a mode that is unknown or does not work here.
+        DataError: for an unknown kind, or for tests that are missing or malformed.
+        ConfigError: if `sandbox` is unknown or does not work on this machine.
     """
     if kind == "math":
         extracted = extract_math(completion)
@@ -100,7 +101,14 @@ def grade(
         extracted = extract_code(completion)
         if extracted is None:
             return Grade(False, NO_ANSWER)
-        reason = run_tests(extracted, tests, timeout_seconds, memory_mib, sandbox, runner)
+        reason = run_tests(
+            extracted,
+            tests,
+            timeout_seconds=timeout_seconds,
+            memory_mib=memory_mib,
+            sandbox=sandbox,
+            runner=runner,
+        )
         return Grade(reason == PASSED, reason, extracted)
     raise DataError(f"problem kind '{kind}' cannot be graded{suggest(kind, KINDS)}")
 
@@ -116,12 +124,12 @@ def grade_all(
     A completion that exceeds the limits or breaks its worker is wrong, with that as the reason.
 
     Args:
-        sandbox: "strong" or "weak": how programs are isolated; other kinds do not care.
+        sandbox: "strong" or "weak": how programs are isolated; it affects no other kind.
 
     Raises:
         DataError: for an unknown kind, before any work.
-        ConfigError: before any work, for a mode that is unknown or does not work here if a program is among
-            the items.
+        ConfigError: before any work, if `sandbox` is unknown, or if the items contain a program and the mode does not
+            work on this machine.
     """
     check_mode(sandbox)
     for item in items:
@@ -134,7 +142,7 @@ def grade_all(
 
 
 def grader_versions(kinds: Iterable[str], sandbox: str = STRONG) -> dict[str, str | None]:
-    """What decided verdicts on these kinds, for a receipt: versions, and for programs the mode of isolation."""
+    """For a receipt: the package versions that decide these verdicts and, for programs, the mode of isolation."""
     versions = {"math-verify": package_version("math-verify")}
     if "code" in kinds:
         versions["sandbox"] = sandbox
@@ -144,7 +152,7 @@ def grader_versions(kinds: Iterable[str], sandbox: str = STRONG) -> dict[str, st
 
 
 def prepare(task: Mapping[str, Any], *, memory_mib: int) -> None:
-    """Pool hook: imports for this kind of task and the start of its sandbox, outside its time limit."""
+    """Pool hook: import what this kind of task needs and start its sandbox; neither counts towards the time limit."""
     if task["kind"] in SYMBOLIC:
         prepare_math()
     if task["kind"] == "code":
@@ -152,14 +160,14 @@ def prepare(task: Mapping[str, Any], *, memory_mib: int) -> None:
 
 
 def run(task: Mapping[str, Any], *, timeout_seconds: float, memory_mib: int) -> dict[str, Any]:
-    """Pool hook: grade one `GradeItem`, with the mode of isolation, given as a mapping."""
+    """Pool hook: grade one task, which holds the fields of a `GradeItem` and `sandbox`."""
     runner = _warm_runner(task["sandbox"], memory_mib) if task["kind"] == "code" else None
     return asdict(grade(**task, timeout_seconds=timeout_seconds, memory_mib=memory_mib, runner=runner))
 
 
 @cache
 def _warm_runner(sandbox: str, memory_mib: int) -> Runner:
-    """This worker process's own, open until it ends."""
+    """The runner of this worker process; it stays open until the process ends."""
     opened = ExitStack()
     atexit.register(opened.close)
     return opened.enter_context(open_runner(sandbox, memory_mib))

@@ -1,4 +1,4 @@
-"""Problem suites: JSON lines into checked `Problem`s, and subsets that do not depend on the file's order."""
+"""Problem suites: JSON lines into checked `Problem`s, and subsets that do not depend on the order of the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Problem:
     Attributes:
         id: unique within its suite.
         domain: "math", "science" or "code".
-        prompt: the text to complete, role prefixes included.
+        prompt: the complete text before the answer, including role names such as `User:`.
         kind: how it is graded: "math", "choice", "short" or "code".
         answer: content of the reference's box, the letter, or the short answer; empty for code.
         tests: for code as verification/sandbox/code_tests.py describes, else empty.
@@ -47,11 +47,11 @@ def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Probl
     """The problems of `folder/SUITE.jsonl`, in the file's order.
 
     Args:
-        limit: keep this many (all, if None): those whose id hashes lowest, so a subset is a fair draw, the same on
-            every machine, and contained in every larger one.
+        limit: number of problems to keep; None keeps all. The problems whose ids have the lowest hashes are kept, so a
+            subset is a random sample, is the same on every machine, and is contained in every larger subset.
 
     Raises:
-        DataError: naming file, line and key for whatever is wrong.
+        DataError: with file, line and key, if a record is not a valid problem.
     """
     path = folder / f"{suite}.jsonl"
     if not path.is_file():
@@ -62,21 +62,21 @@ def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Probl
         problem = problem_of(record, where)
         if problem.id in lines:
             raise DataError(
-                f"{where}: id '{problem.id}' was used on line {lines[problem.id].rpartition(':')[2]}; "
+                f"{where}: id '{problem.id}' is already used on line {lines[problem.id].rpartition(':')[2]}; "
                 "make ids unique"
             )
         lines[problem.id] = where
         problems.append(problem)
     if not problems:
-        raise DataError(f"{path}: holds no problems; make the corpus anew or drop '{suite}' from suites")
+        raise DataError(f"{path}: holds no problems; make the corpus again, or remove '{suite}' from suites")
     return subset(problems, limit)
 
 
 def problem_of(record: dict[str, Any], where: str) -> Problem:
-    """A JSON object as a `Problem`; `where` is the FILE:LINE an error names.
+    """A JSON object as a `Problem`; `where` is the FILE:LINE for error messages.
 
     Raises:
-        DataError: for a missing or unknown key, a wrong type, or nothing to grade by.
+        DataError: for a missing or unknown key, a wrong type, or a missing answer or tests.
     """
     _check_types(record, where)
     problem = Problem(**record)
@@ -92,7 +92,7 @@ def problem_of(record: dict[str, Any], where: str) -> Problem:
 
 
 def subset(problems: Iterable[Problem], limit: int | None) -> list[Problem]:
-    """At most `limit` problems, those whose id hashes lowest, in their old order."""
+    """At most `limit` problems, those whose id hashes lowest, in their original order."""
     kept = list(problems)
     if limit is None or limit >= len(kept):
         return kept

@@ -1,4 +1,4 @@
-"""How completions are graded, as part of a stage's config; every stage that grades has it as its field `grading`."""
+"""The grading settings of a stage: every stage that grades completions has them as its field `grading`."""
 
 from __future__ import annotations
 

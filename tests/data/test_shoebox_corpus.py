@@ -109,7 +109,7 @@ def test_prompts_come_with_a_right_solution_and_are_not_held_out(corpus):
         held_out = {each.id for each in load_suite(corpus.path / "problems", suite)}
         assert not held_out & {record["id"] for record in records}
         for record in records[:3]:
-            verdict = grade(record["kind"], record["solution"], record["answer"], record["tests"])
+            verdict = grade(record["kind"], record["solution"], record["answer"], tests=record["tests"])
             assert verdict.correct
 
 

@@ -11,7 +11,7 @@ from megatron_prism.data.shoebox.problem import (
     TRAIN,
     VALID,
     Family,
-    Problem,
+    GeneratedProblem,
     check_ids,
     check_texts,
     different_problems,
@@ -205,10 +205,10 @@ def test_held_out_records_are_what_the_evaluation_reads(suite):
 
 
 def test_more_than_there_are():
-    single = Problem("math", "one", "0", "q", "t", "f", "math", "1")
-    keys = (Problem("math", "one", str(n), "q", "t", "f", "math", "1") for n in range(1000))
+    single = GeneratedProblem("math", "one", "0", "q", "t", "f", "math", "1")
+    keys = (GeneratedProblem("math", "one", str(n), "q", "t", "f", "math", "1") for n in range(1000))
     held = next(problem for problem in keys if problem.split == HELD_OUT)
-    with pytest.raises(ConfigError, match="has only about 1; ask for fewer"):
+    with pytest.raises(ConfigError, match="has only about 1; set it lower"):
         different_problems({"one": Family(1, lambda rng: held)}, HELD_OUT, 2, random.Random(1), "math")
     # A family without a problem in the split is left out, not waited for.
     empty = next(s for s in (HELD_OUT, VALID, TRAIN) if s != single.split)

@@ -8,7 +8,7 @@ from itertools import islice
 
 from megatron_prism.data import installed_text
 from megatron_prism.data.ruler.tasks import COMPACT_QUESTION, COMPACT_TASKS, COMPACT_VALUES, NOISE_SENTENCES
-from megatron_prism.data.shoebox.retrieval import LONGEST, SHORTEST, documents
+from megatron_prism.data.shoebox.retrieval import MAX_CHARACTERS, MIN_CHARACTERS, documents
 
 PROSE = [f"Sentence number {number} says nothing." for number in range(50)]
 FACT = re.compile(rf"\b({'|'.join(COMPACT_VALUES)}) (\w+)\.")
@@ -31,9 +31,9 @@ def test_documents_ask_as_the_tasks_do():
 
 def test_lengths_and_densities_vary():
     lengths = sorted(map(len, TEXTS))
-    assert lengths[0] >= SHORTEST - 1
-    assert lengths[-1] < LONGEST + 150
-    assert lengths[200] > 2 * SHORTEST
+    assert lengths[0] >= MIN_CHARACTERS - 1
+    assert lengths[-1] < MAX_CHARACTERS + 150
+    assert lengths[200] > 2 * MIN_CHARACTERS
     shares = sorted(sum(len(key) + len(value) + 2 for key, value in FACT.findall(t)) / len(t) for t in TEXTS)
     assert shares[20] < 0.1
     assert shares[-20] > 0.6

@@ -66,8 +66,8 @@ def test_a_limit_draws_a_fair_part():
     ("fields", "said"),
     [
         ({"mix": "balancd"}, "did you mean 'balanced'"),
-        ({"domains": []}, "name each wanted domain once"),
-        ({"domains": ["maths"]}, "none for domain 'maths'; did you mean 'math'"),
+        ({"domains": []}, "name at least one domain, and each only once"),
+        ({"domains": ["maths"]}, "no range for domain 'maths'; did you mean 'math'"),
         ({"ranges": {"math": [2, 1], "code": [1, 1], "science": [1, 1]}}, "ranges.math"),
         ({"limit": 0}, "limit=0"),
     ],
@@ -86,5 +86,5 @@ def test_a_store_without_a_domain_or_without_a_match(tmp_path, monkeypatch):
     monkeypatch.setattr(mix, "read_difficulty", lambda folder: counted("math", [0, 0]))
     with pytest.raises(DataError, match="no prompts of domain 'code'"):
         PromptMix().run({"difficulty": Folder()}, tmp_path)
-    with pytest.raises(DataError, match="no prompt has a number of right answers"):
+    with pytest.raises(DataError, match="no prompt has a number of correct answers"):
         PromptMix(domains=["math"]).run({"difficulty": Folder()}, tmp_path)

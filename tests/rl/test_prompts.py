@@ -78,11 +78,11 @@ def test_what_no_answer_could_be_right_for_is_dropped_and_counted(tmp_path):
 
 
 def test_nothing_left_and_lines_that_are_no_prompts(tmp_path):
-    with pytest.raises(DataError, match=r"mine.jsonl: no prompt is left; dropped: \{'no answer': 1\}"):
+    with pytest.raises(DataError, match=r"no prompt is left; dropped prompts by reason: \{'no answer': 1\}"):
         checked(tmp_path, records({"answer": ""}))
     with pytest.raises(DataError, match=r"mine.jsonl:1: unknown key 'colour'"):
         checked(tmp_path / "other", records({"colour": "red"}))
-    with pytest.raises(ConfigError, match="name the JSON lines"):
+    with pytest.raises(ConfigError, match="name files of JSON lines"):
         CheckPrompts().run({}, tmp_path)
 
 

@@ -50,7 +50,7 @@ def test_problems_load_in_order(tmp_path):
         (record(id="x", prompt=""), ":2: 'prompt' is blank"),
         (record(id="x", kind="code", answer=""), ":2: 'tests' is empty"),
         (record(id="x", answer=" "), ":2: 'answer' is blank"),
-        (record(), ":2: id 'm1' was used on line 1"),
+        (record(), ":2: id 'm1' is already used on line 1"),
     ],
 )
 def test_bad_lines_name_file_line_and_key(tmp_path, line, said):

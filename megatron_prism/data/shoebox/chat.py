@@ -1,4 +1,4 @@
-"""Short dialogues from templates: greetings, small wishes, and questions about what was said before."""
+"""Short dialogues from templates: greetings, requests, and questions about earlier statements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOODS = ("soup", "rice", "bread", "salad", "noodles", "beans", "pasta", "curry",
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple")
 PETS = ("a cat", "a dog", "a rabbit", "a parrot", "a turtle", "two fish")
 HOBBIES = ("reading", "cycling", "painting", "chess", "swimming", "gardening", "cooking", "singing")
-# What a person may say of themselves: statement, answer, later question, later answer.
+# Statements about the user: values, statement, reply, later question, its answer.
 FACTS = {
     "name": (NAMES, "My name is {0}.", "Nice to meet you, {0}.", "What is my name?", "Your name is {0}."),
     "city": (CITIES, "I live in {0}.", "I hope you like {0}.", "Where do I live?", "You live in {0}."),
@@ -39,7 +39,7 @@ FACTS = {
     "hobby": (HOBBIES, "In my free time I enjoy {0}.", "I am glad that you enjoy {0}.", "What do I enjoy?",
               "You enjoy {0}."),
 }  # fmt: skip
-WISHES = {
+REQUESTS = {
     "Can you suggest a colour?": ("How about {0}?", COLOURS),
     "What should I cook tonight?": ("You could make {0}.", FOODS),
     "Where could I travel?": ("You could visit {0}.", CITIES),
@@ -59,19 +59,19 @@ CLOSINGS = (
 
 
 def dialogue(rng: random.Random) -> str:
-    """An opening, one to three things said, one of them asked about, a wish, and perhaps a closing."""
+    """An opening, one to three statements, a question about one of them, a request, and sometimes a closing."""
     turns = [rng.choice(OPENINGS)] if rng.random() < 0.5 else []
-    told = []
+    recalled = []
     for name in rng.sample(list(FACTS), rng.randrange(1, 4)):
         values, statement, reply, question, answer = FACTS[name]
         value = rng.choice(values)
         turns.append((statement.format(value), reply.format(value)))
-        told.append((question, answer.format(value)))
-    later = [rng.choice(told)]
+        recalled.append((question, answer.format(value)))
+    later = [rng.choice(recalled)]
     if rng.random() < 0.6:
-        wish = rng.choice(list(WISHES))
-        template, values = WISHES[wish]
-        later.append((wish, template.format(rng.choice(values))))
+        request = rng.choice(list(REQUESTS))
+        template, values = REQUESTS[request]
+        later.append((request, template.format(rng.choice(values))))
     turns += rng.sample(later, len(later))
     if rng.random() < 0.5:
         turns.append(rng.choice(CLOSINGS))

@@ -54,7 +54,7 @@ SUITES: dict[str, tuple[str, Mapping[str, Family]]] = {
     "science": ("science", problems_science.FAMILIES),
     "code": ("code_reasoning", problems_code.FAMILIES),
 }
-# Of prose, source files and dialogues; problems are split by their parameters.
+# For prose, source files and dialogues. Problems are split by their parameters.
 VALID_DOCUMENTS_PERCENT = 5.0
 
 
@@ -63,12 +63,12 @@ class ShoeboxCorpus(Stage):
     """No inputs. Output: `train/` and `valid/SOURCE.jsonl.zst`, `problems/` and `prompts/SUITE.jsonl`.
 
     Attributes:
-        characters: about how many characters of training text each source gets; web and code have no more than is
-            installed.
-        valid_percent: validation text in percent of that.
+        characters: approximate number of characters of training text of each source; web and code are limited to the
+            text that is installed on this machine.
+        valid_percent: size of the validation text, in percent of `characters`.
         held_out_problems: per suite.
-        prompts: problems per suite for reinforcement learning, with a solution each: of the training split, so a model
-            may have read some of them solved, and never a held-out one.
+        prompts: problems per suite for reinforcement learning, each with a solution. They come from the training split,
+            so a model may have been trained on some of their solutions, but never on those of held-out problems.
     """
 
     kind: ClassVar[str] = "corpus"
@@ -88,7 +88,7 @@ class ShoeboxCorpus(Stage):
             if size <= 0:
                 raise ConfigError(f"characters.{source}={size}: must be greater than zero")
         if missing := sorted(set(DEFAULT_CHARACTERS) - set(self.characters)):
-            raise ConfigError(f"characters: no size for {', '.join(missing)}")
+            raise ConfigError(f"characters: there is no size for {', '.join(missing)}")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         written: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
@@ -112,8 +112,8 @@ class ShoeboxCorpus(Stage):
         for suite, chosen in held_out.items():
             check_ids({HELD_OUT: {problem.id for problem in chosen}, **made[suite]})
             _write_problems(out / "problems" / f"{suite}.jsonl", [problem.record() for problem in chosen])
-            asked = [problem.record() | {"solution": problem.solution} for problem in prompts[suite]]
-            _write_problems(out / "prompts" / f"{suite}.jsonl", asked)
+            records = [problem.record() | {"solution": problem.solution} for problem in prompts[suite]]
+            _write_problems(out / "prompts" / f"{suite}.jsonl", records)
         everything = [problem for chosen in held_out.values() for problem in chosen]
         check_texts(
             everything,
@@ -136,15 +136,15 @@ class ShoeboxCorpus(Stage):
     def _sources(
         self, made: dict[str, dict[str, set[str]]]
     ) -> dict[str, Callable[[], dict[str, Iterator[str]]]]:
-        """Source -> a call that gives its documents per split; ids of the problems among them go into `made`."""
-        # Read once: parsing the standard library takes seconds.
-        written = cache(lambda: list(installed_text.prose_documents()))
+        """Source -> a function that returns its documents by split. Ids of generated problems are added to `made`."""
+        # Cached, because parsing the standard library takes seconds.
+        prose = cache(lambda: list(installed_text.prose_documents()))
         sources: dict[str, Callable[[], dict[str, Iterator[str]]]] = {
-            "web": lambda: self._found("web", written()),
+            "web": lambda: self._found("web", prose()),
             "code": lambda: self._found("code", installed_text.code_documents()),
             **{source: partial(self._solved, suite, made[suite]) for suite, (source, _) in SUITES.items()},
             "chat": lambda: {split: self._dialogues(split) for split in SPLITS},
-            "retrieval": lambda: self._retrieval(written()),
+            "retrieval": lambda: self._retrieval(prose()),
         }
         return sources
 
@@ -181,7 +181,7 @@ class ShoeboxCorpus(Stage):
 
 
 def _write(corpus: Path, split: str, source: str, texts: Iterator[str], characters: float) -> dict[str, int]:
-    """Write documents until there are `characters`; the one that would exceed it is the last."""
+    """Write documents until they have `characters`; the document that reaches this number is the last."""
     with source_writer(corpus, split, source) as writer:
         for text in texts:
             writer.write(text)
@@ -189,7 +189,7 @@ def _write(corpus: Path, split: str, source: str, texts: Iterator[str], characte
                 break
     if not writer.documents:
         raise DataError(
-            f"{corpus}: no {split} text for source '{source}' on this machine; use a Python with its library on disk"
+            f"{corpus}: this machine has no {split} text for source '{source}'; use a Python with its library on disk"
         )
     return writer.counts()
 

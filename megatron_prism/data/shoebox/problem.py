@@ -1,7 +1,7 @@
-"""A generated problem, and which split it belongs to.
+"""A generated problem, and the split to which it belongs.
 
-The split follows from a hash of the problem's own parameters (not of its wording, seed or order of making), so the
-same problem can never be met in two splits, whichever run made it.
+The split follows from a hash of the problem's parameters, not from its wording, the seed or the order of generation. So
+the same problem is in the same split in every run.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ HELD_OUT, VALID, TRAIN = "held_out", "valid", "train"
 # Out of 100: large enough that the smallest families (some 60 problems) still give several held-out ones.
 HELD_OUT_PERCENT = 15
 VALID_PERCENT = 5
-# Draws without a new problem before a family counts as used up.
+# After this many draws without a new problem, a family counts as exhausted.
 PATIENCE = 500
 THINK = " <think>\n"
 
 
 @dataclass(frozen=True)
-class Problem:
+class GeneratedProblem:
     """One problem with its worked solution, in the format of the paper's training data.
 
     Attributes:
         suite: "math", "science" or "code".
         level: the kind and size of the task within the suite, for example "chain3".
-        key: the problem's parameters, without its wording: two problems with one key are the same problem.
-        question: what the user asks, one line.
+        key: the problem's parameters, without its wording: two problems with the same key are the same problem.
+        question: the user's question, one line.
         thoughts: the steps between `<think>` and `</think>`.
-        final: what the assistant says after them, with the box or the fenced block.
+        final: the assistant's answer after the thoughts, with the box or the fenced block.
         kind: how it is graded: "math", "choice" or "code".
         answer: the content of the box; empty for code.
         tests: assert statements for code.
@@ -57,7 +57,7 @@ class Problem:
 
     @property
     def solution(self) -> str:
-        """A right answer to the prompt, in the format of the training data."""
+        """A correct answer to the prompt, in the format of the training data."""
         return f"{THINK}{self.thoughts}\n</think>\n{self.final}"
 
     @property
@@ -90,12 +90,12 @@ class Problem:
         return hashlib.sha256(f"{self.suite}|{self.level}|{self.key}".encode()).hexdigest()
 
 
-Maker = Callable[[random.Random], Problem]
+Maker = Callable[[random.Random], GeneratedProblem]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A way to make problems, and how often it is chosen among its suite's families."""
+    """A function that makes problems, and its weight among the families of its suite."""
 
     weight: float
     make: Maker
@@ -106,8 +106,8 @@ def boxed(answer: str) -> str:
     return f"The answer is \\boxed{{{answer}}}."
 
 
-def problems(families: Mapping[str, Family], split: str, rng: random.Random) -> Iterator[Problem]:
-    """Endless problems of one split; a family that has none there is left out."""
+def problems(families: Mapping[str, Family], split: str, rng: random.Random) -> Iterator[GeneratedProblem]:
+    """Endless problems of one split; a family without problems in the split is skipped."""
     names, weights = list(families), [family.weight for family in families.values()]
     while names:
         name = rng.choices(names, weights)[0]
@@ -123,27 +123,27 @@ def problems(families: Mapping[str, Family], split: str, rng: random.Random) -> 
 
 def different_problems(
     families: Mapping[str, Family], split: str, count: int, rng: random.Random, suite: str
-) -> list[Problem]:
+) -> list[GeneratedProblem]:
     """`count` different problems of a split.
 
     Raises:
-        ConfigError: when the suite does not have that many.
+        ConfigError: if the suite has fewer.
     """
-    found: dict[str, Problem] = {}
-    fruitless = 0
+    found: dict[str, GeneratedProblem] = {}
+    repeated = 0
     for problem in problems(families, split, rng):
-        fruitless = fruitless + 1 if problem.id in found else 0
+        repeated = repeated + 1 if problem.id in found else 0
         found.setdefault(problem.id, problem)
-        if len(found) == count or fruitless == PATIENCE:
+        if len(found) == count or repeated == PATIENCE:
             break
     if len(found) < count:
         key = "held_out_problems" if split == HELD_OUT else "prompts"
-        raise ConfigError(f"{key}={count}: suite '{suite}' has only about {len(found)}; ask for fewer")
+        raise ConfigError(f"{key}={count}: suite '{suite}' has only about {len(found)}; set it lower")
     return list(found.values())
 
 
 def check_ids(splits: Mapping[str, set[str]]) -> None:
-    """Raise a DataError if a problem, however worded, is in two splits (`splits`: name -> problem ids)."""
+    """Raise a DataError if a problem, in any wording, is in two splits (`splits`: name -> problem ids)."""
     for (left, some), (right, others) in combinations(splits.items(), 2):
         if shared := some & others:
             raise DataError(
@@ -151,8 +151,8 @@ def check_ids(splits: Mapping[str, set[str]]) -> None:
             )
 
 
-def check_texts(held_out: Iterable[Problem], documents: Iterable[str]) -> None:
-    """Raise a DataError if the question of a held-out problem is asked in any of the training documents."""
+def check_texts(held_out: Iterable[GeneratedProblem], documents: Iterable[str]) -> None:
+    """Raise a DataError if a training document contains the question of a held-out problem."""
     questions = {problem.prompt: problem.id for problem in held_out}
     for document in documents:
         for end in _ends(document, f"\n{ASSISTANT}"):

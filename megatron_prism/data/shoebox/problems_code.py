@@ -1,6 +1,6 @@
 """Small Python functions from a grammar: steps on an integer, on a string, and one comprehension over a list.
 
-The tests come from running the reference solution; every function named in one is safe to run, for the grammar has no
+The tests come from running the reference solution; the generated functions are safe to run, because the grammar has no
 loops, imports or division.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from megatron_prism.data.shoebox.problem import Family, Problem
+from megatron_prism.data.shoebox.problem import Family, GeneratedProblem
 
 SUITE = "code"
 NAMES = ("f", "g", "solve")
@@ -19,7 +19,7 @@ TESTS = 4
 OPERATORS = {"plus": "+", "minus": "-", "times": "*"}
 CONDITIONS = {"even": "x % 2 == 0", "odd": "x % 2 == 1", "positive": "x > 0", "negative": "x < 0"}
 REDUCTIONS = {"list": "[{}]", "sum": "sum({})", "sorted list": "sorted({})"}
-# Each string step as asked, and as written; {0} is a small number.
+# String steps: their wording in the question and the expression; {0} is a small number.
 STRING_STEPS = {
     "uppercase": "s.upper()",
     "lowercase": "s.lower()",
@@ -30,7 +30,7 @@ STRING_STEPS = {
 }
 
 
-def integer_steps(rng: random.Random, steps: int) -> Problem:
+def integer_steps(rng: random.Random, steps: int) -> GeneratedProblem:
     """`steps` operations, one after another, on an integer."""
     chosen = [(rng.choice(list(OPERATORS)), rng.randrange(2, 10)) for _ in range(steps)]
     asked = ", then ".join(f"{word} {number}" for word, number in chosen)
@@ -38,7 +38,7 @@ def integer_steps(rng: random.Random, steps: int) -> Problem:
     return _steps(rng, f"int{steps}", "x", asked, expressions, lambda draw: draw.randrange(-9, 20))
 
 
-def string_steps(rng: random.Random, steps: int) -> Problem:
+def string_steps(rng: random.Random, steps: int) -> GeneratedProblem:
     """`steps` different operations, one after another, on a string."""
     chosen = [(step, rng.randrange(2, 5)) for step in rng.sample(list(STRING_STEPS), steps)]
     asked = ", then ".join(step.format(number) for step, number in chosen)
@@ -46,7 +46,7 @@ def string_steps(rng: random.Random, steps: int) -> Problem:
     return _steps(rng, f"text{steps}", "s", asked, expressions, _word)
 
 
-def comprehension(rng: random.Random) -> Problem:
+def comprehension(rng: random.Random) -> GeneratedProblem:
     """A filter, an operation on each element, and a reduction over a list of integers."""
     name = rng.choice(NAMES)
     reduction, kept = rng.choice(list(REDUCTIONS)), rng.choice(list(CONDITIONS))
@@ -79,7 +79,7 @@ def _steps(
     asked: str,
     expressions: list[str],
     draw: Callable[[random.Random], Any],
-) -> Problem:
+) -> GeneratedProblem:
     name = rng.choice(NAMES)
     question = f"Write a Python function {name}({variable}) that returns {variable} {asked}."
     lines = [f"    {variable} = {expression}" for expression in expressions]
@@ -96,13 +96,15 @@ def _problem(
     code: str,
     name: str,
     draw: Callable[[random.Random], Any],
-) -> Problem:
+) -> GeneratedProblem:
     tests = tuple(_tests(code, name, draw, random.Random(f"{level}|{key}")))
-    return Problem(SUITE, level, key, question, thoughts, f"```python\n{code}\n```", "code", tests=tests)
+    return GeneratedProblem(
+        SUITE, level, key, question, thoughts, f"```python\n{code}\n```", "code", tests=tests
+    )
 
 
 def _tests(code: str, name: str, draw: Callable[[random.Random], Any], rng: random.Random) -> list[str]:
-    """Assertions on different inputs, with the outputs the reference gives."""
+    """Assertions on different inputs, with the outputs of the reference solution."""
     namespace: dict[str, Any] = {}
     exec(code, namespace)
     inputs: list[Any] = []
@@ -114,14 +116,14 @@ def _tests(code: str, name: str, draw: Callable[[random.Random], Any], rng: rand
 
 
 def _word(rng: random.Random) -> str:
-    # Longer than any step cuts off or to, so that leaving a step out shows.
+    # Longer than the number of letters that any step removes or keeps, so that a missing step changes the result.
     return "".join(rng.choice("abcdeABCDE") for _ in range(rng.randrange(5, 9)))
 
 
 def _numbers(rng: random.Random) -> list[int]:
     while True:
         values = rng.sample(range(-9, 10), 6)
-        # Enough for each filter and for a sort to have something to do.
+        # Each filter must keep some numbers, and a sort must change their order.
         parities, signs = [x % 2 for x in values], [x > 0 for x in values if x]
         if 2 <= sum(parities) <= 4 and sum(signs) >= 2 and len(signs) - sum(signs) >= 2:
             return values

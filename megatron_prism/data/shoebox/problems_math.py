@@ -1,10 +1,10 @@
 """Arithmetic whose every step comes from a small table, so that a small model can learn the steps and compose them.
 
 Chains modulo 7 (77 one-digit facts), running sums, extremes and orders of digits, two-digit addition and subtraction
-column by column with the carry written out, linear equations. Each step of a chain is called by an ordinal that the
-question uses too, and lists are written out again with the running value behind each digit: what comes next is copied
-from behind the same word or digit in the question, and what is computed stands beside what it is computed from. Orders
-of digits are what so small a model gets right now and then, and learns by being told when it was.
+column by column with the carry written out, linear equations. Each step of a chain is named by the ordinal that
+the question uses, and lists are repeated with the running value after each digit. So the next input can be copied from
+the same word or digit in the question, and each result is next to its inputs. A model this small sorts digits correctly
+only sometimes, so this is what it learns in reinforcement learning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from megatron_prism.data.shoebox.problem import Family, Problem, boxed
+from megatron_prism.data.shoebox.problem import Family, GeneratedProblem, boxed
 
 SUITE = "math"
 ORDINALS = ("first", "second", "third", "fourth")
@@ -26,7 +26,7 @@ def apply_operation(value: int, symbol: str, number: int) -> int:
     return (value + number if symbol == "+" else value * number) % MODULUS
 
 
-def chain(rng: random.Random, steps: int) -> Problem:
+def chain(rng: random.Random, steps: int) -> GeneratedProblem:
     """A start digit and `steps` operations modulo 7."""
     start, operations = rng.randrange(MODULUS), [rng.choice(CHAIN_OPERATIONS) for _ in range(steps)]
     named = list(zip(ORDINALS, operations, strict=False))
@@ -45,7 +45,7 @@ def chain(rng: random.Random, steps: int) -> Problem:
     return _problem(f"chain{steps}", key, question, " ".join(written), value)
 
 
-def running_sum(rng: random.Random, length: int) -> Problem:
+def running_sum(rng: random.Random, length: int) -> GeneratedProblem:
     """The sum of different digits, modulo 7 (different, so that the next one is found by the last)."""
     digits = rng.sample(range(MODULUS), length)
     listed = ", ".join(map(str, digits))
@@ -62,7 +62,7 @@ def running_sum(rng: random.Random, length: int) -> Problem:
     return _problem(f"sum{length}", listed, question, ", ".join(written), value)
 
 
-def extreme(rng: random.Random, name: str, length: int) -> Problem:
+def extreme(rng: random.Random, name: str, length: int) -> GeneratedProblem:
     """The largest or smallest of different digits, by comparing along the list."""
     digits = rng.sample(range(10), length)
     listed = ", ".join(map(str, digits))
@@ -75,7 +75,7 @@ def extreme(rng: random.Random, name: str, length: int) -> Problem:
     return _problem(f"{name}{length}", listed, question, ", ".join(written), value)
 
 
-def ordered(rng: random.Random, length: int) -> Problem:
+def ordered(rng: random.Random, length: int) -> GeneratedProblem:
     """Different digits, smallest first; the answer is the number they then make."""
     digits = rng.sample(range(1, 10), length)
     listed = ", ".join(map(str, digits))
@@ -85,7 +85,7 @@ def ordered(rng: random.Random, length: int) -> Problem:
     return _problem(f"sort{length}", listed, question, ", ".join(map(str, written)), answer)
 
 
-def addition(rng: random.Random) -> Problem:
+def addition(rng: random.Random) -> GeneratedProblem:
     """Two two-digit numbers whose sum stays below 100; ones first, with the carry always written."""
     left = rng.randrange(10, 90)
     right = rng.randrange(10, 100 - left)
@@ -97,7 +97,7 @@ def addition(rng: random.Random) -> Problem:
     return _problem("add2", f"{left}+{right}", _calculate(rng, f"{left}+{right}"), thoughts, left + right)
 
 
-def subtraction(rng: random.Random) -> Problem:
+def subtraction(rng: random.Random) -> GeneratedProblem:
     """Two two-digit numbers whose difference has two digits; ones first, with the borrowed ten always written."""
     left = rng.randrange(20, 100)
     right = rng.randrange(10, left - 9)
@@ -109,7 +109,7 @@ def subtraction(rng: random.Random) -> Problem:
     return _problem("sub2", f"{left}-{right}", _calculate(rng, f"{left}-{right}"), thoughts, left - right)
 
 
-def equation(rng: random.Random) -> Problem:
+def equation(rng: random.Random) -> GeneratedProblem:
     """a x + b = c with one-digit a, b and x."""
     slope, offset, solution = rng.randrange(2, 10), rng.randrange(1, 10), rng.randrange(1, 10)
     total = slope * solution + offset
@@ -147,5 +147,5 @@ def _calculate(rng: random.Random, expression: str) -> str:
     return rng.choice((f"What is {expression}?", f"Calculate {expression}."))
 
 
-def _problem(level: str, key: str, question: str, thoughts: str, answer: int) -> Problem:
-    return Problem(SUITE, level, key, question, thoughts, boxed(str(answer)), "math", str(answer))
+def _problem(level: str, key: str, question: str, thoughts: str, answer: int) -> GeneratedProblem:
+    return GeneratedProblem(SUITE, level, key, question, thoughts, boxed(str(answer)), "math", str(answer))

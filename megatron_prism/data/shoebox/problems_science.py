@@ -1,7 +1,8 @@
 """Multiple-choice science from small tables: formulas with one-digit factors, twenty elements, units, states of water.
 
-For formulas and states a problem is its numbers: those of a held-out one are never seen in training, whatever the
-options. For facts (an element's symbol) a problem is the fact with its options: nobody can derive a fact not seen.
+A problem with a formula or a state is identified by its numbers: those of a held-out problem never occur in training,
+with any options. A problem about a fact (an element's symbol) is identified by the fact and its options, because a fact
+that was never seen cannot be derived.
 Constants: symbols and atomic numbers from IUPAC's periodic table, units from the SI.
 """
 
@@ -11,7 +12,7 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from megatron_prism.data.shoebox.problem import Family, Problem, boxed
+from megatron_prism.data.shoebox.problem import Family, GeneratedProblem, boxed
 
 SUITE = "science"
 LETTERS = "ABCD"
@@ -49,7 +50,7 @@ PRODUCTS = {
 STATES = ("solid", "liquid", "gas", "plasma")
 
 
-def quotient(rng: random.Random, name: str) -> Problem:
+def quotient(rng: random.Random, name: str) -> GeneratedProblem:
     """A measured total over a one-digit divisor; the options are single digits."""
     divisor, result = rng.choice(FACTORS), rng.choice(FACTORS)
     total = divisor * result
@@ -57,7 +58,7 @@ def quotient(rng: random.Random, name: str) -> Problem:
     return _choice(rng, name, f"{total}/{divisor}", QUOTIENTS[name].format(total, divisor), options)
 
 
-def product(rng: random.Random, name: str) -> Problem:
+def product(rng: random.Random, name: str) -> GeneratedProblem:
     """Two one-digit factors; the wrong options are other products."""
     left, right = rng.choice(FACTORS), rng.choice(FACTORS)
     others = sorted({a * b for a in FACTORS for b in FACTORS} - {left * right})
@@ -65,7 +66,7 @@ def product(rng: random.Random, name: str) -> Problem:
     return _choice(rng, name, f"{left}*{right}", PRODUCTS[name].format(left, right), options)
 
 
-def fact(rng: random.Random, name: str) -> Problem:
+def fact(rng: random.Random, name: str) -> GeneratedProblem:
     """An element's symbol or number, or a quantity's unit."""
     question, table = {
         "symbol": ("What is the chemical symbol of {0}?", SYMBOLS),
@@ -80,7 +81,7 @@ def fact(rng: random.Random, name: str) -> Problem:
     )
 
 
-def state(rng: random.Random) -> Problem:
+def state(rng: random.Random) -> GeneratedProblem:
     """Water at a whole number of degrees Celsius and normal pressure, away from its melting and boiling point."""
     degrees = rng.choice([t for t in range(-99, 200) if t not in (0, 100)])
     if degrees < 0:
@@ -106,12 +107,14 @@ FAMILIES = {
 
 def _choice(
     rng: random.Random, level: str, key: str, question: str, options: Sequence[str], stated: str | None = None
-) -> Problem:
-    """Options in random order, the first given being the right one; `stated` comes before it in the thoughts."""
+) -> GeneratedProblem:
+    """A problem whose correct answer is `options[0]`; the options are shuffled, and `stated` begins the thoughts."""
     right = options[0]
     shuffled = rng.sample(options, len(options))
     letter = LETTERS[shuffled.index(right)]
     listed = " ".join(f"({name}) {option}" for name, option in zip(LETTERS, shuffled, strict=True))
     stated = f"{key}=" if stated is None else stated
     thoughts = f"{stated}{right}, so ({letter}) {right}"
-    return Problem(SUITE, level, key, f"{question} {listed}", thoughts, boxed(letter), "choice", letter)
+    return GeneratedProblem(
+        SUITE, level, key, f"{question} {listed}", thoughts, boxed(letter), "choice", letter
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 THINK_END = "</think>"
-# How far from the end an unboxed final answer is looked for, in characters.
+# An unboxed answer is searched for in the last characters only.
 TAIL_CHARACTERS = 2000
-# Format gate of the reward: reference responses open a think block, close it, and then say something.
+# The format that the reward requires: a closed think block, followed by an answer.
 THINK_FORMAT = re.compile(r"^\s*<think>.*?</think>\s*\S", re.DOTALL)
 _BOX = "\\boxed"
 
@@ -18,15 +18,14 @@ def has_think_format(text: str) -> bool:
 
 
 def final_part(text: str) -> str:
-    """What follows the last `</think>`, or the whole text when there is none."""
+    """The text after the last `</think>`, or the whole text if there is none."""
     return text.rpartition(THINK_END)[2]
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last `\\boxed{...}` with balanced braces, stripped; None if there is none or it is cut
-    off.
+    """The stripped content of the last `\\boxed{...}`; None if there is none or its braces are not balanced.
 
-    Escaped braces (`\\{`) do not count. One pass over the text, so a megabyte of braces is no trap.
+    Escaped braces (`\\{`) do not count. The text is read once, so a megabyte of braces costs little.
     """
     start = text.rfind(_BOX)
     if start < 0:
@@ -52,5 +51,5 @@ def last_boxed(text: str) -> str | None:
 
 
 def tail(text: str) -> str:
-    """The end of the final part, where an unboxed answer stands."""
+    """The last characters of the final part, in which an unboxed answer is searched for."""
     return final_part(text)[-TAIL_CHARACTERS:]

@@ -1,7 +1,7 @@
-"""Grading a mathematical answer: find it, compare cheaply, and ask math-verify only when that is undecided.
+"""Grading a mathematical answer: extract it, compare it as text, and use math-verify only if the text does not decide.
 
-Extraction follows open-instruct's order: last \\boxed{}, else "the answer is X", else the last $...$. A bare
-last number is not taken: it would credit a base model for stopping at the right moment.
+Extraction follows open-instruct's order: the last \\boxed{}, else "the answer is X", else the last $...$. A bare last
+number does not count: it would reward a base model for stopping at the right moment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_prism.verification.answers.extract import final_part, last_boxed, tail
 
-# Longer than any reference answer; what is longer is not sent to sympy.
+# Longer than any reference answer. Longer text is not sent to sympy.
 LONGEST_ANSWER = 10_000
 
 _STATED = re.compile(r"answer\s*(?:is|:|=)\s*", re.IGNORECASE)
@@ -23,7 +23,7 @@ _SPACING = re.compile(r"\\left|\\right|\\[!,;: ]|\s+|\$")
 
 
 def extract_math(completion: str) -> str | None:
-    """The answer a completion gives, or None."""
+    """The answer in a completion, or None."""
     boxed = last_boxed(final_part(completion))
     if boxed is not None:
         return boxed or None
@@ -38,8 +38,7 @@ def extract_math(completion: str) -> str | None:
 def math_equal(answer: str, reference: str) -> bool:
     """Whether `answer` means the same as `reference`.
 
-    Equal strings (spacing aside) are equal and different integers differ; everything else goes to
-    math-verify.
+    Strings that differ only in spacing are equal, and different integers differ. math-verify decides all other cases.
     """
     left, right = _normal(answer), _normal(reference)
     if left == right:
@@ -54,22 +53,22 @@ def math_equal(answer: str, reference: str) -> bool:
 
 @lru_cache(maxsize=1)
 def prepare() -> None:
-    """Import what `math_equal` may need (sympy: two seconds and more) and let it build its grammar tables."""
+    """Import sympy (two seconds or more) and math-verify, and let math-verify build its grammar tables."""
     _verify(r"\sqrt{x}", r"x^{1/2}")
 
 
 def _verify(answer: str, reference: str) -> bool:
     from math_verify import verify
 
-    # math-verify's own limits are signal alarms, which C code ignores: the pool's limit replaces them. Its
-    # verdict is not symmetric, the reference goes first.
+    # math-verify's own time limits are signal alarms, which C code ignores; the pool's limit replaces them. Its verdict
+    # is not symmetric: the reference is the first argument.
     return bool(verify(_parse_reference(reference), _parse(answer), timeout_seconds=None))
 
 
 def _parse(text: str) -> Any:
     from math_verify import parse
 
-    # Both sides in a box: math-verify takes an unmarked (1, 2) and $(1, 2)$ for different things.
+    # Both sides are put into a box: math-verify does not parse a bare (1, 2) like $(1, 2)$.
     return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
 
 
@@ -79,7 +78,7 @@ def _parse_reference(text: str) -> Any:
 
 
 def _trim(text: str) -> str:
-    """A stated answer without the sentence around it: emphasis, dollars, a final full stop."""
+    """A stated answer without emphasis, dollar signs and the rest of its sentence."""
     inner = _INLINE.search(text)
     if inner:
         return inner.group(1).strip()
@@ -92,7 +91,7 @@ def _normal(text: str) -> str:
 
 
 def _integer(text: str) -> tuple[str, str] | None:
-    """Sign and digits of an integer, kept as text: converting a megabyte of digits takes minutes."""
+    """Sign and digits of an integer, as text: converting a megabyte of digits to a number takes minutes."""
     match = _INTEGER.fullmatch(text)
     if match is None:
         return None

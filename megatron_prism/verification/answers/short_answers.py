@@ -1,4 +1,4 @@
-"""Grading a short answer: a word, a phrase or a number, boxed or stated like a mathematical one."""
+"""Grading a short answer: a word, a phrase or a number, extracted like a mathematical answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _NUMBER = re.compile(r"\d")
 
 
 def extract_short(completion: str) -> str | None:
-    """The answer a completion gives, or None; found as a mathematical answer is."""
+    """The answer in a completion, or None; extracted like a mathematical answer."""
     return extract_math(completion)
 
 
 def short_equal(answer: str, reference: str) -> bool:
-    """Whether both say the same: letter case, spacing, `\\text{}` and a final full stop aside.
+    """Whether both are the same text, ignoring case, spacing, `\\text{}` and a final full stop.
 
-    Where both hold a digit they may be numbers, and math_equal decides: `0.5` is `1/2`.
+    If both contain a digit, they may be numbers, and `math_equal` decides: `0.5` equals `1/2`.
     """
     if _words(answer) == _words(reference):
         return True

@@ -1,7 +1,6 @@
-"""Frames between a grading pool and its workers: four bytes of length (big-endian), then that many bytes of
-JSON.
+"""Messages between a grading pool and its workers: a length of four bytes (big-endian), then that many bytes of JSON.
 
-The JSON is ASCII, so text with lone surrogates (a sampler can emit any bytes) survives the journey unchanged.
+The JSON is ASCII, so text with lone surrogates (a sampler can produce any bytes) arrives unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def decode(buffer: bytearray) -> dict[str, Any] | None:
-    """Take the first whole frame out of `buffer`; None while it is incomplete."""
+    """Remove the first complete frame from `buffer` and return its message; None while it is incomplete."""
     if len(buffer) < HEADER.size:
         return None
     (length,) = HEADER.unpack_from(buffer)

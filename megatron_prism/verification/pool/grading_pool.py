@@ -1,9 +1,9 @@
-"""A pool of long-lived worker processes that are killed and replaced when a task exceeds its time or memory.
+"""A pool of long-lived worker processes. A worker that exceeds its time or memory is killed and replaced.
 
-Grading runs on text that a model wrote: `9**9**9`, an endless loop or a regular expression that explodes must
-cost one time limit and yield a result, never hang the run. A thread cannot be killed and `signal.alarm` does
-not interrupt C code, so each worker is a process. It is started as a fresh interpreter, not forked: a fork of
-a process that holds torch or CUDA is not safe, and a spawn would import the user's main script again.
+Graders read text that a model wrote: `9**9**9`, an endless loop or a regular expression with exponential cost must
+take no longer than one time limit, and must give a result instead of hanging the run. A thread cannot be killed and
+`signal.alarm` does not interrupt C code, so each worker is a process. It is started as a fresh interpreter, not forked:
+a fork of a process that holds torch or CUDA is not safe, and a spawn would import the user's main script again.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from megatron_prism.verification.sandbox import cgroup
 
 # Time for a worker to start and import what its task needs; only a broken installation takes longer.
 START_SECONDS = 120.0
-# Time past the limit before a worker is killed: a grader that keeps the limit itself may answer first.
+# A worker is killed this long after the time limit: a grader that enforces the limit itself can answer first.
 GRACE_SECONDS = 0.5
-# A worker that dies before a task starts is replaced this often before the pool gives up.
+# The pool gives up after this many workers in a row have died before their task started.
 START_ATTEMPTS = 3
 
 
@@ -47,7 +47,7 @@ class GradingPool:
         memory_mib: address space of a worker in MiB (RLIMIT_AS; sympy alone needs about 300).
 
     Raises:
-        ConfigError: for a size or limit that is not positive.
+        ConfigError: if a number or limit is not positive.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class GradingPool:
             progress: called with 1 after each finished task.
 
         Raises:
-            RuntimeError: if workers die again and again before a task starts (a broken installation).
+            RuntimeError: if workers repeatedly die before a task starts (a broken installation).
         """
         results: list[dict[str, Any] | None] = [None] * len(tasks)
         waiting = deque(range(len(tasks)))
@@ -133,7 +133,7 @@ class GradingPool:
                     results[index] = result
                     progress(1)
         except BaseException:
-            # An interrupted map leaves workers in the middle of tasks whose answers nobody wants any more.
+            # After an interrupt, workers are still busy with tasks whose results are no longer needed.
             self.close()
             raise
         return [result for result in results if result is not None]
@@ -151,7 +151,7 @@ class GradingPool:
         self._workers[slot] = None
 
     def _wait(self, busy: Mapping[int, int]) -> list[int]:
-        """The busy slots with something to read or past their deadline."""
+        """The busy slots whose worker has sent something or has passed its deadline."""
         with selectors.DefaultSelector() as selector:
             for slot in busy:
                 selector.register(self._worker(slot).replies, selectors.EVENT_READ, slot)
@@ -164,7 +164,7 @@ class GradingPool:
 
 
 class _Worker:
-    """One process, its pipe, and the task it is on."""
+    """One process, its pipe, and its current task."""
 
     def __init__(self, command: Sequence[str], timeout_seconds: float) -> None:
         root = str(ROOT)
@@ -174,7 +174,8 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Its own session: Ctrl-C reaches only the parent, and the whole group can be killed at once.
+            # In its own session, so that Ctrl-C reaches only the parent and the whole process group can be killed at
+            # once.
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
             bufsize=0,
@@ -206,7 +207,7 @@ class _Worker:
         self.buffer += data
 
     def result(self) -> dict[str, Any] | None:
-        """The finished task's result, what became of it, or None while it runs."""
+        """The result of the task, the reason why it failed, or None while it runs."""
         while (message := decode(self.buffer)) is not None:
             if message["event"] == "done":
                 result: dict[str, Any] = message["result"]
@@ -222,8 +223,7 @@ class _Worker:
     def kill(self) -> None:
         import psutil
 
-        # A program under test runs in its own process group: it is found as a child while its parent still
-        # lives.
+        # A program under test has its own process group. It can be found as a child only while its parent lives.
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -246,6 +246,6 @@ def _kill_all(workers: list[_Worker | None]) -> None:
 
 
 def _kill_at_exit(workers: list[_Worker | None], owner: int) -> None:
-    # A forked copy of the owner inherits this call, but not the right to kill the owner's workers.
+    # A forked copy of the owner inherits this call and must not kill the owner's workers.
     if os.getpid() == owner:
         _kill_all(workers)

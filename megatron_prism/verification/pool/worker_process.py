@@ -1,7 +1,7 @@
-"""The worker's side of a grading pool: read a task, announce the start, grade, answer; one task at a time.
+"""The worker process of a grading pool: it reads a task, reports the start, grades, and sends the result.
 
-Runs in the main thread of a bare interpreter (`python -P -m`), so it never re-imports the user's script and
-signals work. Standard output carries frames only: whatever a grader prints goes to /dev/null.
+It runs in the main thread of a bare interpreter (`python -P -m`), so it does not import the user's script again, and
+signals work. Only frames go through the pipe: what a grader prints goes to /dev/null.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from megatron_prism.verification.pool.frames import decode, encode
 
-# How often an idle worker looks whether its parent still lives. End of input says so too, except when a
-# process that the parent forked still holds the other end of the pipe.
+# How often an idle worker checks that its parent is alive. The end of input also shows that the parent has ended,
+# unless another process forked by the parent still holds the other end of the pipe.
 PARENT_CHECK_SECONDS = 5.0
-# CPU seconds past the time limit after which the kernel ends the worker, should nobody be left to kill it.
+# CPU seconds past the time limit after which the kernel ends the worker, in case the parent has died.
 CPU_GRACE_SECONDS = 5
 
 
@@ -33,7 +33,7 @@ def main(module_name: str, timeout_seconds: float, memory_mib: int) -> None:
     parent = os.getppid()
     buffer = bytearray()
     while (task := _next_task(requests, buffer, parent)) is not None:
-        # What a kind of task needs (importing sympy takes seconds) is loaded before the clock starts.
+        # Imports (sympy takes seconds) do not count towards the time limit.
         grader.prepare(task, memory_mib=memory_mib)
         _limit_memory(memory_mib)
         _limit_cpu(timeout_seconds)

@@ -1,19 +1,19 @@
 """The strong mode: one long-lived sandbox with a warm interpreter that forks a child for each program.
 
-Bubblewrap gives the sandbox namespaces of its own (processes, network, mounts, System V queues, host name; users
-when this process is not root). Its root holds the interpreter, the standard library, the libraries of both, four
-devices and an empty /tmp in memory, and is read-only but for /tmp: no /proc, no shell, no home, no
-checkpoint. The environment is empty. Programs run as a user of their own without capabilities and cannot regain
-any; a seccomp filter (system_calls.py) refuses what they have no use for. Memory and processes are bounded by a
-control group where one can be made (cgroup.py) and by limits per process; time and output by the host.
+Bubblewrap creates new namespaces for the sandbox (processes, network, mounts, System V queues, host name; also users if
+this process is not root). Its root directory contains the interpreter, the standard library, their shared libraries,
+four devices and an empty /tmp in memory, and is read-only except for /tmp: there is no /proc, shell, home or
+checkpoint. The environment is empty. Programs run as a separate user without capabilities and cannot regain any; a
+seccomp filter (system_calls.py) refuses calls that they do not need. A control group, if one can be created
+(cgroup.py), and limits per process bound memory and processes; the host bounds time and output.
 
 What remains possible:
-- A program shares the kernel with the host: a hole in the kernel that the filter leaves open is a way out.
-- Tests that are statements other than `assert EXPRESSION == LITERAL` run inside the program's interpreter. A
-  program that goes looking for their verdict there (frames, `compile`) can forge it; functions, scripts and
-  comparisons with a literal cannot be forged, only answered.
-- Programs of one sandbox follow each other. Files, processes, queues and keys are gone between them; the
-  processor's caches are not.
+- A program shares the kernel with the host: a kernel vulnerability that the filter does not cover is a way out.
+- Tests that are statements other than `assert EXPRESSION == LITERAL` run inside the program's interpreter. A program
+  that searches for the verdict there (frames, `compile`) can forge it. The verdicts of functions, scripts and
+  comparisons with a literal cannot be forged.
+- Programs run one after the other in one sandbox. Files, processes, queues and keys are removed between them; the
+  contents of the processor's caches are not.
 - Without a control group a program may use PROCESSES times its memory limit.
 """
 
@@ -41,28 +41,29 @@ INSIDE = Path(inside.__path__[0])
 PACKAGE_IN_SANDBOX = "/prism"
 DEVICES = ("null", "zero", "random", "urandom")
 TEMPORARY_BYTES = 64 << 20
-# The interpreter and bubblewrap themselves, and the files in memory.
+# For the interpreter, bubblewrap and the files in memory.
 OWN_MEMORY_BYTES = (64 << 20) + TEMPORARY_BYTES
-# Each sandbox's user is FIRST_USER plus its host process's id: nobody's, so limits per user count one sandbox.
+# The user id of a sandbox is FIRST_USER plus the id of its host process. No other process has it, so the kernel's
+# limits per user apply to one sandbox.
 FIRST_USER = 2_000_000_000
-# For a busy machine; a sandbox starts in a tenth of a second.
+# A sandbox starts in a tenth of a second; the limit is for a busy machine.
 START_SECONDS = 60.0
-# Killing and emptying takes milliseconds; what takes longer is replaced.
+# Cleaning up takes milliseconds; a sandbox that takes longer than this is replaced.
 CLEAN_SECONDS = 5.0
-# After so many programs a sandbox is replaced, whatever they may have done to it.
+# A sandbox is replaced after this many programs, as a precaution.
 PROGRAMS_PER_SANDBOX = 1000
 _ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 97; shift; done; shift; exec "$@"'
 
 
 class SandboxError(Exception):
-    """A sandbox that does not start; the message is what bubblewrap or the interpreter said."""
+    """The sandbox does not start; the message is the output of bubblewrap or the interpreter."""
 
 
 class Sandbox:
-    """Runs programs one after the other; a `judge.Runner`. Use it as a context manager.
+    """Runs programs one after the other; implements `judge.Runner`. Use it as a context manager.
 
     Args:
-        memory_mib: for one program, all its processes together.
+        memory_mib: memory limit of one program, for all its processes together.
     """
 
     def __init__(self, memory_mib: int) -> None:
@@ -80,7 +81,7 @@ class Sandbox:
         self.close()
 
     def open(self) -> None:
-        """Start the sandbox unless it runs.
+        """Start the sandbox if it is not running.
 
         Raises:
             SandboxError: if it does not start.
@@ -95,7 +96,7 @@ class Sandbox:
             raise
 
     def start(self, channel: int, stdin: int, stdout: int) -> _Program:
-        """As `judge.Runner`; opens the sandbox if need be."""
+        """See `judge.Runner`; opens the sandbox if it is not running."""
         for attempt in (1, 2):
             self.open()
             assert self._control is not None
@@ -105,20 +106,20 @@ class Sandbox:
                 message = json.dumps({"start": number}).encode("ascii")
                 socket.send_fds(self._control, [message], [channel, stdin, stdout])
             except OSError:
-                # It died since the last program: nothing was lost.
+                # The sandbox has died since the last program; nothing is lost.
                 self.close()
                 if attempt == 2:
-                    raise SandboxError("the sandbox ends as soon as it has started") from None
+                    raise SandboxError("the sandbox ends immediately after its start") from None
             else:
                 return _Program(self, self._control, number)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Kill everything inside and remove every trace. It opens again when it is used again."""
+        """Kill all its processes and remove its control group. The sandbox opens again when it is used again."""
         if self._process is not None:
             if self._process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    # Process 1 of the namespace takes all others with it; bubblewrap then ends by itself.
+                    # When process 1 of the namespace dies, the kernel kills all others, and bubblewrap ends.
                     os.kill(self._first_process or self._process.pid, signal.SIGKILL)
                 try:
                     self._process.wait(CLEAN_SECONDS)
@@ -136,13 +137,13 @@ class Sandbox:
         program = shutil.which("bwrap")
         if program is None:
             raise SandboxError("bwrap is not on PATH")
-        # Where control groups cannot be made the limits of each process remain.
+        # If no control group can be created, only the limits per process apply.
         with contextlib.suppress(OSError):
             self.group = ControlGroup((self.memory_mib << 20) + OWN_MEMORY_BYTES, 2 * zygote.PROCESSES)
         host, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = host
-        said = os.memfd_create("said")
-        information, given = os.pipe()
+        errors = os.memfd_create("errors")
+        information, information_end = os.pipe()
         rules = os.memfd_create("rules")
         try:
             os.write(rules, seccomp_filter())
@@ -151,28 +152,30 @@ class Sandbox:
             self._process = subprocess.Popen(
                 [
                     *("/bin/sh", "-c", _ENTER, "sh", *entrances, "--", program),
-                    *_arguments(rules, given, far_end.fileno()),
+                    *_arguments(rules, information_end, far_end.fileno()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
-                pass_fds=(rules, given, far_end.fileno()),
+                stderr=errors,
+                pass_fds=(rules, information_end, far_end.fileno()),
                 env={},
                 start_new_session=True,
             )
-            os.close(given)
-            given = -1
+            os.close(information_end)
+            information_end = -1
             far_end.close()
             ready = _receive(host, START_SECONDS)
             if ready is None:
                 self._process.kill()
                 self._process.wait()
-                text = os.pread(said, 4096, 0).decode("utf-8", "replace").strip()
-                raise SandboxError(text.splitlines()[-1] if text else "it ended without a word")
+                text = os.pread(errors, 4096, 0).decode("utf-8", "replace").strip()
+                raise SandboxError(
+                    text.splitlines()[-1] if text else "bubblewrap exited without an error message"
+                )
             self._first_process = json.loads(os.read(information, 4096))["child-pid"]
         finally:
             far_end.close()
-            for descriptor in (said, information, given, rules):
+            for descriptor in (errors, information, information_end, rules):
                 if descriptor >= 0:
                     os.close(descriptor)
 
@@ -186,7 +189,7 @@ class _Program:
         self._kills = sandbox.group.memory_kills() if sandbox.group else 0
 
     def finish(self) -> str | int:
-        """End it; a sandbox that does not report a clean end, or is due, is closed."""
+        """End the program. The sandbox is closed if it does not report a clean end or has run enough programs."""
         with contextlib.suppress(OSError):
             self._control.send(json.dumps({"end": self._number}).encode("ascii"))
         report = _receive(self._control, CLEAN_SECONDS)
@@ -204,7 +207,7 @@ class _Program:
 
 @lru_cache(maxsize=1)
 def bubblewrap_version() -> str | None:
-    """What `bwrap --version` says, without the name; None where it is absent."""
+    """The version that `bwrap --version` prints; None if bubblewrap is not installed."""
     try:
         done = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -213,7 +216,7 @@ def bubblewrap_version() -> str | None:
 
 
 def _receive(control: socket.socket, seconds: float) -> dict[str, Any] | None:
-    """The next message of the sandbox's first process; None if it is gone or silent."""
+    """The next message of the sandbox's first process; None if it has ended or sends nothing in time."""
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         if not selector.select(seconds):
@@ -227,15 +230,15 @@ def _receive(control: socket.socket, seconds: float) -> dict[str, Any] | None:
 
 
 def _arguments(rules: int, information: int, control: int) -> list[str]:
-    """Bubblewrap's arguments (version 0.7 or newer: --size), with the interpreter's command at their end."""
+    """Bubblewrap's arguments (--size needs version 0.7 or newer), followed by the command of the interpreter."""
     files = interpreter_files()
     root = os.getuid() == 0
     shown = [*files.folders, *files.files, files.python]
-    # Made here because bubblewrap gives the folders it makes on the way to a mount to their owner alone.
+    # Created here because only the owner may read the folders that bubblewrap creates itself on the way to a mount.
     parents = sorted({str(parent) for path in shown for parent in Path(path).parents} - {"/"})
     return [
         *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-        # Root needs no user namespace: it drops to a user that nobody is. Others have no other way.
+        # Root needs no user namespace: it changes to an unused user id. Other users need one.
         *(() if root else ("--unshare-user", "--uid", str(zygote.NOBODY), "--gid", str(zygote.NOBODY))),
         *("--cap-drop", "ALL"),
         *(("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if root else ()),
@@ -251,7 +254,7 @@ def _arguments(rules: int, information: int, control: int) -> list[str]:
         *("--remount-ro", "/", "--chdir", zygote.WRITABLE, "--clearenv"),
         *("--setenv", "HOME", zygote.WRITABLE, "--setenv", "TMPDIR", zygote.WRITABLE),
         *("--setenv", "PYTHONPATH", PACKAGE_IN_SANDBOX, "--setenv", "PYTHONUTF8", "1"),
-        # -I would also ignore PYTHONHASHSEED, and the same program must get the same verdict every time.
+        # Not -I, which would ignore PYTHONHASHSEED: the same program must always get the same verdict.
         *("--setenv", "PYTHONHASHSEED", "0"),
         *("--", files.python, "-P", "-s", "-S", "-B", "-m", zygote.__name__),
         *(str(control), str(FIRST_USER + os.getpid())),

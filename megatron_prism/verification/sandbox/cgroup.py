@@ -1,7 +1,7 @@
-"""A control group of its own for each sandbox: one bound on memory and one on processes for all it starts.
+"""A control group for each sandbox, which limits the memory and the number of all its processes together.
 
-Limits of a process (setrlimit) do not add up: sixty forks have sixty times the memory. Version 1 and 2 of the
-kernel's interface are served, where this process may write there; elsewhere a sandbox runs without.
+Limits per process (setrlimit) are not enough: sixty forks may use sixty times the memory. Versions 1 and 2 of the
+kernel's interface are supported, if this process may write to them; otherwise a sandbox has no control group.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 
 MOUNTS = Path("/sys/fs/cgroup")
 PREFIX = "prism-"
-# The kernel lets go of a group a moment after its last process is gone.
+# The kernel releases a group shortly after its last process has ended.
 RELEASE_SECONDS = 2.0
 _counter = itertools.count()
 
 
 class ControlGroup:
-    """Folders under `mounts`, made on construction and gone after `remove`.
+    """Folders under `mounts`, created by the constructor and deleted by `remove`.
 
     Args:
-        memory_bytes: for all processes together, files in memory included; there is no swap beyond it.
-        processes: processes and threads together.
+        memory_bytes: limit for all processes together, including files in memory; swap is not available.
+        processes: limit on the number of processes and threads together.
         mounts: where the kernel's control groups are mounted.
 
     Raises:
-        OSError: where they cannot be made.
+        OSError: if the groups cannot be created.
     """
 
     def __init__(self, memory_bytes: int, processes: int, mounts: Path = MOUNTS) -> None:
@@ -59,14 +59,14 @@ class ControlGroup:
 
     @property
     def entrances(self) -> list[str]:
-        """Files a process writes its id to in order to enter."""
+        """The files to which a process writes its id to join the group."""
         return [str(folder / "cgroup.procs") for folder in self.folders]
 
     def memory_kills(self) -> int:
-        """How often the kernel has killed a process in here for want of memory."""
+        """How often the kernel has killed a process of this group because memory ran out."""
         with contextlib.suppress(OSError, ValueError):
             if self._descriptor < 0:
-                # Read after every program: kept open.
+                # Kept open, because it is read after every program.
                 self._descriptor = os.open(self._events, os.O_RDONLY | os.O_CLOEXEC)
             for line in os.pread(self._descriptor, 4096, 0).splitlines():
                 key, _, value = line.partition(b" ")
@@ -75,7 +75,7 @@ class ControlGroup:
         return 0
 
     def remove(self) -> None:
-        """Remove the folders, once the last process is gone."""
+        """Remove the folders, after the last process has ended."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -89,10 +89,10 @@ class ControlGroup:
 
 
 def sweep(mounts: Path = MOUNTS, owner: int | None = None) -> None:
-    """Remove what sandboxes left whose host process was killed. A group with a process in it stays.
+    """Remove the groups of sandboxes whose host process was killed. A group that still has a process stays.
 
     Args:
-        owner: only this process's, and wait for its sandbox to end.
+        owner: remove only the groups of this process id, and wait for its sandbox to end.
     """
     name = f"{PREFIX}{'*' if owner is None else owner}-*"
     for folder in (*mounts.glob(name), *mounts.glob(f"*/{name}")):
@@ -115,14 +115,13 @@ def _remove(folder: Path, seconds: float = RELEASE_SECONDS) -> None:
 
 
 def _delegated(mounts: Path) -> Path:
-    """The group (version 2) below which a group with both controllers can be made: this process's, or the
-    top."""
+    """The group (version 2) in which a group with both controllers can be created: this process's, or the root."""
     own = Path("/proc/self/cgroup").read_text().partition("::")[2].strip().lstrip("/")
     for folder in dict.fromkeys((mounts / own, mounts)):
         with contextlib.suppress(OSError):
             control = folder / "cgroup.subtree_control"
             if not {"memory", "pids"} <= set(control.read_text().split()):
-                # Refused where the group has processes of its own.
+                # The kernel refuses this for a group that contains processes itself.
                 control.write_text("+memory +pids")
             return folder
     raise PermissionError(f"{mounts}: no control group in which the memory and pids controllers can be used")

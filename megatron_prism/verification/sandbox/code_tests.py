@@ -1,11 +1,11 @@
-"""The tests of a code problem: three styles, checked when read and brought into the form they are run in.
+"""The tests of a code problem: three styles, which are checked when read and converted to the form in which they run.
 
-- Assert statements, as text: `assert f(2) == 4`. Where one side is a literal, only the other side travels to
-  the program's process, and the value is compared outside it. Any other statement runs beside the program.
-- Functions: `{"function": "f", "arguments": [2], "expected": 4}`, compared outside. Values come from JSON, so a
-  tuple and a list of the same items are equal here.
-- Scripts: `{"input": "2\\n", "output": "4\\n"}`, what the program reads and must print; spaces at the end of a
-  line and empty lines at the end do not count.
+- Assert statements, as text: `assert f(2) == 4`. If one side is a literal, only the other side is sent to the program's
+  process, and the value is compared outside it. Any other statement runs in the program's interpreter.
+- Functions: `{"function": "f", "arguments": [2], "expected": 4}`, compared outside. Values come from JSON, so a tuple
+  equals a list of the same items.
+- Scripts: `{"input": "2\\n", "output": "4\\n"}`: the program's input and the output it must print. Spaces at the end of
+  a line and empty lines at the end do not count.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ SCRIPT_KEYS = ("input", "output")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to ask of a program that has run: what is sent, the line that must come back, what to call a
-    failure."""
+    """One request to a program that has run, the expected reply, and the reason to report if the reply differs."""
 
     request: dict[str, Any]
     expected: str
@@ -53,22 +52,24 @@ class CodeTests:
 
 
 def parse_tests(tests: Sequence[CodeTest], where: str = "tests") -> CodeTests:
-    """Check `tests` and prepare them. Tokens are drawn anew on every call.
+    """Check `tests` and prepare them. Every call draws new tokens.
 
     Args:
-        where: what an error message begins with, such as `FILE:LINE: 'tests'`.
+        where: the beginning of error messages, such as `FILE:LINE: 'tests'`.
 
     Raises:
-        DataError: for no tests (then any program would pass), a mixture of styles, a wrong key or type, or
-            an assert that is not Python; it names the test by its number, from 0.
+        DataError: if there are no tests (any program would pass), styles are mixed, a key or type is wrong, or an
+            assert is not valid Python. The message has the number of the test, counted from 0.
     """
     if isinstance(tests, str) or not isinstance(tests, Sequence):
         raise DataError(f"{where}: expected a list of tests, found {type(tests).__name__}")
     if not tests:
-        raise DataError(f"{where} is empty: no tests, so any program would pass; give at least one")
+        raise DataError(f"{where} is empty: without tests any program would pass; give at least one")
     styles = {_style(test, f"{where}[{number}]") for number, test in enumerate(tests)}
     if len(styles) > 1:
-        raise DataError(f"{where}: mixes {' and '.join(sorted(styles))}; a problem has tests of one style")
+        raise DataError(
+            f"{where}: mixes {' and '.join(sorted(styles))}; all tests of a problem must have the same style"
+        )
     steps: list[Step] = []
     cases: list[Case] = []
     for number, test in enumerate(tests):
@@ -86,7 +87,7 @@ def _style(test: CodeTest, place: str) -> str:
     if isinstance(test, str):
         return "assert statements"
     if not isinstance(test, Mapping):
-        raise DataError(f"{place}: a test is text or a mapping, found {type(test).__name__}")
+        raise DataError(f"{place}: a test must be text or a mapping, found {type(test).__name__}")
     keys = FUNCTION_KEYS if "function" in test else SCRIPT_KEYS
     for key in test:
         if key not in keys:
@@ -108,23 +109,23 @@ def _statements(source: str, place: str) -> list[Step]:
     except (SyntaxError, ValueError, RecursionError) as problem:
         raise DataError(f"{place}: not Python ({problem}); write it as an assert statement") from None
     if not body:
-        raise DataError(f"{place}: holds no statement; write it as an assert statement")
+        raise DataError(f"{place}: contains no statement; write it as an assert statement")
     return [_statement(statement) for statement in body]
 
 
 def _statement(statement: ast.stmt) -> Step:
     match statement:
         case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
-            for asked, known in ((left, right), (right, left)):
-                expected = _literal(known)
-                if expected is not None and _literal(asked) is None:
-                    return Step({"expression": ast.unparse(asked)}, expected, "assertion")
+            for sent, literal in ((left, right), (right, left)):
+                expected = _literal(literal)
+                if expected is not None and _literal(sent) is None:
+                    return Step({"expression": ast.unparse(sent)}, expected, "assertion")
     token = secrets.token_hex(16)
     return Step({"statement": ast.unparse(statement), "token": token}, token, "crashed")
 
 
 def _literal(node: ast.expr) -> str | None:
-    """The plain text of a literal, or None if `node` is none."""
+    """The plain text of a literal, or None if `node` is not a literal."""
     try:
         return plain(ast.literal_eval(node))
     except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
@@ -134,7 +135,7 @@ def _literal(node: ast.expr) -> str | None:
 def _function(test: Mapping[str, Any], place: str) -> Step:
     name, arguments = test["function"], test["arguments"]
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise DataError(f"{place}: 'function' must be a function's name, found {name!r}")
+        raise DataError(f"{place}: 'function' must be the name of a function, found {name!r}")
     if not isinstance(arguments, list):
         raise DataError(f"{place}: 'arguments' must be a list, found {type(arguments).__name__}")
     try:
@@ -152,5 +153,5 @@ def _case(test: Mapping[str, Any], place: str) -> Case:
 
 
 def normal_output(text: str) -> str:
-    """Printed text without spaces at the ends of lines and empty lines at its end."""
+    """`text` without spaces at the ends of lines and without empty lines at its end."""
     return "\n".join(line.rstrip() for line in text.split("\n")).rstrip()

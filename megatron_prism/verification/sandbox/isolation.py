@@ -15,7 +15,7 @@ from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 
 STRONG, WEAK = "strong", "weak"
 MODES = (STRONG, WEAK)
-# What the probe gives its program to use.
+# Limits of the program that tests whether the strong mode works.
 _PROBE_MIB = 256
 _PROBE_SECONDS = 30.0
 
@@ -25,6 +25,7 @@ log = get_logger(__name__)
 def run_tests(
     program: str,
     tests: Sequence[CodeTest],
+    *,
     timeout_seconds: float = 5.0,
     memory_mib: int = 512,
     sandbox: str = STRONG,
@@ -33,32 +34,32 @@ def run_tests(
     """Run `program` and its tests (see code_tests.py); all of them must pass.
 
     Args:
-        program: Python source; only the standard library can be imported.
+        program: Python source; it can import only the standard library.
         timeout_seconds: wall time for the program with all its tests.
         memory_mib: address space of a process in MiB.
         sandbox: "strong" or "weak".
-        runner: what starts the program; without one a runner is made and closed again.
+        runner: starts the program; by default a runner is made for this call.
 
     Returns:
-        "correct"; "wrong" (a value or an output differs), "assertion" (an assert does not hold), "timeout", "memory",
-        "output" (it said far more than expected), "exit" (it left by itself), "exception: NAME", or "crashed"
-        (killed by a signal, or gone without a verdict).
+        "correct"; "wrong" (a value or an output differs), "assertion" (an assert fails), "timeout", "memory", "output"
+        (it printed far more than expected), "exit" (it called sys.exit), "exception: NAME", or "crashed" (killed by a
+        signal, or ended without a verdict).
 
     Raises:
-        DataError: for tests that are none, or not of the form code_tests.py describes.
-        ConfigError: for an unknown mode, or strong isolation that does not work here.
+        DataError: for tests that are missing or not in the form that code_tests.py describes.
+        ConfigError: for an unknown mode, or if the strong mode does not work on this machine.
     """
     parsed = parse_tests(tests)
     if runner is not None:
-        return judge(runner, program, parsed, timeout_seconds, memory_mib)
+        return judge(runner, program, parsed, timeout_seconds=timeout_seconds, memory_mib=memory_mib)
     require_sandbox(sandbox)
     with open_runner(sandbox, memory_mib) as made:
-        return judge(made, program, parsed, timeout_seconds, memory_mib)
+        return judge(made, program, parsed, timeout_seconds=timeout_seconds, memory_mib=memory_mib)
 
 
 @contextlib.contextmanager
 def open_runner(sandbox: str, memory_mib: int) -> Iterator[Runner]:
-    """A runner of the named mode, kept warm until the block ends."""
+    """A runner of this mode, which stays open until the block ends."""
     if sandbox == WEAK:
         yield WeakRunner()
         return
@@ -67,20 +68,20 @@ def open_runner(sandbox: str, memory_mib: int) -> Iterator[Runner]:
 
 
 def require_sandbox(sandbox: str) -> None:
-    """Say at once whether programs can be run in this mode.
+    """Check that programs can run in this mode, before any other work.
 
     Raises:
-        ConfigError: for an unknown mode, or "strong" where it does not work.
+        ConfigError: for an unknown mode, or if the strong mode does not work on this machine.
     """
     check_mode(sandbox)
     if sandbox == WEAK:
-        _warn_of_weakness()
+        _warn_weak()
         return
     problem = sandbox_problem()
     if problem is not None:
         raise ConfigError(
             f"sandbox=strong: programs that a model wrote cannot be isolated here ({problem}); install "
-            "bubblewrap 0.7 or newer (apt-get install bubblewrap) where namespaces are allowed, or say "
+            "bubblewrap 0.7 or newer (apt-get install bubblewrap) on a machine that allows namespaces, or set "
             "sandbox=weak to run them without isolation"
         )
 
@@ -88,22 +89,28 @@ def require_sandbox(sandbox: str) -> None:
 def check_mode(sandbox: str) -> None:
     """Raises ConfigError unless `sandbox` is one of `MODES`."""
     if sandbox not in MODES:
-        raise ConfigError(f"sandbox={sandbox}: no such mode{suggest(str(sandbox), MODES)}")
+        raise ConfigError(f"sandbox={sandbox}: unknown mode{suggest(str(sandbox), MODES)}")
 
 
 @lru_cache(maxsize=1)
 def sandbox_problem() -> str | None:
-    """Why the strong mode does not work here, or None; found out once by running a program in it."""
+    """Why the strong mode does not work here, or None. The first call runs a program in it to find out."""
     try:
         with Sandbox(_PROBE_MIB) as strong:
-            verdict = judge(strong, "x = 6 * 7", parse_tests(["assert x == 42"]), _PROBE_SECONDS, _PROBE_MIB)
+            verdict = judge(
+                strong,
+                "x = 6 * 7",
+                parse_tests(["assert x == 42"]),
+                timeout_seconds=_PROBE_SECONDS,
+                memory_mib=_PROBE_MIB,
+            )
     except (SandboxError, ConfigError, OSError) as reason:
         return str(reason)
-    return None if verdict == PASSED else f"a first program in it ended with '{verdict}'"
+    return None if verdict == PASSED else f"a test program in it ended with '{verdict}'"
 
 
 @lru_cache(maxsize=1)
-def _warn_of_weakness() -> None:
+def _warn_weak() -> None:
     log.warning(
-        "sandbox=weak: programs that a model wrote run as this user, with its files and network in reach"
+        "sandbox=weak: programs that a model wrote run as this user and can reach its files and the network"
     )

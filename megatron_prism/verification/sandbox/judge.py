@@ -1,8 +1,8 @@
-"""The host's side of a conversation with one running program: send it the tests, compare what it says.
+"""The host's side of the protocol with one running program: send it the tests and compare its replies.
 
-The same for both modes of isolation: a `Runner` starts a process that speaks the protocol of
-`inside/program.py`, and is told when to end it. Nothing that the program writes is parsed or believed beyond
-equality with an expected line; the time limit is kept here.
+It is the same for both modes of isolation: a `Runner` starts a process that speaks the protocol of `inside/program.py`,
+and ends it on request. The program's replies are never parsed, only compared with the expected lines. The time limit is
+enforced here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMEOUT = "timeout"
 _REASON = re.compile(r"!(memory|assertion|exit|exception: \w{1,100})")
 LARGEST_FILE_BYTES = 1 << 20
 OPEN_FILES = 64
-# What a program may print or answer beyond what is expected of it.
+# A program may print or reply this much more than expected.
 LARGEST_OUTPUT_BYTES = 1 << 20
 _CHUNK = 1 << 16
 
@@ -40,15 +40,15 @@ class Running(Protocol):
         """A descriptor that is readable once the program's main process has ended."""
 
     def finish(self) -> str | int:
-        """End the program with everything it started. Its exit code (negative: a signal), or "memory" if the
-        kernel killed it for that."""
+        """End the program and everything it started. Returns its exit code (negative: a signal), or "memory" if the
+        kernel killed it for its memory."""
 
 
 class Runner(Protocol):
-    """What starts programs: one of the two modes."""
+    """Starts programs in one of the two modes."""
 
     def open(self) -> None:
-        """Do what the first program would otherwise wait for."""
+        """Start what the first program would otherwise have to wait for."""
 
     def start(self, channel: int, stdin: int, stdout: int) -> Running:
         """Start a process with these descriptors (which it copies) that serves the job on `channel`."""
@@ -62,8 +62,8 @@ class _Stop(Exception):
         self.reason = reason
 
 
-def judge(runner: Runner, program: str, tests: CodeTests, timeout_seconds: float, memory_mib: int) -> str:
-    """The reason of the verdict on `program`; "correct" if it passed every test within the time limit."""
+def judge(runner: Runner, program: str, tests: CodeTests, *, timeout_seconds: float, memory_mib: int) -> str:
+    """The verdict on `program`: "correct" if it passed every test within the time limit, else the reason why not."""
     deadline = time.monotonic() + timeout_seconds
     job = {
         "program": program,
@@ -77,38 +77,39 @@ def judge(runner: Runner, program: str, tests: CodeTests, timeout_seconds: float
         },
     }
     for case in tests.cases:
-        reason = _Conversation(runner, job, deadline, case=case).verdict()
+        reason = _Session(runner, job, deadline, case=case).verdict()
         if reason != PASSED:
             return reason
     if tests.steps:
-        return _Conversation(runner, job, deadline, steps=tests.steps).verdict()
+        return _Session(runner, job, deadline, steps=tests.steps).verdict()
     return PASSED
 
 
-class _Conversation:
-    """One process of the program: asked `steps`, or run as a script on one `case`."""
+class _Session:
+    """One process of the program: it is given `steps`, or run as a script on one `case`."""
 
     def __init__(
         self,
         runner: Runner,
         job: Mapping[str, Any],
         deadline: float,
+        *,
         steps: list[Step] | None = None,
         case: Case | None = None,
     ) -> None:
         self.runner, self.job, self.deadline = runner, job, deadline
         self.steps, self.case = steps or [], case
         self.expected = ["ran", *(step.expected for step in self.steps)]
-        self.said = bytearray()
+        self.received = bytearray()
         self.line = 0
         self.printed = bytearray()
 
     def verdict(self) -> str:
-        with ExitStack() as open_files:
+        with ExitStack() as for_host:
             host, child = socket.socketpair()
-            open_files.enter_context(host)
-            with child, ExitStack() as given:
-                stdin, printed, stdout = _standard_files(self.case, given, open_files)
+            for_host.enter_context(host)
+            with child, ExitStack() as for_program:
+                stdin, printed, stdout = _standard_files(self.case, for_program, for_host)
                 running = self.runner.start(child.fileno(), stdin, stdout)
             try:
                 self._talk(host, printed, running)
@@ -121,7 +122,7 @@ class _Conversation:
             return self._after_the_end(running.finish(), host, printed)
 
     def _talk(self, host: socket.socket, printed: int | None, running: Running) -> None:
-        """Until the program has ended by itself; raises _Stop as soon as the verdict is known."""
+        """Exchange messages until the program has ended; raises _Stop as soon as the verdict is known."""
         self._send(host, self.job)
         with selectors.DefaultSelector() as selector:
             selector.register(running.ended, selectors.EVENT_READ)
@@ -132,7 +133,7 @@ class _Conversation:
                 ready = {key.fd for key, _ in selector.select(max(0.0, self.deadline - time.monotonic()))}
                 if not ready:
                     raise _Stop(TIMEOUT)
-                if host.fileno() in ready and not self._hear(host):
+                if host.fileno() in ready and not self._receive(host):
                     selector.unregister(host)
                 if printed in ready and not self._collect(printed):
                     selector.unregister(printed)
@@ -140,10 +141,10 @@ class _Conversation:
                     return
 
     def _after_the_end(self, ended: str | int, host: socket.socket, printed: int | None) -> str:
-        """The verdict on a program that ended: what was still under way when it did is read first."""
+        """The verdict on a program that has ended. Its last output is read first."""
         try:
             host.setblocking(False)
-            while self._hear(host):
+            while self._receive(host):
                 pass
             if self.case is None or printed is None:
                 return "memory" if ended == "memory" else CRASHED
@@ -159,18 +160,18 @@ class _Conversation:
         text = bytes(self.printed).decode("utf-8", "replace")
         return PASSED if normal_output(text) == self.case.output else "wrong"
 
-    def _hear(self, host: socket.socket) -> bool:
-        """Read from the channel and compare whole lines; False at its end."""
+    def _receive(self, host: socket.socket) -> bool:
+        """Read from the channel and compare complete lines; False at the end of the channel."""
         try:
             data = host.recv(_CHUNK)
         except (BlockingIOError, ConnectionResetError):
             return False
-        self.said += data
-        while (end := self.said.find(b"\n")) >= 0:
-            line = self.said[:end].decode("ascii", "replace")
-            del self.said[: end + 1]
+        self.received += data
+        while (end := self.received.find(b"\n")) >= 0:
+            line = self.received[:end].decode("ascii", "replace")
+            del self.received[: end + 1]
             self._compare(host, line)
-        if len(self.said) > LARGEST_OUTPUT_BYTES + max(map(len, self.expected)):
+        if len(self.received) > LARGEST_OUTPUT_BYTES + max(map(len, self.expected)):
             raise _Stop("output")
         return bool(data)
 
@@ -179,7 +180,7 @@ class _Conversation:
             reason = _REASON.fullmatch(line)
             raise _Stop(reason.group(1) if reason else CRASHED)
         if self.case is not None:
-            # A script has nothing else to say here.
+            # A script sends no other line.
             raise _Stop(CRASHED)
         if line != self.expected[self.line]:
             raise _Stop(self.steps[self.line - 1].failure if self.line else CRASHED)
@@ -201,32 +202,36 @@ class _Conversation:
         return bool(data)
 
     def _send(self, host: socket.socket, message: Any) -> None:
-        """One line of JSON; ASCII, so that lone surrogates survive."""
+        """Send one line of JSON, in ASCII, so that lone surrogates arrive unchanged."""
         host.settimeout(max(0.001, self.deadline - time.monotonic()))
         try:
             host.sendall(json.dumps(message).encode("ascii") + b"\n")
         except TimeoutError:
             raise _Stop(TIMEOUT) from None
         except (BrokenPipeError, ConnectionResetError):
-            # It is gone, or has closed the channel: what it said before and its end decide.
+            # The program has ended or closed the channel: its earlier replies and its exit status decide.
             pass
         finally:
             host.settimeout(None)
 
 
-def _standard_files(case: Case | None, given: ExitStack, kept: ExitStack) -> tuple[int, int | None, int]:
-    """Standard input for the program, where its output is read, and its standard output."""
+def _standard_files(
+    case: Case | None, for_program: ExitStack, for_host: ExitStack
+) -> tuple[int, int | None, int]:
+    """Descriptors: the program's standard input, the end from which its output is read, and its standard output.
+
+    Those in `for_program` are closed once the program has them, those in `for_host` at the end."""
     if case is None:
         nothing = os.open(os.devnull, os.O_RDWR)
-        given.callback(os.close, nothing)
+        for_program.callback(os.close, nothing)
         return nothing, None, nothing
     with tempfile.NamedTemporaryFile(prefix="prism-input-") as file:
         file.write(case.input)
         file.flush()
-        # For reading only, of a file without a name: nothing can be kept in it.
+        # Read-only and of a file without a name, so that a program cannot store anything in it.
         stdin = os.open(file.name, os.O_RDONLY)
-    given.callback(os.close, stdin)
+    for_program.callback(os.close, stdin)
     printed, stdout = os.pipe()
-    given.callback(os.close, stdout)
-    kept.callback(os.close, printed)
+    for_program.callback(os.close, stdout)
+    for_host.callback(os.close, printed)
     return stdin, printed, stdout

@@ -1,9 +1,9 @@
-"""The system calls that a program in the sandbox is refused, as a seccomp filter.
+"""The seccomp filter: the system calls that are refused to a program in the sandbox.
 
-Namespaces, user ids and an almost empty root already contain a program. The filter takes away what would
-outlive it inside a warm sandbox (System V and POSIX queues, keyrings), what would reach the sandbox's first
-process, which has the same user (limits, priorities, memory), and large parts of the kernel that no answer
-needs. Refused calls fail with EPERM, as they do for a user without rights.
+Namespaces, user ids and an almost empty root directory already contain a program. The filter also refuses calls whose
+effects would outlive the program in a warm sandbox (System V and POSIX queues, keyrings), calls that affect the
+sandbox's first process, which has the same user (limits, priorities, memory), and large parts of the kernel that no
+answer needs. Refused calls fail with EPERM, as they do for a user without privileges.
 
 Numbers: Linux, arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64).
 """
@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "move_pages": (279, 239), "migrate_pages": (256, 238), "setpriority": (141, 140),
     "ioprio_set": (251, 30), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
     "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
-    # what would outlive the program
+    # effects that would outlive the program
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
     "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189),
     "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429),
     "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
     "mount_setattr": (442, 442), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
-    # the network, were there one
+    # the network
     "socket": (41, 198),
     # the machine
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
@@ -51,8 +51,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 }
 # fmt: on
 CLONE, PRLIMIT, CLONE3 = (56, 220), (302, 261), (435, 435)
-# linux/sched.h: mounts, control groups, host name, System V, users, processes, network. Without the namespace of
-# clocks, whose bit means something else to clone.
+# linux/sched.h: mounts, control groups, host name, System V, users, processes, network. The namespace of clocks is not
+# included, because its bit means something else to clone.
 NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -65,22 +65,22 @@ _X32 = 0x40000000
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
-    """The filter as an array of `struct sock_filter`, for this machine's architecture.
+    """The filter as an array of `struct sock_filter`, by default for the architecture of this machine.
 
     Raises:
-        ConfigError: for an architecture whose numbers are not listed.
+        ConfigError: for an architecture whose call numbers are not listed.
     """
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
         raise ConfigError(
-            f"architecture {machine}: no system call filter for it, only for {' and '.join(ARCHITECTURES)}"
+            f"architecture {machine}: the system call filter supports only {' and '.join(ARCHITECTURES)}"
         )
     column, audit = ARCHITECTURES[machine]
     refuse = _ERRNO | errno.EPERM
     program = [
         *((_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _KILL)),
         *((_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, refuse)),
-        # Its arguments are behind a pointer, which a filter cannot follow; without it libc uses clone.
+        # The arguments of clone3 are behind a pointer, which a filter cannot read; without clone3, libc uses clone.
         *((_EQUAL, 0, 1, CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)),
     ]
     for numbers in REFUSED.values():
@@ -90,7 +90,7 @@ def seccomp_filter(machine: str | None = None) -> bytes:
     program += [
         *((_EQUAL, 0, 4, CLONE[column]), (_LOAD, 0, 0, _FIRST), (_AND_ANY, 0, 1, NEW_NAMESPACES)),
         *((_RETURN, 0, 0, refuse), (_RETURN, 0, 0, _ALLOW)),
-        # A program may limit itself, not the first process, whose limits every later program inherits.
+        # A program may limit itself but not the first process, whose limits every later program inherits.
         *((_EQUAL, 0, 3, PRLIMIT[column]), (_LOAD, 0, 0, _FIRST), (_EQUAL, 1, 0, 0)),
         *((_RETURN, 0, 0, refuse), (_RETURN, 0, 0, _ALLOW)),
     ]

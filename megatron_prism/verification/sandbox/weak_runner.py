@@ -1,8 +1,8 @@
-"""The weak mode: a program in a process of its own with limits. It bounds accidents and isolates nothing.
+"""The weak mode: each program runs in a separate process with limits. It stops accidents and is not isolation.
 
-A runaway loop, a memory hog, a fork, a full disk, a write outside the working directory or `sys.exit(0)` is
-stopped and counts as a failure. Code that sets out to do harm still can: Python's audit hooks can be gone
-around through C, and everything this user may read can be read. Do not run what you have reason to fear.
+An endless loop, excessive memory, a fork, a full disk, a write outside the working directory or `sys.exit(0)` is
+stopped and counts as a failure. Malicious code can still do harm: C code bypasses Python's audit hooks, and a program
+can read every file that this user can read. Do not run code that you do not trust.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ENTRY = "megatron_prism.verification.sandbox.inside.audit_hooks"
 
 
 class WeakRunner:
-    """Starts a fresh interpreter for each program, in a folder that goes when it ends."""
+    """Starts a new interpreter for each program, in a temporary folder."""
 
     def open(self) -> None:
-        """Nothing is kept ready."""
+        """Does nothing: no process is kept between programs."""
 
     def start(self, channel: int, stdin: int, stdout: int) -> _Process:
-        """As `judge.Runner`."""
+        """See `judge.Runner`."""
         return _Process(channel, stdin, stdout)
 
 
@@ -34,10 +34,10 @@ class _Process:
     def __init__(self, channel: int, stdin: int, stdout: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="prism-code-", ignore_cleanup_errors=True)
         folder = self._folder.name
-        # The process holds the writing end and never writes: it is closed when the process ends.
+        # The process holds the writing end and never writes to it; the kernel closes it when the process ends.
         self.ended, held = os.pipe()
         self._process = subprocess.Popen(
-            # -I would also ignore PYTHONHASHSEED, and the same program must get the same verdict every time.
+            # Not -I, which would ignore PYTHONHASHSEED: the same program must always get the same verdict.
             [sys.executable, "-P", "-s", "-S", "-B", "-m", ENTRY, str(channel)],
             stdin=stdin,
             stdout=stdout,
@@ -53,7 +53,7 @@ class _Process:
         os.close(held)
 
     def finish(self) -> int:
-        """Kill the process group, remove the folder; the exit code."""
+        """Kill the process group, remove the folder and return the exit code."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()

@@ -76,15 +76,21 @@ def inside(sandbox) -> list[int]:
 
 def attack(sandbox, program, tests, seconds):
     """Run it between two honest programs: nothing may be in the way of the second that was not there before."""
-    assert run_tests(CLEAN + GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(CLEAN + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "correct"
+    )
     sandbox.open()
     descriptors, before = len(os.listdir("/proc/self/fd")), sandbox._first_process
     started = time.monotonic()
-    reason = run_tests(program, tests, seconds, MEMORY_MIB, runner=sandbox)
+    reason = run_tests(program, tests, timeout_seconds=seconds, memory_mib=MEMORY_MIB, runner=sandbox)
     assert time.monotonic() - started < seconds + 2 * bubblewrap_module.CLEAN_SECONDS
     if sandbox._process is not None:
         assert inside(sandbox) == [sandbox._first_process]
-    assert run_tests(CLEAN + GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(CLEAN + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "correct"
+    )
     assert len(os.listdir("/proc/self/fd")) == descriptors
     return reason, sandbox._first_process == before
 
@@ -121,8 +127,16 @@ def test_there_are_enough_attacks():
 
 
 def test_honest_programs_pass(sandbox):
-    assert run_tests(GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
-    assert run_tests(GOOD_SCRIPT, SCRIPT_TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "correct"
+    )
+    assert (
+        run_tests(
+            GOOD_SCRIPT, SCRIPT_TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox
+        )
+        == "correct"
+    )
     busy = (
         "import asyncio, concurrent.futures, tempfile, threading, os\n"
         "with tempfile.NamedTemporaryFile('w+') as file:\n"
@@ -132,7 +146,10 @@ def test_honest_programs_pass(sandbox):
         "if os.fork() == 0: os._exit(0)\n"
         "os.wait()\n"
     )
-    assert run_tests(busy + GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(busy + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "correct"
+    )
 
 
 @pytest.mark.parametrize("name", REAL_WITHOUT_A_SANDBOX)
@@ -150,7 +167,10 @@ def test_the_attacks_are_real(host, name, tmp_path):
 @pytest.mark.parametrize("name", ["a file of the host", "the checkpoint folder", "the users"])
 def test_the_weak_mode_does_not_isolate(host, name):
     program = ATTACKS[name].format(**host)
-    assert run_tests(program, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=WeakRunner()) == "correct"
+    assert (
+        run_tests(program, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=WeakRunner())
+        == "correct"
+    )
 
 
 def test_a_program_is_nobody_without_rights_and_sees_three_folders(sandbox):
@@ -162,7 +182,12 @@ def test_a_program_is_nobody_without_rights_and_sees_three_folders(sandbox):
         "for folder in ('/proc', '/sys', '/home', '/bin', '/usr/bin/sh', '/var'):\n"
         "    assert not os.path.exists(folder), folder\n"
     )
-    assert run_tests(program + GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(
+            program + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox
+        )
+        == "correct"
+    )
 
 
 def test_a_sandbox_that_died_between_programs_is_replaced(sandbox):
@@ -170,16 +195,25 @@ def test_a_sandbox_that_died_between_programs_is_replaced(sandbox):
     os.kill(sandbox._first_process, 9)
     while psutil.pid_exists(sandbox._first_process):
         time.sleep(0.01)
-    assert run_tests(GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "correct"
+    )
 
 
 def test_a_sandbox_that_dies_under_a_program_costs_that_program_only(sandbox):
     sandbox.open()
     killer = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.3; kill -9 {sandbox._first_process}"])
     program = "import time; time.sleep(100)\n" + GOOD
-    assert run_tests(program, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "crashed"
+    assert (
+        run_tests(program, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "crashed"
+    )
     killer.wait()
-    assert run_tests(GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+    assert (
+        run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+        == "correct"
+    )
 
 
 def test_what_cannot_be_cleaned_up_costs_the_sandbox_not_the_verdict(sandbox):
@@ -187,7 +221,10 @@ def test_what_cannot_be_cleaned_up_costs_the_sandbox_not_the_verdict(sandbox):
     for program, tests in ((locked + GOOD, TESTS), (locked + GOOD_SCRIPT, SCRIPT_TESTS)):
         sandbox.open()
         first = sandbox._first_process
-        assert run_tests(program, tests, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+        assert (
+            run_tests(program, tests, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+            == "correct"
+        )
         sandbox.open()
         assert sandbox._first_process != first
 
@@ -199,7 +236,7 @@ from megatron_prism.verification.sandbox.judge import judge
 from megatron_prism.verification.sandbox.bubblewrap import Sandbox
 programs, tests = json.loads(sys.argv[1])
 with Sandbox(256) as made:
-    print([judge(made, program, parse_tests(tests), 60, 256) for program in programs])
+    print([judge(made, program, parse_tests(tests), timeout_seconds=60, memory_mib=256) for program in programs])
 """
 
 
@@ -232,14 +269,19 @@ def test_a_sandbox_is_replaced_after_so_many_programs(sandbox, monkeypatch):
     for _ in range(4):
         sandbox.open()
         first.append(sandbox._first_process)
-        assert run_tests(GOOD, TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=sandbox) == "correct"
+        assert (
+            run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
+            == "correct"
+        )
     assert first[0] == first[1] != first[2] == first[3]
 
 
 def test_closing_leaves_no_process_folder_group_or_descriptor(bubblewrap, new_children):
     descriptors = len(os.listdir("/proc/self/fd"))
     with Sandbox(MEMORY_MIB) as made:
-        run_tests("import os; os.fork()", TESTS, PATIENT_SECONDS, MEMORY_MIB, runner=made)
+        run_tests(
+            "import os; os.fork()", TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=made
+        )
         processes = inside(made)
         folders = list(made.group.folders) if made.group else []
         assert all(folder.exists() for folder in folders)

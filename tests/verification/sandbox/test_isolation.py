@@ -31,7 +31,7 @@ def fenced(program: str) -> str:
 
 
 def verdict(runner, program, tests=TESTS, seconds=PATIENT_SECONDS):
-    return run_tests(program, tests, seconds, 256, runner=runner)
+    return run_tests(program, tests, timeout_seconds=seconds, memory_mib=256, runner=runner)
 
 
 @pytest.mark.parametrize("sandbox", isolation.MODES)
@@ -173,7 +173,7 @@ def test_nothing_is_left_behind(sandbox, new_children, request):
 
 
 def test_no_tests_is_an_error_not_a_pass():
-    with pytest.raises(DataError, match="no tests"):
+    with pytest.raises(DataError, match="without tests"):
         run_tests(GOOD, [], sandbox="weak")
     with GradingSettings(workers=1).open_pool() as pool:
         made = grade_all([GradeItem("code", fenced(GOOD))], pool, sandbox="weak")
@@ -227,10 +227,10 @@ def test_strong_is_the_default_and_refuses_before_any_work_where_it_cannot_be(no
 
 
 def test_the_weak_mode_says_aloud_what_it_is(caplog):
-    isolation._warn_of_weakness.cache_clear()
+    isolation._warn_weak.cache_clear()
     with caplog.at_level("WARNING", logger="megatron_prism"):
         isolation.require_sandbox("weak")
-    assert "sandbox=weak: programs that a model wrote run as this user" in caplog.text
+    assert "sandbox=weak: programs that a model wrote run as this user and" in caplog.text
 
 
 def test_versions_for_a_receipt(bubblewrap):

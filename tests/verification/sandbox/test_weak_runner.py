@@ -11,7 +11,7 @@ TESTS = ["assert f(2) == 4"]
 
 
 def verdict(program):
-    return run_tests(program, TESTS, 60.0, 256, runner=WeakRunner())
+    return run_tests(program, TESTS, timeout_seconds=60.0, memory_mib=256, runner=WeakRunner())
 
 
 @pytest.mark.parametrize(

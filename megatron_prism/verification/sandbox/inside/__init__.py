@@ -1,1 +1,1 @@
-"""What runs beside a model's program in its process: standard library only, loaded in a bare interpreter."""
+"""Code that runs in the process of a model's program: it uses the standard library only, in a bare interpreter."""

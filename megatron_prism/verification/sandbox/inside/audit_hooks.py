@@ -1,6 +1,6 @@
 """The process of the weak mode: limits, and Python's audit hooks against accidents. It is not isolation.
 
-Started as a module of a bare interpreter (no site-packages) with the channel's descriptor as its argument.
+It is started as a module of a bare interpreter (no site-packages), with the channel's descriptor as its argument.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FORBIDDEN = frozenset({
 
 def main() -> None:
     """Serve the one job on the channel."""
-    # This project came from there; a program gets the standard library only.
+    # Only this project is imported from there; a program may import only the standard library.
     sys.path.remove(os.environ.pop("PYTHONPATH"))
-    # The lowest free number, whatever the parent has open: a program that writes to all its descriptors
-    # always meets it.
-    given = int(sys.argv[1])
-    channel = os.dup(given)
-    os.close(given)
+    # The channel gets the lowest free number, whatever the parent has open, so that a program that writes to all its
+    # descriptors always reaches it, and gets the same verdict every time.
+    inherited = int(sys.argv[1])
+    channel = os.dup(inherited)
+    os.close(inherited)
     serve(channel, protect=_guard)
 
 

@@ -1,8 +1,8 @@
-"""One text per value: equal values of plain types give equal text, and nothing else does.
+"""Values as text: two values of plain types have the same text exactly if they are equal.
 
-A program's result is turned into this text where the program runs and compared with the expected value's text
-where it does not. So the program never sees what is expected, an object that claims to equal everything has
-no text, and the comparing side parses nothing that a program wrote.
+The program's process converts a result to this text, and the host compares it with the text of the expected value. So
+the program never sees the expected value, an object that claims to equal everything has no text, and the host does not
+parse anything that a program wrote.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ def plain(value: Any, tuples_are_lists: bool = False) -> str:
     """`value` as ASCII text without line ends.
 
     Equality is Python's: `1 == 1.0 == True`, a set equals a frozenset, subclasses (named tuples, Counter, IntEnum)
-    equal their base. NaN equals nothing, so it has no text.
+    equal their base class. NaN does not equal itself, so it has no text.
 
     Args:
         tuples_are_lists: for expected values that come from JSON, which has no tuples.
 
     Raises:
-        TypeError: for a value that is not made of numbers, text, bytes, None, lists, tuples, sets and dicts.
-        RecursionError: for nesting too deep, or a list that holds itself.
+        TypeError: for a value that contains anything except numbers, text, bytes, None, lists, tuples, sets and dicts.
+        RecursionError: if values are nested too deeply, or a list contains itself.
     """
     if value is None:
         return "none"
@@ -55,7 +55,7 @@ def _number(value: Any) -> str:
             return f"complex[{_number(value.real)},{_number(value.imag)}]"
         value = value.real
     if isinstance(value, int):
-        # Hexadecimal: a decimal text of a million digits takes minutes.
+        # In hexadecimal: converting a million digits to decimal takes minutes.
         return int.__format__(value, "x")
     if not math.isfinite(value):
         if value != value:

@@ -1,12 +1,12 @@
-"""Runs one program in this process and says on a channel how it went, line by line.
+"""Runs one program in this process and reports the results on a channel, line by line.
 
-The conversation, seen from here: read the job (a line of JSON), set the limits, run the program, say `ran`, read
-the tests (a line of JSON; they arrive only now), then answer each: the plain text of a value, or the token of
-a statement that raised nothing. `!REASON` says what went wrong and is the last line. A program run as a
-script speaks through its standard output and its exit status instead.
+The protocol, on this side: read the job (a line of JSON), set the limits, run the program, send `ran`, read the tests
+(a line of JSON, which arrives only now), and send a line for each: the plain text of a value, or the token of a
+statement that raised no exception. After a failure the last line is `!REASON`. A program that runs as a script reports
+through its standard output and exit status instead.
 
-A program can replace what it finds under a name: `builtins.exec`, `json.loads`, `os.write`. So what follows it
-here is taken before it runs and kept in local variables, and this module cannot be found by name.
+A program can replace functions by name: `builtins.exec`, `json.loads`, `os.write`. So the functions that are used after
+the program are looked up before it runs and kept in local variables, and this module is removed from `sys.modules`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 
 from megatron_prism.verification.sandbox.inside.plain_text import plain
 
-# Said in place of a value that has no plain text; no expected value reads like this.
+# Sent instead of a value that has no plain text. No expected value has this text.
 NO_VALUE = "?"
 
 
 def serve(channel: int, protect: Callable[[], None] = lambda: None) -> NoReturn:
-    """Run the job that comes on `channel`, and leave without running exit handlers.
+    """Run the job that is read from `channel`, and exit without running exit handlers.
 
     Args:
         channel: descriptor of a stream socket.
@@ -34,31 +34,31 @@ def serve(channel: int, protect: Callable[[], None] = lambda: None) -> NoReturn:
     """
     leave = os._exit
     status = 1
-    talk = _Talk(channel)
+    host = _Channel(channel)
     for name in [name for name in sys.modules if name.startswith("megatron_prism")]:
         del sys.modules[name]
     try:
-        job = talk.read()
+        job = host.read()
         for name, limit in job["limits"].items():
             resource.setrlimit(getattr(resource, name), (limit, limit))
         protect()
-        status = _run(job, talk)
+        status = _run(job, host)
     except BaseException as problem:
         status = 1
-        talk.say(f"!{_reason(problem)}")
+        host.send(f"!{_reason(problem)}")
     finally:
         leave(status)
 
 
-class _Talk:
-    """Lines to and from the host."""
+class _Channel:
+    """Reads lines from the host and sends lines to it."""
 
     def __init__(self, channel: int) -> None:
         self.channel = channel
         self._read, self._write, self._decode = os.read, os.write, json.JSONDecoder().decode
 
     def read(self) -> Any:
-        """The next message: a line of JSON. The other side sends one line and then waits."""
+        """The next message: a line of JSON. The host sends one line and then waits."""
         line = bytearray()
         while not line.endswith(b"\n"):
             data = self._read(self.channel, 1 << 16)
@@ -67,19 +67,19 @@ class _Talk:
             line += data
         return self._decode(line.decode("ascii"))
 
-    def say(self, line: str) -> None:
+    def send(self, line: str) -> None:
         data = line.encode("ascii", "replace") + b"\n"
         while data:
             data = data[self._write(self.channel, data) :]
 
 
-def _run(job: dict[str, Any], talk: _Talk) -> int:
-    """Exit status: 0, or what a script left with."""
-    read, say, answer = talk.read, talk.say, _answer
-    # Not "__main__" unless it is run as a script: its `if __name__ == "__main__"` block would wait for input.
+def _run(job: dict[str, Any], host: _Channel) -> int:
+    """The exit status: 0, unless a script exits with another."""
+    read, send, answer = host.read, host.send, _answer
+    # "__main__" only for a script: otherwise an `if __name__ == "__main__"` block would run and wait for input.
     name = "__main__" if job["script"] else "solution"
     module = types.ModuleType(name)
-    # dataclasses, pickle and typing look a class's module up.
+    # dataclasses, pickle and typing look up the module of a class.
     sys.modules[name] = module
     try:
         exec(compile(job["program"], "solution.py", "exec"), module.__dict__)
@@ -89,9 +89,9 @@ def _run(job: dict[str, Any], talk: _Talk) -> int:
     if job["script"]:
         sys.stdout.flush()
         return 0
-    say("ran")
+    send("ran")
     for step in read():
-        say(answer(step, module.__dict__))
+        send(answer(step, module.__dict__))
     return 0
 
 

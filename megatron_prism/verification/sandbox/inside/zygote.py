@@ -1,9 +1,9 @@
 """The first process of a sandbox: a warm interpreter that forks a child for each program and cleans up after it.
 
-It is process 1 of its namespace, so a program can neither signal it (the kernel drops signals to process 1
-from inside) nor outlive it, and orphans come to it. It holds no secret: programs and tests go straight from the
-host to the child. After each program it kills every other process of the namespace and empties /tmp; when
-that fails it says so, and the host throws the sandbox away.
+It is process 1 of its namespace, so a program can neither signal it (the kernel drops signals to process 1 from inside)
+nor outlive it, and it becomes the parent of orphans. It knows no secrets: programs and tests go directly from the host
+to the child. After each program it kills every other process of the namespace and empties /tmp; if that fails, it
+reports so, and the host replaces the sandbox.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from megatron_prism.verification.sandbox.inside.program import serve
 NOBODY = 65534
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 WRITABLE = "/tmp"
-# Processes and threads of one program. The control group, where there is one, has its own count.
+# Limit on the processes and threads of one program. The control group, if there is one, has a separate limit.
 PROCESSES = 64
-# What answers import most: loaded once here, free for every program. Not more: a fork copies every mapping, and
-# each extension module is five of them (hashlib and shutil alone would take a third of the speed).
+# The modules that answers import most often are imported once here, so that programs get them without cost. More
+# modules would slow down every fork, which copies all mappings; an extension module has five (hashlib and shutil alone
+# would cost a third of the speed).
 PRELOADED = (
     *("bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "heapq"),
     *("itertools", "math", "operator", "random", "re", "string", "textwrap", "time", "typing"),
@@ -37,7 +38,7 @@ PRELOADED = (
 
 def main(control_number: int, uid: int) -> None:
     """Serve programs until the host closes the control socket."""
-    _give_up_rights(uid)
+    _drop_privileges(uid)
     sys.path.remove(os.environ.pop("PYTHONPATH"))
     os.environ.pop("PWD", None)
     for name in PRELOADED:
@@ -52,7 +53,7 @@ def main(control_number: int, uid: int) -> None:
                 return
             message = json.loads(data)
             if "start" not in message:
-                # The program ended by itself before the host's order to end it arrived.
+                # The program had already ended when the host's request to end it arrived.
                 continue
             child = os.fork()
             if child == 0:
@@ -82,9 +83,9 @@ def _become_program(control: socket.socket, descriptors: list[int]) -> None:
 
 
 def _await_end(control: socket.socket, child: int, number: int) -> None:
-    """Return when the child has ended or the host says so; leave when the host is gone."""
+    """Return when the child has ended or the host requests its end; exit when the host has ended."""
     ended = os.pidfd_open(child)
-    # Not select(): it takes no descriptor from 1024 on, and the host may have had that many open.
+    # Not select(), which does not accept descriptors above 1023: the host may have had that many open.
     waiting = select.poll()
     for descriptor in (ended, control.fileno()):
         waiting.register(descriptor, select.POLLIN)
@@ -102,7 +103,7 @@ def _await_end(control: socket.socket, child: int, number: int) -> None:
 
 
 def _kill_all(child: int) -> int:
-    """Kill and reap every process but this one; the exit code of `child` (negative: the signal)."""
+    """Kill and reap every process except this one. Returns the exit code of `child` (negative: a signal)."""
     status = 0
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
@@ -116,9 +117,9 @@ def _kill_all(child: int) -> int:
 
 
 def _clean() -> bool:
-    """Empty the one writable folder; whether that worked."""
+    """Empty the only writable folder. Returns whether that worked."""
     with contextlib.suppress(OSError):
-        # The folder is the program's own where the host is not root.
+        # If the host is not root, the program owns the folder and may have changed its mode.
         os.chmod(WRITABLE, 0o1777)
     try:
         for folder, folders, files in os.walk(WRITABLE, topdown=False):
@@ -132,22 +133,22 @@ def _clean() -> bool:
         return False
 
 
-def _give_up_rights(uid: int) -> None:
-    """Become an ordinary user for ever, out of reach of debuggers and signals, and die with the host."""
+def _drop_privileges(uid: int) -> None:
+    """Become an ordinary user permanently, which debuggers and signals cannot reach, and die when the host dies."""
     if os.getuid() == 0:
         os.setgroups([])
         try:
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
         except OSError:
-            # A user namespace around the host that maps few ids.
+            # The host runs in a user namespace that maps only a few ids.
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
-            # Process 1 gets a signal from inside only if it has a handler: Python's Ctrl-C has one.
+            # Process 1 receives a signal from inside only if it has a handler, and Python has one for Ctrl-C.
             signal.signal(number, signal.SIG_DFL)
-    # The host's grading worker limits its own CPU time, which this process would inherit.
+    # The grading worker that started this process limits its own CPU time; the limit must not apply here.
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
     try:
@@ -155,10 +156,10 @@ def _give_up_rights(uid: int) -> None:
 
         prctl = ctypes.CDLL(None).prctl
     except ImportError:
-        # An interpreter built without libffi: /proc is not there and ptrace is filtered all the same.
+        # The interpreter was built without libffi. /proc is still missing, and ptrace is still refused.
         return
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    # Changing the user cleared what bwrap had set.
+    # Changing the user cleared the setting that bwrap had made.
     prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
