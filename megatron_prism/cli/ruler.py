@@ -1,4 +1,4 @@
-"""`prism ruler`: make RULER's samples for a tokenizer, and score a checkpoint or predictions made elsewhere."""
+"""`prism ruler`: make RULER samples for a tokenizer, and score a checkpoint, a served model or predictions."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def make(
         ),
     ] = None,
     repeat_haystack: Annotated[
-        bool, typer.Option("--repeat-haystack", help="Let essays shorter than a length begin again.")
+        bool, typer.Option("--repeat-haystack", help="Repeat essays that are shorter than a length.")
     ] = False,
     workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 2,
     json_file: JsonOption = None,
 ) -> None:
-    """Make samples of every task at every length; text that no option names comes from this machine, and says so."""
+    """Make samples of every task at every length. Missing sources are replaced by text of this machine."""
     check_json_target(json_file)
     whole_number(samples, "--samples", least=1)
     whole_number(seed, "--seed", least=0)
@@ -77,7 +77,7 @@ def make(
 
     names = list(RULER_TASKS) if tasks == "all" else _split(tasks)
     plan = Plan(tuple(named_tasks(names)), _lengths(lengths), samples, seed)
-    # Opened before the sources are: to find text on this machine takes seconds.
+    # Checked before the sources are loaded, because finding text on this machine takes seconds.
     TokenizerFolder(tokenizer)
     total = len(plan.tasks) * len(plan.lengths) * plan.samples
     with whole_folder(out) as folder, progress_bar("making samples", total) as bar:
@@ -110,7 +110,8 @@ def make(
     if stand_ins:
         show_line(
             json_file,
-            f"stand-in text of this machine, not RULER's: {', '.join(stand_ins)}; name --essays, --squad and --hotpot",
+            f"stand-in text of this machine, not RULER's: {', '.join(stand_ins)}; "
+            "set --essays, --squad and --hotpot",
         )
     write_result(json_file, {**manifest, "out": str(out)})
 
@@ -274,14 +275,14 @@ def _split(text: str) -> list[str]:
 def _lengths(text: str) -> tuple[int, ...]:
     parts = _split(text)
     for part in parts:
-        # Python refuses to read a number of thousands of digits.
+        # Python refuses to parse numbers of thousands of digits.
         if not part.isdecimal() or len(part) > len(str(LARGEST_INTEGER)):
-            raise ConfigError(f"--lengths: '{part[:40]}' is no number of tokens; for example 8192,16384")
+            raise ConfigError(f"--lengths: '{part[:40]}' is not a number of tokens; for example 8192,16384")
     return tuple(map(int, parts))
 
 
 def _extremes(files: dict[str, Any]) -> tuple[int, int]:
-    """Fewest and most tokens of a prompt."""
+    """Minimum and maximum number of tokens of a prompt."""
     return min(each["min_tokens"] for each in files.values()), max(
         each["max_tokens"] for each in files.values()
     )

@@ -1,9 +1,9 @@
 """Weighted sampling from token files, through Megatron-Core's blended dataset.
 
-A source smaller than its share is read several times over (the paper's reasoning sources are, see its section 3.1).
-Megatron keeps its sample order in index files; here they live in a folder of their own per blend, named by all that
-decides them, and count as whole only when a marker says so: a process killed while writing leaves nothing that a later
-one would read.
+A source that is smaller than its share is read several times (like the paper's reasoning sources, see its section 3.1).
+Megatron keeps its sample order in index files. Here each blend has a separate folder for them, whose name is a hash of
+everything that determines them. They are used only if the folder has a marker of completion, so a process that is
+killed while writing leaves nothing that a later process would read.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 COMPLETE = "complete"
-# Megatron's default extra share of samples built per source, so that rounding never runs one dry.
+# Megatron's default share of extra samples per source, so that no source runs out because of rounding.
 SURPLUS = 0.005
 
 
 @dataclass(frozen=True)
 class _DatasetTokenizer:
-    """The part of a tokenizer that Megatron's dataset asks for.
+    """The part of a tokenizer that Megatron's dataset uses.
 
-    `pad` is -1, an id no file holds, where padding has no token of its own: Megatron masks the loss of `pad`.
+    `pad` is -1, which is in no file, if there is no separate padding token: Megatron masks the loss of `pad`.
     """
 
     vocab_size: int
@@ -97,14 +97,14 @@ def blended_dataset(
     """At least `num_samples` samples from `TOKENS/SPLIT/*.bin` in proportion to `weights`.
 
     A sample is a dict of `tokens`, `labels` (int64), `loss_mask` (fp32) and `position_ids` (int64), each
-    `[sequence_length]`: documents joined end to end, cut without regard to their ends. The order is decided by the
-    arguments alone; `seed` shuffles documents and samples within each source.
+    `[sequence_length]`: documents are joined end to end and cut anywhere. The arguments determine the order; `seed`
+    shuffles documents and samples within each source.
 
     With torch.distributed running, all ranks must call this: rank 0 writes the index files, the others wait.
 
     Raises:
-        ConfigError: for impossible numbers.
-        DataError: for a source that the folder lacks (nearest suggested) or that is damaged.
+        ConfigError: for invalid numbers.
+        DataError: for a source that is damaged or not in the folder (the nearest name is suggested).
     """
     import torch.distributed as dist
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -130,7 +130,7 @@ def blended_dataset(
     config = GPTDatasetConfig(
         random_seed=seed,
         sequence_length=sequence_length,
-        # Only the first of Megatron's splits is used: train/ and valid/ are folders of their own here.
+        # Only the first of Megatron's splits is used, because train/ and valid/ are separate folders here.
         blend_per_split=[(prefixes, shares), None, None],
         path_to_cache=str(folder),
         tokenizer=_DatasetTokenizer(tokenizer.vocab_size, tokenizer.eos_id, tokenizer.eos_id, pad, identity),
@@ -153,11 +153,11 @@ def blended_dataset(
 
 
 def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[str, int]:
-    """How many of a blend's first `samples` samples come from each source.
+    """How many of the first `samples` samples of a blend come from each source.
 
     Args:
-        dataset: what `blended_dataset` returned.
-        sources: the names, in the order of the weights it was given.
+        dataset: the result of `blended_dataset`.
+        sources: the names, in the order of its weights.
     """
     import numpy
 
@@ -168,10 +168,10 @@ def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[st
 
 
 def _surplus(shares: Sequence[float], num_samples: int) -> float:
-    """Extra share of samples so that no source runs dry however few samples are asked for.
+    """Extra share of samples, so that no source runs out however few samples are requested.
 
-    Megatron rounds each source up, so the blend is up to k samples longer than asked (k sources), and its greedy
-    draw may take one more: w k + 1 extra for a source whose share w was rounded to c, and w / c <= 1 / n.
+    Megatron rounds each source up, so the blend of k sources has up to k samples more than requested, and its greedy
+    choice may take one more: w k + 1 extra for a source whose share w was rounded to c samples, and w / c <= 1 / n.
     """
     fewest = min(math.ceil(share * num_samples) for share in shares)
     return max(SURPLUS, len(shares) / num_samples + 1 / fewest)
@@ -179,7 +179,7 @@ def _surplus(shares: Sequence[float], num_samples: int) -> float:
 
 @contextmanager
 def _process_group() -> Iterator[None]:
-    """A process group of one where none runs: Megatron's blended index asks for its rank in any case."""
+    """A process group of one process if there is none: Megatron's blended index always needs a rank."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -1,8 +1,8 @@
-"""The `corpus` stage for a user's own files, and how any corpus folder is written and split.
+"""The `corpus` stage for the user's files, and functions that write and split any corpus folder.
 
-A corpus folder holds `train/SOURCE.jsonl.zst` and `valid/SOURCE.jsonl.zst`, one JSON object with a `text` per line;
-`readers.corpus_sources` finds them. A document's split follows from its text alone, so a document that comes twice
-cannot stand on both sides.
+A corpus folder contains `train/SOURCE.jsonl.zst` and `valid/SOURCE.jsonl.zst`, one JSON object with a `text` per line;
+`readers.corpus_sources` finds them. The split of a document depends only on its text, so copies of a document are never
+in both splits.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ logger = get_logger(__name__)
 
 @dataclass
 class FileCorpus(Stage):
-    """No inputs. Output: a corpus folder made of the user's files.
+    """No inputs. Output: a corpus folder made from the user's files.
 
     Attributes:
-        sources: name of a source -> a file or folder of text, JSON lines (.gz, .zst) or Parquet.
-        text_key: the key or column that holds the text.
-        valid_percent: share of the documents held out for validation loss.
+        sources: name -> a file or folder of text, JSON lines (.gz, .zst) or Parquet.
+        text_key: the key or column with the text.
+        valid_percent: share of the documents that is held out for the validation loss.
     """
 
     kind: ClassVar[str] = "corpus"
-    # 2: blank texts are no documents, and a byte order mark before plain text is none of its characters.
+    # 2: blank texts are not documents, and a byte order mark before plain text is not part of the text.
     version: ClassVar[int] = 2
 
     sources: dict[str, str] = field(default_factory=dict)
@@ -48,10 +48,12 @@ class FileCorpus(Stage):
             raise ConfigError(f"valid_percent={self.valid_percent}: must lie between 0 and 100")
         for name in self.sources:
             if not name or not all(character.isalnum() or character in "-_" for character in name):
-                raise ConfigError(f"sources: '{name}' names files, so use letters, digits, '-' and '_'")
+                raise ConfigError(
+                    f"sources: '{name}' is used in file names, so it may contain only letters, digits, '-' and '_'"
+                )
 
     def identity(self) -> dict[str, Any]:
-        """With size and time of every file: a file that changed makes another corpus."""
+        """The size and modification time of every file count, because a changed file gives another corpus."""
         stamps = {
             name: [
                 [str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(Path(path))
@@ -74,16 +76,14 @@ class FileCorpus(Stage):
             for split, writer in writers.items():
                 if not writer.documents:
                     raise DataError(
-                        f"{path}: none of its {sum(w.documents for w in writers.values())} documents falls to "
-                        f"'{split}' at valid_percent={self.valid_percent}; give more documents (a text file is one) "
+                        f"{path}: none of its {sum(w.documents for w in writers.values())} documents falls into "
+                        f"'{split}' with valid_percent={self.valid_percent}; use more documents (a text file is one) "
                         "or another percentage"
                     )
                 written[split][name] = writer.counts()
             if blank.documents:
                 blanks[name] = blank.documents
-                logger.warning(
-                    "%s: %d blank texts are no documents and were passed over", path, blank.documents
-                )
+                logger.warning("%s: %d blank texts were skipped", path, blank.documents)
         return {"sources": written, "blank_documents": blanks}
 
 
@@ -111,13 +111,13 @@ def source_writer(corpus: Path, split: str, source: str) -> Iterator[SourceWrite
 
 
 def split_of(text: str, valid_percent: float) -> str:
-    """'train' or 'valid', decided by a hash of the text: about `valid_percent` of all texts are for validation."""
+    """'train' or 'valid', by a hash of the text: about `valid_percent` of all texts are for validation."""
     number = int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8], 16)
     return VALID if number < valid_percent / 100 * 2**32 else TRAIN
 
 
 def split_texts(texts: Iterable[str], valid_percent: float) -> dict[str, list[str]]:
-    """Texts by split, in their order."""
+    """Texts by split, in their original order."""
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     for text in texts:
         found[split_of(text, valid_percent)].append(text)

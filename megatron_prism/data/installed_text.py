@@ -1,6 +1,6 @@
-"""Real text that lies on every machine with Python: package descriptions, the standard library's docstrings and source.
+"""Real text that every machine with Python has: package descriptions, and the standard library's docstrings and source.
 
-Nothing is imported or executed: source files are parsed.
+Source files are parsed, and never imported or executed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_prism.errors import DataError
 
-# Not written for readers: tests, generated tables, vendored copies, and the tables of character sets.
+# Text that is not written for readers: tests, generated tables, vendored copies, tables of character sets.
 SKIPPED_FOLDERS = {
     "test",
     "tests",
@@ -26,20 +26,20 @@ SKIPPED_FOLDERS = {
     "pydoc_data",
     "_vendor",
 }
-# A longer file is a table of something.
-LARGEST_SOURCE_BYTES = 150_000
-SHORTEST_PROSE = 120
-# One package's change log shall not be the whole of the web.
-LONGEST_PROSE = 20_000
+# Longer files are mostly tables.
+MAX_SOURCE_BYTES = 150_000
+MIN_CHARACTERS = 120
+# A limit, so that one package's change log does not dominate the source.
+MAX_CHARACTERS = 20_000
 SENTENCE = re.compile(r"(?<![^\s])[A-Z][a-z]*\s[^.!?`<>{}\[\]()*#|=]{20,100}\.(?=\s)")
 
 
 def prose_documents() -> Iterator[str]:
-    """English prose: what installed packages say of themselves, then the docstrings of the standard library."""
+    """English prose: the descriptions of installed packages, then the docstrings of the standard library."""
     seen: set[str] = set()
     for text in (*_descriptions(), *_docstrings()):
-        text = text.strip()[:LONGEST_PROSE]
-        if len(text) >= SHORTEST_PROSE and text not in seen:
+        text = text.strip()[:MAX_CHARACTERS]
+        if len(text) >= MIN_CHARACTERS and text not in seen:
             seen.add(text)
             yield text
 
@@ -49,30 +49,30 @@ def code_documents() -> Iterator[str]:
     seen: set[str] = set()
     for path in source_files():
         text = path.read_text(encoding="utf-8", errors="replace")
-        # Packages hold many copies of the same few lines.
-        if len(text) >= SHORTEST_PROSE and text not in seen:
+        # Packages contain many copies of the same few lines.
+        if len(text) >= MIN_CHARACTERS and text not in seen:
             seen.add(text)
             yield text
 
 
 def sentences(texts: Iterable[str]) -> list[str]:
-    """What in these texts looks like a sentence of ordinary length, on one line each, no line twice."""
+    """The parts of these texts that look like sentences of ordinary length, one per line and without duplicates."""
     found = (" ".join(sentence.split()) for text in texts for sentence in SENTENCE.findall(text))
     return list(dict.fromkeys(found))
 
 
 def source_files() -> list[Path]:
-    """The standard library's Python files that are worth reading, sorted.
+    """The standard library's Python files, without tests and tables, sorted.
 
     Raises:
-        DataError: when this Python has none on disk.
+        DataError: if this Python has none on disk.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = [
         path
         for path in sorted(root.rglob("*.py"))
         if not SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1])
-        and path.stat().st_size <= LARGEST_SOURCE_BYTES
+        and path.stat().st_size <= MAX_SOURCE_BYTES
     ]
     if not files:
         raise DataError(
@@ -97,7 +97,7 @@ def _descriptions() -> Iterator[str]:
 
 
 def _field(metadata: importlib.metadata.PackageMetadata, name: str) -> str:
-    """A header or ''; where the importlib_metadata package is loaded, asking for a missing one raises."""
+    """A header or ''. If the importlib_metadata package is loaded, reading a missing header raises."""
     return (metadata[name] or "") if name in metadata else ""
 
 
@@ -108,7 +108,7 @@ def _docstrings() -> Iterator[str]:
                 warnings.simplefilter("ignore")
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            # Some files of the library are wrong on purpose (lib2to3's test data).
+            # Some files of the library are invalid on purpose (lib2to3's test data).
             continue
         yield from _docstrings_of(tree)
 

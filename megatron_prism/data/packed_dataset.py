@@ -1,11 +1,11 @@
-"""Training samples from packed sequences: one sequence a sample, sources blended by weight.
+"""Training samples from packed sequences: each sample is one sequence, and sources are blended by weight.
 
-A sequence of `sequence_length + 1` tokens gives inputs and labels of `sequence_length`, one token apart, as Megatron's
-own samples do. A shorter one is padded, and the padding has no loss; attention is causal, so no token sees it. A
-document sees those before it in its sequence, and position ids run on: nothing is masked where one ends.
+A sequence of `sequence_length + 1` tokens gives `sequence_length` inputs and labels, shifted by one token, like
+Megatron's samples. A shorter sequence is padded. The padding has no loss, and no token sees it, because attention is
+causal. A document sees the documents before it in its sequence, and position ids continue: there is no mask.
 
-All is decided by the arguments. Sample i does not depend on how many samples are asked for, so a run that is resumed,
-or made longer, reads on where it was.
+The arguments determine the samples. Sample i does not depend on the number of samples, so a run that is resumed or made
+longer continues where it was.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ REMEDY = "pack the documents again"
 
 
 class PackedDataset:
-    """Samples of blended packed sequences; made by `packed_dataset`.
+    """Samples of blended packed sequences; `packed_dataset` creates it.
 
     Attributes:
-        dataset_index: `[samples]`, each sample's source by its place in the weights.
+        dataset_index: `[samples]`, the source of each sample, as its index in the weights.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ def packed_dataset(
 ) -> PackedDataset:
     """`num_samples` samples from `PACKED/SPLIT`, in proportion to `weights`.
 
-    Each source is read in an order shuffled by `seed`, and shuffled anew each time it begins again. Every rank makes
-    the same order for itself.
+    `seed` determines the order within each source, which is shuffled again for each epoch. Every rank computes the same
+    order.
 
     Raises:
-        ConfigError: for impossible numbers, or a sequence length other than the packing's.
-        DataError: for a source that the folder lacks (nearest suggested) or that is damaged.
+        ConfigError: for invalid numbers, or another sequence length than that of the packing.
+        DataError: for a source that is damaged or not in the folder (the nearest name is suggested).
     """
     import numpy
     from megatron.core.datasets.helpers import build_blending_indices
@@ -98,8 +98,8 @@ def packed_dataset(
     packed_length = packed_sequence_length(packed)
     if packed_length != sequence_length:
         raise ConfigError(
-            f"{packed}: packed with sequence_length={packed_length}, but sequence_length={sequence_length} is asked "
-            "for (batch.sequence_length of a train stage): make the two equal"
+            f"{packed}: packed with sequence_length={packed_length}, but sequence_length={sequence_length} is "
+            "used (batch.sequence_length of a train stage); make the two equal"
         )
     prefixes = token_sources(packed, split)
     check_sources(weights, prefixes, str(packed / split))
@@ -107,7 +107,7 @@ def packed_dataset(
     total = math.fsum(weights.values())
     shares = numpy.array([weight / total for weight in weights.values()])
     dataset_index = numpy.zeros(num_samples, numpy.int16)
-    # Megatron's draw: each sample from the source that lags its share most.
+    # Megatron's rule: each sample comes from the source that is furthest below its share.
     build_blending_indices(
         dataset_index, numpy.zeros(num_samples, numpy.int64), shares, len(sources), num_samples, False
     )
@@ -125,7 +125,7 @@ def packed_dataset(
 
 
 def is_packed(tokens: Path) -> bool:
-    """Whether a folder of token files holds packed sequences."""
+    """Whether a folder of token files contains packed sequences."""
     return (tokens / PACKING).is_file()
 
 
@@ -133,14 +133,14 @@ def packed_sequence_length(packed: Path) -> int:
     """The sequence length that a folder was packed for.
 
     Raises:
-        DataError: when its `packing.json` is damaged.
+        DataError: if its `packing.json` is damaged.
     """
     try:
         length = read_object(packed / PACKING).get("sequence_length")
     except DataError as problem:
         raise DataError(f"{problem}; {REMEDY}") from None
     if not isinstance(length, int) or length < 1:
-        raise DataError(f"{packed / PACKING}: sequence_length={length!r} is no length; {REMEDY}")
+        raise DataError(f"{packed / PACKING}: sequence_length={length!r} is not a length; {REMEDY}")
     return length
 
 
@@ -149,17 +149,17 @@ def _open(prefix: Path, sequence_length: int) -> TokenFile:
     shortest, longest = int(source.lengths.min()), int(source.lengths.max())
     if shortest < 2 or longest > sequence_length + 1:
         raise DataError(
-            f"{prefix}.idx: sequences of {shortest} to {longest} tokens, a packing for sequence_length="
-            f"{sequence_length} has 2 to {sequence_length + 1}; {REMEDY}"
+            f"{prefix}.idx: sequences of {shortest} to {longest} tokens, but with sequence_length={sequence_length} "
+            f"they must have 2 to {sequence_length + 1}; {REMEDY}"
         )
     return source
 
 
 def _order(sequences: int, samples: int, seed: int, source: str) -> NDArray[int64]:
-    """Sequence numbers for a source's samples: one shuffle of all after another, `[samples]`."""
+    """Sequence numbers for the samples of a source, `[samples]`: one random permutation per epoch."""
     import numpy
 
-    # RandomState's stream is frozen, a Generator's may change with numpy: a resumed run must find the same order.
+    # RandomState never changes, but a Generator may change with numpy; a resumed run needs the same order.
     name = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "little")
     epochs = [
         numpy.random.RandomState([seed, name, epoch]).permutation(sequences)

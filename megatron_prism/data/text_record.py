@@ -1,8 +1,7 @@
-"""Which tokenizer, and which policy, made a folder of tokens or trained a model: kept beside it, and compared.
+"""Records which tokenizer and text policy made a folder of tokens or trained a model, and compares these records.
 
-The ids of one tokenizer mean nothing to another: tokens of another tokenizer are an error. Two policies of one
-tokenizer give a model texts that begin otherwise than those it learned from: that is a warning, for a user may have a
-reason.
+Tokens of another tokenizer are an error, because their ids mean other tokens. Another policy of the same tokenizer is
+only a warning: texts then have another start token than those the model was trained on, which may be intended.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ def write_record(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a folder of token files; None where nobody wrote one.
+    """The record of a folder of token files; None if there is none.
 
     Raises:
-        DataError: when it is damaged.
+        DataError: if it is damaged.
     """
     file = folder / RECORD
     if not file.is_file():
@@ -41,8 +40,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     record = read_object(file)
     for key, wanted in KEYS.items():
         value = record.get(key)
-        whole = isinstance(value, wanted) and (wanted is str or all(isinstance(name, str) for name in value))
-        if not whole:
+        valid = isinstance(value, wanted) and (wanted is str or all(isinstance(name, str) for name in value))
+        if not valid:
             raise DataError(
                 f"{file}: not a record of a tokenizer ({key}={json.dumps(value)[:40]}); tokenize again"
             )
@@ -53,7 +52,7 @@ def check_tokens(tokens: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, 
     """Compare a folder of token files with the tokenizer in `folder`; returns the record of the tokens.
 
     Raises:
-        ConfigError: when another tokenizer made the tokens.
+        ConfigError: if another tokenizer made the tokens.
     """
     made = read_record(tokens)
     if made is None:
@@ -61,21 +60,21 @@ def check_tokens(tokens: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, 
     if made["tokenizer"] != tokenizer.identity:
         raise ConfigError(
             f"{tokens}: made with another tokenizer than {folder}, so its ids mean other tokens; tokenize the corpus "
-            "with this tokenizer, or give the stage the one that was used"
+            "with this tokenizer, or use the tokenizer that made the tokens"
         )
     _warn(made, tokenizer.record(), f"the tokens in {tokens}", f"the tokenizer in {folder}")
     return made
 
 
 def check_model(model: Artifact, tokenizer: Tokenizer) -> None:
-    """Warn where a model's receipt says that it was trained on texts made otherwise than `tokenizer` makes them."""
+    """Warn if a model was trained on texts that were encoded differently, according to its receipt."""
     trained = model.metrics.get("text")
     if not isinstance(trained, Mapping) or "tokenizer" not in trained:
         return
     if trained["tokenizer"] != tokenizer.identity:
         log.warning(
-            "%s was trained on tokens of another tokenizer than this stage's: unless the new one only adds tokens, the "
-            "ids mean something else to it",
+            "%s was trained on tokens of another tokenizer than this stage's; unless the new one only adds tokens, "
+            "its ids mean other tokens to the model",
             model.path,
         )
     _warn(trained, tokenizer.record(), f"the texts that {model.path} was trained on", "this stage")
@@ -84,7 +83,7 @@ def check_model(model: Artifact, tokenizer: Tokenizer) -> None:
 def _warn(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: str) -> None:
     if first.get("begin") != second.get("begin"):
         log.warning(
-            "%s begin with %s, and %s would begin a text with %s; unless that is meant, make them equal (text.begin)",
+            "%s begin with %s, but %s would begin a text with %s; unless intended, make them equal (text.begin)",
             one,
             _shown(first["begin"]),
             other,

@@ -34,14 +34,14 @@ class Evaluate(Stage):
     """Scores `model` on suites of the `corpus`; inputs: "model" (unless a server has it), "tokenizer", "corpus".
 
     Fields:
-        suites: names of files under the corpus's `problems/`.
+        suites: names of files in the corpus's `problems/`.
         samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
-        limit: problems per suite (None: all); a subset is drawn by the hash of the problem's id.
-        engine: the engine; `openai` scores a model behind a server, and keeps its answers if it goes away.
-        sampling: how completions are sampled; `sampling.stop` names the strings that end one, by default none.
-        batch_size: completions sampled together.
-        grading: the grading processes, their limits, and how programs that the model wrote are isolated.
-        confidence: coverage of the intervals.
+        limit: number of problems per suite, chosen by the hash of their ids; None: all.
+        engine: the engine; with `openai`, the model behind a server is scored, and finished answers survive its
+        failure. sampling: how completions are sampled; `sampling.stop` names the strings that end one, by default none.
+        batch_size: maximum number of completions that engine 'megatron' decodes together. grading: the grading
+        processes, their limits, and how programs that the model wrote are isolated. confidence: coverage of the
+        intervals.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -63,7 +63,7 @@ class Evaluate(Stage):
         if not self.suites:
             raise ConfigError("suites=[]: name at least one problem suite, for example [math]")
         if len(set(self.suites)) != len(self.suites):
-            raise ConfigError(f"suites={self.suites}: a suite is named twice")
+            raise ConfigError(f"suites={self.suites}: a suite occurs twice")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence={self.confidence}: must lie between 0 and 1, for example 0.95")
 
@@ -72,7 +72,7 @@ class Evaluate(Stage):
         problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
         kinds = {problem.kind for chosen in problems.values() for problem in chosen}
         if "code" in kinds:
-            # Before the model is loaded, not after an hour of sampling.
+            # Checked before the model is loaded and not after an hour of sampling.
             require_sandbox(self.grading.sandbox)
         text = self.engine.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
@@ -92,7 +92,7 @@ class Evaluate(Stage):
                 bar.advance(bar.task_ids[0], finished)
 
             for suite, chosen in problems.items():
-                results[suite] = self._score(engine, suite, chosen, pool, advance)
+                results[suite] = self._score(engine, suite, chosen, pool=pool, advance=advance)
         versions = grader_versions(kinds, self.grading.sandbox)
         about = {"engine": self.engine.name, "grader": versions, "text": text}
         return write_scores(out, results, self.confidence, about)
@@ -102,11 +102,18 @@ class Evaluate(Stage):
         engine: Engine,
         suite: str,
         problems: list[Any],
+        *,
         pool: GradingPool,
         advance: Callable[[int], None],
     ) -> SuiteResult:
         result = evaluate(
-            engine, problems, self.sampling, self.samples_per_problem, pool, advance, self.grading.sandbox
+            engine,
+            problems,
+            self.sampling,
+            samples=self.samples_per_problem,
+            pool=pool,
+            progress=advance,
+            sandbox=self.grading.sandbox,
         )
         scores = result.metrics(self.confidence)
         log.info(
@@ -129,7 +136,7 @@ def write_scores(
     """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
 
     Args:
-        about: what else the metrics say: the engine, how its prompts were made, the grader's versions.
+        about: more metrics: the engine, how prompts were encoded, the versions of the graders.
     """
     metrics = {
         "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
@@ -147,11 +154,11 @@ def read_scores(path: Path) -> dict[str, Any]:
     """The metrics in an evaluation artifact folder (or its scores.json).
 
     Raises:
-        ArtifactError: if the file is missing or is not what `write_scores` writes.
+        ArtifactError: if the file is missing or has another form than `write_scores` gives it.
     """
     file = path / SCORES if path.is_dir() else path
     if not file.is_file():
-        raise ArtifactError(f"{file}: no such file; an evaluation artifact holds {SCORES}")
+        raise ArtifactError(f"{file}: no such file; an evaluation artifact contains {SCORES}")
     try:
         scores = read_object(file, ArtifactError)
         suites = scores["suites"]

@@ -1,4 +1,4 @@
-"""Pass rates and how sure they are.
+"""Pass rates and their confidence intervals.
 
 One sample per problem: the Wilson score interval (Wilson 1927; recommended by Brown, Cai and DasGupta 2001
 for small counts and rates near 0 or 1). Several samples per problem are not independent, so the problems are
@@ -22,7 +22,7 @@ CHUNK_ELEMENTS = 4_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A rate in 0..1 with the ends of its confidence interval and the interval's name."""
+    """A rate in 0..1, its confidence interval, and the name of the method."""
 
     rate: float
     low: float
@@ -120,7 +120,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def difference_interval(before: Estimate, after: Estimate) -> tuple[float, float, float]:
-    """(after - before, low, high): the interval of a difference from two intervals.
+    """(after - before, low, high): the confidence interval of a difference, from two intervals.
 
     Newcombe 1998 (Statistics in Medicine 17:873), method 10, which needs only the two rates and intervals. It
     treats the two as independent; on the same problems they are positively correlated, so it is a little too

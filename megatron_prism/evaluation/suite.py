@@ -16,7 +16,7 @@ from megatron_prism.verification.sandbox.isolation import STRONG
 
 @dataclass(frozen=True)
 class Sample:
-    """One graded completion; `index` counts the samples of a problem, `tokens` the sampled tokens."""
+    """One graded completion. `index` is its number among the problem's samples; `tokens` counts its sampled tokens."""
 
     problem: Problem
     index: int
@@ -88,6 +88,7 @@ def evaluate(
     engine: Engine,
     problems: Sequence[Problem],
     params: SamplingParams,
+    *,
     samples: int,
     pool: GradingPool,
     progress: Callable[[int], None] = lambda finished: None,
@@ -96,7 +97,7 @@ def evaluate(
     """Sample `samples` completions for each problem and grade them.
 
     Args:
-        progress: called with the number of completions the engine has just finished.
+        progress: called with the number of completions that the engine has just finished.
         sandbox: how programs among the completions are isolated, "strong" or "weak".
 
     Raises:

@@ -82,9 +82,9 @@ def test_stand_ins_are_said(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ("arguments", "named"),
     [
         (("--tasks", "niah"), "unknown task 'niah'"),
-        (("--lengths", "8k"), "'8k' is no number of tokens"),
+        (("--lengths", "8k"), "'8k' is not a number of tokens"),
         (("--lengths", "16"), "length 16: too short"),
-        (("--lengths", "9" * 5000), "is no number of tokens"),
+        (("--lengths", "9" * 5000), "is not a number of tokens"),
         (("--lengths", "999999999999"), "length=999999999999: at most"),
         (("--samples", "0"), "--samples 0"),
         (("--samples", "9" * 30), "--samples 9"),

@@ -67,11 +67,13 @@ def test_mistakes_are_named(files, tmp_path):
         FileCorpus(sources={"web": str(folder / "absent.jsonl")}).fingerprint({})
     with pytest.raises(ConfigError, match="sources: empty"):
         FileCorpus().run({}, tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"'../web' names files"):
+    with pytest.raises(ConfigError, match=r"'../web' is used in file names"):
         FileCorpus(sources={"../web": "a"})
     with pytest.raises(ConfigError, match="valid_percent=0"):
         FileCorpus(valid_percent=0)
     with pytest.raises(DataError, match="no key 'text'; keys here: body"):
         FileCorpus(sources={"web": str(folder / "a.jsonl")}).run({}, tmp_path / "y")
-    with pytest.raises(DataError, match=r"none of its 60 documents falls to 'valid' at valid_percent=0.001"):
+    with pytest.raises(
+        DataError, match=r"none of its 60 documents falls into 'valid' with valid_percent=0.001"
+    ):
         FileCorpus(sources={"notes": str(folder / "notes")}, valid_percent=0.001).run({}, tmp_path / "z")

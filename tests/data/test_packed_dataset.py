@@ -192,7 +192,7 @@ def test_refusals(blend, packed, tmp_path):
             blend(folder=broken)
     # Sequences that are longer than the file says.
     (broken / PACKING).write_text(json.dumps(settings | {"sequence_length": 48}))
-    with pytest.raises(DataError, match="a packing for sequence_length=48 has 2 to 49"):
+    with pytest.raises(DataError, match="with sequence_length=48 they must have 2 to 49"):
         blend({"web": 1.0}, folder=broken, length=48)
 
 

@@ -63,7 +63,13 @@ def pool():
 def test_every_sample_is_graded_and_kept(pool):
     finished = []
     result = evaluate(
-        ScriptedEngine(ANSWERS), PROBLEMS, SamplingParams(), 2, pool, finished.append, sandbox="weak"
+        ScriptedEngine(ANSWERS),
+        PROBLEMS,
+        SamplingParams(),
+        samples=2,
+        pool=pool,
+        progress=finished.append,
+        sandbox="weak",
     )
     assert result.correct() == [[True, False], [True, True], [False, False], [True, False]]
     assert sum(finished) == 8
@@ -85,7 +91,7 @@ def test_an_engine_that_loses_completions_is_an_error(pool):
             return super().generate(*args, **kwargs)[:-1]
 
     with pytest.raises(RuntimeError, match="did not return 1 completions"):
-        evaluate(Lossy(ANSWERS), PROBLEMS, SamplingParams(), 1, pool)
+        evaluate(Lossy(ANSWERS), PROBLEMS, SamplingParams(), samples=1, pool=pool)
 
 
 def made_artifact(folder, kind, files):

@@ -37,7 +37,7 @@ def read_recalls(folder: Path) -> dict[int, dict[str, dict[int, float]]]:
 
 
 def recovered(
-    before: Scores, lost: Scores, restored: Scores, confidence: float = 0.95, seed: int = 0
+    before: Scores, lost: Scores, restored: Scores, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval | None:
     """(restored - lost) / (before - lost) of the means over tasks. 1: all of the loss is restored; below 0: a further
     loss.
