@@ -121,12 +121,7 @@ def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Gra
     """
     from megatron_prism.pipeline.config import parse_override
 
-    values = dict(parse_override(text) for text in overrides)
-    own = {key: value for key, value in values.items() if key.partition(".")[0] in recipe.parameters}
-    graph = recipe.build(own)
-    rest = {key: value for key, value in values.items() if key not in own}
-    graph.override(rest, target, also_known=recipe.parameters)
-    return graph
+    return recipe.graph(dict(parse_override(text) for text in overrides), target)
 
 
 def _planned(each: Located, rerun: bool) -> dict[str, str]:

@@ -53,6 +53,21 @@ class Recipe:
             )
         return graph
 
+    def graph(self, values: Mapping[str, Any], target: str | None = None) -> Graph:
+        """The graph for `values` by dotted key: parameters of the recipe, and overrides of its stages.
+
+        Args:
+            target: a stage whose fields may be set without its name (see `Graph.override`).
+
+        Raises:
+            ConfigError: for an unknown key, or a value that is refused.
+        """
+        own = {key: value for key, value in values.items() if key.partition(".")[0] in self.parameters}
+        graph = self.build(own)
+        overrides = {key: value for key, value in values.items() if key not in own}
+        graph.override(overrides, target, also_known=self.parameters)
+        return graph
+
     def _checked(self, key: str, value: Any) -> Any:
         wanted = type(self.parameters[key])
         if wanted is float and type(value) is int:
