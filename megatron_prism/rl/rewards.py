@@ -79,6 +79,7 @@ def reward(
     grade_correct: bool,
     text: str,
     token_ids: Sequence[int],
+    *,
     finish_reason: FinishReason,
     settings: RewardSettings,
 ) -> Reward:

@@ -105,7 +105,11 @@ class Rollouts:
 
     def _answer(self, completion: Completion, verdict: Grade) -> Answer:
         given = reward(
-            verdict.correct, completion.text, completion.token_ids, completion.finish_reason, self.rewards
+            verdict.correct,
+            completion.text,
+            completion.token_ids,
+            finish_reason=completion.finish_reason,
+            settings=self.rewards,
         )
         return Answer(completion, verdict, given)
 

@@ -55,7 +55,7 @@ class Every:
 
 
 def test_a_leak_stops_the_stage(monkeypatch, tmp_path):
-    monkeypatch.setattr(problem.Problem, "split", Every())
+    monkeypatch.setattr(problem.GeneratedProblem, "split", Every())
     # Real prose plays no part in this and takes seconds.
     monkeypatch.setattr(
         installed_text, "prose_documents", lambda: [f"text {number}" for number in range(100)]

@@ -1,4 +1,4 @@
-"""Counts of right answers: those of the sampler, kept as Parquet, the same after an interruption."""
+"""Numbers of correct answers: written as Parquet, and the same after an interruption."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stage(**changes):
 
 @pytest.fixture
 def lenient(monkeypatch):
-    """Right is an answer that begins with a letter of the first half of the alphabet: a random model's often does."""
+    """Counts an answer as correct if it begins with a capital letter, as those of a random model often do."""
     from megatron_prism.rl import rollout
     from megatron_prism.verification.grade import Grade
 

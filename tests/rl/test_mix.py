@@ -1,4 +1,4 @@
-"""The paper's mixes from counts of right answers."""
+"""The paper's mixes, chosen by numbers of correct answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards from verdicts: the gate, the penalties, and what of them is refused."""
+"""Rewards from verdicts: the gate, the penalties, and settings that are refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ TOKENS = list(range(30))
 
 
 def value(right: bool, text: str = FORMATTED, tokens=TOKENS, finish="stop", **settings) -> float:
-    return reward(right, text, tokens, finish, RewardSettings(**settings)).value
+    return reward(right, text, tokens, finish_reason=finish, settings=RewardSettings(**settings)).value
 
 
 def test_right_and_wrong_answers():
-    right, wrong = (reward(each, FORMATTED, TOKENS, "stop", RewardSettings()) for each in (True, False))
+    right, wrong = (
+        reward(each, FORMATTED, TOKENS, finish_reason="stop", settings=RewardSettings())
+        for each in (True, False)
+    )
     assert (right.value, right.correct, right.format_ok, right.parts) == (1.0, True, True, {"answer": 1.0})
     assert (wrong.value, wrong.correct, wrong.format_ok, wrong.parts) == (0.0, False, True, {"answer": 0.0})
     assert value(True, correct=10.0, wrong=-2.0, unfinished=None) == 10.0
@@ -37,19 +40,19 @@ def test_right_and_wrong_answers():
     ],
 )
 def test_a_right_answer_in_the_wrong_format_gets_nothing_and_is_not_correct(text):
-    found = reward(True, text, TOKENS, "stop", RewardSettings(wrong=0.0, correct=10.0))
+    found = reward(True, text, TOKENS, finish_reason="stop", settings=RewardSettings(wrong=0.0, correct=10.0))
     assert (found.value, found.correct, found.format_ok) == (0.0, False, False)
 
 
 def test_without_the_gate_the_format_is_told_and_does_not_matter():
-    found = reward(True, BARE, TOKENS, "stop", RewardSettings(format_gate=False))
+    found = reward(True, BARE, TOKENS, finish_reason="stop", settings=RewardSettings(format_gate=False))
     assert (found.value, found.correct, found.format_ok) == (1.0, True, False)
     assert value(False, BARE, format_gate=False, wrong=0.25) == 0.25
 
 
 @pytest.mark.parametrize(("wrong", "wanted"), [(-1.0, -1.0), (0.0, 0.0), (0.5, 0.0)])
 def test_breaking_the_format_never_pays(wrong, wanted):
-    """0 as the paper says; but where a wrong answer costs, an answer without the format must not be the way out."""
+    """0 as in the paper; but if a wrong answer gives less than 0, breaking the format must not give more."""
     settings = {"wrong": wrong, "unfinished": min(wrong, 0.0)}
     assert value(True, BARE, **settings) == value(False, BARE, **settings) == wanted
     assert wanted <= value(False, FORMATTED, **settings)
@@ -59,8 +62,8 @@ def test_an_answer_that_ran_out_of_tokens_gets_its_own_reward_whatever_it_says()
     for right, text in ((True, FORMATTED), (False, FORMATTED), (True, BARE)):
         assert value(right, text, finish="length") == 0.0
         assert value(right, text, finish="length", unfinished=-0.5) == -0.5
-    # Its reward is one thing, its verdict another: pass rates count it.
-    assert reward(True, FORMATTED, TOKENS, "length", RewardSettings()).correct
+    # The verdict does not depend on the reward: pass rates count the answer as correct.
+    assert reward(True, FORMATTED, TOKENS, finish_reason="length", settings=RewardSettings()).correct
     assert value(True, finish="length", unfinished=None) == 1.0
     assert value(True, BARE, finish="length", unfinished=None) == 0.0
 
@@ -78,15 +81,15 @@ def test_repeated_share_by_hand():
 def test_repetition_past_the_threshold_is_taken_off_in_proportion():
     loop = [1, 2] * 3  # share 3/5 of its bigrams
     settings = {"repetition_ngram": 2, "repetition_penalty": 0.5}
-    found = reward(True, FORMATTED, loop, "stop", RewardSettings(**settings))
+    found = reward(True, FORMATTED, loop, finish_reason="stop", settings=RewardSettings(**settings))
     assert found.value == pytest.approx(1 - 0.5 * 3 / 5)
     assert found.parts == {"answer": 1.0, "repetition": pytest.approx(-0.3)}
     assert sum(found.parts.values()) == found.value
-    # Up to the threshold nothing is, and by default nothing at all.
+    # Up to the threshold there is no penalty, and by default there is none at all.
     assert value(True, tokens=loop, repetition_threshold=0.6, **settings) == 1.0
     assert value(True, tokens=loop, repetition_threshold=0.59, **settings) < 1.0
     assert value(True, tokens=[1] * 500) == 1.0
-    # A wrong answer that repeats itself goes below zero, an unfinished one, too.
+    # The penalty also applies to wrong and to unfinished answers, whose rewards go below zero.
     assert (
         value(False, tokens=loop, **settings)
         == value(False, tokens=loop, finish="length", **settings)
@@ -102,7 +105,11 @@ def test_overlong_answers_lose_linearly_over_the_buffer():
         assert value(True, tokens=tokens, overlong_tokens=100, overlong_buffer=20) == pytest.approx(1 - loss)
     assert value(True, tokens=list(range(5000))) == 1.0
     found = reward(
-        False, FORMATTED, [0] * 90, "stop", RewardSettings(overlong_tokens=100, overlong_buffer=100)
+        False,
+        FORMATTED,
+        [0] * 90,
+        finish_reason="stop",
+        settings=RewardSettings(overlong_tokens=100, overlong_buffer=100),
     )
     assert found.parts == {"answer": 0.0, "overlong": -0.9}
 
@@ -111,7 +118,7 @@ def test_all_parts_add_up():
     settings = RewardSettings(
         repetition_ngram=1, repetition_penalty=0.5, overlong_tokens=10, overlong_buffer=10, unfinished=-1.0
     )
-    found = reward(True, FORMATTED, [3, 3, 3, 3], "length", settings)
+    found = reward(True, FORMATTED, [3, 3, 3, 3], finish_reason="length", settings=settings)
     assert found.parts == {"answer": -1.0, "repetition": -0.375, "overlong": -0.4}
     assert found.value == pytest.approx(-1.775)
 

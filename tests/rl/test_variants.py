@@ -97,7 +97,13 @@ def test_dapo_rewards_its_sampling_and_its_updates():
     assert (settings.overlong_tokens, settings.overlong_buffer) == (20480, 4096)
 
     def value(right: bool, length: int) -> float:
-        return reward(right, THOUGHT, range(length), "length" if length == 20480 else "stop", settings).value
+        return reward(
+            right,
+            THOUGHT,
+            range(length),
+            finish_reason="length" if length == 20480 else "stop",
+            settings=settings,
+        ).value
 
     assert [value(right, 100) for right in (True, False)] == [1, -1]
     # 16,384 tokens are free, half of the rest costs a half, and all of it 1.
@@ -117,7 +123,7 @@ def group(*answers):
     made = []
     for right, length in answers:
         completion = Completion(THOUGHT, list(range(length)), [0.0] * length, "stop")
-        given = reward(right, completion.text, completion.token_ids, "stop", settings)
+        given = reward(right, completion.text, completion.token_ids, finish_reason="stop", settings=settings)
         made.append(Answer(completion, Grade(right, "correct" if right else "wrong"), given))
     return Group(Problem("p", "math", "P", "math", "4"), made)
 

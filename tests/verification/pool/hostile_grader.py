@@ -1,4 +1,4 @@
-"""A grader for the pool's own tests: every way a task can go wrong, by name."""
+"""A grader for the tests of the pool: each task names a way to fail."""
 
 from __future__ import annotations
 

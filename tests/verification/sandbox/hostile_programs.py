@@ -19,7 +19,7 @@ def _escaped_if(condition: str, setup: str = "") -> str:
 
 
 def _escaped_unless_refused(attack: str, setup: str = "") -> str:
-    """The attack raises OSError (or nothing is there to attack) where it is contained."""
+    """The attack raises OSError (or finds nothing to attack) if it is contained."""
     return f"{setup}\n{attack}\n{GOOD}"
 
 
@@ -182,13 +182,13 @@ ATTACKS = {
     "another interpreter": "import os, sys\nos.execv(sys.executable or '/nothing', ['python', '-c', 'print(4)'])\n",
 }
 
-# Of these, tests that run beside the program must not be won either.
+# These must not pass tests that run in the program's interpreter either.
 AGAINST_STATEMENTS = (
     *("leaving early", "sys.exit", "an exception beyond Exception", "printing success", "builtins replaced"),
     *("closing every descriptor", "the grader's module replaced", "AssertionError replaced"),
     *("a hook on every event",),
 )
-# And this one wins them: who looks for the grader in the frames of the interpreter both share finds it.
+# This one passes them: it finds the grader in the frames of the interpreter that both share.
 FORGERY = (
     "import sys\nanswer = sys._getframe(1).f_locals['answer']\n"
     "answer.__defaults__ = (compile, lambda *_: None, eval)\ndef f(x): return 0\n"
@@ -208,13 +208,13 @@ SCRIPT_ATTACKS = {
     "keeping things in standard input": "import os; os.write(0, b'4'); print(4)\n",
 }
 
-# These succeed in a plain interpreter: they fail above for the sandbox's sake, not for a mistake of their own.
+# These succeed in a plain interpreter, so above they fail because of the sandbox and not because of a mistake.
 REAL_WITHOUT_A_SANDBOX = (
     *("the checkpoint folder", "a file of the host", "a link to a file of the host", "the users"),
     *("the project's packages", "a port of the host", "an abstract socket of the host", "devices", "a shell"),
     *("the environment", "open files"),
 )
-# After these the sandbox may be another one: it was not clean, or the kernel ended a process for its memory.
+# After these the sandbox may have been replaced: it was not clean, or the kernel killed a process for its memory.
 MAY_REPLACE = {
     *("folders too deep to remove", "folder that cannot be entered"),
     *("memory hog in many processes", "many files"),

@@ -1,4 +1,4 @@
-"""The strong mode against hostile programs: no verdict is won, no harm is done, nothing hangs or stays."""
+"""The strong mode against hostile programs: none gets a correct verdict, does harm, hangs, or leaves traces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 from megatron_prism.verification.settings import GradingSettings
 
 MEMORY_MIB = 256
-# A program with a right `f` gets the time to win; the others can only be stopped.
+# A program with a correct `f` gets enough time to pass; the others can only be stopped.
 PATIENT_SECONDS, SHORT_SECONDS = 60.0, 0.5
 STATEMENTS = ["assert not f(2) != 4", "assert abs(f(-3) - 9) < 1e-9"]
 CLEAN = "import os\nassert os.listdir('/tmp') == [], os.listdir('/tmp')\n"
@@ -49,11 +49,11 @@ def sandbox(bubblewrap):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """Things of this machine to reach for: a file, its folder, two listening sockets, the environment."""
+    """Targets on this machine: a file, its folder, two listening sockets, the environment."""
     folder = tmp_path_factory.mktemp("checkpoint")
     secret = folder / "secret.txt"
     secret.write_text("precious")
-    # Readable for every user: it is not file permissions that keep it.
+    # Readable for every user, so that file permissions are not what protects it.
     for path in (secret, *secret.parents[:3]):
         path.chmod(path.stat().st_mode | 0o755)
     os.environ["SECRET"] = "s3cret"
@@ -70,12 +70,12 @@ def host(tmp_path_factory):
 
 
 def inside(sandbox) -> list[int]:
-    """The processes of the sandbox: its first one and whatever else is in there."""
+    """The ids of all processes in the sandbox, including its first process."""
     return [child.pid for child in psutil.Process(sandbox._process.pid).children(recursive=True)]
 
 
 def attack(sandbox, program, tests, seconds):
-    """Run it between two honest programs: nothing may be in the way of the second that was not there before."""
+    """Run it between two harmless programs: the second must not be affected by it."""
     assert (
         run_tests(CLEAN + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
         == "correct"
@@ -247,7 +247,7 @@ def test_an_ordinary_user_has_a_sandbox_too(bubblewrap):
         *(GOOD, "import os\nos.chmod('.', 0)\n" + GOOD, CLEAN + GOOD),
         *(ATTACKS["a new user namespace"].format(), ATTACKS["limiting process 1"].format()),
     ]
-    # Root's own interpreter may lie where others cannot read.
+    # Other users may not be able to read the interpreter of root.
     done = subprocess.run(
         [
             *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
@@ -333,7 +333,7 @@ def test_the_interpreter_is_shown_without_its_packages(bubblewrap):
 
 
 def test_a_host_with_many_open_files(tmp_path):
-    """The sandbox's descriptors then have numbers that select() and a program's own limit do not take."""
+    """The sandbox's descriptors then have numbers above the limits of select() and of a program."""
     program = (
         "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(1100)]\n"
         "from megatron_prism.verification.sandbox.isolation import sandbox_problem; print(sandbox_problem())"

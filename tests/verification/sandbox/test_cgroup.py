@@ -1,4 +1,4 @@
-"""Control groups: the real ones where this process may make them, version 2's files in an imitation tree."""
+"""Control groups: real ones if this process may create them, and the files of version 2 in an imitated tree."""
 
 from __future__ import annotations
 

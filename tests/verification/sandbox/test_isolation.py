@@ -1,4 +1,4 @@
-"""What holds in both modes of isolation; test_weak_runner.py and test_bubblewrap.py have what differs."""
+"""Tests of both modes of isolation; test_weak_runner.py and test_bubblewrap.py test their differences."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_time_limit_is_for_all_runs_together(runner):
 
 
 def test_success_cannot_be_printed(runner):
-    # The verdict goes out on some descriptor: a program that writes the word to all of them is no success.
+    # The verdict is sent on some descriptor: a program that writes the word to all descriptors must not succeed.
     program = (
         "import os\n"
         "for fd in range(256):\n"
@@ -140,7 +140,7 @@ def test_success_cannot_be_printed(runner):
         "        except OSError: pass\n"
         "os._exit(0)\n"
     )
-    # However many files the parent has open.
+    # This must hold for any number of files that the parent has open.
     opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(200)]
     try:
         assert verdict(runner, program) == "crashed"
@@ -220,7 +220,7 @@ def test_strong_is_the_default_and_refuses_before_any_work_where_it_cannot_be(no
         with pytest.raises(ConfigError, match=r"bwrap is not on PATH.*install bubblewrap.*sandbox=weak"):
             grade_all([item], pool)
         assert pool.pids() == []
-        # Nothing is asked for that is not needed.
+        # Other kinds of problems need no sandbox.
         assert grade_all([GradeItem("choice", r"\boxed{C}", "C")], pool)[0].correct
     with pytest.raises(ConfigError, match="sandbox=strong"):
         grade("code", fenced(GOOD), tests=TESTS)

@@ -1,4 +1,4 @@
-"""The filter's program, run by hand; that the kernel takes it and obeys is test_bubblewrap.py's."""
+"""The filter's instructions, interpreted in Python; test_bubblewrap.py tests that the kernel applies them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSED_WITH = {code: 0x00050000 | code for code in (errno.EPERM, errno.ENOSYS)}
 
 
 def decide(machine, number, argument=0, audit=None):
-    """What the filter answers: an interpreter of the instructions it is made of."""
+    """The decision of the filter for one call: an interpreter of its instructions."""
     program = list(struct.iter_unpack("=HBBI", seccomp_filter(machine)))
     data = struct.pack("=IIQQ", number, audit or ARCHITECTURES[machine][1], 0, argument)
     accumulator, place = 0, 0

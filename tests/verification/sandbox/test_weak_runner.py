@@ -1,4 +1,4 @@
-"""The weak mode: accidents are stopped. That it does not isolate is test_bubblewrap.py's negative control."""
+"""The weak mode: accidents are stopped. A negative control in test_bubblewrap.py shows that it does not isolate."""
 
 from __future__ import annotations
 
