@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from megatron_prism.cli.folder_checks import check_folders, check_models
+from megatron_prism.cli.logits import compare_logits
 from megatron_prism.cli.number_checks import above_zero, whole_number
 from megatron_prism.cli.output import (
     JsonOption,
@@ -158,7 +159,7 @@ def verify(
         else f"{len(differences)} tensors differ, the first is '{differences[0].name}'"
     )
     if logits:
-        compared, allowed, what = _compare_logits(a, b, text, dtype, tolerance)
+        compared, allowed, what = compare_logits(a, b, text=text, dtype=dtype, tolerance=tolerance)
         result["logits"] = asdict(compared) | {"allowed": allowed, "input": what}
         show_table(
             json_file,
@@ -246,56 +247,6 @@ def quantize(
         ],
     )
     write_result(json_file, {**metrics, "out": str(out)})
-
-
-def _compare_logits(
-    a: Any, b: Any, text: Path | None, dtype: str, tolerance: float
-) -> tuple[Any, float, str]:
-    """The comparison, the allowed difference, and a description of the input."""
-    from megatron_prism.conversion.logits import compare, folder_outputs, random_tokens
-    from megatron_prism.conversion.stage import CHECK_SEED
-
-    wanted = _dtype(dtype)
-    if wanted is None:
-        raise ConfigError(f"--dtype {dtype}: --logits needs fp32, bf16 or fp16")
-    if text is not None:
-        tokens, what = _tokens_of(text, a, b), f"the tokens of {text}"
-    else:
-        tokens = random_tokens(a.architecture, b.architecture, seed=CHECK_SEED)
-        what = f"{tokens.numel()} random tokens, seed {CHECK_SEED}"
-    compared = compare(
-        folder_outputs(a.path, tokens, wanted), folder_outputs(b.path, tokens, wanted), tolerance
-    )
-    return compared, compared.allowed(tolerance), what
-
-
-def _tokens_of(text: Path, a: Any, b: Any) -> Any:
-    """A text as token ids `[1, seq]`, by the tokenizer of the first model that has one."""
-    import torch
-
-    from megatron_prism.data.tokenizer import Tokenizer
-    from megatron_prism.data.tokenizer_files import vocabulary_file
-    from megatron_prism.pipeline.json_text import read_text
-
-    try:
-        content = read_text(text, ConfigError)
-    except ConfigError as problem:
-        raise ConfigError(f"--text {problem}") from None
-    for each in (a.files, b.files):
-        if each is not None and vocabulary_file(each) is not None:
-            ids = Tokenizer.load(each).encode(content)
-            limit = min(model.architecture.max_position_embeddings for model in (a, b))
-            rows = min(model.architecture.vocab_size for model in (a, b))
-            if not ids:
-                raise ConfigError(f"--text {text}: the tokenizer of {each} makes no tokens of this text")
-            if max(ids) >= rows:
-                raise ConfigError(
-                    f"--text {text}: the tokenizer of {each} gives token id {max(ids)}, but vocab_size is {rows}"
-                )
-            return torch.tensor([ids[:limit]])
-    raise ConfigError(
-        f"--text {text}: neither {a.path} nor {b.path} has a tokenizer; omit --text to use random tokens"
-    )
 
 
 def _dtype(name: str) -> Any:
