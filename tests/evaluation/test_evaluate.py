@@ -19,7 +19,7 @@ from megatron_prism.verification.settings import GradingSettings
 
 
 class ScriptedEngine:
-    """A real `Engine` whose model is a table from prompt to answers, so every score is known beforehand."""
+    """An `Engine` with a table from prompts to answers, so every score is known in advance."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.answers = answers
@@ -122,7 +122,7 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stands where the Megatron engine stands: this room's stage is tested apart from any model."""
+    """Replaces the Megatron engine, so that the stage is tested without a model."""
     scripted = ScriptedEngine(ANSWERS)
     loaded = []
 
@@ -179,7 +179,7 @@ def test_unknown_suite_is_refused_before_the_model_is_loaded(tmp_path, inputs, e
 @pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bwrap is not installed: apt-get install bubblewrap"
 )
-def test_programs_run_isolated_unless_told_otherwise(tmp_path, inputs, engine):
+def test_programs_run_isolated_by_default(tmp_path, inputs, engine):
     metrics = Evaluate(suites=["code"]).run(inputs, tmp_path)
     assert metrics["suites"]["code"]["pass_rate"] == 1
     assert metrics["grader"]["sandbox"] == "strong"
@@ -217,7 +217,7 @@ def test_config_round_trip_and_overrides():
         {"batch_size": -1},
     ],
 )
-def test_impossible_configs_are_refused(wrong):
+def test_invalid_configs_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Evaluate(**wrong)
 

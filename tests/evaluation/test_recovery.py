@@ -1,4 +1,4 @@
-"""How much of a lost ability came back: against hand counts and a ten-line bootstrap."""
+"""The restored share of a lost ability, compared with hand counts and a ten-line bootstrap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_prism.evaluation.ruler.recovery import read_recalls, recovered
 
 
 def scores(rate, count, task="a", seed=1):
-    """`count` samples of which the share `rate` is right."""
+    """`count` samples, of which the share `rate` is correct."""
     right = [1.0] * round(rate * count) + [0.0] * (count - round(rate * count))
     random.Random(seed).shuffle(right)
     return {task: dict(enumerate(right))}
@@ -55,13 +55,13 @@ def test_the_interval_is_the_paired_bootstrap():
 
 
 def test_a_pair_that_always_agrees_is_certain():
-    """The restored model is right exactly where the first was: paired, nothing is left to chance."""
+    """The restored model is correct on exactly the same samples as the first, so the paired interval has width 0."""
     before = scores(0.8, 50)
     share = recovered(before, scores(0.0, 50), before)
     assert (share.mean, share.low, share.high) == (1.0, 1.0, 1.0)
 
 
-def test_where_nothing_was_lost_there_is_no_share():
+def test_without_a_loss_there_is_no_share():
     assert recovered(scores(0.5, 40), scores(0.5, 40, seed=2), scores(0.9, 40, seed=3)) is None
     assert recovered(scores(0.5, 40), scores(0.7, 40, seed=2), scores(0.9, 40, seed=3)) is None
 

@@ -1,4 +1,4 @@
-"""Scores by hand, intervals that cover, predictions from files, and the stage on a tiny random model."""
+"""Scores compared with hand counts, coverage of intervals, and predictions from engines and files."""
 
 from __future__ import annotations
 
@@ -138,12 +138,12 @@ def groups(made):
     ]
 
 
-def test_an_engine_that_knows_is_right_and_one_that_guesses_is_not(made):
+def test_correct_and_wrong_engines(made):
     answers = {sample.prompt: " ".join(sample.answers) for group in groups(made) for sample in group}
-    knows = Parrot(answers.__getitem__)
-    found = list(predict_all(knows, groups(made), 640))
+    correct = Parrot(answers.__getitem__)
+    found = list(predict_all(correct, groups(made), 640))
     assert [each.recall for each in found] == [1.0] * 24
-    assert knows.seen == [(6, 3, 8, 0.0), (6, 3, 16, 0.0), (6, 2, 8, 0.0), (6, 2, 16, 0.0)]
+    assert correct.seen == [(6, 3, 8, 0.0), (6, 3, 16, 0.0), (6, 2, 8, 0.0), (6, 2, 16, 0.0)]
     # Shifted by one sample, every answer is there but belongs to another question.
     shifted = dict(zip(answers, [*list(answers.values())[1:], "none"], strict=True))
     wrong = [each.recall for each in predict_all(Parrot(shifted.__getitem__), groups(made), 640)]
@@ -166,7 +166,7 @@ def predictions(made, change=lambda records: records):
     return "\n".join(json.dumps(record) for record in change(records)) + "\n"
 
 
-def test_predictions_made_elsewhere_are_scored(made, tmp_path):
+def test_predictions_from_a_file_are_scored(made, tmp_path):
     file = tmp_path / "predictions.jsonl"
     file.write_text(predictions(made, lambda records: records[::-1]))
     found = summary(score_file(made / "samples", file))["lengths"]["200"]["tasks"]
@@ -214,6 +214,6 @@ def test_stage_config_round_trip_and_identity(tmp_path):
         *({"confidence": 1.0}, {"batch_tokens": 0}),
     ],
 )
-def test_impossible_stages_are_refused(wrong):
+def test_invalid_stages_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong)).removesuffix("s")):
         RulerEvaluate(**wrong)

@@ -1,4 +1,4 @@
-"""The stage from end to end on a tiny random model, and what it refuses before the model is loaded."""
+"""The stage from end to end on a tiny random model, and its errors before the model is loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     return seal(partial, root / "artifact", Receipt("import", "f" * 64, "import", {}, {}))
 
 
-def test_a_random_model_is_asked_and_scored(model, tmp_path):
+def test_a_random_model_is_scored(model, tmp_path):
     stage = RulerEvaluate(
         tasks=["needle_single", "needle_multiquery"], lengths=[128, 160], samples=3, batch_tokens=320
     )
@@ -41,7 +41,7 @@ def test_a_random_model_is_asked_and_scored(model, tmp_path):
     entry = metrics["lengths"]["160"]
     assert entry["samples"] == 6
     assert 0 <= entry["low"] <= entry["recall"] <= entry["high"] <= 1
-    # It has learnt nothing, so it knows nothing.
+    # It is not trained.
     assert entry["recall"] < 0.5
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(metrics))
     with zstandard.open(tmp_path / "samples.jsonl.zst", "rb") as handle:

@@ -1,4 +1,4 @@
-"""Greedy decoding of a Hugging Face folder in Megatron, token for token what transformers' `generate` makes of it.
+"""Greedy decoding of a Hugging Face folder in Megatron, token for token as in transformers' `generate`.
 
 Prompts of different lengths go to transformers as one left-padded batch, and to the engine as they are. The end token
 is switched off on both sides and not suppressed, so logits stay what they are and every row gets all its tokens.
@@ -57,7 +57,7 @@ class Made:
 
 @dataclass
 class Case:
-    """A family's model in both libraries, and what transformers makes of the prompts."""
+    """A family's model in both libraries, and the completions of transformers."""
 
     engine: MegatronEngine
     prompts: list[str]
@@ -109,7 +109,7 @@ def cases(tmp_path_factory):
 
 
 def lengthen_steps(file):
-    """Every other Mamba head gets a dt of about 0.3, so that its state weighs in what is said next.
+    """Every other Mamba head gets a dt of about 0.3, so that its state affects the next tokens.
 
     With the small dt of the others alone a state that is lost moves log-probabilities by 1e-3 and hardly a token.
     """
@@ -187,16 +187,16 @@ def test_left_padding_does_not_enter_transformers_own_mamba_states(kind, cases):
 DAMAGED_STEP = 10
 
 
-def states(slots, what):
-    """The tensors of one kind in the slots of all layers."""
-    for module, pair in slots._tensors.items():
+def states(cache, what):
+    """The cached tensors of one kind in all layers."""
+    for module, pair in cache._tensors.items():
         names = ("conv", "ssm") if hasattr(module, "d_inner_local_tp") else ("key", "value")
         yield from [tensor for name, tensor in zip(names, pair, strict=True) if name == what]
 
 
 @contextmanager
 def damaged(case, damage):
-    """The slots go through `damage(slots)` once, after each text has its first DAMAGED_STEP tokens."""
+    """Calls `damage(cache)` once, after each text has its first DAMAGED_STEP tokens."""
     honest, steps = DecodeCache.prepare, []
 
     def prepare(self, step, length):
@@ -213,8 +213,8 @@ def damaged(case, damage):
 
 
 def forget(what):
-    def damage(slots):
-        found = list(states(slots, what))
+    def damage(cache):
+        found = list(states(cache, what))
         assert found
         for tensor in found:
             tensor.zero_()
@@ -223,10 +223,10 @@ def forget(what):
 
 
 def exchange_rows(what):
-    """What a wrong compaction of the batch would do."""
+    """The effect of a wrong compaction of the batch."""
 
-    def damage(slots):
-        for tensor in states(slots, what):
+    def damage(cache):
+        for tensor in states(cache, what):
             tensor.copy_(tensor.roll(1, 0))
 
     return damage

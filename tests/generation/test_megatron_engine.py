@@ -141,7 +141,7 @@ def test_a_mixed_batch_equals_batches_of_one(model, tokenizer, temperature):
         assert len({len(c.token_ids) for row in batched for c in row}) > 3
 
 
-def test_seeds_decide_the_draw(engine):
+def test_seeds_decide_the_samples(engine):
     def draw(seed):
         made = engine.generate(["ABC"], SamplingParams(max_new_tokens=8, seed=seed), samples=3)[0]
         return [completion.token_ids for completion in made]
@@ -216,7 +216,7 @@ def test_sampling_follows_the_tempered_nucleus():
 
 
 def drawn_from_sorted(logits: list[float], uniform: float, temperature: float, top_p: float) -> int:
-    """The nucleus by the book, in plain Python: sort all, keep until the mass is reached, draw from what was kept."""
+    """The nucleus in plain Python: sort all tokens, keep them until the mass is reached, sample from these."""
     weights = [math.exp(logit / temperature) for logit in logits]
     order = sorted(range(len(weights)), key=lambda token: -weights[token])
     kept, mass = [], 0.0
@@ -232,7 +232,7 @@ def drawn_from_sorted(logits: list[float], uniform: float, temperature: float, t
 
 
 def test_the_nucleus_is_right_however_many_tokens_it_has():
-    """Beside each other: rows that are flat, whose nucleus is larger than what is sorted first, and peaked ones."""
+    """Flat rows, whose nucleus has more tokens than are sorted first, and peaked rows in one batch."""
     source = torch.Generator().manual_seed(7)
     sharpness = torch.tensor([0.01, 0.3, 1.0, 3.0, 9.0]).repeat(40)
     logits = torch.randn(200, 300, generator=source) * sharpness[:, None]
@@ -242,7 +242,7 @@ def test_the_nucleus_is_right_however_many_tokens_it_has():
     assert drawn.tolist() == [drawn_from_sorted(row, draw, 0.6, 0.95) for row, draw in rows]
 
 
-def test_a_token_without_probability_is_never_drawn():
+def test_a_token_without_probability_is_never_sampled():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, -1)
     drawn, _ = sample_tokens(logits, torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)
     assert drawn.tolist() == [1, 1, 1]
@@ -312,7 +312,7 @@ def test_seeds_belong_to_prompts(engine):
 
 
 def test_a_stop_string_over_several_tokens_and_at_a_broken_character():
-    """The short list of tokens that may end a text leaves none out."""
+    """The list of tokens that may end a sequence is complete."""
     flags = _tokens_that_may_end(
         SimpleNamespace(
             vocab_size=5,

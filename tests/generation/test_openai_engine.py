@@ -1,4 +1,4 @@
-"""What OpenAIEngine makes of a server that really samples, held against the model itself."""
+"""OpenAIEngine with a server that really samples, compared with the model itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reference(served_folder):
 
 @torch.no_grad()
 def logprobs_of(reference, prompt_ids, token_ids):
-    """What transformers gives each of `token_ids` after the prompt, untempered."""
+    """The log-probability of each of `token_ids` after the prompt by transformers, untempered."""
     logits = reference(torch.tensor([prompt_ids + token_ids])).logits[0, len(prompt_ids) - 1 : -1]
     return torch.log_softmax(logits.float(), -1).gather(-1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
 
@@ -66,7 +66,7 @@ def test_greedy_is_the_argmax(server, reference, tokenizer):
             ids.append(token)
 
 
-def test_a_seed_repeats_whatever_else_is_asked(server):
+def test_a_seed_repeats_whatever_else_is_requested(server):
     server.start()
     engine = OpenAIEngine(server.url, "tiny", extra=IDS)
     first = engine.generate(PROMPTS, SAMPLED, samples=2)
@@ -131,7 +131,7 @@ def test_prompts_are_sent_as_the_ids_of_the_policy(server, reference, served_fol
     assert OpenAIEngine(server.url, "tiny", bare, extra=IDS).generate(PROMPTS, GREEDY) != made
 
 
-def test_a_server_that_adds_its_own_start_token_is_found_out(server, served_folder):
+def test_a_server_that_adds_a_start_token_is_detected(server, served_folder):
     begun, bare = (Tokenizer.load(served_folder, TextSettings(begin=name)) for name in ("!", "none"))
     start = begun.encode("")
     server.start(begin=start)

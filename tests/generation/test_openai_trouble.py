@@ -1,4 +1,4 @@
-"""Servers that are busy, refuse, die or answer with something else: what is asked again, and what is kept."""
+"""Servers that are busy, refuse, die or send another response: what is requested again, and what is kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HASTY = {"first_wait": 0.05, "retries": 2}
     [{"refuse": 2}, {"refuse": 2, "status": 503}, {"drop": 2}],
     ids=["429", "503", "dropped connection"],
 )
-def test_passing_trouble_is_tried_again(server, trouble):
+def test_temporary_errors_are_retried(server, trouble):
     engine = OpenAIEngine(server.start(**trouble).url, "tiny", extra=IDS, concurrency=1, **HASTY)
     seen = []
     started = time.monotonic()
@@ -35,7 +35,7 @@ def test_passing_trouble_is_tried_again(server, trouble):
     assert len(server.asked) == 4
 
 
-def test_trouble_that_stays_ends_in_one_line(server):
+def test_permanent_errors_are_one_line(server):
     engine = OpenAIEngine(server.start(refuse=3).url, "tiny", extra=IDS, **HASTY)
     with pytest.raises(ServerError) as stop:
         engine.generate(["A"], GREEDY)
@@ -46,21 +46,21 @@ def test_trouble_that_stays_ends_in_one_line(server):
     )
 
 
-def test_the_servers_own_wait_is_obeyed(server):
+def test_retry_after_is_respected(server):
     engine = OpenAIEngine(server.start(refuse=1, retry_after="1").url, "tiny", extra=IDS, first_wait=0.01)
     started = time.monotonic()
     engine.generate(["A"], GREEDY)
     assert time.monotonic() - started >= 1
 
 
-def test_a_page_is_not_an_answer(server):
+def test_a_web_page_is_not_a_response(server):
     engine = OpenAIEngine(server.start(page=True).url, "tiny", extra=IDS, **HASTY)
     with pytest.raises(ServerError, match=r"not JSON \('<html>Sign in</html>'\); check the address"):
         engine.generate(["A"], GREEDY)
     assert len(server.asked) == 1
 
 
-def test_another_refusal_is_final(server):
+def test_other_error_statuses_are_final(server):
     engine = OpenAIEngine(server.start().url, "tiny", extra=IDS, **HASTY)
     with pytest.raises(
         ServerError, match="400 Bad Request: This model's maximum context length is 128 tokens;"
@@ -70,7 +70,7 @@ def test_another_refusal_is_final(server):
 
 
 def test_a_server_that_dies_and_comes_back(server):
-    """Killed with requests under way; another process starts it again while the engine waits."""
+    """The server is killed during requests; another process restarts it while the engine waits."""
     undisturbed = OpenAIEngine(server.start().url, "tiny", extra=IDS).generate(PROMPTS, SAMPLED, samples=4)
     server.kill()
     before = len(server.asked)
@@ -108,7 +108,7 @@ def test_a_server_that_stays_away_loses_nothing(server, tmp_path):
     assert sum(seen) == len(kept)
     assert len(kept) in (4, 5), "the sixth request killed it, and another may have been under way"
 
-    # As if the disk had been full when the last line was written: it is asked for again.
+    # As if the disk had been full when the last line was written: its completion is requested again.
     (store / "completions.jsonl").write_text("\n".join(kept)[:-20])
     before = len(server.asked)
     server.start()

@@ -46,7 +46,7 @@ def transformers_serve(folder):
     reason="transformers serve needs the packages openai and accelerate",
 )
 def test_transformers_serve(served_folder):
-    """The real thing: no log-probabilities, no token ids, and the stop string stays in its text."""
+    """This server reports no log-probabilities and no token ids, and leaves the stop string in the text."""
     tokenizer = Tokenizer.load(served_folder)
     reference = AutoModelForCausalLM.from_pretrained(served_folder).eval()
     model = str(served_folder)
