@@ -18,7 +18,8 @@ from pathlib import Path
 import measure
 
 from megatron_prism.data.installed_text import code_documents, prose_documents
-from megatron_prism.data.ruler.generate import Plan, make_folder
+from megatron_prism.data.ruler.generate import Plan
+from megatron_prism.data.ruler.sample_folder import make_folder
 from megatron_prism.data.ruler.samples import read_samples
 from megatron_prism.data.ruler.sources import load_sources
 from megatron_prism.data.ruler.tasks import RULER_TASKS

@@ -68,7 +68,8 @@ def make(
     whole_number(samples, "--samples", least=1)
     whole_number(seed, "--seed", least=0)
     whole_number(workers, "--workers", least=1)
-    from megatron_prism.data.ruler.generate import Plan, make_folder, stated_sources
+    from megatron_prism.data.ruler.generate import Plan
+    from megatron_prism.data.ruler.sample_folder import make_folder, stated_sources
     from megatron_prism.data.ruler.sources import load_sources
     from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
     from megatron_prism.data.tokenizer_files import TokenizerFolder

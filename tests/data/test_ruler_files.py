@@ -7,8 +7,9 @@ import re
 import pytest
 from ruler_sources import byte_level_tokenizer, write_sources
 
-from megatron_prism.data.ruler.generate import Plan, make_folder, make_samples
+from megatron_prism.data.ruler.generate import Plan, make_samples
 from megatron_prism.data.ruler.questions import package_questions, read_hotpot, read_squad
+from megatron_prism.data.ruler.sample_folder import make_folder
 from megatron_prism.data.ruler.samples import read_manifest, read_samples
 from megatron_prism.data.ruler.sources import load_sources
 from megatron_prism.data.ruler.tasks import COMPACT_TASKS, RULER_TASKS

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_prism.data.ruler.generate import Plan, make_folder
+from megatron_prism.data.ruler.generate import Plan
+from megatron_prism.data.ruler.sample_folder import make_folder
 from megatron_prism.data.ruler.samples import Sample, read_samples
 from megatron_prism.data.ruler.sources import Sources
 from megatron_prism.data.ruler.tasks import NOISE, named_tasks
