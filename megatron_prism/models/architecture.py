@@ -86,7 +86,7 @@ class Architecture:
             )
         if self.num_attention_heads % self.num_query_groups:
             raise ConfigError(
-                f"num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_query_groups={self.num_query_groups}"
             )
         if self.sliding_window is not None and self.sliding_window < 1:

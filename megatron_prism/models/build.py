@@ -102,6 +102,7 @@ def build_model(
     architecture: Architecture,
     dtype: torch.dtype = torch.float32,
     parallel: ParallelConfig | None = None,
+    *,
     vp_stage: int | None = None,
     backend: str = "auto",
     recompute: str = "none",

@@ -97,7 +97,7 @@ HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
 
 
 def rules(architecture: Architecture) -> list[Rule]:
-    """Every parameter of the model, in layer order. A tied model has no head of its own."""
+    """Every parameter of the model, in layer order. A tied model has no output head."""
     if architecture.hybrid_pattern:
         layers = [
             rule.in_layer(number, number // 2)

@@ -63,7 +63,7 @@ HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
 
 
 def rules(architecture: Architecture) -> list[Rule]:
-    """Every parameter of the model, in layer order. A tied model has no head of its own."""
+    """Every parameter of the model, in layer order. A tied model has no output head."""
     layers = [rule.in_layer(number) for number in range(architecture.num_layers) for rule in LAYER]
     return [EMBEDDING, *layers, FINAL_NORM, *([] if architecture.tie_word_embeddings else [HEAD])]
 

@@ -94,7 +94,7 @@ HEAD = Rule("output_layer.weight", ("lm_head.weight",), VOCABULARY)
 
 
 def rules(architecture: Architecture) -> list[Rule]:
-    """Every parameter of the model, in layer order. A tied model has no head of its own."""
+    """Every parameter of the model, in layer order. A tied model has no output head."""
     pattern = architecture.hybrid_pattern or ""
     layers = [rule.in_layer(number) for number, kind in enumerate(pattern) for rule in LAYERS[kind]]
     return [EMBEDDING, *layers, FINAL_NORM, *([] if architecture.tie_word_embeddings else [HEAD])]

@@ -35,7 +35,7 @@ def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
         ConfigError: for two blocks that contradict each other, a type that is not implemented, or a value that
             transformers could not use.
     """
-    beside = _Beside(
+    outer_keys = _OuterKeys(
         theta=_theta(read.get(THETA), THETA) if read.get(THETA) is not None else None,
         theta_is_null=THETA in read and read.get(THETA) is None,
         partial=read.get(PARTIAL),
@@ -44,8 +44,8 @@ def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
     )
     blocks = {name: block for name in (OLD, NEW) if (block := _block(read, name))}
     if not blocks:
-        return _read_block(read, "config.json", {}, beside)
-    found = {name: _read_block(read, name, block, beside) for name, block in blocks.items()}
+        return _read_block(read, "config.json", {}, outer_keys)
+    found = {name: _read_block(read, name, block, outer_keys) for name, block in blocks.items()}
     if len(found) > 1 and found[OLD] != found[NEW]:
         raise ConfigError(
             f"config.json: {NEW} and {OLD} say different things ({_meaning(found[NEW])}; {_meaning(found[OLD])}); "
@@ -67,7 +67,7 @@ def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _OuterKeys:
     """The values of the keys next to the blocks."""
 
     theta: float | None
@@ -86,10 +86,10 @@ def _block(read: ConfigReader, name: str) -> dict[str, Any]:
     return value
 
 
-def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], beside: _Beside) -> Rope:
-    theta = _block_theta(read, name, block, beside)
+def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], outer_keys: _OuterKeys) -> Rope:
+    theta = _block_theta(read, name, block, outer_keys)
     _refuse_partial(name, block.get(PARTIAL, 1.0))
-    _refuse_partial("config.json", 1.0 if beside.partial is None else beside.partial)
+    _refuse_partial("config.json", 1.0 if outer_keys.partial is None else outer_keys.partial)
     kind = _kind(name, block)
     numbers = {key: block[key] for key in block if key not in (THETA, PARTIAL, "rope_type", "type")}
     wanted = {} if kind == "default" else dict.fromkeys(NEEDED[kind]) | OPTIONAL[kind]
@@ -109,23 +109,23 @@ def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], beside:
         return theta, None
     given = {key: value for key, value in numbers.items() if key in wanted}
     if ORIGINAL in wanted:
-        given[ORIGINAL] = _original(read, name, kind, given, beside)
-    return theta, _scaling(name, kind, given, beside)
+        given[ORIGINAL] = _original(read, name, kind, given, outer_keys)
+    return theta, _scaling(name, kind, given, outer_keys)
 
 
-def _block_theta(read: ConfigReader, name: str, block: Mapping[str, Any], beside: _Beside) -> float:
+def _block_theta(read: ConfigReader, name: str, block: Mapping[str, Any], outer_keys: _OuterKeys) -> float:
     """The theta in the block; if it has none, the one next to the block, as in transformers 5."""
     if THETA in block:
         theta = _theta(block[THETA], f"{name}: {THETA}")
-        if beside.theta not in (None, theta):
+        if outer_keys.theta not in (None, theta):
             read.remark(
-                f"{THETA}={beside.theta:g} beside {name} is not read, {THETA}={theta:g} in it is, as transformers 5 "
-                "does; transformers 4 takes the other"
+                f"{THETA}={outer_keys.theta:g} next to {name} is not read, {THETA}={theta:g} in it is, as in "
+                "transformers 5; transformers 4 reads the other"
             )
         return theta
-    if beside.theta_is_null:
+    if outer_keys.theta_is_null:
         raise ConfigError(f"config.json: {THETA} is null; give a number, or remove it for {DEFAULT_THETA:g}")
-    return DEFAULT_THETA if beside.theta is None else beside.theta
+    return DEFAULT_THETA if outer_keys.theta is None else outer_keys.theta
 
 
 def _theta(value: Any, name: str) -> float:
@@ -156,23 +156,25 @@ def _kind(name: str, block: Mapping[str, Any]) -> str:
     return kind
 
 
-def _original(read: ConfigReader, name: str, kind: str, given: Mapping[str, Any], beside: _Beside) -> Any:
+def _original(
+    read: ConfigReader, name: str, kind: str, given: Mapping[str, Any], outer_keys: _OuterKeys
+) -> Any:
     """The length before the scaling: from the block, from the key next to it, or the model's length."""
-    inner, outer = given.get(ORIGINAL), beside.original
+    inner, outer = given.get(ORIGINAL), outer_keys.original
     if ORIGINAL not in given and outer is None:
         read.remark(
-            f"{name}: rope_type={kind!r} without {ORIGINAL}: {beside.positions} is taken, "
+            f"{name}: rope_type={kind!r} without {ORIGINAL}: {outer_keys.positions} is taken, "
             "max_position_embeddings, as transformers does"
         )
-        return beside.positions
+        return outer_keys.positions
     if ORIGINAL in given and outer is not None and inner != outer:
         raise ConfigError(
-            f"config.json: {ORIGINAL} is {shown(inner)} in {name} and {shown(outer)} beside it; keep one"
+            f"config.json: {ORIGINAL} is {shown(inner)} in {name} and {shown(outer)} next to it; keep one"
         )
     return outer if ORIGINAL not in given else inner
 
 
-def _scaling(name: str, kind: str, given: Mapping[str, Any], beside: _Beside) -> RopeScaling:
+def _scaling(name: str, kind: str, given: Mapping[str, Any], outer_keys: _OuterKeys) -> RopeScaling:
     """The scaling of this type; all required numbers exist."""
     numbers = dict(given)
     for key in NEEDED[kind]:
@@ -181,7 +183,7 @@ def _scaling(name: str, kind: str, given: Mapping[str, Any], beside: _Beside) ->
                 f"config.json: {name}: rope_type={kind!r} needs {', '.join(NEEDED[kind])}; '{key}' is missing"
             )
     if kind == "yarn":
-        _as_transformers_reads_yarn(numbers, beside.positions)
+        _as_transformers_reads_yarn(numbers, outer_keys.positions)
     # To transformers a null here is false, and an absent key true.
     if not isinstance(numbers.get("truncate", True), bool):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""config.json as it is written: what changed, in every spelling, and nothing that contradicts it."""
+"""The written config.json has every change in every spelling, and no contradiction."""
 
 from __future__ import annotations
 

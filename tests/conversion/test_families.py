@@ -1,4 +1,4 @@
-"""Every family: imported, it computes what transformers computes; exported, it is the very bytes that came."""
+"""Every family: an imported model computes the same as transformers, and its export has the original bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming both ways: dtypes, shards, memory, files that are carried, and failures that leave nothing behind."""
+"""Import and export: dtypes, shards, memory, copied files, and failures that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_megatron_wrote_is_read_the_same(name, tmp_path):
 
 
 def test_a_tensor_that_is_not_stored_row_by_row_is_still_read_right(tmp_path):
-    """A transposed view, as another program may have saved it: its bytes must not be copied as they lie."""
+    """A transposed view, as another program may have saved it: its bytes must not be copied in storage order."""
     import torch.distributed.checkpoint as dcp
 
     tensor = torch.randn(6, 4).t()

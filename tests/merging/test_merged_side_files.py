@@ -1,4 +1,4 @@
-"""Whose config and tokenizer a merge keeps: read back by transformers, and said wherever the models differ."""
+"""Whose config and tokenizer a merge keeps, read back by transformers; a note names every difference."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def linear_reference(states, weights):
 
 
 def wrong_in_a_sample(found, states, weights, step: int) -> int:
-    """How many of every `step`-th elements are not what fractions give; no code of the merge takes part."""
+    """How many of every `step`-th elements differ from the result of fractions; no code of the merge is used."""
     exact = [Fraction(weight) for weight in weights]
     count = 0
     for name, tensor in found.items():

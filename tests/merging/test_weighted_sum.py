@@ -1,4 +1,4 @@
-"""The weighted sum beside `fractions.Fraction`, element by element: random numbers, ties, and what breaks floats."""
+"""The weighted sum compared with `fractions.Fraction`: random numbers, ties, and cases where floats fail."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_random_numbers(name, dtype):
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_whatever_the_dtype_can_hold(name, dtype):
-    """From the smallest subnormal to the largest number: nothing but extremes."""
+    """From the smallest subnormal to the largest number: extreme values only."""
     weights = list(map(Fraction, WEIGHTS[name]))
     _, finest, largest = FORMATS[dtype]
     terms = [spread(dtype, finest, math.log2(largest), seed, 600) for seed in range(len(weights))]
@@ -135,7 +135,7 @@ def test_ties_and_their_neighbours_and_what_fp32_makes_of_them(pair, dtype):
 
 
 def test_a_term_far_below_breaks_a_tie():
-    """One of 1e-30 beside numbers of 1: fp32 and fp64 lose it, and with it the side of the midpoint."""
+    """A term of 1e-30 next to terms of 1: fp32 and fp64 lose it, and with it the side of the midpoint."""
     middle = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8], dtype=FP32).repeat(3)
     tiny = torch.tensor([1e-30, 0.0, -1e-30], dtype=FP32).repeat_interleave(3)
     for weights in (["1", "1"], ["1", "1e-5"], ["1", "0.123456789012345678"]):
@@ -148,7 +148,7 @@ def test_a_term_far_below_breaks_a_tie():
 
 
 def test_sums_that_vanish_and_nearly_do():
-    """0.1 * 3 - 0.3 is nothing, though floats make 5e-17 of it; of what is left after cancelling every digit counts."""
+    """0.1 * 3 - 0.3 is nothing, though floats make 5e-17 of it; after a cancellation, every remaining digit counts."""
     three, one = torch.full((50,), 3.0), torch.ones(50)
     for dtype in (BF16, FP16, FP32):
         assert not exact_sum(

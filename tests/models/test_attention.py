@@ -1,4 +1,4 @@
-"""Blockwise attention against a plain float64 one, forward and backward, and what it holds while it runs."""
+"""Blockwise attention compared with plain float64 attention, forward and backward, and its memory use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extending a context: what is refused, and the model and config that come out."""
+"""Extending a context: what is refused, and the resulting model and config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two sets of weights, an index out of date, tensors in odd places: what transformers loads, or a refusal."""
+"""Two sets of weights, an outdated index, tensors in unexpected files: read as in transformers, or refused."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llama(sources, tmp_path_factory):
-    """A source and what both schemes made of it."""
+    """A source folder, and its quantized folders of both schemes."""
     root = tmp_path_factory.mktemp("llama")
     for scheme in STORED:
         run(sources["llama"], root / scheme, scheme)
@@ -71,7 +71,7 @@ def llama(sources, tmp_path_factory):
 
 
 def test_a_config_that_names_another_dtype_does_not_round_the_weights(llama, tmp_path):
-    """They are quantized from what is stored, and the config that is written names what was written."""
+    """The stored weights are quantized, and the written config names their dtype."""
     original, root = llama
     source = tmp_path / "source"
     shutil.copytree(original, source)

@@ -143,7 +143,7 @@ def test_an_id_of_two_meanings_is_a_conflict(change, named, tmp_path, bpe):
 
 
 def test_files_without_a_tokenizer_json(tmp_path, bpe):
-    """A SentencePiece file is compared by its bytes first, then by what transformers makes of it."""
+    """A SentencePiece file is compared by its bytes first, then as transformers reads it."""
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tokenizer.model").write_bytes(content)

@@ -1,4 +1,4 @@
-"""What is carried beside the weights, read back by transformers: code, licence, templates; never run, never half."""
+"""The files next to the weights are copied and read back by transformers: code (never run), licence, templates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fill(folder, names):
 
 
 def with_code(folder, marker):
-    """A model folder whose config is a class of its own, in two files."""
+    """A model folder whose config class is defined in two Python files of the folder."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIGS["llama"] | {"auto_map": AUTO_MAP}))
     for name, text in CODE.items():
@@ -118,7 +118,7 @@ def test_a_tokenizer_replaces_all_files_of_the_one_before(tmp_path):
 
 
 def test_json_is_carried_without_a_byte_order_mark(tmp_path):
-    """transformers reads no file that begins with one, so the mark must not reach what is written."""
+    """transformers cannot read a file with a byte order mark, so the written files must have none."""
     source = tmp_path / "source"
     make_tokenizer(source)
     (source / "config.json").write_text(json.dumps(CONFIGS["llama"]))
