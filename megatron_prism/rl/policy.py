@@ -228,7 +228,12 @@ class Policy:
             unwrap(model).train(not forward_only)
         try:
             return self.trainer.run_micro_batches(
-                lambda: iter(batches), forward_step, len(batches), shape, forward_only, models
+                lambda: iter(batches),
+                forward_step,
+                count=len(batches),
+                shape=shape,
+                forward_only=forward_only,
+                models=models,
             )
         finally:
             for model in models:

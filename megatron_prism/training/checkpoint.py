@@ -1,7 +1,7 @@
-"""Training checkpoints: weights, optimizer, random state and data position, written whole or not at all.
+"""Training checkpoints: weights, optimizer, random state and data position. A checkpoint is either complete or absent.
 
-A checkpoint is a `torch_dist` folder that loads at another tensor, pipeline or data-parallel layout. It is written
-under a temporary name and renamed by rank 0 when every rank is done.
+A checkpoint is a `torch_dist` folder that can be loaded with another tensor-, pipeline- or data-parallel layout. It is
+written under a temporary name, which rank 0 changes to the final one when all ranks are done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATE = "training_state.json"
 
 @dataclass
 class TrainingState:
-    """Where a run stands: steps done and samples read (the data position is one integer)."""
+    """The progress of a run: completed steps, and samples read, which is the position in the data."""
 
     step: int = 0
     consumed_samples: int = 0
@@ -41,12 +41,12 @@ def save_checkpoint(
     models: list[Any],
     optimizer: Any,
     state: TrainingState,
-    beside: Mapping[str, list[Any]] | None = None,
+    further_models: Mapping[str, list[Any]] | None = None,
 ) -> None:
     """Write a checkpoint to `folder`, which appears only when it is complete.
 
     Args:
-        beside: further models of the run (a reference policy) by the name of the folder their weights go to.
+        further_models: other models of the run, such as a reference policy; the key is the name of their folder.
     """
     import torch
     import torch.distributed as dist
@@ -58,13 +58,13 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     dist.barrier()
     with cuda_requests_on_cpu():
-        # Before the first step torch's AdamW has no moments, and upstream asserts that it has.
+        # Before the first step torch's AdamW has no moments, but upstream asserts that they exist.
         cpu_seam.prime_adam_state(optimizer)
         share_step_count(optimizer)
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded, metadata=checkpoint_metadata())
         write_checkpoint(sharded, partial)
-        for name, chunks in (beside or {}).items():
+        for name, chunks in (further_models or {}).items():
             if rank == 0:
                 (partial / name).mkdir()
             dist.barrier()
@@ -79,7 +79,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> TrainingState:
-    """Restore everything. The random state comes back only at the number of ranks it was saved with."""
+    """Restore everything. The random state is restored only with the number of ranks that it was saved with."""
     import torch
     import torch.distributed as dist
 

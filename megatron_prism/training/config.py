@@ -1,4 +1,4 @@
-"""What the `train` stage is configured with, and the checks that need no tensor."""
+"""The config of the `train` stage, and the checks that need no tensor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainConfig:
         init_from: a Hugging Face or Megatron folder to start from, in place of the input `init`.
         dtype: 'fp32', or 'bf16' with fp32 main weights in the optimizer.
         fp8: 'hybrid' or 'e4m3', Megatron's FP8 formats, with bf16 weights; needs Transformer Engine.
-        backend: 'te', 'torch', or 'auto': te where this machine has what it needs.
+        backend: 'te', 'torch', or 'auto', which chooses 'te' if this machine has what it needs.
         trainable: 'all' parameters, or 'attention': the query, key, value and output projections of self-attention.
             All other tensors stay bit-identical. TFLOP/s and MFU always count the work of training all parameters.
         recompute: 'none', or 'full': each layer keeps only its input and is computed again in the backward pass. This
@@ -72,13 +72,13 @@ class TrainConfig:
         if self.fp8 is not None:
             one_of(self.fp8, FP8_FORMATS, "fp8")
             if self.dtype != "bf16":
-                raise ConfigError(f"fp8={self.fp8}: needs dtype=bf16, not {self.dtype}")
+                raise ConfigError(f"fp8={self.fp8} needs dtype=bf16, not dtype={self.dtype}")
         if self.init_from:
             self.init_from = str(Path(self.init_from).resolve())
         trained = self.trained_architecture
         if self.batch.sequence_length > trained.max_position_embeddings:
             owner, remedy = (
-                ("architecture", "; an `extension` gives it more")
+                ("architecture", "; an `extension` increases it")
                 if self.extension is None
                 else ("extension", "")
             )

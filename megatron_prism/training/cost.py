@@ -1,4 +1,4 @@
-"""How large a model is and how many FLOPs training it takes: the arithmetic behind TFLOP/s and MFU."""
+"""The number of parameters of a model and the FLOPs of its training, from which TFLOP/s and MFU follow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from megatron_prism.models.architecture import ATTENTION, MAMBA, Architecture
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     """Training FLOPs per token: 6 per matrix weight, plus causal attention and the Mamba state products.
 
-    Attention: 2 products of s/2 keys on average, forward and twice backward. SSD: the state is written and read
-    (2 x heads x dim x state multiply-adds). The embedding lookup costs nothing; the output layer counts.
+    Attention: 2 products with s/2 keys on average, once in the forward and twice in the backward pass. SSD: the state
+    is written and read (2 x heads x dim x state multiply-adds). The output layer counts; the embedding lookup does not.
     """
     a = architecture
     pattern = a.hybrid_pattern or "*-" * a.num_layers
@@ -28,11 +28,11 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
 
 
 def count_parameters(models: Sequence[Any], *, trainable: bool = False) -> int:
-    """Parameters of the whole model, each counted once however it is spread over tensor and pipeline ranks.
+    """Number of parameters of the whole model. Copies on several tensor or pipeline ranks count once.
 
     Args:
-        models: this rank's chunks, wrapped for training.
-        trainable: count only those that training changes.
+        models: this rank's model chunks, wrapped in DDP.
+        trainable: count only the parameters that are trained.
     """
     import torch
     import torch.distributed as dist

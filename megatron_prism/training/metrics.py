@@ -1,4 +1,4 @@
-"""The log of a training run: a console line, a line of metrics.jsonl and a TensorBoard point per step."""
+"""The log of a training run: for each step a console line, a line of metrics.jsonl and a TensorBoard point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class StepRecord:
-    """One line of metrics.jsonl. `tflops` and `mfu` are per device, against the peak the receipt names."""
+    """One line of metrics.jsonl. `tflops` is per device, and `mfu` is its share of the peak named in the receipt."""
 
     step: int
     consumed_tokens: int
@@ -30,7 +30,11 @@ class StepRecord:
 
 
 class RunLog:
-    """Rank 0's record of a run: metrics.jsonl and TensorBoard. Lines past `resume_step` go; at 0 all do."""
+    """metrics.jsonl and TensorBoard, written by rank 0.
+
+    Args:
+        resume_step: step of the checkpoint that the run resumes from, else 0. Lines of later steps are removed.
+    """
 
     def __init__(self, out: Path, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +42,7 @@ class RunLog:
         path = out / "metrics.jsonl"
         kept = []
         if path.exists() and resume_step:
-            # A killed run may have logged steps after its last checkpoint: they will be done, and logged, again.
+            # A killed run may have logged steps after its last checkpoint. They are repeated and logged again.
             for line in path.read_text().splitlines():
                 if line.endswith("}") and json.loads(line)["step"] <= resume_step:
                     kept.append(line + "\n")
@@ -48,11 +52,11 @@ class RunLog:
         self.started, self.first = time.perf_counter(), resume_step
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl; `record` has a `step`."""
+        """Write one line of metrics.jsonl; `record` must have a `step`."""
         self.file.write(json.dumps(record) + "\n")
 
     def seconds_left(self, step: int, steps: int) -> float:
-        """By the pace since the start or the resume."""
+        """Estimated from the mean time per step since the run started or resumed."""
         pace = (time.perf_counter() - self.started) / max(1, step - self.first)
         return pace * (steps - step)
 
@@ -62,9 +66,9 @@ class RunLog:
 
 
 class MetricsLog(RunLog):
-    """The record of training on text, with a console line every `log_every` steps."""
+    """The log of training on text, with a console line every `log_every` steps."""
 
-    def __init__(self, out: Path, steps: int, peak: Peak, resume_step: int, log_every: int) -> None:
+    def __init__(self, out: Path, *, steps: int, peak: Peak, resume_step: int, log_every: int) -> None:
         super().__init__(out, resume_step)
         self.steps, self.peak, self.log_every = steps, peak, log_every
 

@@ -14,7 +14,7 @@ from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests
 
 @dataclass
 class OptimizerSettings:
-    """The paper's AdamW (Table 16); the gradient clip of 1.0 is dolomite-engine's default, the paper names none.
+    """The paper's AdamW (Table 16). It names no gradient clip; 1.0 is the default of dolomite-engine.
 
     Attributes:
         weight_decay: of every matrix, convolution and embedding, the output layer included, as in Megatron-LM.
@@ -31,9 +31,7 @@ class OptimizerSettings:
         positive(self, "eps", "clip_grad")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}: must lie between 0 and 1 (1 itself left out)"
-                )
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0 and less than 1")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay={self.weight_decay}: must be 0 or more, and finite")
 
@@ -43,8 +41,8 @@ def build_optimizer(
 ) -> Any:
     """Megatron's optimizer for this rank's (DDP-wrapped) model chunks.
 
-    Upstream sorts the parameters into groups (`wd_mult` 0 for one-dimensional ones) and leaves it to the caller to
-    act on it: `set_group_values` before every step does.
+    Upstream sorts the parameters into groups (`wd_mult` is 0 for one-dimensional ones), but does not apply `wd_mult`.
+    `set_group_values` applies it before every step.
     """
     import torch
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -71,10 +69,10 @@ def build_optimizer(
 
 
 def set_group_values(optimizer: Any, lr: float, weight_decay: float) -> None:
-    """Give every parameter group this learning rate, and its share of this weight decay, for the coming step.
+    """Set the learning rate and the weight decay of every parameter group for the next step.
 
-    Upstream's optimizers ignore a group's `wd_mult`; only its OptimizerParamScheduler multiplies by it, at every step
-    (optimizer_param_scheduler.py:294). Doing so before each step also corrects groups that a checkpoint restored.
+    Upstream's optimizers ignore `wd_mult`; only its OptimizerParamScheduler multiplies by it, at every step
+    (optimizer_param_scheduler.py:294). Doing the same before each step also corrects groups restored from a checkpoint.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -82,10 +80,10 @@ def set_group_values(optimizer: Any, lr: float, weight_decay: float) -> None:
 
 
 def share_step_count(optimizer: Any) -> None:
-    """Tell ranks that train nothing how often the others have stepped; every rank calls it, around a checkpoint.
+    """Copy the step count to ranks without trained parameters. All ranks call this before saving or loading.
 
-    Such ranks exist where only attention is trained and a pipeline stage has none. Upstream asks every rank's AdamW for
-    its one step count (distrib_optimizer.py:594), and what rank 0 says goes into the checkpoint for all.
+    Such ranks exist if only attention is trained and a pipeline stage has no attention layer. Upstream reads the step
+    count from the AdamW of every rank (distrib_optimizer.py:594), and the checkpoint stores that of rank 0 for all.
     """
     import torch
     import torch.distributed as dist
@@ -93,22 +91,22 @@ def share_step_count(optimizer: Any) -> None:
 
     parts = [each for each in optimizer.chained_optimizers if isinstance(each, DistributedOptimizer)]
     steps = [_steps(each.optimizer) for each in parts]
-    most = torch.tensor([max([0, *steps])], dtype=torch.int64, device=device())
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    largest = torch.tensor([max([0, *steps])], dtype=torch.int64, device=device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     for part in parts:
         inner = part.optimizer
         if any(group["params"] for group in inner.param_groups):
             continue
         for group in inner.param_groups:
-            group["step"] = int(most)
+            group["step"] = int(largest)
         if isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
-            # torch keeps its count in the state of parameters; keys that are none it saves and loads as they are.
+            # torch stores step counts in the state of parameters. It saves and loads other keys unchanged.
             state: Any = inner.state
-            state["step count"] = {"step": most[0].float().cpu()}
+            state["step count"] = {"step": largest[0].float().cpu()}
 
 
 def _steps(inner: Any) -> int:
-    """torch's AdamW counts per parameter, Transformer Engine's and Apex's per group."""
+    """The step count: torch's AdamW keeps it per parameter, Transformer Engine's and Apex's per group."""
     counts = [state["step"] for state in inner.state.values() if "step" in state]
     counts += [group["step"] for group in inner.param_groups if group["params"] and "step" in group]
     return int(max([0, *counts]))

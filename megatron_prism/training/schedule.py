@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, so that a resumed run needs no scheduler state."""
+"""The learning rate as a function of the step only, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ STYLES = ("cosine", "linear", "exponential", "constant")
 class Schedule:
     """Linear warm-up to `lr`, then decay to `lr * final_factor` at the last step.
 
-    'exponential' is dolomite-engine's, which the paper's long-context phase names: lr * (a exp(-x) + b) with
-    a = (1-f) e / (e-1) and b = (f e - 1) / (e-1), x the decay progress in [0, 1].
+    'exponential' is the schedule of dolomite-engine, which the paper names for its long-context phase:
+    lr * (a exp(-x) + b) with a = (1-f) e / (e-1) and b = (f e - 1) / (e-1), where x in [0, 1] is the decay progress
+    and f is `final_factor`.
     """
 
     lr: float = 3e-4
@@ -29,7 +30,8 @@ class Schedule:
         one_of(self.style, STYLES, "schedule.style")
         if self.warmup_steps < 0 or not 0 <= self.final_factor <= 1:
             raise ConfigError(
-                f"schedule: warmup_steps={self.warmup_steps} must be >= 0, final_factor={self.final_factor} in [0, 1]"
+                f"schedule: warmup_steps={self.warmup_steps} must be >= 0, and final_factor={self.final_factor} "
+                "must be in [0, 1]"
             )
 
     def at(self, step: int, steps: int) -> float:

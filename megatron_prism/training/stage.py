@@ -1,4 +1,4 @@
-"""The `train` stage: tokens and a mixture in, a checkpoint out. Pretraining and mid-training differ in config only."""
+"""The `train` stage: from tokens and a mixture to a checkpoint. Pretraining and mid-training differ in config only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters a run trains: all, or those of self-attention only (the paper's second long-context variant)."""
+"""The parameters that a run trains: all, or only those of self-attention (the paper's second long-context variant)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAINABLE = ("all", "attention")
-# Query, key, value and output projections, by their names under either backend; not the norm before them, which
-# Transformer Engine keeps in the same module.
+# The names of the query, key, value and output projections in both backends. The norm before them is not trained, but
+# Transformer Engine keeps it in the same module.
 _PROJECTION = re.compile(r"\.self_attention\.linear_(qkv|proj)\.weight$")
 
 
 def check_trainable(trainable: str, architecture: Architecture, parallel: ParallelConfig) -> None:
-    """Refuse what cannot be trained.
+    """Check that the model and the layout support this choice.
 
     Raises:
-        ConfigError: for an unknown choice, or attention only in a model that has none.
-        ParallelError: where the layout does not fit the model, or a pipeline stage would have nothing to train and its
-            optimizer could not be resumed.
+        ConfigError: if the choice is unknown, or "attention" is chosen for a model without attention layers.
+        ParallelError: if the layout does not fit the model, or if a pipeline stage would have nothing to train, so that
+            its optimizer could not be resumed.
     """
     one_of(trainable, TRAINABLE, "trainable")
     architecture.check_parallel(parallel)
@@ -41,19 +41,23 @@ def check_trainable(trainable: str, architecture: Architecture, parallel: Parall
     idle = [stage for stage in stages if ATTENTION not in stage]
     if idle and not parallel.use_distributed_optimizer:
         raise ParallelError(
-            f"trainable=attention: the pipeline stage with layers {idle[0]} has no attention to train, which needs "
-            "use_distributed_optimizer=true; or use fewer pipeline stages"
+            f"trainable=attention: the pipeline stage with layers {idle[0]} has no attention to train; set "
+            "use_distributed_optimizer=true, or use fewer pipeline stages"
         )
 
 
 def freeze(model: Any, trainable: str) -> None:
-    """Switch off the gradients of what is not trained; before DDP wraps the model, which gives buffers to the rest."""
+    """Switch off the gradients of parameters that are not trained.
+
+    This must happen before DDP wraps the model, because DDP allocates gradient buffers for trained parameters.
+    """
     if trainable == "all":
         return
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_PROJECTION.search(name) is not None)
     if model.pre_process and model.config.recompute_granularity == "full":
-        # A recomputed layer passes gradients on only if its input has one, and a frozen embedding gives none.
+        # A recomputed layer propagates gradients only if its input requires one, and the output of a frozen embedding
+        # does not.
         model.embedding.register_forward_hook(_require_gradient)
 
 

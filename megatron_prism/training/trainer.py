@@ -1,4 +1,4 @@
-"""The trainer: Megatron-Core's DDP, schedules and optimizer behind two calls, `step` and `evaluate`."""
+"""The trainer: Megatron-Core's DDP, schedules and optimizer behind two methods, `step` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from megatron_prism.training.trainable import check_trainable, freeze
 
 
 class Trainer:
-    """A model under training on this rank; `backend`, `fp8`, `trainable` and `recompute` as in the `train` stage.
+    """This rank's part of a model and its optimizer.
+
+    `backend`, `fp8`, `trainable` and `recompute` mean the same as in `TrainConfig`.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
     Needs a running `platform.process_groups.session`.
@@ -33,6 +35,7 @@ class Trainer:
         batch: BatchConfig,
         optimizer: OptimizerSettings,
         dtype: torch.dtype,
+        *,
         backend: str = "auto",
         fp8: str | None = None,
         trainable: str = "all",
@@ -66,7 +69,7 @@ class Trainer:
             )
             model.model_type = ModelType.encoder_or_decoder
             if dtype is torch.bfloat16:
-                # Mamba's A_log and D too, as upstream does: the optimizer's main weights stay fp32.
+                # Mamba's A_log and D are converted too, as upstream does; the optimizer's main weights stay fp32.
                 model.bfloat16()
             if architecture.tie_word_embeddings and parallel.pipeline_model_parallel_size > 1:
                 with cuda_requests_on_cpu():
@@ -79,7 +82,7 @@ class Trainer:
         self.config = self.models[0].config
         self.optimizer = build_optimizer(self.models, optimizer, parallel, dtype)
         self.weight_decay = optimizer.weight_decay
-        # Weak: a config that holds the optimizer would keep both, the model and its process groups for good.
+        # The reference is weak: if a config held the optimizer, the model and its process groups would never be freed.
         scale_loss = weakref.WeakMethod(self.optimizer.scale_loss)
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
@@ -88,7 +91,7 @@ class Trainer:
     def step(self, dataset: Any, consumed_samples: int, lr: float) -> tuple[float, float]:
         """One optimizer step on the next global batch; returns the mean loss per token and the gradient norm.
 
-        The loss is known on the last pipeline stage and broadcast from there.
+        The last pipeline stage computes the loss, and all ranks return it.
         """
         self.prepare_step(lr)
         total, tokens = self._run(dataset, consumed_samples, forward_only=False)
@@ -96,7 +99,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, dataset: Any, batches: int) -> float:
-        """Mean loss per token over the first `batches` global batches, which may hold unequal numbers of tokens."""
+        """Mean loss per token over the first `batches` global batches, which may have different numbers of tokens."""
         for model in self.models:
             model.eval()
         size = self.batch.global_batch_size
@@ -104,13 +107,13 @@ class Trainer:
         return sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
 
     def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> tuple[float, float]:
-        """One global batch: its summed loss and how many tokens count."""
+        """The summed loss of one global batch, and the number of tokens that it is summed over."""
         reports = self.run_micro_batches(
             lambda: self._micro_batches(dataset, first_sample),
             _forward_step,
-            self.micro_batches,
-            (self.batch.micro_batch_size, self.batch.sequence_length),
-            forward_only,
+            count=self.micro_batches,
+            shape=(self.batch.micro_batch_size, self.batch.sequence_length),
+            forward_only=forward_only,
         )
         total, tokens = sum_over_ranks([report["loss"] for report in reports], size=2)
         return total, tokens
@@ -119,6 +122,7 @@ class Trainer:
         self,
         batches: Callable[[], Iterator[Any]],
         forward_step: Callable[..., Any],
+        *,
         count: int,
         shape: tuple[int, int],
         forward_only: bool,
@@ -128,12 +132,12 @@ class Trainer:
 
         Args:
             batches: an iterator over this data-parallel rank's micro-batches; called once per model chunk.
-            forward_step: Megatron's: (iterator, model) -> (output, loss function).
+            forward_step: (iterator, model) -> (output, loss function), as Megatron's schedules expect it.
             shape: (micro_batch_size, sequence_length) of every micro-batch.
-            models: other chunks of the same layout, for a forward pass (the trained ones, if None).
+            models: other model chunks with the same layout, for a forward pass; None for the trained model.
 
         Returns:
-            what the loss function reported for each micro-batch; empty on all but the last pipeline stage.
+            the report of the loss function for each micro-batch; empty except on the last pipeline stage.
         """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -152,7 +156,7 @@ class Trainer:
         return reports
 
     def prepare_step(self, lr: float) -> None:
-        """Clear the gradients for a step at this learning rate."""
+        """Set the learning rate and clear the gradients."""
         set_group_values(self.optimizer, lr, self.weight_decay)
         for model in self.models:
             model.train()
@@ -160,7 +164,7 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def apply_gradients(self) -> float:
-        """Move the weights along the gradients that were accumulated; returns their norm."""
+        """Update the weights with the accumulated gradients; returns the norm of the gradients."""
         with cuda_requests_on_cpu():
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
@@ -191,22 +195,22 @@ def _forward_step(batches: Iterator[dict[str, torch.Tensor]], model: Any) -> tup
 def _token_loss(
     mask: torch.Tensor, losses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Summed loss and token count; Megatron divides the gradients by the count over all ranks and micro-batches."""
+    """Summed loss and token count. Megatron divides the gradients by the count of all ranks and micro-batches."""
     total, tokens = (losses.float() * mask).sum(), mask.sum()
     return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.detach()])}
 
 
 def _call(method: weakref.WeakMethod[Callable[[Any], Any]], argument: Any) -> Any:
-    """What a weakly held method, whose object is alive, makes of the argument."""
+    """Call a weakly referenced method whose object still exists."""
     bound = method()
     assert bound is not None
     return bound(argument)
 
 
 def sum_over_ranks(reports: Sequence[torch.Tensor], size: int) -> list[float]:
-    """Vectors of `size` numbers, summed over micro-batches, data- and context-parallel ranks and pipeline stages.
+    """Sum vectors of `size` numbers over micro-batches, data- and context-parallel ranks and pipeline stages.
 
-    Only the last pipeline stage has any; every rank gets the same sums, in fp64.
+    Only the last pipeline stage passes reports. All ranks get the same sums, computed in fp64.
     """
     from megatron.core import parallel_state
 

@@ -120,7 +120,13 @@ class _TextRun:
         if dist.get_rank() == 0:
             if config.extension is not None:
                 logger.info("extension: %s", describe(config.architecture, config.trained_architecture))
-            self.log = MetricsLog(out, config.steps, self.peak, state.step, config.log_every)
+            self.log = MetricsLog(
+                out,
+                steps=config.steps,
+                peak=self.peak,
+                resume_step=state.step,
+                log_every=config.log_every,
+            )
         self.first_step, self.loss, self.began = state.step, float("nan"), time.perf_counter()
 
     def step(self) -> bool:

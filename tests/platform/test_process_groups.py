@@ -59,7 +59,7 @@ def test_a_batch_that_cannot_be_shared_is_named():
         BatchConfig(8, 2, 12).micro_batches(ParallelConfig(data_parallel_size=4))
     interleaved = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
     assert BatchConfig(8, 2, 8).micro_batches(interleaved) == 4
-    with pytest.raises(ParallelError, match="3 micro-batches per step are no multiple of pipeline"):
+    with pytest.raises(ParallelError, match="3 micro-batches per step are not a multiple of pipeline"):
         BatchConfig(8, 2, 6).micro_batches(interleaved)
 
 

@@ -31,7 +31,7 @@ TP, PP, DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data
 
 @dataclass(frozen=True)
 class Case:
-    """A model, by its name in `MODELS`, under a layout; `broken` runs are also broken off and resumed."""
+    """A model, by its name in `MODELS`, under a layout; `broken` runs are also interrupted and resumed."""
 
     kind: str
     sizes: dict[str, Any]
@@ -52,7 +52,7 @@ CASES = {
 
 
 def trainer(architecture: Architecture, parallel: ParallelConfig, **settings: Any) -> Trainer:
-    """Of attention only, in fp32, unless the settings say otherwise."""
+    """A trainer of attention only, in fp32, unless `fields` change that."""
     batch = BatchConfig(LENGTH, micro_batch_size=1, global_batch_size=BATCH)
     fields = {"trainable": "attention", "dtype": torch.float32} | settings
     return Trainer(architecture, parallel, batch, OptimizerSettings(eps=1e-8), **fields)
@@ -75,7 +75,7 @@ def save_start(kind: str, folder: Path) -> None:
 
 
 def train(folder: Path, name: str, case: Case) -> dict[str, Any]:
-    """Losses and gradient norms of an unbroken run and of one resumed halfway; which tensors of this rank changed."""
+    """Losses and gradient norms of an uninterrupted and of a resumed run, and the tensors of this rank that changed."""
     parallel, saved = ParallelConfig(**case.sizes), folder / f"{name}-halfway"
     with session(parallel, seed=5):
         run = trainer(MODELS[case.kind], parallel, **case.settings)
@@ -102,7 +102,7 @@ def train(folder: Path, name: str, case: Case) -> dict[str, Any]:
 
 
 def resume(run: Trainer, saved: Path) -> list[tuple[float, float]]:
-    """The rest of a run, from its checkpoint; that one may be of another layout."""
+    """The rest of a run, from its checkpoint, which another layout may have written."""
     return steps(run, load_checkpoint(saved, run.models, run.optimizer).step, STEPS)
 
 

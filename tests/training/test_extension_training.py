@@ -93,7 +93,7 @@ def test_a_stage_extends_trains_and_exports(inputs, tmp_path):
     compared = compare(ours, theirs, 1e-4)
     assert compared.max_abs_difference <= compared.allowed(1e-4)
 
-    # The result is a start like any other, under its own architecture; the old one no longer fits it.
+    # Training can start from the result with its new architecture, but not with the old one.
     again = train(expected, init_from=str(made.path), steps=1)
     make_artifact(again, tmp_path / "again", **inputs)
     with pytest.raises(
@@ -128,7 +128,7 @@ LONG = BatchConfig(2 * NEW, 1, 1)
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: train(LLAMA), "longer than architecture.max_position_embeddings=32; an `extension` gives it more"),
+        (lambda: train(LLAMA), "longer than architecture.max_position_embeddings=32; an `extension` increases it"),
         (
             lambda: train(LLAMA, batch=LONG, extension=ContextExtension(NEW, rope_theta=1e6)),
             "sequence_length=192 is longer than extension.max_position_embeddings=96",
@@ -183,7 +183,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spread(alone):
-    """By case, what each of two ranks found."""
+    """The results of both ranks, by case."""
     folder, _ = alone
     warm.ranks(small.main, folder, world=2)
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -214,7 +214,7 @@ def test_attention_alone_is_trained(kind, alone):
 
 @pytest.mark.parametrize("kind", small.MODELS)
 def test_the_gradient_norm_is_that_of_what_is_trained(kind, alone):
-    """Against plain autograd of the whole model, whose own norm is far larger."""
+    """The reference is plain autograd of the whole model, whose full gradient norm is far larger."""
     folder, results = alone
     with session(seed=5):
         run = small.trainer(small.MODELS[kind], ONE, trainable="all")
@@ -224,7 +224,7 @@ def test_the_gradient_norm_is_that_of_what_is_trained(kind, alone):
         for index in range(small.BATCH):
             sample = {key: value[None] for key, value in small.Motifs(small.LENGTH)[index].items()}
             loss += model(sample["tokens"], sample["position_ids"], None, labels=sample["labels"]).mean()
-        # Not `backward`, whose gradients Megatron's DDP would keep to itself.
+        # `backward` would leave the gradients in the buffers of Megatron's DDP.
         named = dict(model.named_parameters())
         gradients = torch.autograd.grad(loss / small.BATCH, list(named.values()))
     norms = {name: gradient.norm() for name, gradient in zip(named, gradients, strict=True)}
@@ -282,7 +282,7 @@ class Saved:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.known:
             self.kept[storage.data_ptr()] = storage.nbytes()
-            # Freed memory would be handed out again under the same address.
+            # References are kept, because freed memory could be reused at the same address.
             self.alive.append(tensor)
         return tensor
 

@@ -1,4 +1,4 @@
-"""A run of the command line is killed in the middle of training; the same command goes on and loses nothing."""
+"""A run of the command line is killed in the middle of training; the same command resumes it and loses nothing."""
 
 from __future__ import annotations
 

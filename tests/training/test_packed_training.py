@@ -1,4 +1,4 @@
-"""Training on packed sequences: padding has no part in the loss, whatever its share of a micro-batch or of a rank."""
+"""Training on packed sequences: padding does not enter the loss, whatever its share of a micro-batch or of a rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_prism.training.stage import Train
 from megatron_prism.training.trainer import BatchConfig
 
 LENGTH = 32
-# A rate this small leaves every weight as it was, so each step's loss is that of the weights given.
+# The learning rate is too small to change a weight, so each step has the loss of the initial weights.
 STILL = Schedule(lr=1e-30)
 
 
@@ -115,7 +115,7 @@ def test_the_loss_is_that_of_the_documents_tokens(model, inputs, tmp_path):
     assert loss == pytest.approx(totals.sum() / counts.sum(), rel=1e-5)
     # Validation reads the same sequences in this corpus.
     assert made.metrics["validation"]["mixed"] == pytest.approx(totals.sum() / counts.sum(), rel=1e-5)
-    # Negative controls: padding counted in, and each micro-batch given equal weight, are other numbers.
+    # Negative controls: counting padding, or giving each micro-batch the same weight, gives other numbers.
     with_padding = (totals + padding).sum() / (3 * LENGTH)
     mean_of_means = (totals / counts).mean()
     assert abs(with_padding - loss) > 1e-3
@@ -131,7 +131,7 @@ def run_on_two_ranks(stage, inputs, out):
 
 
 def test_a_rank_that_holds_padding_only(model, inputs, tmp_path):
-    # Of two context-parallel ranks, the second holds the middle half of each sequence: here nothing but padding.
+    # Of two context-parallel ranks, the second holds the middle half of each sequence: here only padding.
     changes = {"steps": 2, "batch": BatchConfig(LENGTH, 1, 1), "schedule": Schedule(lr=1e-3)}
     alone = make_artifact(train(model, tmp_path, "sparse", **changes), tmp_path / "alone", **inputs)
     halves = train(model, tmp_path, "sparse", parallel=ParallelConfig(context_parallel_size=2), **changes)

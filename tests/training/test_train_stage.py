@@ -1,4 +1,4 @@
-"""The train stage as a recipe runs it: what it leaves, what it refuses, and that several processes change nothing."""
+"""The train stage as a recipe runs it: its outputs, its errors, and equal results with several processes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_another_architecture_is_refused_by_its_first_difference(trained, inputs
 def test_impossible_configs_are_refused_when_made():
     with pytest.raises(ConfigError, match=r"longer than architecture.max_position_embeddings=64"):
         stage(batch=BatchConfig(128, 2, 4))
-    with pytest.raises(ParallelError, match="no multiple of micro_batch_size=2 x data_parallel_size=3"):
+    with pytest.raises(ParallelError, match="not a multiple of micro_batch_size=2 x data_parallel_size=3"):
         stage(parallel=ParallelConfig(data_parallel_size=3))
     with pytest.raises(ParallelError, match="num_query_groups=2 does not divide by 4"):
         stage(parallel=ParallelConfig(tensor_model_parallel_size=4))
@@ -159,7 +159,7 @@ def test_two_processes_train_the_same_model_through_the_launcher(trained, inputs
     for one, two in zip(steps_of(trained.path), steps_of(out), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
-    # nemo-run reads its home once, when it is first imported, which another test may have done.
+    # nemo-run reads its home directory once, when it is first imported, possibly by an earlier test.
     from nemo_run.config import get_nemorun_home
 
     logs = sorted(Path(get_nemorun_home(), "experiments", "prism-train").rglob("combined.log"))
@@ -177,7 +177,7 @@ def test_starts_from_a_folder_and_carries_its_files(kind, inputs, tmp_path):
     import_checkpoint(hf, tmp_path / "imported")
     architecture = MegatronWeights(tmp_path / "imported").architecture
     start = hf if kind == "hugging face" else tmp_path / "imported"
-    # A rate this small leaves every weight as it was.
+    # The learning rate is too small to change a weight.
     train = stage(architecture, init_from=str(start), schedule=Schedule(lr=1e-30), steps=1)
     made = make_artifact(train, tmp_path / "trained", **inputs)
     (tmp_path / "back").mkdir()
@@ -220,7 +220,7 @@ def test_fp8_without_transformer_engine_is_an_error(inputs, tmp_path):
 
 
 def test_tokens_of_another_tokenizer_are_refused(trained, inputs, tmp_path):
-    """Before a model is built; the receipt says how the texts were made that the model learned from."""
+    """The error comes before a model is built; the receipt records how the training text was made."""
     assert trained.metrics["text"] == inputs["tokens"].metrics["text"]
     other = save(byte_level(), tmp_path / "other")
     given = inputs | {"tokenizer": Artifact(other, inputs["tokenizer"].receipt)}

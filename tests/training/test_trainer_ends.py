@@ -1,4 +1,4 @@
-"""A trainer that is gone leaves nothing behind: neither its model nor the process groups the model knows."""
+"""When a trainer is deleted, its model and the process groups that the model refers to are freed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from megatron_prism.training.trainer import BatchConfig, Trainer
 
 
 def model_of_a_trainer(hold: bool) -> Any:
-    """A weak reference to the model of a trainer that is gone; with `hold`, its config holds the optimizer."""
+    """A weak reference to the model of a deleted trainer; with `hold`, the model's config refers to the optimizer."""
     with session(ParallelConfig(), 1):
         architecture = architecture_from_config(CONFIGS["granite"])
         batch, settings = BatchConfig(16, 1, 1), OptimizerSettings()
-        trainer = Trainer(architecture, ParallelConfig(), batch, settings, torch.float32, "torch")
+        trainer = Trainer(architecture, ParallelConfig(), batch, settings, torch.float32, backend="torch")
         if hold:
             trainer.config.grad_scale_func = trainer.optimizer.scale_loss
         return weakref.ref(trainer.models[0].module)
@@ -29,7 +29,7 @@ def model_of_a_trainer(hold: bool) -> Any:
 
 @pytest.mark.parametrize("hold", [False, True])
 def test_the_model_goes_with_its_trainer(hold: bool) -> None:
-    """Held, it stays: what a config keeps is out of the collector's reach, as upstream's own loop leaves it."""
+    """Negative control: if the config refers to the optimizer, as in upstream's loop, the model is not collected."""
     model = model_of_a_trainer(hold)
     gc.collect()
     assert (model() is None) is not hold

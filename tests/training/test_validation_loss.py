@@ -37,5 +37,5 @@ def test_the_mean_is_over_tokens():
         alone = [trainer.evaluate([each], 1) for each in (full, short)]
         both = trainer.evaluate([full, short], 2)
     assert both == pytest.approx((LENGTH * alone[0] + 2 * alone[1]) / (LENGTH + 2), rel=1e-6)
-    # The mean of the batches' means is another number.
+    # The mean of the batches' means is a different number.
     assert both != pytest.approx(sum(alone) / 2, rel=1e-4)

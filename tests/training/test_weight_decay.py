@@ -1,4 +1,4 @@
-"""Which parameters weight decay moves, seen with all gradients at zero: then nothing else can move a weight."""
+"""Which parameters weight decay changes. All gradients are zero, so nothing else can change a weight."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DISTRIBUTED = [True, False]
 def trainer(name: str, parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> Trainer:
     architecture = architecture_from_config(CONFIGS[name])
     settings = OptimizerSettings(weight_decay=DECAY)
-    made = Trainer(architecture, parallel, BatchConfig(16, 1, 1), settings, dtype, "torch")
+    made = Trainer(architecture, parallel, BatchConfig(16, 1, 1), settings, dtype, backend="torch")
     with torch.no_grad():
-        # Biases and a norm's weight may begin at zero, which decay cannot move.
+        # Biases and norm weights may start at zero, which decay cannot change.
         for parameter in made.models[0].parameters():
             parameter.add_(0.5)
     made.optimizer.reload_model_params()
@@ -88,7 +88,7 @@ def test_bf16_with_fp32_main_weights(distributed: bool) -> None:
 @pytest.mark.parametrize("distributed", DISTRIBUTED)
 @pytest.mark.parametrize("name", ["granite", "nemotron-h"])
 def test_after_a_resume(name: str, distributed: bool, tmp_path: Path) -> None:
-    """Also from a checkpoint whose groups all carry the decay, as those of earlier versions do."""
+    """This also holds after a checkpoint of an earlier version, whose groups all had the decay."""
     parallel = ParallelConfig(use_distributed_optimizer=distributed)
     with session(parallel, 1):
         old = trainer(name, parallel)
@@ -104,7 +104,7 @@ def test_after_a_resume(name: str, distributed: bool, tmp_path: Path) -> None:
 
 
 def test_the_check_sees_decay_of_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: what upstream's groups do when nobody multiplies by their `wd_mult`."""
+    """Negative control: upstream's groups decay everything if `wd_mult` is not applied."""
 
     def rate_only(optimizer, lr, weight_decay):
         for group in optimizer.param_groups:
