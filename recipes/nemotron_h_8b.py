@@ -1,7 +1,7 @@
 """Nemotron-H-8B-Base-8K: import, mid-training with the paper's numbers, export; --tiny runs a miniature.
 
-With long_context=true its long context is restored (merge, extension to 128k tokens, RULER); with rl=true reinforcement
-learning follows. docs/recipes.md explains the parameters.
+long_context=true adds the restoration of the long context (merge, extension to 128k tokens, RULER), and rl=true adds
+reinforcement learning. docs/recipes.md explains the parameters.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.study.long_context import MIXTURE as LONG_MIXTURE
 from megatron_prism.study.long_context import LongContext, add_long_context
 from megatron_prism.study.midtraining import (
+    add_export_and_report,
     add_midtraining,
     add_tiny_midtraining,
-    finish,
     miniature,
     published_model,
 )
-from megatron_prism.study.reinforcement import add_study_reinforcement, paper_branch, tiny_branch
+from megatron_prism.study.reinforcement import add_study_reinforcement, paper_rl_stages, tiny_rl_stages
 from megatron_prism.verification.sandbox.isolation import STRONG
 
 MODEL = "nvidia/Nemotron-H-8B-Base-8K"
 # Table 16 of the paper.
 STEPS, LEARNING_RATE = 25_000, 5e-5
-# Layouts on a node of eight GPUs; more nodes are more data parallelism: midtrain.parallel.data_parallel_size=N.
+# The layouts are for a node of eight GPUs. For more nodes, set midtrain.parallel.data_parallel_size=N.
 PARALLEL = ParallelConfig(tensor_model_parallel_size=2, data_parallel_size=4, sequence_parallel=True)
-# To 128k tokens.
+# The extension to 128k tokens.
 LONG_CONTEXT = LongContext(
     ParallelConfig(tensor_model_parallel_size=2, context_parallel_size=4, sequence_parallel=True)
 )
@@ -46,19 +46,36 @@ def recipe(
 ) -> Graph:
     graph = Graph("nemotron-h-8b")
     if tiny:
-        start = miniature(graph, MODEL, seed)
-        trained = midtrain = add_tiny_midtraining(graph, start, TINY_PARALLEL, seed)
+        inputs = miniature(graph, MODEL, seed)
+        trained = midtrain = add_tiny_midtraining(graph, inputs, TINY_PARALLEL, seed)
     else:
         mixtures = [mixture, LONG_MIXTURE] if long_context else [mixture]
-        start = published_model(graph, MODEL, checkpoint, data, mixtures)
-        trained = midtrain = add_midtraining(graph, start, mixture, STEPS, LEARNING_RATE, PARALLEL, seed)
-    if long_context:
-        trained = add_long_context(graph, start, midtrain, LONG_CONTEXT, seed, tiny)
-    if rl:
-        branch = (
-            tiny_branch(start.architecture, TINY_PARALLEL, seed, method, sandbox)
-            if tiny
-            else paper_branch(start.architecture, PARALLEL, seed, prompts, method, sandbox)
+        inputs = published_model(graph, MODEL, checkpoint=checkpoint, data=data, mixtures=mixtures)
+        trained = midtrain = add_midtraining(
+            graph,
+            inputs,
+            mixture,
+            steps=STEPS,
+            learning_rate=LEARNING_RATE,
+            parallel=PARALLEL,
+            seed=seed,
         )
-        trained = add_study_reinforcement(graph, branch, start, midtrain, trained)
-    return finish(graph, MODEL, trained, tiny)
+    if long_context:
+        trained = add_long_context(graph, inputs, midtrain, long_context=LONG_CONTEXT, seed=seed, tiny=tiny)
+    if rl:
+        stages = (
+            tiny_rl_stages(
+                inputs.architecture, parallel=TINY_PARALLEL, seed=seed, method=method, sandbox=sandbox
+            )
+            if tiny
+            else paper_rl_stages(
+                inputs.architecture,
+                parallel=PARALLEL,
+                seed=seed,
+                prompts=prompts,
+                method=method,
+                sandbox=sandbox,
+            )
+        )
+        trained = add_study_reinforcement(graph, stages, inputs, midtrain=midtrain, trained=trained)
+    return add_export_and_report(graph, MODEL, trained, tiny)

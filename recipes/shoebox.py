@@ -1,4 +1,4 @@
-"""The whole pipeline at a size two CPU cores can carry: a tiny Granite (dense) or a tiny Nemotron-H (hybrid)."""
+"""The whole pipeline with a tiny Granite (dense) or a tiny Nemotron-H (hybrid), small enough for two CPU cores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
 from megatron_prism.study.long_context import MERGE, extension_of
 from megatron_prism.study.midtraining import trained_architecture
-from megatron_prism.study.reinforcement import Branch, add_reinforcement
+from megatron_prism.study.reinforcement import RLStages, add_reinforcement
 from megatron_prism.study.small_models import MODELS, VOCABULARY
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -41,9 +41,10 @@ from megatron_prism.training.stage import Train
 from megatron_prism.verification.sandbox.isolation import STRONG
 from megatron_prism.verification.settings import GradingSettings
 
-# Two cores: what everything waits for is trained on both, with one thread each; later stages run side by side.
+# There are two cores. Base and mid-training, which all later stages need, use both, with one thread each. Later stages
+# run in parallel.
 PROCESSES = 2
-# Of training text, each source: more than any mixture here reads of it once.
+# Characters of training text per source: more than any mixture here reads.
 CHARACTERS = {
     "web": 2_000_000,
     "code": 2_000_000,
@@ -59,34 +60,38 @@ LEARNING_RATES = {"dense": 4e-3, "hybrid": 3e-3}
 # The hybrid needs more text for the same score.
 MIDTRAIN_STEPS = {"dense": 1000, "hybrid": 1200}
 RL_RATE = 5e-4
-# A base model does not know the format: none of its answers earns anything, and no number of steps changes that.
+# The base model does not know the answer format, so all its rewards are 0 and no number of steps would change that.
 GIVE_UP_AFTER = 10
 
-# What long means here: the base model is trained at four times the length of mid-training, and brought back there.
+# The long context of this recipe: four times the length of mid-training. The base is trained with it, and the extension
+# restores it.
 LONG = 4 * SEQUENCE_LENGTH
 LENGTHS = [SEQUENCE_LENGTH, 2 * SEQUENCE_LENGTH, LONG]
-# Documents shorter than half a sequence are left out of the extension; problems have no longer ones.
+# The extension uses only documents of at least half a sequence, except for problems, which are all shorter.
 LONG_DOCUMENT = LONG // 2
-NO_LONG_ONES = {"math": 2}
-# What the base model's training text teaches (`data.shoebox.retrieval`); two answers at once it does not.
+SOURCE_MIN_TOKENS = {"math": 2}
+# The retrieval tasks of the base model's training text (`data.shoebox.retrieval`), which always ask for one answer.
 NEEDLES = ["needle_single", "needle_multikey", "needle_prose"]
 
 
-# How many of 16 answers must be right: fewer happen by chance (a digit modulo 7, once in seven), more is known already.
+# Train on prompts with this many right answers of 16. Fewer right answers occur by chance (a guessed digit modulo 7 is
+# right once in seven); with more, the model already knows the answer.
 SOLVABLE = [3, 14]
 DOMAINS = ["math"]
-# An answer with its prompt takes at most half of that; short texts packed into long rows cost fewer small kernels.
+# A prompt with its answer needs at most half of RL_CONTEXT. Packing short texts into longer rows needs fewer small
+# kernels.
 ANSWER_TOKENS, RL_CONTEXT = 96, 4 * SEQUENCE_LENGTH
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How long to train and how much to ask.
+    """Training steps and evaluation sizes.
 
     Attributes:
-        midtrain_steps: by model.
+        midtrain_steps: the steps by model.
+        problems: problems per evaluation.
         needles: samples per retrieval task and length.
-        prompts: of each domain, for reinforcement learning.
+        prompts: prompts per domain for reinforcement learning.
     """
 
     base_steps: int
@@ -98,8 +103,9 @@ class Preset:
     prompts: int
 
 
-# About how long a stage of the full preset takes on two cores with AVX-512, for the estimate of the time left: by name,
-# else by what the name begins with. What counts are the proportions; the run finds out how fast the machine is.
+# Approximate seconds per stage of the full preset on two cores with AVX-512, for the estimate of the remaining time.
+# Keys are the names of stages, or in SECONDS_BY_KIND the first part of a name. Only the proportions matter, because
+# the run measures the speed of the machine.
 SECONDS = {
     "base": 105,
     "midtrain": 125,
@@ -131,17 +137,19 @@ def recipe(
 
     Args:
         sandbox: how programs that a model wrote are isolated; "weak" where bubblewrap does not work.
-        method: of reinforcement learning, see rl/variants.py.
-        processes: of this machine, for base and mid-training together, and for later stages side by side; 1 where all
-            have to share one GPU.
-        variants: also the other rows of the paper's Table 7: extension of the unmerged model, and of attention only.
+        method: the method of reinforcement learning, see rl/variants.py.
+        processes: number of processes. Base and mid-training use them as ranks; later stages run in parallel. Use 1 if
+            they would share one GPU.
+        variants: add the other rows of the paper's Table 7: extension of the unmerged model, and of attention only.
     """
     one_of(model, MODELS, "model")
     one_of(preset, PRESETS, "preset")
     if seed < 0:
         raise ConfigError(f"seed={seed}: must be 0 or more")
     if processes not in (1, 2, 4):
-        raise ConfigError(f"processes={processes}: must be 1, 2 or 4, which divide a batch of 4 sequences")
+        raise ConfigError(
+            f"processes={processes}: must be 1, 2 or 4, because they must divide a batch of 4 sequences"
+        )
     size, architecture, rate = PRESETS[preset], MODELS[model], LEARNING_RATES[model]
     midtrain_steps = size.midtrain_steps[model]
     graph = Graph("shoebox", jobs=processes)
@@ -156,7 +164,7 @@ def recipe(
         sequences: int,
         schedule: Schedule,
         ranks: int = 1,
-        **more: Any,
+        **fields: Any,
     ) -> Train:
         return Train(
             architecture=architecture,
@@ -170,7 +178,7 @@ def recipe(
             validate_every=max(1, steps // 4),
             checkpoint_every=200,
             log_every=25,
-            **more,
+            **fields,
         )
 
     def cosine(steps: int) -> Schedule:
@@ -192,8 +200,8 @@ def recipe(
             graph.add(f"ruler_{node.name}", needles, model=node, tokenizer=tokenizer),
         ]
 
-    # Stages that are ready start in this order: the base is scored before mid-training takes all processes, and what
-    # the longest chain (difficulty, reinforcement learning) waits for comes before what nothing waits for.
+    # Stages whose inputs are complete start in this order. The base is evaluated before mid-training takes all
+    # processes. The longest chain (difficulty, reinforcement learning) comes before stages that no other stage needs.
     base = graph.add(
         "base",
         train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps), processes),
@@ -204,17 +212,17 @@ def recipe(
     midtrain = graph.add(
         "midtrain",
         train(mixture, midtrain_steps, SEQUENCE_LENGTH, 8, cosine(midtrain_steps), processes),
-        partial(_as_made_by, base),
+        partial(_same_architecture, base),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,
     )
-    learned = add_reinforcement(
+    rl_nodes = add_reinforcement(
         graph,
-        _reinforcement(architecture, size, seed, sandbox, method),
-        [(node, partial(trained_architecture, node)) for node in (midtrain, base)],
-        corpus,
-        tokenizer,
+        _rl_stages(architecture, size=size, seed=seed, sandbox=sandbox, method=method),
+        starts=[(node, partial(trained_architecture, node)) for node in (midtrain, base)],
+        corpus=corpus,
+        tokenizer=tokenizer,
     )
     scores += score(midtrain)
     merge = graph.add("merge", Merge(weights=dict(MERGE)), base=base, midtrain=midtrain)
@@ -223,14 +231,14 @@ def recipe(
         PackDocuments(
             sequence_length=LONG,
             min_tokens=LONG_DOCUMENT,
-            source_min_tokens=NO_LONG_ONES,
+            source_min_tokens=SOURCE_MIN_TOKENS,
             sources=list(Mixture.load(LONG_MIXTURE).weights),
         ),
         tokens=tokens,
     )
 
     def extend(name: str, start: Node, trainable: str, first: Node | None = None) -> Node:
-        # The paper's phase (Table 17): exponential decay to nothing; its warm-up is a tenth.
+        # As in the paper (Table 17): exponential decay to 0 after a warm-up of a tenth of the steps.
         schedule = Schedule(
             warmup_steps=max(1, size.extension_steps // 10),
             lr=rate / 2,
@@ -252,24 +260,24 @@ def recipe(
     export = graph.add("export", ExportHF(), model=extended, tokenizer=tokenizer)
     for node in later:
         scores += score(node)
-    # The run from the mid-trained model comes last: the report's changes are from the first model to the last.
+    # The run from the mid-trained model comes last, because the report shows changes from the first to the last model.
     scores += [
-        graph.add(f"evaluate_{name}", questions, model=learned[name], tokenizer=tokenizer, corpus=corpus)
+        graph.add(f"evaluate_{name}", questions, model=rl_nodes[name], tokenizer=tokenizer, corpus=corpus)
         for name in ("rl_base", "rl_midtrain")
     ]
     models = [base, midtrain, *later]
-    everything = {
+    reported = {
         node.name: node
-        for node in (corpus, tokenizer, tokens, packed, *models, export, *learned.values(), *scores)
+        for node in (corpus, tokenizer, tokens, packed, *models, export, *rl_nodes.values(), *scores)
     }
     if preset == "full":
         graph.expected_seconds = {name: _expected_seconds(name) for name in [*graph.nodes, "report"]}
-    graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **everything)
+    graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **reported)
     return graph
 
 
-def _as_made_by(node: Node, stage: Train) -> Train:
-    """Training that starts from a model as `node` makes it."""
+def _same_architecture(node: Node, stage: Train) -> Train:
+    """`stage` with the architecture of the model that `node` produces."""
     return replace(stage, architecture=trained_architecture(node))
 
 
@@ -277,8 +285,8 @@ def _expected_seconds(name: str) -> float:
     return SECONDS.get(name) or SECONDS_BY_KIND.get(name.split("_")[0], 2)
 
 
-def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox: str, method: str) -> Branch:
-    """On math: at this size science is guessed, and programs are right too rarely to pass the filter."""
+def _rl_stages(architecture: Architecture, *, size: Preset, seed: int, sandbox: str, method: str) -> RLStages:
+    """Reinforcement learning on math: models of this size guess in science, and their programs are rarely right."""
     chosen, grading = variant(method), GradingSettings(sandbox=sandbox)
     settings = LoopSettings(prompts_per_step=32, samples_per_prompt=8, reference_interval=20)
     if size.prompts < settings.prompts_per_step:
@@ -305,12 +313,12 @@ def _reinforcement(architecture: Architecture, size: Preset, seed: int, sandbox:
         grading=grading,
     )
     sampling = SamplingParams(max_new_tokens=ANSWER_TOKENS, stop=list(STOP), seed=seed)
-    # Eight steps teach nothing that could be filtered.
+    # After eight steps of mid-training the model solves nothing, so the short preset keeps all prompts.
     ranges = {domain: list(SOLVABLE) if size.rl_steps > 2 else [0, 16] for domain in DOMAINS}
-    return Branch(
+    return RLStages(
         prompts=CheckPrompts(domains=list(DOMAINS), grading=grading),
         filter=Difficulty(sampling=sampling, chunk=256, slots=512, grading=grading),
         mix=PromptMix(domains=list(DOMAINS), ranges=ranges, seed=seed),
-        followed=PromptMix(domains=list(DOMAINS), ranges={d: [0, 1] for d in DOMAINS}, limit=64, seed=seed),
+        tracked=PromptMix(domains=list(DOMAINS), ranges={d: [0, 1] for d in DOMAINS}, limit=64, seed=seed),
         train=train,
     )

@@ -1,1 +1,1 @@
-"""What the recipes in `recipes/` are made of: the phases of the study, and how a recipe is found and called."""
+"""The phases of a study, from which the recipes in `recipes/` are built, and the registry that finds a recipe."""

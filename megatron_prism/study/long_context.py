@@ -1,8 +1,8 @@
-"""The long-context branch of a published model's recipe: merge, extension to 128k tokens, RULER of every model.
+"""The long-context phase of a published model's recipe: merge, extension to 128k tokens, RULER of every model.
 
-Section 8.1 and Tables 7, 17 and 18 of the paper, which does this for Granite-3.3-8B after the MC mixture. Where
-the paper is not specific, a comment says what is assumed: the sampling weights, the length from which a document is
-long, and whether a batch is 9 sequences or 36.
+It follows section 8.1 and Tables 7, 17 and 18 of the paper, which does this for Granite-3.3-8B after the MC mixture.
+Where the paper is not specific, a comment states our assumption: the sampling weights, the minimum length of a long
+document, and whether a batch has 9 or 36 sequences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.extension import ContextExtension
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.study.midtraining import Start
+from megatron_prism.study.midtraining import StudyInputs
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -28,23 +28,23 @@ from megatron_prism.training.stage import Train
 LENGTHS = (8192, 16384, 32768, 65536, 131_072)
 LENGTH, TINY_LENGTH = LENGTHS[-1], 1024
 MIXTURE, TINY_MIXTURE = "long-context", "shoebox-long"
-# Assumption: the paper filters "short-context samples" and does not say where short ends.
+# Assumption: the paper filters "short-context samples" and does not give the minimum length of the rest.
 MIN_TOKENS = 8192
 # Section 8.1.
 MERGE = {"base": 0.15, "midtrain": 0.85}
-# Assumption: if context parallelism is inside the data-parallel mesh, as in the current lm-engine, Table 17 gives a
-# batch of 9 sequences (1.18M tokens); as a separate dimension, 36.
+# Assumption: Table 17 gives a batch of 9 sequences (1.18M tokens) if context parallelism is inside the data-parallel
+# mesh, as in the current lm-engine. If it was a separate dimension, the batch has 36.
 GLOBAL_BATCH = 9
 TINY_STEPS, TINY_SAMPLES, TINY_TASKS = 2, 2, ["needle_single", "needle_multikey"]
 
 
 @dataclass(frozen=True)
 class LongContext:
-    """How one model reaches `LENGTH` tokens.
+    """How the context of one model is extended to `LENGTH` tokens.
 
     Attributes:
         parallel: layout of the extension on a node of eight GPUs.
-        rope_theta: the new rotary base, where the model's own positions end before; None for models that have none.
+        rope_theta: the new rotary base of a rotary model with fewer positions; None for all other models.
     """
 
     parallel: ParallelConfig
@@ -92,12 +92,12 @@ def tiny_extension(architecture: Architecture, long_context: LongContext, seed: 
 
 
 def add_long_context(
-    graph: Graph, start: Start, midtrain: Node, long_context: LongContext, seed: int, tiny: bool
+    graph: Graph, inputs: StudyInputs, midtrain: Node, *, long_context: LongContext, seed: int, tiny: bool
 ) -> Node:
-    """Add the branch; returns the restored model."""
+    """Add the phase to the graph; returns the restored model."""
     length = TINY_LENGTH if tiny else LENGTH
     mixture = TINY_MIXTURE if tiny else MIXTURE
-    base, tokenizer, architecture = start.imported, start.tokenizer, start.architecture
+    base, tokenizer, architecture = inputs.imported, inputs.tokenizer, inputs.architecture
     merge = graph.add("merge", Merge(weights=dict(MERGE)), base=base, midtrain=midtrain)
     packed = graph.add(
         "packed",
@@ -106,7 +106,7 @@ def add_long_context(
             min_tokens=2 if tiny else MIN_TOKENS,
             sources=list(Mixture.load(mixture).weights),
         ),
-        tokens=start.tokens,
+        tokens=inputs.tokens,
     )
 
     make = tiny_extension if tiny else paper_extension
@@ -116,9 +116,9 @@ def add_long_context(
         derive = partial(extension_of, midtrain, packed, first)
         return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
 
-    # The rows of Table 7 are compared, so all are extended as `extend` is.
+    # The rows of Table 7 are compared, so all use the settings of `extend`.
     extended = extend("extend", merge, "all")
-    # In the table's order.
+    # The order is that of the table.
     models = {
         "base": base,
         "midtrain": midtrain,
@@ -136,10 +136,10 @@ def add_long_context(
 
 
 def extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train) -> Train:
-    """Training of mid-training's architecture on the packed sequences.
+    """`stage` on the packed sequences, with the architecture that mid-training produces.
 
     Args:
-        first: the extension whose settings this one has, too, so that they can be compared; None if it is the first.
+        first: the extension whose settings are copied, so that both can be compared; None if this is the first.
     """
     assert isinstance(midtrain.stage, Train)
     assert isinstance(packed.stage, PackDocuments)
@@ -158,33 +158,33 @@ def extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train)
 
 
 def _positions(node: Node, extended: bool) -> int:
-    """Of a model: an extended one's, or of those that mid-training starts from and ends with."""
+    """The number of positions of the model: of the extended one, or of the one that training starts from."""
     assert isinstance(node.stage, Train)
     architecture = node.stage.trained_architecture if extended else node.stage.architecture
     return architecture.max_position_embeddings
 
 
 def _within(positions: Callable[[], int], stage: RulerEvaluate) -> RulerEvaluate:
-    """RULER at the lengths that the model has positions for."""
+    """RULER at the lengths for which the model has positions."""
     return replace(stage, lengths=[length for length in stage.lengths if length <= positions()])
 
 
 def _extension(
     architecture: Architecture, long_context: LongContext, length: int, tiny: bool = False
 ) -> ContextExtension | None:
-    """None for a model that has the positions already; its rotary frequencies were made for them."""
+    """None if the model already has enough positions, because its rotary frequencies then fit them."""
     if architecture.max_position_embeddings >= length:
         return None
     if architecture.position_embedding == "none":
         return ContextExtension(length)
-    # A miniature has fewer positions than its model, but the same frequencies, which reach far beyond them.
+    # A miniature has fewer positions than its model but the same frequencies, which fit far more positions.
     return ContextExtension(
         length, long_context.rope_theta, keep_rope=tiny and long_context.rope_theta is None
     )
 
 
-def _ruler(reach: int, seed: int, tiny: bool) -> RulerEvaluate:
-    """The tasks at every length that the model has positions for."""
+def _ruler(positions: int, seed: int, tiny: bool) -> RulerEvaluate:
+    """The tasks at every length for which the model has positions."""
     if tiny:
-        return RulerEvaluate(tasks=TINY_TASKS, lengths=[reach], samples=TINY_SAMPLES, seed=seed)
-    return RulerEvaluate(lengths=[length for length in LENGTHS if length <= reach], seed=seed)
+        return RulerEvaluate(tasks=TINY_TASKS, lengths=[positions], samples=TINY_SAMPLES, seed=seed)
+    return RulerEvaluate(lengths=[length for length in LENGTHS if length <= positions], seed=seed)

@@ -27,13 +27,13 @@ from megatron_prism.training.stage import Train
 TINY_VOCABULARY = 1024
 TINY_STEPS = 4
 TINY_CHARACTERS = 200_000
-# Of what a source may be: a folder, or one file with any of these endings.
+# A source is a folder (no ending) or a file with one of these endings.
 SOURCE_ENDINGS = ("", ".jsonl.zst", ".jsonl.gz", ".jsonl", ".parquet", ".txt")
 
 
 @dataclass(frozen=True)
-class Start:
-    """What every phase begins with: the imported model and the text."""
+class StudyInputs:
+    """The inputs of all phases: the imported model and the text."""
 
     architecture: Architecture
     imported: Node
@@ -42,51 +42,55 @@ class Start:
     tokens: Node
 
 
-def published_model(graph: Graph, model: str, checkpoint: str, data: str, mixtures: Sequence[str]) -> Start:
+def published_model(
+    graph: Graph, model: str, *, checkpoint: str, data: str, mixtures: Sequence[str]
+) -> StudyInputs:
     """Import a published model and tokenize the sources of the mixtures with its tokenizer.
 
     Args:
-        model: its Hugging Face name; the architecture is the published one.
-        checkpoint: its Hugging Face folder.
-        data: folder with a folder or file per source, called as the source is.
+        model: Hugging Face name of the model; the architecture is the published one.
+        checkpoint: Hugging Face folder of the model.
+        data: folder with one folder or file per source, named like the source.
 
     Raises:
-        ConfigError: when a path is missing or the folder lacks a source.
+        ConfigError: if a path does not exist, or `data` does not have all sources.
     """
     imported = graph.add("import", ImportHF(source=_checkpoint(checkpoint, model)))
     sources = {source: path for mixture in mixtures for source, path in _sources(data, mixture).items()}
     corpus = graph.add("corpus", FileCorpus(sources=sources))
-    return _start(graph, architecture_from_config(published_config(model)), imported, corpus)
+    return _study_inputs(graph, architecture_from_config(published_config(model)), imported, corpus)
 
 
-def miniature(graph: Graph, model: str, seed: int) -> Start:
-    """A random miniature of a published model and a small corpus, in place of both."""
+def miniature(graph: Graph, model: str, seed: int) -> StudyInputs:
+    """Make a random miniature of a published model and a small corpus, in place of `published_model`."""
     architecture = tiny_architecture(architecture_from_config(published_config(model)), TINY_VOCABULARY)
     characters = dict.fromkeys(DEFAULT_CHARACTERS, TINY_CHARACTERS)
     corpus = graph.add("corpus", ShoeboxCorpus(characters=characters, held_out_problems=64))
     vocabulary = graph.add("vocabulary", TrainTokenizer(vocab_size=TINY_VOCABULARY), corpus=corpus)
     random = graph.add("checkpoint", RandomCheckpoint(model=model, seed=seed), tokenizer=vocabulary)
-    return _start(graph, architecture, graph.add("import", ImportHF(), checkpoint=random), corpus)
+    imported = graph.add("import", ImportHF(), checkpoint=random)
+    return _study_inputs(graph, architecture, imported, corpus)
 
 
-def _start(graph: Graph, architecture: Architecture, imported: Node, corpus: Node) -> Start:
+def _study_inputs(graph: Graph, architecture: Architecture, imported: Node, corpus: Node) -> StudyInputs:
     tokenizer = graph.add("tokenizer", ModelTokenizer(), model=imported)
     tokens = graph.add("tokens", TokenizeCorpus(), corpus=corpus, tokenizer=tokenizer)
-    return Start(architecture, imported, corpus, tokenizer, tokens)
+    return StudyInputs(architecture, imported, corpus, tokenizer, tokens)
 
 
 def add_midtraining(
     graph: Graph,
-    start: Start,
+    inputs: StudyInputs,
     mixture: str,
+    *,
     steps: int,
     learning_rate: float,
     parallel: ParallelConfig,
     seed: int,
 ) -> Node:
-    """Table 16 of the paper: steps of 128 sequences of 8,192 tokens; with 25,000 steps 26.2B tokens in all."""
+    """Table 16 of the paper: 128 sequences of 8,192 tokens per step, which is 26.2B tokens in 25,000 steps."""
     train = Train(
-        architecture=start.architecture,
+        architecture=inputs.architecture,
         mixture=mixture,
         steps=steps,
         seed=seed,
@@ -99,13 +103,13 @@ def add_midtraining(
         checkpoint_every=500,
         log_every=10,
     )
-    return _add_training(graph, start, train)
+    return _add_training(graph, inputs, train)
 
 
-def add_tiny_midtraining(graph: Graph, start: Start, parallel: ParallelConfig, seed: int) -> Node:
+def add_tiny_midtraining(graph: Graph, inputs: StudyInputs, parallel: ParallelConfig, seed: int) -> Node:
     """A few steps on the shoebox, in fp32 on two processes."""
     train = Train(
-        architecture=start.architecture,
+        architecture=inputs.architecture,
         mixture="shoebox-mcs",
         steps=TINY_STEPS,
         seed=seed,
@@ -114,30 +118,32 @@ def add_tiny_midtraining(graph: Graph, start: Start, parallel: ParallelConfig, s
         parallel=parallel,
         validation_batches=1,
     )
-    return _add_training(graph, start, train)
+    return _add_training(graph, inputs, train)
 
 
-def _add_training(graph: Graph, start: Start, train: Train) -> Node:
-    return graph.add("midtrain", train, tokens=start.tokens, tokenizer=start.tokenizer, init=start.imported)
+def _add_training(graph: Graph, inputs: StudyInputs, train: Train) -> Node:
+    return graph.add(
+        "midtrain", train, tokens=inputs.tokens, tokenizer=inputs.tokenizer, init=inputs.imported
+    )
 
 
-def finish(graph: Graph, model: str, trained: Node, tiny: bool) -> Graph:
-    """Export the last trained model, and report on all stages of the study."""
-    made = {name: node for name, node in graph.nodes.items() if name not in ("vocabulary", "checkpoint")}
-    # Two copies of a published model in fp32 do not fit into memory, so its tensors are compared, not its logits.
-    made["export"] = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=trained)
-    graph.add("report", Report(title=f"{model}: mid-training"), **made)
+def add_export_and_report(graph: Graph, model: str, trained: Node, tiny: bool) -> Graph:
+    """Export the last trained model, and add a report on all stages of the study."""
+    reported = {name: node for name, node in graph.nodes.items() if name not in ("vocabulary", "checkpoint")}
+    # Two copies of a published model in fp32 do not fit into memory, so the check compares tensors instead of logits.
+    reported["export"] = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=trained)
+    graph.add("report", Report(title=f"{model}: mid-training"), **reported)
     return graph
 
 
 def trained_architecture(node: Node) -> Architecture:
-    """Of the model that a `train` stage makes."""
+    """The architecture of the model that a `train` stage produces."""
     assert isinstance(node.stage, Train)
     return node.stage.trained_architecture
 
 
 def initial_architecture(node: Node) -> Architecture:
-    """Of the model that a `train` stage starts from."""
+    """The architecture of the model that a `train` stage starts from."""
     assert isinstance(node.stage, Train)
     return node.stage.architecture
 
@@ -145,7 +151,7 @@ def initial_architecture(node: Node) -> Architecture:
 def _checkpoint(folder: str, model: str) -> str:
     if not folder:
         raise ConfigError(
-            f"checkpoint: name the Hugging Face folder of {model} (checkpoint=DIR), or try the recipe with --tiny"
+            f"checkpoint: give the Hugging Face folder of {model} (checkpoint=DIR), or try the recipe with --tiny"
         )
     if not Path(folder).is_dir():
         raise ConfigError(f"checkpoint={folder}: no such folder")
@@ -156,16 +162,16 @@ def _sources(folder: str, mixture: str) -> dict[str, str]:
     """The path of each source of the mixture."""
     if not folder:
         raise ConfigError(
-            f"data: name the folder with the sources of mixture={mixture} (data=DIR), or try the recipe with --tiny"
+            f"data: give the folder with the sources of mixture={mixture} (data=DIR), or try the recipe with --tiny"
         )
     found = {}
     for source in Mixture.load(mixture).weights:
         paths = [Path(folder) / f"{source}{ending}" for ending in SOURCE_ENDINGS]
-        there = next((path for path in paths if path.exists()), None)
-        if there is None:
+        existing = next((path for path in paths if path.exists()), None)
+        if existing is None:
             raise ConfigError(
-                f"data={folder}: has no '{source}', which mixture={mixture} draws from "
-                f"(a folder, or a file ending in {', '.join(SOURCE_ENDINGS[1:])})"
+                f"data={folder}: source '{source}' of mixture={mixture} is missing; add a folder of that name, or a "
+                f"file of that name ending in {', '.join(SOURCE_ENDINGS[1:])}"
             )
-        found[source] = str(there)
+        found[source] = str(existing)
     return found

@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of any published model, made by transformers: the same code at a size any machine has."""
+"""A tiny random checkpoint of any published model, made by transformers, so that any machine can run the same code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
 
 HIDDEN, HEADS, POSITIONS = 64, 4, 512
-# Every kind of layer of each hybrid, in the order its own pattern begins with.
+# Every kind of layer of each hybrid family, in the order in which the published pattern begins.
 PATTERNS = {"granitemoehybrid": "M-M-*-M-", "nemotron_h": "M-M*-M"}
 
 
 def tiny_architecture(published: Architecture, vocab_size: int) -> Architecture:
-    """The published model with small sizes: what tells it from other families stays.
+    """The published model with small sizes, which keeps the features of its family.
 
-    Heads wider than hidden/heads stay wider, windows and scaled positions stay in reach of a short text, one query or
-    Mamba group stays one.
+    Heads wider than hidden/heads stay wider. Windows and scaled positions are small enough to matter in a short text. A
+    single query or Mamba group stays single.
     """
     a = published
     pattern = PATTERNS[a.family] if a.hybrid_pattern else None

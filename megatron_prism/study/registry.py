@@ -1,8 +1,7 @@
 """Find a recipe by name or file, and call it with checked parameters.
 
 A recipe is a module with a function `recipe(**parameters) -> Graph`; the keyword parameters with defaults
-(str, int, float or bool) are what a user may set. Names may be written with '-' and '.', which a module name
-cannot hold.
+(str, int, float or bool) can be set by the user. Names of recipes may contain '-' and '.', which a module name cannot.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class Recipe:
     parameters: dict[str, Any]
 
     def build(self, values: Mapping[str, Any]) -> Graph:
-        """The graph for these parameters; what is not given keeps its default.
+        """The graph for these parameters; all others keep their defaults.
 
         Raises:
-            ConfigError: for an unknown parameter (nearest suggested) or a value not of the default's type.
+            ConfigError: if a parameter is unknown (the message suggests the nearest), or its type is not the default's.
         """
         checked = {}
         for key, value in values.items():
@@ -60,7 +59,7 @@ class Recipe:
             target: a stage whose fields may be set without its name (see `Graph.override`).
 
         Raises:
-            ConfigError: for an unknown key, or a value that is refused.
+            ConfigError: if a key is unknown or a value is invalid.
         """
         own = {key: value for key, value in values.items() if key.partition(".")[0] in self.parameters}
         graph = self.build(own)
@@ -72,7 +71,7 @@ class Recipe:
         wanted = type(self.parameters[key])
         if wanted is float and type(value) is int:
             return float(value)
-        # Exact types: to Python a bool is an int, to a reader of `seed=true` it is a mistake.
+        # The types must be equal: Python accepts a bool as an int, but `seed=true` is a mistake.
         if type(value) is not wanted:
             raise ConfigError(
                 f"recipe '{self.name}': {key}={value!r} must be of type {wanted.__name__}, for example "
@@ -85,7 +84,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """The recipe called `name_or_path`, or in the `.py` file at that path.
 
     Raises:
-        ConfigError: if there is none, or the module has no usable `recipe` function.
+        ConfigError: if no such recipe exists, or the module has no valid `recipe` function.
     """
     if name_or_path.endswith(".py"):
         path = Path(name_or_path)
@@ -95,19 +94,19 @@ def load_recipe(name_or_path: str) -> Recipe:
     module = _module_name(name_or_path)
     if module not in by_module:
         raise ConfigError(
-            f"no recipe '{name_or_path}'{suggest(name_or_path, known)} (`prism recipes` lists all; the path of a .py "
-            "file is possible, too)"
+            f"no recipe '{name_or_path}'{suggest(name_or_path, known)} (`prism recipes` lists all; a path of a .py "
+            "file also works)"
         )
     return _from_module(recipe_module(module), by_module[module])
 
 
 def recipe_module(name: str) -> ModuleType:
-    """The module of a recipe in `recipes/`, by the name of its file."""
+    """The module of the recipe in `recipes/` whose file has this name."""
     return _module_of_file(recipes_folder() / f"{name}.py")
 
 
 def list_recipes() -> dict[str, str]:
-    """Name -> first line of the docstring, for every recipe in `recipes/`. Reads the files, imports none."""
+    """Name -> first line of the docstring, for every recipe in `recipes/`. Files are parsed, not imported."""
     found = {}
     for path in sorted(recipes_folder().glob("*.py")):
         tree = ast.parse(path.read_text())
@@ -139,12 +138,14 @@ def _module_of_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
+    # Dataclasses look up their module by name.
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except SyntaxError as problem:
-        raise ConfigError(f"{path}, line {problem.lineno}: not Python ({problem.msg})") from None
+        raise ConfigError(
+            f"{path}, line {problem.lineno}: this is not valid Python ({problem.msg})"
+        ) from None
     return module
 
 
@@ -158,7 +159,7 @@ def _from_module(module: ModuleType, name: str) -> Recipe:
     for key, parameter in inspect.signature(function).parameters.items():
         if type(parameter.default) not in PARAMETER_TYPES:
             raise ConfigError(
-                f"{module.__file__}: parameter '{key}' of recipe() needs a default: a str, int, float or bool"
+                f"{module.__file__}: parameter '{key}' of recipe() needs a default of type str, int, float or bool"
             )
         parameters[key] = parameter.default
     return Recipe(name, function, parameters)

@@ -1,6 +1,7 @@
-"""The reinforcement learning branch of a recipe: prompts, difficulty filter, mix, training, frontier.
+"""The reinforcement learning of a recipe: prompts, difficulty filter, mix, training, frontier.
 
-Sections 9.1 and 15 and Table 21 of the paper. Where the paper is not specific, a comment says what is assumed.
+It follows sections 9.1 and 15 and Table 21 of the paper. Where the paper is not specific, a comment states our
+assumption.
 """
 
 from __future__ import annotations
@@ -22,44 +23,52 @@ from megatron_prism.rl.mix import MC, MCS, PromptMix
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
-from megatron_prism.study.midtraining import Start, initial_architecture, trained_architecture
+from megatron_prism.study.midtraining import StudyInputs, initial_architecture, trained_architecture
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.verification.settings import GradingSettings
 
 # Section 9.1: math with exactly 1 right answer of 16, code and science with at least one.
 ANSWERS = 16
-# Table 21; a model's own positions may end before.
+# Table 21; a model with fewer positions uses all that it has.
 CONTEXT = 16_384
-# Assumption: the paper does not say how many prompts figure 10 follows.
-FOLLOWED = 256
-# Assumption: Table 21 names TR-DPO's soft update and neither its share nor its interval; 0.6 is open-instruct's share.
+# Assumption: the paper does not say how many prompts figure 10 tracks.
+TRACKED_PROMPTS = 256
+# Assumption: Table 21 names TR-DPO's soft update, but neither its weight nor its interval. The weight 0.6 is
+# open-instruct's.
 REFERENCE_INTERVAL = 100
-# Keys and values of that many texts of 16,384 tokens share a GPU with the model, its optimizer and its reference.
+# The keys and values of 16 texts of 16,384 tokens fit on a GPU next to the model, its optimizer and its reference.
 SLOTS = 16
 
 
 @dataclass(frozen=True)
-class Branch:
-    """The stages of the branch, to be added to a graph.
+class RLStages:
+    """The stages of reinforcement learning, to be added to a graph.
 
     Attributes:
-        filter: counts right answers of the mid-trained model.
-        mix: chooses prompts by these counts.
-        followed: chooses the prompts whose pass rate the frontier shows.
-        train: the run; every start gets one like it.
+        prompts: reads the prompts and drops those that cannot be graded.
+        filter: counts the right answers of the mid-trained model to each prompt.
+        mix: chooses the prompts to train on by these counts.
+        tracked: chooses the prompts whose pass rate the frontier shows.
+        train: the run; each starting model gets one with the same settings.
     """
 
     prompts: CheckPrompts
     filter: Difficulty
     mix: PromptMix
-    followed: PromptMix
+    tracked: PromptMix
     train: Reinforce
 
 
-def paper_branch(
-    architecture: Architecture, parallel: ParallelConfig, seed: int, prompts: str, method: str, sandbox: str
-) -> Branch:
-    """Table 21 on the unbalanced MCS mix: 1,000 steps of 64 prompts with 16 answers each, 16,384 tokens of context."""
+def paper_rl_stages(
+    architecture: Architecture,
+    *,
+    parallel: ParallelConfig,
+    seed: int,
+    prompts: str,
+    method: str,
+    sandbox: str,
+) -> RLStages:
+    """Table 21 on the unbalanced MCS mix: 1,000 steps of 64 prompts, 16 answers each, 16,384 tokens of context."""
     chosen, grading = variant(method), GradingSettings(sandbox=sandbox)
     settings = LoopSettings(reference_interval=REFERENCE_INTERVAL)
     train = Reinforce(
@@ -75,19 +84,19 @@ def paper_branch(
         grading=grading,
     )
     sampling = SamplingParams(max_new_tokens=train.max_new_tokens, seed=seed)
-    return Branch(
-        prompts=CheckPrompts(files=[_given_prompts(prompts)], grading=grading),
+    return RLStages(
+        prompts=CheckPrompts(files=[_prompts_path(prompts)], grading=grading),
         filter=Difficulty(samples=ANSWERS, sampling=sampling, slots=SLOTS, grading=grading),
         mix=PromptMix(domains=list(MCS), seed=seed),
-        followed=_followed(MCS, FOLLOWED, seed),
+        tracked=_tracked_prompts(MCS, TRACKED_PROMPTS, seed),
         train=train,
     )
 
 
-def tiny_branch(
-    architecture: Architecture, parallel: ParallelConfig, seed: int, method: str, sandbox: str
-) -> Branch:
-    """Two steps on prompts that a random model never solves: every stage runs, and nothing is learned."""
+def tiny_rl_stages(
+    architecture: Architecture, *, parallel: ParallelConfig, seed: int, method: str, sandbox: str
+) -> RLStages:
+    """Two steps on prompts that a random model never solves: every stage runs, but the model learns nothing."""
     chosen, sampling = variant(method), SamplingParams(max_new_tokens=16, seed=seed)
     grading = GradingSettings(sandbox=sandbox)
     train = Reinforce(
@@ -108,46 +117,48 @@ def tiny_branch(
         grading=grading,
     )
     everything = {domain: [0, 2] for domain in MC}
-    return Branch(
+    return RLStages(
         prompts=CheckPrompts(domains=list(MC), grading=grading),
         filter=Difficulty(samples=2, sampling=sampling, limit=8, slots=16, grading=grading),
         mix=PromptMix(domains=list(MC), ranges=everything, seed=seed),
-        followed=_followed(MC, 4, seed),
+        tracked=_tracked_prompts(MC, 4, seed),
         train=train,
     )
 
 
 def add_reinforcement(
     graph: Graph,
-    branch: Branch,
+    stages: RLStages,
+    *,
     starts: Sequence[tuple[Node, Callable[[], Architecture]]],
     corpus: Node,
     tokenizer: Node,
 ) -> dict[str, Node]:
-    """Add the branch: a run `rl_NAME` from each start, all on the prompts that the model of the first found solvable.
+    """Add a run `rl_NAME` from each starting model, all with the prompts that the first of these models can solve.
 
     Args:
-        starts: each with a function for the architecture of its model, which is called again after overrides.
+        starts: the starting models, each with a function that returns its architecture; overrides can change that, so
+            the function is called again after them.
 
     Returns:
         the new nodes by name.
     """
     model = starts[0][0]
-    prompts = graph.add("prompts", branch.prompts, corpus=corpus)
-    difficulty = graph.add("difficulty", branch.filter, model=model, tokenizer=tokenizer, prompts=prompts)
-    mix = graph.add("mix", branch.mix, difficulty=difficulty)
-    followed = graph.add("followed", branch.followed, difficulty=difficulty)
-    nodes = [prompts, difficulty, mix, followed]
+    prompts = graph.add("prompts", stages.prompts, corpus=corpus)
+    difficulty = graph.add("difficulty", stages.filter, model=model, tokenizer=tokenizer, prompts=prompts)
+    mix = graph.add("mix", stages.mix, difficulty=difficulty)
+    tracked = graph.add("followed", stages.tracked, difficulty=difficulty)
+    nodes = [prompts, difficulty, mix, tracked]
     for start, architecture in starts:
         run = graph.add(
             f"rl_{start.name}",
-            branch.train,
+            stages.train,
             partial(_of_model, architecture),
             model=start,
             tokenizer=tokenizer,
             prompts=mix,
             corpus=corpus,
-            tracked=followed,
+            tracked=tracked,
         )
         nodes.append(run)
         if start is model:
@@ -156,38 +167,38 @@ def add_reinforcement(
 
 
 def add_study_reinforcement(
-    graph: Graph, branch: Branch, start: Start, midtrain: Node, trained: Node
+    graph: Graph, stages: RLStages, inputs: StudyInputs, *, midtrain: Node, trained: Node
 ) -> Node:
-    """The branch from the model that was trained last and from the imported one; returns the model it ends with."""
+    """Add runs from the last trained model and from the imported one; returns the model of the first run."""
     starts = [
         (trained, partial(trained_architecture, trained)),
-        (start.imported, partial(initial_architecture, midtrain)),
+        (inputs.imported, partial(initial_architecture, midtrain)),
     ]
-    added = add_reinforcement(graph, branch, starts, start.corpus, start.tokenizer)
+    added = add_reinforcement(graph, stages, starts=starts, corpus=inputs.corpus, tokenizer=inputs.tokenizer)
     return added[f"rl_{trained.name}"]
 
 
 def _of_model(architecture: Callable[[], Architecture], train: Reinforce) -> Reinforce:
-    """The run for a model of that architecture, within its positions: Nemotron-H is published with 8,192."""
-    found = architecture()
+    """`train` for a model of this architecture, limited to its positions: Nemotron-H is published with 8,192."""
+    initial = architecture()
     return replace(
         train,
-        architecture=found,
-        context_length=min(train.context_length, found.max_position_embeddings),
+        architecture=initial,
+        context_length=min(train.context_length, initial.max_position_embeddings),
     )
 
 
-def _followed(domains: list[str], limit: int, seed: int) -> PromptMix:
-    """Prompts with no right answer, or one."""
+def _tracked_prompts(domains: list[str], limit: int, seed: int) -> PromptMix:
+    """Prompts with at most one right answer."""
     return PromptMix(
         domains=list(domains), ranges={domain: [0, 1] for domain in domains}, limit=limit, seed=seed
     )
 
 
-def _given_prompts(path: str) -> str:
+def _prompts_path(path: str) -> str:
     if not path or not Path(path).exists():
         raise ConfigError(
-            f"prompts={path}: name the JSON lines with the prompts for rl=true (docs/rl.md), or try the recipe with "
-            "--tiny"
+            f"prompts={path}: rl=true needs an existing file or folder of JSON lines with prompts (docs/rl.md); or try "
+            "the recipe with --tiny"
         )
     return path

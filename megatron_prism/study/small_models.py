@@ -1,11 +1,11 @@
-"""The two models of the quickstart, of the examples and of the benchmarks: about a million parameters each."""
+"""The two models of the quickstart, the examples and the benchmarks, with one to two million parameters each."""
 
 from __future__ import annotations
 
 from megatron_prism.models.architecture import Architecture
 
 VOCABULARY = 2048
-# 1 / sqrt(hidden size): at 0.02 so narrow a model takes far longer to learn to copy.
+# 1 / sqrt(hidden size). With 0.02, a model this narrow takes far longer to learn to copy.
 INITIALIZER_RANGE = 0.088
 
 
@@ -21,7 +21,7 @@ DENSE = Architecture(
     max_position_embeddings=1024,
     tie_word_embeddings=True,
     attention_multiplier=1 / 32**0.5,
-    # Granite's scalars at values that suit this width: the four seams are exercised, training is not slowed.
+    # Granite's multipliers with values that suit this width: all four are used, and training is not slower.
     embedding_multiplier=8.0,
     residual_multiplier=0.5,
     logits_scaling=1.5,

@@ -38,12 +38,12 @@ def data(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """Shared by all models: corpus and vocabulary are made once."""
+    """Shared by all models, so that corpus and vocabulary are made once."""
     return tmp_path_factory.mktemp("runs")
 
 
 def test_the_recipes_are_one_function_with_other_numbers_on_top():
-    """Each is written out so that it can be read and copied alone; a change that all need must reach all."""
+    """Each recipe is written out so that it can be read and copied alone; a change must be made in all of them."""
     sources = {
         inspect.getsource(load_recipe(name).function).replace(f'Graph("{name}")', "Graph(NAME)")
         for name in MODELS
@@ -95,7 +95,7 @@ def test_the_long_context_branch_has_the_papers_numbers(name, data, tmp_path):
     ]
     trainable = [graph.node(row).stage.trainable for row in rows if "extend" in row]
     assert trainable == ["attention", "all", "attention", "all"]
-    # No model is asked beyond its positions.
+    # No model is evaluated at lengths beyond its positions.
     assert max(graph.node("ruler_base").stage.lengths) == before.max_position_embeddings
     assert graph.node("ruler_extend").stage.lengths == [8192, 16384, 32768, 65536, 131072]
 
@@ -107,7 +107,7 @@ def test_the_extension_can_be_set_as_the_page_says(data, tmp_path):
     graph.override({"extend.extension": {"max_position_embeddings": 131072, "rope_scaling": scaling}})
     made = graph.node("extend").stage.trained_architecture
     assert (made.max_position_embeddings, made.rope_scaling.rope_type) == (131072, "yarn")
-    # All four rows that are compared, and what is trained on from the last.
+    # The other three rows that are compared have the same extension.
     for row in ("midtrain_extend_attention", "midtrain_extend", "extend_attention"):
         assert graph.node(row).stage.trained_architecture == made
     wrong = {"max_position_embeddings": 131072, "rope_scaling": scaling | {"factor": 2}}
@@ -133,7 +133,7 @@ def test_another_extension_reaches_all_that_follows_it(data, tmp_path):
         if name != "rl_extend":
             assert (stage.steps, stage.batch.sequence_length) == (500, 65_536)
             assert max(graph.node(f"ruler_{name}").stage.lengths) == 65_536
-    # What starts from the base is as it was.
+    # Runs from the base keep its architecture.
     assert graph.node("rl_import").stage.architecture.rope_theta == 1e4
 
 
@@ -142,20 +142,20 @@ def test_the_long_context_branch_needs_its_own_sources(data, tmp_path):
         path.unlink()
     values = {"checkpoint": str(tmp_path), "data": str(data)}
     load_recipe("granite-3.3-8b").build(values)
-    with pytest.raises(ConfigError, match=r"has no 'codex', which mixture=long-context draws from"):
+    with pytest.raises(ConfigError, match=r"source 'codex' of mixture=long-context is missing"):
         load_recipe("granite-3.3-8b").build(values | {"long_context": True})
 
 
 def test_what_is_missing_is_named(data, tmp_path):
     recipe = load_recipe("granite-3.3-8b")
-    with pytest.raises(ConfigError, match="checkpoint: name the Hugging Face folder of ibm-granite"):
+    with pytest.raises(ConfigError, match="checkpoint: give the Hugging Face folder of ibm-granite"):
         recipe.build({})
     with pytest.raises(ConfigError, match="no such folder"):
         recipe.build({"checkpoint": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match="data: name the folder with the sources of mixture=mcs"):
+    with pytest.raises(ConfigError, match="data: give the folder with the sources of mixture=mcs"):
         recipe.build({"checkpoint": str(tmp_path)})
     (data / "dclm-edu.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"has no 'dclm-edu', which mixture=mcs draws from"):
+    with pytest.raises(ConfigError, match=r"source 'dclm-edu' of mixture=mcs is missing"):
         recipe.build({"checkpoint": str(tmp_path), "data": str(data)})
 
 
@@ -175,7 +175,7 @@ SIZES = ("tensor_model", "pipeline_model", "context", "data")
 
 
 def one_process(graph):
-    # Without tensor parallelism there is no sequence parallelism: it goes first.
+    # Sequence parallelism needs tensor parallelism, so it is switched off first.
     graph.override({"midtrain.parallel.sequence_parallel": False})
     graph.override({f"midtrain.parallel.{size}_parallel_size": 1 for size in SIZES})
     return graph
@@ -205,14 +205,14 @@ def test_the_small_form_runs_from_import_to_export(name, run_dir):
 
 @pytest.mark.parametrize("name", ["mistral-7b-v0.1", "nemotron-h-8b"])
 def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
-    """With a new rotary base, and without rotary positions; the export says so."""
+    """One model gets a new rotary base, the other has no rotary positions; the exported config shows both."""
     graph = one_process(load_recipe(name).build({"tiny": True, "long_context": True}))
     for stage in ("midtrain_extend_attention", "midtrain_extend", "extend_attention", "extend"):
         graph.override({f"{stage}.parallel.context_parallel_size": 1})
     artifacts = graph.run(run_dir)
     before = json.loads(artifacts["checkpoint"].file("model/config.json").read_text())
     after = json.loads(artifacts["export"].file("model/config.json").read_text())
-    # In both spellings, of which the first export had the newer one alone.
+    # The export writes both spellings; the checkpoint has only the newer one.
     rope = {"rope_parameters", "rope_theta"} if name.startswith("mistral") else set()
     assert {key for key in after if after[key] != before.get(key)} == {"max_position_embeddings"} | rope
     assert after["max_position_embeddings"] == 1024
@@ -224,7 +224,7 @@ def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
 
 @pytest.mark.parametrize("name", ["granite-4.0-h-micro"])
 def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
-    """From filter to frontier, from the mid-trained and the imported model; the export is of the former's."""
+    """From filter to frontier, from the mid-trained and the imported model; the former is exported."""
     graph = one_process(load_recipe(name).build({"tiny": True, "rl": True, "method": "grpo"}))
     for stage in ("rl_midtrain", "rl_import"):
         graph.override({f"{stage}.parallel.sequence_parallel": False})
@@ -262,7 +262,7 @@ def test_reinforcement_learning_has_the_papers_numbers(name, data, tmp_path):
 
 def test_reinforcement_learning_wants_prompts(data, tmp_path):
     given = {"checkpoint": str(tmp_path), "data": str(data), "rl": True, "prompts": "nowhere"}
-    with pytest.raises(ConfigError, match="prompts=nowhere: name the JSON lines"):
+    with pytest.raises(ConfigError, match="prompts=nowhere: rl=true needs an existing file"):
         load_recipe("granite-3.3-8b").build(given)
 
 

@@ -1,4 +1,4 @@
-"""What the quickstart's recipe promises before it runs; `.ci/run` runs its short form whole."""
+"""The graph of the quickstart's recipe, without running it; `.ci/run` runs the short preset."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_the_models_have_one_to_two_million_parameters(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_stages_and_who_feeds_whom(model):
+def test_the_stages_and_their_inputs(model):
     graph = recipe(model)
     inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
     models = ["base", "midtrain", "merge", "extend"]
-    # Ready stages start in this order: a first table before mid-training, and the longest chain before the others.
+    # Ready stages start in this order: evaluation of the base before mid-training, and the longest chain first.
     assert list(inputs) == [
         *("corpus", "tokenizer", "tokens", "base", "evaluate_base", "ruler_base", "midtrain"),
         *("prompts", "difficulty", "mix", "followed", "rl_midtrain", "frontier", "rl_base"),
@@ -40,7 +40,7 @@ def test_the_stages_and_who_feeds_whom(model):
     assert inputs["export"]["model"] == "extend"
     for name in models:
         assert inputs[f"evaluate_{name}"]["model"] == inputs[f"ruler_{name}"]["model"] == name
-    # The mid-trained model decides which prompts are worth asking; both runs then get the same.
+    # The mid-trained model decides which prompts are used; both runs get the same ones.
     assert inputs["difficulty"]["model"] == "midtrain"
     for start in ("midtrain", "base"):
         given = {"model": start, "prompts": "mix", "tracked": "followed", "corpus": "corpus"}
@@ -50,10 +50,10 @@ def test_the_stages_and_who_feeds_whom(model):
     assert set(inputs["report"]) == set(inputs) - {"report"}
 
 
-def test_both_runs_of_reinforcement_learning_are_the_same_but_for_their_start():
+def test_both_runs_of_reinforcement_learning_differ_only_in_their_start():
     nodes = recipe().nodes
     assert nodes["rl_midtrain"].stage == nodes["rl_base"].stage
-    # As the paper: sampled and measured at temperature 1 from the whole distribution.
+    # As in the paper: sampled at temperature 1 from the whole distribution.
     sampling = nodes["difficulty"].stage.sampling
     assert (sampling.temperature, sampling.top_p, nodes["difficulty"].stage.samples) == (1.0, 1.0, 16)
     assert recipe(method="dapo").nodes["rl_midtrain"].stage.loop.dynamic_sampling
@@ -76,7 +76,7 @@ def test_variants_are_the_other_rows_of_the_papers_table():
     assert nodes["extend_unmerged"].inputs["init"].name == "midtrain"
 
 
-def test_whoever_has_no_sandbox_says_so_once_for_every_evaluation():
+def test_one_parameter_sets_the_sandbox_of_every_stage():
     modes = {
         mode: {
             node.stage.grading.sandbox
@@ -106,7 +106,7 @@ def test_mid_training_is_short_and_the_extension_four_times_as_long():
     assert tokens["extend"] < 0.5 * tokens["midtrain"]
 
 
-def test_base_and_midtrained_are_asked_the_same_questions_in_the_same_way():
+def test_base_and_midtrained_are_evaluated_in_the_same_way():
     nodes = recipe().nodes
     for kind in ("evaluate", "ruler"):
         assert nodes[f"{kind}_base"].stage == nodes[f"{kind}_midtrain"].stage == nodes[f"{kind}_extend"].stage
@@ -130,11 +130,11 @@ def test_seed_and_preset_change_what_they_should():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [({"model": "dens"}, "dense"), ({"preset": "quick"}, "known: full, short"), ({"seed": -1}, "seed=-1")],
 )
-def test_wrong_parameters_are_refused(wrong, said):
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_parameters_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
         load_recipe("shoebox").build(wrong)
 
 
@@ -148,7 +148,7 @@ def test_another_model_is_the_model_of_every_stage():
     }
     assert len(layers) == 8
     assert set(layers.values()) == {3}
-    # The rows of Table 7 are extended alike, and on sequences as long as they were packed.
+    # The rows of Table 7 are all extended with the same settings, on sequences of the packed length.
     graph.override({"extend.steps": 77, "packed.sequence_length": 256})
     rows = [node.stage for name, node in graph.nodes.items() if name.startswith("extend")]
     assert [(row.steps, row.batch.sequence_length) for row in rows] == [(77, 256)] * 4
