@@ -3,9 +3,9 @@
     prism run granite-3.3-8b:checkpoint --tiny         # a tiny stand-in with Granite's architecture
     python examples/convert_and_train.py runs/granite-3.3-8b/checkpoint/model TEXTS out
 
-TEXTS is a folder of text files, or JSON lines; any supported model's folder does in place of the stand-in. The two
-training processes read their halves of the weights straight from the Hugging Face folder (`init_from`); the import is
-here for its own sake: it is what a long run starts from, and `verify` proves that nothing was lost in it.
+TEXTS is a folder of text files, or JSON lines. The folder of any supported model can replace the stand-in. The two
+training processes read their halves of the weights directly from the Hugging Face folder (`init_from`). The import is
+not needed for this; it shows how a long run would start, and `verify` proves that it lost nothing.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def training(hf_folder: Path, texts: Path) -> Graph:
 
 
 def main(hf_folder: Path, texts: Path, out: Path) -> str:
-    """Run it all; return what the exported model says after the first words of the texts."""
+    """Run all stages; returns the text that the exported model generates after the first words of the texts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     artifacts = training(hf_folder, texts).run(out)
     imported, exported = artifacts["import"].path, artifacts["export"].file("model")
-    # The command line's own proof: exits with 2, were a single bit different.
+    # This command exits with 2 if a single bit differs.
     try:
         prism(["convert", "verify", str(hf_folder), str(imported)])
     except SystemExit as done:
@@ -67,8 +67,8 @@ def main(hf_folder: Path, texts: Path, out: Path) -> str:
     prompt = " ".join(next(iter(read_texts(texts))).split()[:8])
     inputs = tokenizer(prompt, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-    said: str = tokenizer.decode(tokens[0])
-    return said
+    text: str = tokenizer.decode(tokens[0])
+    return text
 
 
 if __name__ == "__main__":
