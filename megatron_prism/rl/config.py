@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning is told: the fields of the `rl` stage, checked."""
+"""The config of the `rl` stage, and its checks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from megatron_prism.verification.settings import GradingSettings
 
 @dataclass
 class ReinforceConfig:
-    """The model is built of torch layers, which the sampler needs.
+    """The fields of the `rl` stage. The model uses the `torch` backend, because the sampler needs it.
 
-    The defaults are the paper's (Table 21); what it does not name is open-instruct's, and docs/rl.md says which.
+    The defaults are the paper's (Table 21), or open-instruct's where the paper names none (docs/rl.md has the sources).
 
     Attributes:
-        architecture: of the model.
-        steps: of `loop.prompts_per_step` prompts each.
-        give_up_after: stop after that many consecutive steps in which every group has equal rewards; 0: never.
-        context_length: most tokens of prompt and answer; what is left of it by the prompt bounds the answer.
-        max_new_tokens: most tokens of an answer.
-        stop: strings that end an answer; they are no part of its text.
+        architecture: the architecture of the model.
+        steps: number of steps, with `loop.prompts_per_step` prompts each.
+        give_up_after: stop after that many consecutive steps in which every group has equal rewards; 0 for never.
+        context_length: maximum number of tokens of a prompt with its answer.
+        max_new_tokens: maximum number of tokens of an answer.
+        stop: strings that end an answer; the text of the answer does not include them.
         packing, micro_batch_size: how answers become micro-batches, see `policy.BatchShape`.
-        evaluate_every: steps between evaluations; there is one before the first step and one at the end, too. 0: none.
-        evaluation_suites: which of the corpus's suites; none named: all.
-        evaluation_problems, evaluation_samples: of each suite, and answers to each, at the sampling temperature.
+        evaluate_every: steps between evaluations, with one more at the start and one at the end; 0 for none.
+        evaluation_suites: names of the corpus's suites to evaluate; an empty list for all.
+        evaluation_problems, evaluation_samples: problems per suite, and answers per problem, which are sampled
+            at the temperature of training.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
-        keep_checkpoints: leave them in the artifact, for trajectories of the weights.
+        keep_checkpoints: keep the checkpoints in the artifact, to study how the weights change.
         answers_every: steps between files of all sampled answers; 0 writes none.
-        engine: the engine: 'megatron' reads the weights under training, 'vllm' (one process) is given them each step.
-        slots: most answers 'megatron' samples at once, per replica of the model.
+        engine: 'megatron' reads the trained model directly; 'vllm' (one process) receives its weights after each step.
+        slots: maximum number of answers that 'megatron' samples at once, per replica of the model.
         grading: the grading processes, their limits, and how programs that the model wrote are isolated.
     """
 
@@ -101,12 +102,12 @@ class ReinforceConfig:
             )
         if self.engine.name == "openai":
             raise ConfigError(
-                "engine.name=openai: a server takes no new weights, so its answers would be those of another model "
-                "than the one trained; use 'megatron' or 'vllm'"
+                "engine.name=openai: a server takes no new weights, so its answers would come from a different model "
+                "than the trained one; use 'megatron' or 'vllm'"
             )
         if self.engine.name == "vllm" and self.parallel.world_size > 1:
             raise ConfigError(
-                f"engine.name=vllm: it samples in the process that trains, which must be one, and not "
+                f"engine.name=vllm: it samples in the process that trains, so training must use one process, not "
                 f"{self.parallel.world_size}; use 'megatron'"
             )
         self.architecture.check_parallel(self.parallel)

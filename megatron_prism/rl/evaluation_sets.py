@@ -1,4 +1,4 @@
-"""Prompts that are evaluated again and again during a run: the corpus's held-out suites, and prompts to track."""
+"""Prompts that are evaluated several times during a run: the corpus's held-out suites, and prompts to track."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from megatron_prism.verification.problems import Problem, load_suite, suite_name
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Prompts under one name.
+    """Prompts that are evaluated together.
 
     Attributes:
-        name: in the metrics.
-        samples: answers to each prompt.
+        name: the name of the set in the metrics.
+        samples: number of answers per prompt.
     """
 
     name: str
     problems: Sequence[Problem]
     samples: int
 
-    def evaluate(self, rollouts: Rollouts, step: int, record: RLLog | None, out: Path) -> None:
-        """Sample the prompts at the weights of `step`; rank 0, which has the record, keeps rates and answers."""
+    def evaluate(self, rollouts: Rollouts, step: int, log: RLLog | None, out: Path) -> None:
+        """Sample the prompts with the weights of `step`; rank 0, which has the log, writes pass rates and answers."""
         groups = rollouts.groups(self.problems, self.samples, f"{self.name} {step}")
-        if record is None:
+        if log is None:
             return
         rates = rates_by_domain(self.problems, [group.pass_rate for group in groups])
         counts = {domain: n * self.samples for domain, n in count_by_domain(self.problems).items()}
-        record.evaluation(step, self.name, rates, counts)
+        log.evaluation(step, self.name, rates, counts)
         write_answers(out / self.name, step, groups)
 
 
 def evaluation_sets(config: ReinforceConfig, inputs: Mapping[str, Artifact]) -> list[EvaluationSet]:
-    """`held_out` where there is a corpus, `tracked` where there are prompts to track; none without `evaluate_every`."""
+    """`held_out` if the stage has a corpus, `tracked` if it has prompts to track; none if `evaluate_every` is 0."""
     sets: list[EvaluationSet] = []
     if not config.evaluate_every:
         return sets

@@ -1,7 +1,7 @@
-"""The log-probability gate: trainer and sampler must say the same of the sampled tokens, and a step tells how nearly.
+"""The log-probability gate: it compares the sampler's and the trainer's log-probabilities of the sampled tokens.
 
-A sampler is another program than the trainer: other kernels, other precision, perhaps stale weights or another padding
-of the vocabulary. What it says of its own tokens is compared with what the trainer says of them on every batch.
+The sampler is a different program than the trainer: it has other kernels or another precision, and may have stale
+weights or another padding of the vocabulary. Every batch is therefore compared, and each step reports the differences.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ log = get_logger(__name__)
 
 
 class GateStop(PrismError):
-    """Trainer and sampler disagree by more than the gate allows."""
+    """Trainer and sampler differ by more than the gate allows, or the trainer computes NaN."""
 
 
 @dataclass
 class GateSettings:
     """When the gate trips, and what happens then.
 
-    Whatever the action, a token for which one side has no finite log-probability is left out of the step, and a NaN of
-    the trainer's ends the run: it would be in every gradient, and then in every weight.
+    With every action, a token is left out of the step if one of its log-probabilities is not finite. A NaN of the
+    trainer always ends the run, because it would spread to all gradients and weights.
 
     Attributes:
-        action: 'warn' says so; 'mask' leaves tokens past `worst_log_ratio` out of the step, too; 'stop' ends the run
-            before any weight has moved.
-        mean_ratio: highest mean over tokens of exp |log p_trainer - log p_sampler|. NeMo-RL calls it
-            token_mult_prob_error: about 1.00 is healthy, above 1.05 is to be looked into.
-        worst_log_ratio: highest |log p_trainer - log p_sampler| of a token.
+        action: 'warn' logs a warning; 'mask' also leaves tokens above `worst_log_ratio` out of the step; 'stop' ends
+            the run before the weights change.
+        mean_ratio: largest allowed mean over tokens of exp |log p_trainer - log p_sampler|. NeMo-RL calls it
+            token_mult_prob_error; about 1.00 is healthy, and values above 1.05 should be investigated.
+        worst_log_ratio: largest allowed |log p_trainer - log p_sampler| of a token.
     """
 
     action: str = "warn"
@@ -47,33 +47,33 @@ class GateSettings:
 
     def __post_init__(self) -> None:
         one_of(self.action, ACTIONS, "action")
-        # Written so that NaN, past which nothing would ever be, is refused.
+        # A comparison with NaN is false, so the conditions are written positively and NaN is refused.
         if not self.worst_log_ratio > 0:
             raise ConfigError(f"worst_log_ratio={self.worst_log_ratio}: must be greater than zero")
         if not self.mean_ratio >= 1:
             raise ConfigError(
-                f"mean_ratio={self.mean_ratio}: must be 1 or more, for it is 1 where both agree"
+                f"mean_ratio={self.mean_ratio}: must be 1 or more, because it is 1 if both agree"
             )
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Of one micro-batch: the tokens that count, sums over them, and the worst.
+    """The comparison of one micro-batch; d is log p_trainer - log p_sampler of a token.
 
     Attributes:
-        mask: `[batch, seq]`, what the step may use.
-        sums: tokens, sum of |d|, sum of exp |d|, tokens left out, tokens for which the trainer says NaN.
-        worst: |d|, the text's number, log p_trainer, log p_sampler.
+        mask: `[batch, seq]`, 1 for the tokens that the step may use.
+        sums: tokens, sum of |d|, sum of exp |d|, tokens left out, tokens for which the trainer computed NaN.
+        largest_gap: of the token with the largest |d|: |d|, number of its text, log p_trainer, log p_sampler.
     """
 
     mask: Tensor
     sums: Tensor
-    worst: Tensor
+    largest_gap: Tensor
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """Of a step, over all ranks."""
+    """The comparison of one step, over all ranks."""
 
     mean_abs: float
     max_abs: float
@@ -98,56 +98,56 @@ def observe(
 
     counted = mask > 0
     gap = torch.where(counted, (trainer - sampler).abs().double(), 0.0)
-    # A NaN on either side is no agreement.
+    # A NaN on either side counts as an infinite gap.
     gap = torch.where(gap.isnan(), float("inf"), gap)
     bound = settings.worst_log_ratio if settings.action == "mask" else torch.finfo(gap.dtype).max
     kept = torch.where(gap > bound, 0.0, mask)
     ratios = torch.where(counted, gap.exp(), 0.0)
-    broken = counted & trainer.isnan()
-    sums = torch.stack([each.sum().double() for each in (mask, gap, ratios, mask - kept, broken)])
-    place = int(gap.argmax())
-    worst = [gap.flatten()[place], *(t.flatten()[place].double() for t in (texts, trainer, sampler))]
-    return Observation(kept, sums, torch.stack(worst))
+    nan_tokens = counted & trainer.isnan()
+    sums = torch.stack([each.sum().double() for each in (mask, gap, ratios, mask - kept, nan_tokens)])
+    index = int(gap.argmax())
+    largest = [gap.flatten()[index], *(t.flatten()[index].double() for t in (texts, trainer, sampler))]
+    return Observation(kept, sums, torch.stack(largest))
 
 
 def conclude(observations: Sequence[Observation], settings: GateSettings, step: int) -> GateReport:
-    """The step's report; every rank calls it, those without observations (inner pipeline stages) too.
+    """The report of a step. All ranks must call it, including pipeline stages without observations.
 
     Raises:
-        GateStop: if the gate trips and its action is 'stop', or the trainer says NaN.
+        GateStop: if the gate trips and its action is 'stop', or if a log-probability of the trainer is NaN.
     """
     import torch.distributed as dist
 
     from megatron_prism.training.trainer import sum_over_ranks
 
-    tokens, gaps, ratios, masked, broken = sum_over_ranks([each.sums for each in observations], size=5)
-    worst = max((each.worst.tolist() for each in observations), default=[0.0, 0.0, 0.0, 0.0])
+    tokens, gaps, ratios, masked, nan_tokens = sum_over_ranks([each.sums for each in observations], size=5)
+    largest = max((each.largest_gap.tolist() for each in observations), default=[0.0, 0.0, 0.0, 0.0])
     if dist.get_world_size() > 1:
-        found: list[list[float]] = [worst] * dist.get_world_size()
-        dist.all_gather_object(found, worst)
-        worst = max(found)
-    if broken:
+        of_all_ranks: list[list[float]] = [largest] * dist.get_world_size()
+        dist.all_gather_object(of_all_ranks, largest)
+        largest = max(of_all_ranks)
+    if nan_tokens:
         raise GateStop(
-            f"step {step}: the trainer's log-probabilities of {int(broken)} of {int(tokens)} tokens are NaN: the model "
-            "is broken; start again from a checkpoint before it was, with a lower learning rate"
+            f"step {step}: the trainer's log-probabilities of {int(nan_tokens)} of {int(tokens)} tokens are NaN, so "
+            "the weights are unusable; start again from an earlier checkpoint with a lower learning rate"
         )
     tokens = max(1.0, tokens)
     report = GateReport(
         mean_abs=gaps / tokens,
-        max_abs=worst[0],
+        max_abs=largest[0],
         mean_ratio=ratios / tokens,
         masked=int(masked),
-        tripped=worst[0] > settings.worst_log_ratio or ratios / tokens > settings.mean_ratio,
+        tripped=largest[0] > settings.worst_log_ratio or ratios / tokens > settings.mean_ratio,
     )
     if report.tripped:
-        said = (
+        message = (
             f"step {step}: trainer and sampler disagree: mean ratio {report.mean_ratio:.4f} (gate.mean_ratio="
             f"{settings.mean_ratio}), worst |log ratio| {report.max_abs:.3g} (gate.worst_log_ratio="
-            f"{settings.worst_log_ratio}) in answer {int(worst[1])} of the batch, where the trainer says "
-            f"{worst[2]:.4f} and the sampler {worst[3]:.4f}"
+            f"{settings.worst_log_ratio}) in answer {int(largest[1])} of the batch, where the trainer has "
+            f"{largest[2]:.4f} and the sampler {largest[3]:.4f}"
         )
         if settings.action == "stop":
-            raise GateStop(f"{said}; look for stale weights, another precision or another vocabulary")
+            raise GateStop(f"{message}; look for stale weights, another precision or another vocabulary")
         if dist.get_rank() == 0:
-            log.warning("%s%s", said, f"; {report.masked} tokens left out" if report.masked else "")
+            log.warning("%s%s", message, f"; {report.masked} tokens left out" if report.masked else "")
     return report

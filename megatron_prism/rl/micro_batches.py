@@ -16,13 +16,13 @@ from megatron_prism.platform.hardware import device
 
 @dataclass(frozen=True)
 class TrainingText:
-    """A prompt with one of its answers, as the objective needs it.
+    """A prompt with one of its answers, and the values that the objective needs.
 
     Attributes:
-        prompt_ids, answer_ids: tokens.
-        logprobs: of the answer's tokens, as the sampler reported them.
-        advantage: of the answer.
-        weight: of each token of the answer in the loss.
+        prompt_ids, answer_ids: token ids.
+        logprobs: the sampler's log-probabilities of the answer's tokens.
+        advantage: advantage of the answer.
+        weight: weight of each token of the answer in the loss.
     """
 
     prompt_ids: list[int]
@@ -44,7 +44,7 @@ class MicroBatch:
     Attributes:
         tokens, labels, position_ids: the model's inputs.
         mask: 1.0 at positions that predict a token of an answer, else 0.0.
-        advantages, weights, sampler_logprobs: of that token.
+        advantages, weights, sampler_logprobs: the values of that token.
         texts: number of the text that a position belongs to, from 0.
         segments: the texts of a packed row.
         old_logprobs, reference_logprobs: under the policy before the step and under the reference, once computed.
@@ -63,7 +63,9 @@ class MicroBatch:
     reference_logprobs: Tensor | None = None
 
 
-def plan_rows(lengths: Sequence[int], capacity: int, packing: bool, micro_batch_size: int) -> list[list[int]]:
+def plan_rows(
+    lengths: Sequence[int], *, capacity: int, packing: bool, micro_batch_size: int
+) -> list[list[int]]:
     """The texts of each micro-batch, by index: one packed row, or `micro_batch_size` texts of similar length.
 
     Micro-batches are sorted by decreasing size, so that assigning them to ranks in turn balances the work.
@@ -78,12 +80,14 @@ def plan_rows(lengths: Sequence[int], capacity: int, packing: bool, micro_batch_
     return sorted(rows, key=lambda row: -sum(lengths[index] for index in row))
 
 
-def build(texts: Sequence[TrainingText], chosen: Sequence[int], row_length: int, packing: bool) -> MicroBatch:
-    """The micro-batch of these texts; without texts, one of zero weight.
+def build_micro_batch(
+    texts: Sequence[TrainingText], chosen: Sequence[int], row_length: int, packing: bool
+) -> MicroBatch:
+    """The micro-batch of these texts; without texts, a row of padding.
 
     Args:
         chosen: indices into `texts`.
-        row_length: tokens of a row: at least those of the longest text, or of all texts together if packed.
+        row_length: tokens of a row, at least as many as the longest text has, or all texts together if packed.
     """
     from megatron.core.utils import get_batch_on_this_cp_rank
 

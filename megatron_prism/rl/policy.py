@@ -19,7 +19,7 @@ from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings, conclude, observe
-from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build, plan_rows
+from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build_micro_batch, plan_rows
 from megatron_prism.rl.objective import METRICS, LossInputs, Objective, policy_loss, sequence_log_ratio
 from megatron_prism.rl.step_report import Update
 from megatron_prism.training.batch import BatchConfig
@@ -67,7 +67,7 @@ class Policy:
     ) -> None:
         from megatron.core import parallel_state
 
-        # An interleaved pipeline needs a number of micro-batches that its stages divide.
+        # The number of micro-batches of an interleaved pipeline must be a multiple of its stages.
         virtual = parallel.virtual_pipeline_model_parallel_size
         self.rows_multiple = parallel.data_parallel_size * (
             parallel.pipeline_model_parallel_size if virtual else 1
@@ -108,15 +108,20 @@ class Policy:
     def soft_update_reference(self, alpha: float) -> None:
         """reference <- alpha * policy + (1 - alpha) * reference (TR-DPO, arXiv 2404.09656, soft update)."""
         for chunk, reference in zip(self.trainer.models, self.reference, strict=False):
-            for ours, theirs in zip(unwrap(chunk).parameters(), reference.parameters(), strict=True):
-                blended = theirs.float().lerp_(ours.float(), alpha)
-                theirs.copy_(blended)
+            for source, target in zip(unwrap(chunk).parameters(), reference.parameters(), strict=True):
+                blended = target.float().lerp_(source.float(), alpha)
+                target.copy_(blended)
 
     def micro_batches(self, texts: Sequence[TrainingText]) -> list[MicroBatch]:
         """This data-parallel rank's micro-batches; all ranks pass the same texts."""
         packing, pipelined = self.shape.packing, self.parallel.pipeline_model_parallel_size > 1
         size = 1 if pipelined else self.shape.micro_batch_size
-        rows = plan_rows([text.length for text in texts], self.shape.context_length, packing, size)
+        rows = plan_rows(
+            [text.length for text in texts],
+            capacity=self.shape.context_length,
+            packing=packing,
+            micro_batch_size=size,
+        )
         # All ranks run the same number of micro-batches, because the divisor of the gradients counts them all.
         rows += [[] for _ in range(-len(rows) % self.rows_multiple)]
         total = sum if packing else max
@@ -126,7 +131,7 @@ class Policy:
             lengths = [max(lengths)] * len(rows)
         multiple = self._row_multiple()
         return [
-            build(texts, row, -(-length // multiple) * multiple, packing)
+            build_micro_batch(texts, row, -(-length // multiple) * multiple, packing)
             for row, length in list(zip(rows, lengths, strict=True))[
                 self.data_rank :: self.parallel.data_parallel_size
             ]
@@ -169,29 +174,29 @@ class Policy:
         """Megatron's loss function for one micro-batch; `losses` are its cross entropies, -log p(label)."""
         logprobs = -losses.float()
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        seen = observe(old, batch.sampler_logprobs, batch.mask, batch.texts, self.gate_settings)
+        observation = observe(old, batch.sampler_logprobs, batch.mask, batch.texts, self.gate_settings)
         ratio = None
         if self.objective.ratio == "sequence":
-            ratio = sequence_log_ratio(logprobs, old, seen.mask, batch.texts, self.context_group)
+            ratio = sequence_log_ratio(logprobs, old, observation.mask, batch.texts, self.context_group)
         inputs = LossInputs(
             logprobs=logprobs,
             sampler_logprobs=batch.sampler_logprobs,
             advantages=batch.advantages,
             weights=batch.weights,
-            mask=seen.mask,
+            mask=observation.mask,
             old_logprobs=batch.old_logprobs,
             reference_logprobs=batch.reference_logprobs,
             sequence_log_ratio=ratio,
         )
         loss, metrics = policy_loss(inputs, self.objective)
-        sums = torch.stack([loss.detach(), seen.mask.sum(), *(metrics[name] for name in METRICS)])
+        sums = torch.stack([loss.detach(), observation.mask.sum(), *(metrics[name] for name in METRICS)])
         # Megatron divides the gradients by the token counts that all ranks report. The weights of our tokens already
         # hold the divisor, so every micro-batch reports 1, and the loss is multiplied by the number of reports.
         ones = count * self.parallel.data_parallel_size * self.parallel.context_parallel_size
         return (
             loss * ones,
             torch.ones((), dtype=torch.int, device=loss.device),
-            {"sums": sums, "gate": seen},
+            {"sums": sums, "gate": observation},
         )
 
     def _logprobs(self, batches: Sequence[MicroBatch], models: Sequence[Any]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning leaves to look at: metrics, a console line a step, and the answers."""
+"""The records of a run of reinforcement learning: metrics, a console line per step, and the sampled answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RLLog(RunLog):
         )
 
     def evaluation(self, step: int, name: str, rates: Mapping[str, float], counts: Mapping[str, int]) -> None:
-        """Pass rates of prompts that are asked again and again; `counts` are answers per domain."""
+        """Log the pass rates of an evaluation set; `counts` are answers per domain."""
         self.write({"step": step, "evaluation": name, "pass_rate": dict(rates), "answers": dict(counts)})
         for domain, rate in rates.items():
             self.board.add_scalar(f"{name}/{domain}", rate, step)
@@ -53,7 +53,7 @@ class RLLog(RunLog):
 
 
 def write_answers(folder: Path, step: int, groups: Sequence[Group]) -> None:
-    """All answers of a step as `step_NNNNNNN.jsonl.zst` in `folder`, whole or not at all."""
+    """All answers of a step as `step_NNNNNNN.jsonl.zst` in `folder`; the file is complete or absent."""
     with record_writer(folder / f"step_{step:07d}.jsonl.zst") as write:
         for group in groups:
             for index, answer in enumerate(group.answers):
@@ -91,7 +91,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def steps_without_signal(folder: Path, step: int) -> int:
     """How many steps in a row, up to `step`, had groups of equal rewards only, which give no gradient.
 
-    Lines of later steps, which a run that was killed may have left, are not looked at: the last may be cut short.
+    Lines of later steps are ignored: a killed run may have left them, and the last one may be incomplete.
     """
     count = 0
     if not step:
@@ -106,7 +106,7 @@ def steps_without_signal(folder: Path, step: int) -> int:
 
 
 def evaluations(metrics: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[str, float]]:
-    """Step -> pass rate by domain of one set of prompts that was asked again and again."""
+    """Step -> pass rate by domain, for the evaluation set of this name."""
     return {line["step"]: line["pass_rate"] for line in metrics if line.get("evaluation") == name}
 
 

@@ -46,18 +46,25 @@ def reinforce(
     config: ReinforceConfig, inputs: Mapping[str, Artifact], out: Path, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Train to the last step and leave the model in `out`; returns the metrics of the receipt."""
-    everything = load_prompts(inputs["prompts"].path)
-    kinds = check_kinds(everything, config.grading.sandbox)
-    ids = tokenizer.encode_batch([problem.prompt for problem in everything])
-    prompt_ids = {problem.id: each for problem, each in zip(everything, ids, strict=True)}
-    problems, too_long = check_lengths(everything, [len(each) for each in ids], config.context_length)
+    loaded = load_prompts(inputs["prompts"].path)
+    kinds = check_kinds(loaded, config.grading.sandbox)
+    ids = tokenizer.encode_batch([problem.prompt for problem in loaded])
+    prompt_ids = {problem.id: each for problem, each in zip(loaded, ids, strict=True)}
+    problems, too_long = check_lengths(loaded, [len(each) for each in ids], config.context_length)
     policy = _policy(config, tokenizer)
     folder = RunFolder(out, policy.trainer, {REFERENCE: policy.reference} if policy.reference else {})
     start = inputs["model"].path
     state = _first_state(config, policy, folder, start)
     with ExitStack() as stack:
         engine = stack.enter_context(
-            open_rollout_engine(config, policy, tokenizer, inputs["tokenizer"].path, hf_files(start), out)
+            open_rollout_engine(
+                config,
+                policy,
+                tokenizer=tokenizer,
+                tokenizer_folder=inputs["tokenizer"].path,
+                hf_files=hf_files(start),
+                out=out,
+            )
         )
         trainer = RLTrainer(
             policy,

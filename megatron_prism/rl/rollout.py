@@ -1,4 +1,4 @@
-"""From prompts to graded, rewarded answers: each data-parallel rank makes its share, all get everything."""
+"""From prompts to graded answers with rewards: each data-parallel rank samples its share, and all ranks get all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_prism.verification.sandbox.isolation import STRONG, require_sandbo
 
 @dataclass(frozen=True)
 class Answer:
-    """A sampled answer, its verdict and its reward."""
+    """A sampled answer with its grade and its reward."""
 
     completion: Completion
     grade: Grade
@@ -32,7 +32,7 @@ class Group:
 
     @property
     def correct(self) -> int:
-        """How many answers count as correct: right, and in the required format."""
+        """Number of answers that are right and in the required format."""
         return sum(answer.reward.correct for answer in self.answers)
 
     @property
@@ -46,7 +46,8 @@ class Group:
     def has_signal(self, group_filter: str) -> bool:
         """Whether the group gives a gradient under this filter of `LoopSettings`.
 
-        The rewards must differ, for else all advantages are 0. Filter "accuracy" also asks for right and wrong answers.
+        The rewards must differ, because otherwise all advantages are 0. Filter "accuracy" also needs right and wrong
+        answers.
         """
         differ = len(set(self.values)) > 1
         return differ and (group_filter == "reward" or 0 < self.correct < len(self.answers))
@@ -56,11 +57,11 @@ class Rollouts:
     """Samples, grades and rewards prompts on all ranks together.
 
     Args:
-        engine: this rank's sampler; the ranks of one model sample in lockstep.
-        pool: grades on the first rank of each model replica; None elsewhere.
-        share: (rank, size) among the replicas of the model: which of the prompts are this rank's.
+        engine: this rank's sampler; the ranks of one model replica call it together.
+        pool: the grading pool on the first rank of each model replica; None on the other ranks.
+        share: (rank, size) of this model replica, which select its share of the prompts.
         sandbox: how programs among the answers are isolated, "strong" or "weak".
-        push_weights: brings the model's new weights to the engine; None where it reads the model itself.
+        push_weights: copies the model's new weights to the engine; None if the engine reads the model directly.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Rollouts:
         pool: GradingPool | None,
         sampling: SamplingParams,
         rewards: RewardSettings,
+        *,
         share: tuple[int, int] = (0, 1),
         sandbox: str = STRONG,
         push_weights: Callable[[], None] | None = None,
@@ -81,18 +83,18 @@ class Rollouts:
         """`samples` answers to each problem, in order, the same on every rank.
 
         Args:
-            seed: names these draws; the same name gives the same ones from the same weights, whatever the layout.
+            seed: the same seed and weights give the same answers in every parallel layout.
         """
         rank, size = self.share
-        mine = list(problems[rank::size])
+        own = list(problems[rank::size])
         seeds = [_number(f"{self.sampling.seed}|{seed}|{index}") for index in range(len(problems))]
         completions: list[list[Completion]] = []
-        if mine:
-            prompts = [problem.prompt for problem in mine]
+        if own:
+            prompts = [problem.prompt for problem in own]
             completions = self.engine.generate(
                 prompts, self.sampling, samples=samples, seeds=seeds[rank::size]
             )
-        graded = None if self.pool is None else self._graded(mine, completions, self.pool)
+        graded = None if self.pool is None else self._graded(own, completions, self.pool)
         return _gathered(graded, len(problems))
 
     def _graded(
@@ -103,36 +105,40 @@ class Rollouts:
         grades = iter(grade_all(items, pool, sandbox=self.sandbox))
         return [Group(problem, [self._answer(c, next(grades)) for c in row]) for problem, row in pairs]
 
-    def _answer(self, completion: Completion, verdict: Grade) -> Answer:
-        given = reward(
-            verdict.correct,
+    def _answer(self, completion: Completion, grade: Grade) -> Answer:
+        value = reward(
+            grade.correct,
             completion.text,
             completion.token_ids,
             finish_reason=completion.finish_reason,
             settings=self.rewards,
         )
-        return Answer(completion, verdict, given)
+        return Answer(completion, grade, value)
 
 
 def check_kinds(problems: Sequence[Problem], sandbox: str) -> set[str]:
-    """How these problems are graded; a ConfigError now, not after an hour, if programs cannot be isolated so here."""
+    """The kinds of these problems. Called at the start, so that a missing sandbox is reported before any work.
+
+    Raises:
+        ConfigError: if there are code problems and programs cannot be isolated in this way on this machine.
+    """
     kinds = {problem.kind for problem in problems}
     if "code" in kinds:
         require_sandbox(sandbox)
     return kinds
 
 
-def _gathered(mine: list[Group] | None, count: int) -> list[Group]:
-    """The groups of all data-parallel ranks, in the order the problems were dealt out."""
+def _gathered(own: list[Group] | None, count: int) -> list[Group]:
+    """The groups of all data-parallel ranks, in the order of the problems."""
     import torch.distributed as dist
 
-    shares: list[list[Group] | None] = [mine]
+    shares: list[list[Group] | None] = [own]
     if dist.is_initialized() and dist.get_world_size() > 1:
         shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, mine)
-    # One share per model replica: Megatron numbers ranks so that a later replica's first rank is a higher one.
-    dealt = [share for share in shares if share is not None]
-    return [dealt[index % len(dealt)][index // len(dealt)] for index in range(count)]
+        dist.all_gather_object(shares, own)
+    # There is one share per model replica. Their order is right, because Megatron numbers the ranks by replica.
+    per_replica = [share for share in shares if share is not None]
+    return [per_replica[index % len(per_replica)][index // len(per_replica)] for index in range(count)]
 
 
 def _number(name: str) -> int:

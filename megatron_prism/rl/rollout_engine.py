@@ -1,4 +1,4 @@
-"""The engine of a training run: it reads the weights under training, or is given them after each step."""
+"""The engine of a training run: it reads the trained model directly, or receives the weights after each step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_prism.rl.policy import Policy
 
 @dataclass(frozen=True)
 class RolloutEngine:
-    """An engine, and what brings it the newest weights; None where it reads the model itself."""
+    """An engine, and the function that copies new weights to it; None if the engine reads the model directly."""
 
     engine: Engine
     push_weights: Callable[[], None] | None = None
@@ -33,16 +33,17 @@ class RolloutEngine:
 def open_rollout_engine(
     config: ReinforceConfig,
     policy: Policy,
+    *,
     tokenizer: Tokenizer,
     tokenizer_folder: Path,
     hf_files: Path | None,
     out: Path,
 ) -> Iterator[RolloutEngine]:
-    """The sampler of a run, at the policy's weights.
+    """The sampler of a run, with the policy's weights.
 
     Args:
-        hf_files: the config and files that came with the model, if any did.
-        out: folder of the run; for 'vllm' the weights it starts with lie there while it runs.
+        hf_files: folder with the Hugging Face config and other files of the model, if it has one.
+        out: folder of the run; for 'vllm' it holds the initial weights while the run lasts.
     """
     chunks = [unwrap(model) for model in policy.trainer.models]
     if config.engine.name == "megatron":
@@ -58,7 +59,7 @@ def open_rollout_engine(
 
         def push_weights() -> None:
             gathered = gather_hf(chunks, config.architecture)
-            assert gathered is not None, "there is one process, so it is the first"
+            assert gathered is not None, "rank 0 gathers all weights, and vLLM runs with one process"
             engine.update_weights(gathered[1])
 
         yield RolloutEngine(engine, push_weights)

@@ -1,4 +1,4 @@
-"""The `rl` stage: a model and prompts in, a model trained with verifiable rewards out (paper, sections 9 and 15)."""
+"""The `rl` stage: it trains a model on prompts with verifiable rewards (paper, sections 9 and 15)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from megatron_prism.rl.config import ReinforceConfig
 
 @dataclass
 class Reinforce(ReinforceConfig, Stage):
-    """Inputs: `model` (what to start from), `tokenizer`, `prompts` (`prompts/DOMAIN.jsonl`), and optionally `corpus`,
-    whose held-out suites are sampled every `evaluate_every` steps, and `tracked`, prompts to follow over the run.
+    """Inputs: `model` (the initial weights), `tokenizer`, `prompts` (`prompts/DOMAIN.jsonl`), and optionally `corpus`,
+    whose held-out suites are sampled every `evaluate_every` steps, and `tracked`, more prompts to sample then.
     """
 
     kind: ClassVar[str] = "rl"
-    version: ClassVar[int] = 2  # 1 decayed norms and biases too, where weight decay was set
+    version: ClassVar[int] = 2  # version 1 applied weight decay to norms and biases too
     resumable: ClassVar[bool] = True
 
     @property

@@ -166,7 +166,7 @@ def measure(
             load_hf_weights(run.models, architecture, source / "hf")
         direct, padding = weights(run.models, architecture.vocab_size)
         found: dict[str, Any] = {"loss": run.evaluate(FixedTokens(), 1)}
-        mine = {
+        own = {
             "different": differing(direct, resharded),
             "padding": sum(len(rows) for rows in padding),
             "padding_is_zero": not any(rows.any() for rows in padding),
@@ -177,10 +177,10 @@ def measure(
         export(run, source, folder / "exports" / f"{source.name}-{name}")
         if name == "tp2" and kind in SWAPPED:
             swap_shards(run.models, SWAPPED[kind])
-            mine["swapped_different"] = differing(weights(run.models, ODD)[0], resharded)
+            own["swapped_different"] = differing(weights(run.models, ODD)[0], resharded)
             export(run, source, folder / "exports" / f"{source.name}-{name}-swapped")
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, own)
     return found | {"ranks": everyone}
 
 
@@ -200,15 +200,15 @@ def loss(hf: Path, parallel: ParallelConfig) -> float:
 
 def refusals(folder: Path) -> dict[str, str]:
     """The errors of building a model with a layout that it does not support."""
-    said = {}
+    messages = {}
     parallel = layout(tp=2)
     with session(parallel, seed=5):
         for name in ("granite-h-61", "one-group"):
             try:
                 trainer(folder / name / "hf", parallel)
             except ParallelError as problem:
-                said[name] = str(problem)
-    return said
+                messages[name] = str(problem)
+    return messages
 
 
 def findings(folder: Path, world: int) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def test_a_tensor_parallel_rank_reads_its_half_and_no_byte_more(found, folder, k
     whole = sum(tensor.nbytes for tensor in tensors(folder / folder_name(kind) / "hf").values())
     ranks = found[f"{kind}/tp2"]["ranks"]
     assert [rank["read"] for rank in ranks] == [rank["held"] for rank in ranks]
-    # Norms are held, and read, by both.
+    # Both ranks hold and read the norms.
     assert all(0.49 < rank["read"] / whole < 0.51 for rank in ranks)
 
 
@@ -175,10 +175,10 @@ def test_swapped_shards_are_seen(found, folder, kind):
 
 
 def test_a_layout_that_does_not_fit_says_what_to_use(found):
-    said = found["refusals"]
-    assert "mamba_num_groups=1" in said[folder_name("granite-h")]
-    assert "use context_parallel_size, pipeline_model_parallel_size" in said[folder_name("granite-h")]
-    assert "num_query_groups=1 does not divide by 2" in said["one-group"]
+    messages = found["refusals"]
+    assert "mamba_num_groups=1" in messages[folder_name("granite-h")]
+    assert "use context_parallel_size, pipeline_model_parallel_size" in messages[folder_name("granite-h")]
+    assert "num_query_groups=1 does not divide by 2" in messages["one-group"]
 
 
 def test_losses_are_those_of_models_that_differ(found):

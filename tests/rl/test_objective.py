@@ -95,7 +95,7 @@ def expected(batch: Batch, o: Objective) -> tuple[float, list[list[list[float]]]
                 exponent = p - answer.old[t] if o.ratio == "token" else sum(steps) / len(steps)
                 r = math.exp(exponent)
                 low, high = 1 - o.epsilon_low, 1 + o.epsilon_high
-                # The bound is chosen, and takes the gradient away, where moving on would be too good.
+                # The clipped term is chosen, and has no gradient, where the ratio already moved past the bound.
                 clipped_high, clipped_low = a > 0 and r > high, a < 0 and r < low
                 gain = a * (high if clipped_high else low if clipped_low else r)
                 gain_slope = 0.0 if clipped_high or clipped_low else a * r
@@ -219,7 +219,7 @@ def test_the_batches_reach_every_branch():
 
 
 def test_expected_gradients_are_differences_of_expected_losses():
-    """The reference checks itself: its slopes by hand are its own loss, moved a little."""
+    """The reference checks itself: its derivatives by hand agree with finite differences of its loss."""
     o = Objective(kl_coefficient=0.3, kl_estimator="k3", tis_cap=1.3)
     batch = random_batch(5, groups=2)
     slopes = expected(batch, o)[1]
@@ -235,7 +235,7 @@ def test_expected_gradients_are_differences_of_expected_losses():
 
 
 def test_the_sequence_ratio_has_gspos_gradient():
-    """GSPO's own objective moves all tokens of an answer at once; token by token the gradient is the same."""
+    """GSPO defines one ratio per answer; its token form has the same gradient."""
     o = Objective(ratio="sequence", normalization="sequence", tis_cap=None, kl_coefficient=0.0)
     batch = random_batch(3)
     laid = Laid(batch, o)
@@ -305,7 +305,7 @@ def test_without_old_logprobs_the_ratio_is_one_and_its_gradient_is_not_zero(rati
         answer.old = list(answer.policy)
     laid = Laid(batch, o)
     wanted, slopes, _ = expected(batch, o)
-    # As old log-probabilities the policy's own tensor means the same; it must not cancel the gradient.
+    # Passing the policy's own tensor as old log-probabilities must not cancel the gradient.
     for old in ("absent", "the same"):
         policy = laid.values["policy"].clone().requires_grad_()
         loss, metrics = laid.loss(o, policy, old=None if old == "absent" else policy)
@@ -369,7 +369,7 @@ def test_what_is_masked_has_no_effect(junk, ratio, estimator):
 
 
 def test_a_small_step_is_measured():
-    """exp(d) - d - 1 is 5e-9 for a step of 1e-4: less than what rounding leaves of it in fp32."""
+    """exp(d) - d - 1 is 5e-9 for a step of 1e-4: less than the rounding error in fp32."""
     ones = torch.ones(1, 1)
     o = Objective(kl_coefficient=1.0)
     inputs = LossInputs(
@@ -387,7 +387,7 @@ def test_a_small_step_is_measured():
 
 
 def test_huge_differences_stay_finite():
-    """exp(200) is infinite in fp32: the bounds keep a token the programs disagree on from ending the run."""
+    """exp(200) is infinite in fp32: the bounds keep one such token from ending the run."""
     o = Objective(kl_coefficient=0.05)
     batch = random_batch(1)
     for answer in batch[0]:
@@ -403,7 +403,7 @@ def test_huge_differences_stay_finite():
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_loss_of_a_batch_is_the_sum_of_its_pieces(ratio):
-    """Micro-batches and ranks each see a part; the weights of the whole batch make their sum the batch's loss."""
+    """Micro-batches and ranks each compute a part; the sum of the parts is the loss of the whole batch."""
     o = Objective(ratio=ratio)
     laid = Laid(random_batch(8), o)
     whole, metrics = laid.loss(o)
@@ -446,14 +446,14 @@ def test_the_sequence_ratio_counts_all_tokens_of_an_answer_that_ranks_share(tmp_
     # Answers cross the cuts, and the last text lies on one rank only.
     texts = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [3, 3, 3, 3, 3, 3, 4, 4]])
     mask = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1, 0, 1]]).float()
-    # As arrays: tensors would be handed over in shared memory.
+    # The results are arrays, because tensors would be passed in shared memory.
     warm.ranks(_ratio_of_a_part, policy, old, mask, texts, str(tmp_path / "part"), world=2)
     outer, inner = (torch.load(tmp_path / f"part{rank}") for rank in (0, 1))
     together = torch.cat([outer[:, :2], inner, outer[:, 2:]], 1)
     by_hand = torch.zeros(2, 8)
     for text in range(5):
-        mine = (texts == text) & (mask > 0)
-        by_hand[texts == text] = (policy - old)[mine].mean()
+        own = (texts == text) & (mask > 0)
+        by_hand[texts == text] = (policy - old)[own].mean()
     torch.testing.assert_close(together[mask > 0], by_hand[mask > 0])
     torch.testing.assert_close(together, sequence_log_ratio(policy, old, mask, texts))
 

@@ -174,7 +174,7 @@ def test_trl_has_the_same_loss_and_gradients(folder, loss_type, level, truncated
             epsilon_high=high,
             vllm_importance_sampling_clip_max=CAP,
         )
-        # Whether `_compute_loss` multiplies by the truncated weights it is given; no vLLM is involved in that.
+        # This makes `_compute_loss` multiply by the truncated weights; vLLM itself is not used.
         theirs.use_vllm = truncated
         model, given = theirs.model, with_logprobs(theirs.model, batch())
         o = Objective(
@@ -211,7 +211,7 @@ def test_the_papers_normalization_is_trls_token_mean_with_a_group_per_micro_batc
         wanted = wanted + theirs._compute_loss(theirs.model, part)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert same(slopes(theirs.model, loss), slopes(theirs.model, wanted))
-    # All tokens alike is another loss.
+    # Giving all tokens the same weight is a different loss.
     other, _ = ours(
         theirs.model, given, Objective(tis_cap=None, kl_coefficient=0.4, normalization="batch_tokens")
     )
@@ -222,7 +222,7 @@ def test_the_papers_normalization_is_trls_token_mean_with_a_group_per_micro_batc
 def test_advantages_are_trls_but_for_the_deviation(folder, scale, kind):
     rewards = [1.0, 0.0, 0.25, 0.5, 0.5, 2.0]
     theirs = trainer(folder, rewards, scale_rewards=scale)
-    # TRL samples, rewards and scales; what the model says does not matter to the rewards.
+    # TRL samples, rewards and scales; the rewards do not depend on the model's answers.
     found = theirs._generate_and_score_completions([{"prompt": "w3 w4"}] * (GROUPS * SAMPLES))["advantages"]
     table = torch.tensor(rewards).view(GROUPS, SAMPLES)
     mine = advantages(table, Objective(advantage=kind, advantage_epsilon=0.0))

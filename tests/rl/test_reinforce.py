@@ -1,4 +1,4 @@
-"""The `rl` stage as a whole: what it leaves, resume after a kill at any step, and what it refuses."""
+"""The whole `rl` stage: its outputs, resuming after a kill at any step, and its errors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def resumable(kind="dense", **changes):
 
 @pytest.fixture(scope="module")
 def unbroken(inputs, tmp_path_factory):
-    """Of each kind: the folder of a run that nothing interrupted."""
+    """The folder of an uninterrupted run of each kind."""
     folder = tmp_path_factory.mktemp("unbroken")
     for kind in MODELS:
         run(resumable(kind), inputs[kind] | {"tracked": inputs[kind]["prompts"]}, folder / kind)
@@ -125,7 +125,7 @@ def test_after_kills_the_run_is_the_unbroken_one(kind, steps, inputs, unbroken, 
     same_run(out, unbroken / kind)
 
 
-# A random model is never right, and without the tests' own penalty all its answers are worth the same.
+# A random model is never right, so without the penalty that these tests add all rewards are equal.
 WORTHLESS = RewardSettings(format_gate=False, unfinished=None)
 
 
@@ -187,8 +187,8 @@ def latest_step(out):
     return max(found, default=0)
 
 
-def test_a_run_that_forgets_its_place_is_another_run(inputs, unbroken, tmp_path):
-    """Negative control: the same weights with the prompts begun anew."""
+def test_a_run_that_restarts_the_prompt_order_differs(inputs, unbroken, tmp_path):
+    """Negative control: the same weights, but the prompt order starts again."""
     from megatron_prism.rl.prompts import PromptOrder
 
     out = tmp_path / "out"
@@ -211,7 +211,7 @@ def test_every_prompt_comes_once_an_epoch(unbroken):
     assert len(set(met[8:])) == 7
 
 
-def test_what_a_run_leaves(unbroken):
+def test_the_outputs_of_a_run(unbroken):
     out = unbroken / "dense"
     assert not (out / "checkpoints").exists()
     steps = [line for line in lines(out) if "reward" in line]
@@ -226,7 +226,7 @@ def test_what_a_run_leaves(unbroken):
     assert len(answers(out / "tracked", 4)) == 16
 
 
-def test_the_reference_follows_only_when_it_is_told_to(inputs, unbroken, tmp_path):
+def test_the_reference_is_updated_only_at_its_interval(inputs, unbroken, tmp_path):
     loop = dataclasses.replace(RESUMABLE["loop"], reference_interval=0)
     # Evaluations and checkpoints change no number.
     stage = resumable(loop=loop, evaluate_every=0, checkpoint_every=0)
@@ -240,10 +240,10 @@ def test_the_reference_follows_only_when_it_is_told_to(inputs, unbroken, tmp_pat
 def test_several_minibatches_move_away_from_the_sampler(inputs, tmp_path):
     loop = LoopSettings(prompts_per_step=4, samples_per_prompt=3, minibatches=2)
     metrics = run(tiny_run(loop=loop), inputs["dense"], tmp_path / "out")["last_step"]
-    # The second half is trained with weights that are no longer those it was sampled with.
+    # The second half is trained after the first update, so its weights differ from those of the sampler.
     assert metrics["moved"] > 0
     assert metrics["ratio"] != 1.0
-    # The gate compares what trainer and sampler said before the step.
+    # The gate compares the log-probabilities before the step.
     assert metrics["gap"]["max_abs"] <= 1e-4
 
 

@@ -68,7 +68,7 @@ def test_paper():
     # Clipped to 1.2: a, at 1.25. b, less probable by more than 0.2: 0.8. d is not clipped: it got more probable.
     first, second = (2 * 1.2 - 0.8) / 3, (0.9 - 4 * 1.5) / 5
     assert objective_value("paper") == pytest.approx((first + second) / 2)
-    # The sampler said every token was 3 times less probable: all weights are cut to 2. At 1.5 times none is.
+    # The sampler reported 3 times lower probabilities, so all weights are capped at 2. At 1.5 times none is.
     assert objective_value("paper", sampler=math.log(3)) == pytest.approx(first + second)
     assert objective_value("paper", sampler=math.log(1.5)) == pytest.approx(0.75 * (first + second))
     # The reference gives each token twice the probability: k3 is 2 - 1 - ln 2.

@@ -1,4 +1,4 @@
-"""The `rl` stage on an engine that must be given the weights: the gate tells whether it was.
+"""The `rl` stage on an engine that must be given the weights: the gate shows whether it has them.
 
 The engine is ours, what is below it a stand-in (tests/stand_in_vllm.py).
 """
@@ -106,12 +106,12 @@ def test_engines_that_cannot_train(inputs):
 
 
 def test_prompts_begin_alike_in_sampler_and_trainer(vllm, inputs, tmp_path, monkeypatch):
-    """Log-probabilities of both would part if only one of them began the prompt with the start token."""
+    """The log-probabilities would differ if only one of them put the start token before the prompt."""
     begun = EngineConfig("vllm", text=TextSettings(begin=END_OF_TEXT))
     metrics = replace(stage("dense", steps=2), engine=begun).run(inputs["dense"], tmp_path)
     assert metrics["text"]["begin"] == [END_OF_TEXT]
     assert all(line["gap"]["max_abs"] < 1e-4 for line in read_metrics(tmp_path))
-    # A sampler that adds one of its own is found out before anything is learnt from it.
+    # A sampler that adds its own start token is detected before the first update.
     monkeypatch.setattr(vllm, "begin", (0,))
     out = tmp_path / "other"
     out.mkdir()
