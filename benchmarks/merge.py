@@ -104,7 +104,7 @@ def _cpu_seconds() -> float:
 
 
 def run_side(
-    side: str, method: str, folder: Path, python: Path, before: Path | None, touched: int
+    side: str, method: str, folder: Path, *, python: Path, before: Path | None, touched: int
 ) -> dict[str, float]:
     """One side of one round."""
     target = folder / side
@@ -200,7 +200,13 @@ def nearest(elements: list[Any], weights: list[Fraction]) -> float:
 
 
 def benchmark(
-    method: str, gigabytes: float, rounds: int, mergekit: Path | None, before: Path | None, folder: Path
+    method: str,
+    *,
+    gigabytes: float,
+    rounds: int,
+    mergekit: Path | None,
+    before: Path | None,
+    folder: Path,
 ) -> dict[str, Any]:
     """All rounds, then the proof."""
     import torch
@@ -230,7 +236,7 @@ def benchmark(
     # One round that does not count: the first pass reads cold files.
     for number in range(rounds + 1):
         for side in sides:
-            measured = run_side(side, method, folder, python, before, int(1.5 * size))
+            measured = run_side(side, method, folder, python=python, before=before, touched=int(1.5 * size))
             print(f"round {number} {side:9} {measured['seconds']:7.2f} s", file=sys.stderr)
             if number:
                 found[side].append(measured)
@@ -305,11 +311,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
         result = benchmark(
             arguments.method,
-            arguments.gigabytes,
-            arguments.rounds,
-            arguments.mergekit,
-            arguments.before,
-            Path(root),
+            gigabytes=arguments.gigabytes,
+            rounds=arguments.rounds,
+            mergekit=arguments.mergekit,
+            before=arguments.before,
+            folder=Path(root),
         )
     show(result)
     measure.write(arguments, {"results": result})

@@ -25,7 +25,7 @@ MIXTURE = Path(__file__).with_name("own_text.yaml")
 
 
 def recipe(
-    path: str = "", text_key: str = "text", model: str = "dense", vocab_size: int = 2048, steps: int = 200
+    *, path: str = "", text_key: str = "text", model: str = "dense", vocab_size: int = 2048, steps: int = 200
 ) -> Graph:
     """Files -> tokenizer -> tokens -> training -> export -> report."""
     if not path:

@@ -32,6 +32,7 @@ TINY_PARALLEL = ParallelConfig(context_parallel_size=2)
 
 
 def recipe(
+    *,
     checkpoint: str = "",
     data: str = "",
     mixture: str = "mcs",

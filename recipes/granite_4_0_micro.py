@@ -33,6 +33,7 @@ TINY_PARALLEL = ParallelConfig(data_parallel_size=2)
 
 
 def recipe(
+    *,
     checkpoint: str = "",
     data: str = "",
     mixture: str = "mcs",

@@ -35,6 +35,7 @@ TINY_PARALLEL = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=T
 
 
 def recipe(
+    *,
     checkpoint: str = "",
     data: str = "",
     mixture: str = "mcs",

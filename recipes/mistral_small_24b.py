@@ -35,6 +35,7 @@ TINY_PARALLEL = ParallelConfig(pipeline_model_parallel_size=2)
 
 
 def recipe(
+    *,
     checkpoint: str = "",
     data: str = "",
     mixture: str = "mcs",

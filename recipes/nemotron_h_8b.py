@@ -33,6 +33,7 @@ TINY_PARALLEL = ParallelConfig(tensor_model_parallel_size=2)
 
 
 def recipe(
+    *,
     checkpoint: str = "",
     data: str = "",
     mixture: str = "mcs",

@@ -124,6 +124,7 @@ PRESETS = {
 
 
 def recipe(
+    *,
     model: str = "dense",
     seed: int = 1,
     preset: str = "full",
@@ -159,6 +160,7 @@ def recipe(
 
     def train(
         mixture: str,
+        *,
         steps: int,
         length: int,
         sequences: int,
@@ -204,14 +206,28 @@ def recipe(
     # processes. The longest chain (difficulty, reinforcement learning) comes before stages that no other stage needs.
     base = graph.add(
         "base",
-        train("shoebox-base", size.base_steps, LONG, 4, cosine(size.base_steps), processes),
+        train(
+            "shoebox-base",
+            steps=size.base_steps,
+            length=LONG,
+            sequences=4,
+            schedule=cosine(size.base_steps),
+            ranks=processes,
+        ),
         tokens=tokens,
         tokenizer=tokenizer,
     )
     scores = score(base)
     midtrain = graph.add(
         "midtrain",
-        train(mixture, midtrain_steps, SEQUENCE_LENGTH, 8, cosine(midtrain_steps), processes),
+        train(
+            mixture,
+            steps=midtrain_steps,
+            length=SEQUENCE_LENGTH,
+            sequences=8,
+            schedule=cosine(midtrain_steps),
+            ranks=processes,
+        ),
         partial(_same_architecture, base),
         tokens=tokens,
         tokenizer=tokenizer,
@@ -245,7 +261,14 @@ def recipe(
             style="exponential",
             final_factor=0.0,
         )
-        stage = train(LONG_MIXTURE, size.extension_steps, LONG, 4, schedule, trainable=trainable)
+        stage = train(
+            LONG_MIXTURE,
+            steps=size.extension_steps,
+            length=LONG,
+            sequences=4,
+            schedule=schedule,
+            trainable=trainable,
+        )
         derive = partial(extension_of, midtrain, packed, first)
         return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
 

@@ -99,7 +99,9 @@ def _maker(
     return make
 
 
-def read_rows(source: HFWeights, rule: Rule, row: int, rows: int, columns: tuple[slice, ...] = ()) -> Tensor:
+def read_rows(
+    source: HFWeights, rule: Rule, row: int, rows: int, *, columns: tuple[slice, ...] = ()
+) -> Tensor:
     """Rows `row` .. `row + rows` of a Megatron parameter, read from the Hugging Face tensors.
 
     Args:

@@ -40,5 +40,7 @@ def load_hf_weights(models: list[Any], architecture: Architecture, folder: Path)
         for offset, data, _ in pieces:
             rows = max(0, min(data.shape[0], tensor_slice.rows - offset[0]))
             columns = tuple(slice(o, o + n) for o, n in zip(offset[1:], data.shape[1:], strict=True))
-            data[:rows] = read_rows(source, rule, tensor_slice.row + offset[0], rows, columns).to(data)
+            data[:rows] = read_rows(source, rule, tensor_slice.row + offset[0], rows, columns=columns).to(
+                data
+            )
             data[rows:] = 0

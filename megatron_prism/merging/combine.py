@@ -146,10 +146,17 @@ class DareMerge:
     def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:
         base, *others = terms.tensors
         masks = [
-            dare_mask(self._seed, block.name, model, block.first, block.count, self._density)
+            dare_mask(
+                self._seed,
+                block.name,
+                model,
+                first=block.first,
+                count=block.count,
+                density=self._density,
+            )
             for model in range(len(weights))
         ]
-        return dare(base, others, list(map(float, weights)), masks, self._density)
+        return dare(base, others, list(map(float, weights)), masks, density=self._density)
 
 
 def combiner(settings: MergeSettings, models: int) -> Combiner:

@@ -104,6 +104,7 @@ def dare(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
     masks: Sequence[Tensor],
+    *,
     density: float,
 ) -> Tensor:
     """DARE (arXiv 2311.03099) with task arithmetic: `base + sum_i w_i mask_i (x_i - base) / density`.
@@ -117,7 +118,7 @@ def dare(
     return total
 
 
-def dare_mask(seed: int, name: str, model: int, first: int, count: int, density: float) -> Tensor:
+def dare_mask(seed: int, name: str, model: int, *, first: int, count: int, density: float) -> Tensor:
     """Which of elements `first` .. `first + count` of a flattened tensor DARE keeps: 1 with probability `density`.
 
     Every `MASK_CHUNK` elements have their own seed, made of (seed, tensor name, model, chunk). So the mask does not

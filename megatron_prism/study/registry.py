@@ -141,7 +141,9 @@ def _module_of_file(path: Path) -> ModuleType:
     # Dataclasses look up their module by name.
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not through the import system, whose bytecode cache takes a file that was edited twice in a second, with the
+        # same length, for unchanged.
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
     except SyntaxError as problem:
         raise ConfigError(
             f"{path}, line {problem.lineno}: this is not valid Python ({problem.msg})"

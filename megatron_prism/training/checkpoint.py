@@ -41,6 +41,7 @@ def save_checkpoint(
     models: list[Any],
     optimizer: Any,
     state: TrainingState,
+    *,
     further_models: Mapping[str, list[Any]] | None = None,
 ) -> None:
     """Write a checkpoint to `folder`, which appears only when it is complete.

@@ -89,7 +89,13 @@ class RunFolder:
             shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
 
     def _save(self, folder: Path, state: TrainingState) -> None:
-        save_checkpoint(folder, self.trainer.models, self.trainer.optimizer, state, self.further_models)
+        save_checkpoint(
+            folder,
+            self.trainer.models,
+            self.trainer.optimizer,
+            state,
+            further_models=self.further_models,
+        )
 
 
 def hf_files(start: Path) -> Path | None:

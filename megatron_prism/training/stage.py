@@ -47,7 +47,7 @@ class Train(TrainConfig, Stage):
             check_model(inputs["init"], tokenizer)
         start = self._start(inputs)
         with session(self.parallel, self.seed):
-            metrics = train_on_text(self, tokens, tokenizer, start, out)
+            metrics = train_on_text(self, tokens, tokenizer, start=start, out=out)
         return metrics if text is None else metrics | {"text": text}
 
     def _start(self, inputs: Mapping[str, Artifact]) -> Path | None:

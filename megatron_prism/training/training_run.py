@@ -28,7 +28,7 @@ INDEX_CACHE = "index_cache"
 
 
 def train_on_text(
-    config: TrainConfig, tokens: Path, tokenizer: Tokenizer, start: Path | None, out: Path
+    config: TrainConfig, tokens: Path, tokenizer: Tokenizer, *, start: Path | None, out: Path
 ) -> dict[str, Any]:
     """Train to the last step and leave the model in `out`; returns the metrics of the receipt.
 

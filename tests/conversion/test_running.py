@@ -83,10 +83,10 @@ def test_vocabulary_padding_is_left_out():
 def test_missing_and_unknown_parameters_are_named():
     architecture = architecture_of("granite")
     state = dict(random_model(architecture).state_dict())
-    with pytest.raises(CheckpointError, match=r"'output_layer\.bias' has no place"):
+    with pytest.raises(CheckpointError, match=r"'output_layer\.bias' is not part of family"):
         to_hf(architecture, state | {"output_layer.bias": torch.zeros(1)})
     hf_state = to_hf(architecture, state)
-    with pytest.raises(CheckpointError, match="'extra' has no place"):
+    with pytest.raises(CheckpointError, match="'extra' is not part of family"):
         from_hf(architecture, hf_state | {"extra": torch.zeros(1)})
     del state["decoder.layers.1.mlp.linear_fc2.weight"]
     with pytest.raises(CheckpointError, match=r"'decoder\.layers\.1\.mlp\.linear_fc2\.weight' is missing"):

@@ -116,7 +116,7 @@ def test_prompts_come_with_a_right_solution_and_are_not_held_out(corpus):
 def test_too_many_held_out_problems():
     families = {"chain1": problems_math.FAMILIES["chain1"]}
     with pytest.raises(ConfigError, match="suite 'math' has only about"):
-        problem.different_problems(families, problem.HELD_OUT, 5000, random.Random(1), "math")
+        problem.different_problems(families, problem.HELD_OUT, 5000, random.Random(1), suite="math")
 
 
 def test_code_is_real_python_without_tests(corpus):

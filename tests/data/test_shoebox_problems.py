@@ -172,7 +172,7 @@ def test_the_split_does_not_depend_on_the_wording():
 
 def test_a_leak_into_the_text_is_found():
     families = problems_math.FAMILIES
-    held_out = different_problems(families, HELD_OUT, 20, random.Random(1), "math")
+    held_out = different_problems(families, HELD_OUT, 20, random.Random(1), suite="math")
     clean = [
         problem.document
         for problem, _ in zip(problems(families, TRAIN, random.Random(1)), range(50), strict=False)
@@ -192,16 +192,16 @@ def test_a_leak_into_the_text_is_found():
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_held_out_records_are_what_the_evaluation_reads(suite):
-    made = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite)
+    made = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite=suite)
     assert len({problem.id for problem in made}) == 100
     for problem in made:
         read = problem_of(json.loads(json.dumps(problem.record())), "here")
         assert (read.domain, read.prompt, read.id) == (suite, problem.prompt, problem.id)
         # The solution is not given away.
         assert "</think>" not in read.prompt
-    again = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite)
+    again = different_problems(SUITES[suite], HELD_OUT, 100, random.Random(5), suite=suite)
     assert made == again
-    assert made != different_problems(SUITES[suite], HELD_OUT, 100, random.Random(6), suite)
+    assert made != different_problems(SUITES[suite], HELD_OUT, 100, random.Random(6), suite=suite)
 
 
 def test_more_than_there_are():
@@ -209,7 +209,7 @@ def test_more_than_there_are():
     keys = (GeneratedProblem("math", "one", str(n), "q", "t", "f", "math", "1") for n in range(1000))
     held = next(problem for problem in keys if problem.split == HELD_OUT)
     with pytest.raises(ConfigError, match="has only about 1; set it lower"):
-        different_problems({"one": Family(1, lambda rng: held)}, HELD_OUT, 2, random.Random(1), "math")
+        different_problems({"one": Family(1, lambda rng: held)}, HELD_OUT, 2, random.Random(1), suite="math")
     # A family without a problem in the split is left out, not waited for.
     empty = next(s for s in (HELD_OUT, VALID, TRAIN) if s != single.split)
     assert list(problems({"one": Family(1, lambda rng: single)}, empty, random.Random(1))) == []

@@ -295,7 +295,7 @@ def test_dare_drops_and_rescales_the_same_wherever_blocks_end(trio, tmp_path, mo
     for name, first in base.items():
         total = first.clone()
         for place, (model, weight) in enumerate((("mt", 0.9), ("rl", 0.6))):
-            mask = dare_mask(5, name, place, 0, first.numel(), 0.3).view(first.shape)
+            mask = dare_mask(5, name, place, first=0, count=first.numel(), density=0.3).view(first.shape)
             total = total + weight * mask * (states[model][name] - first) / 0.3
         expected[name] = total
     merged = tensors(tmp_path / "out")

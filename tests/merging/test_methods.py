@@ -33,15 +33,18 @@ def test_the_kth_magnitude_is_exact(keep):
 
 def test_a_mask_does_not_depend_on_where_it_is_cut():
     count = 2 * MASK_CHUNK + 777
-    whole = dare_mask(3, "a.weight", 0, 0, count, 0.25)
+    whole = dare_mask(3, "a.weight", 0, first=0, count=count, density=0.25)
     cut = torch.cat(
-        [dare_mask(3, "a.weight", 0, first, 5000, 0.25) for first in range(0, 2 * MASK_CHUNK, 5000)]
+        [
+            dare_mask(3, "a.weight", 0, first=first, count=5000, density=0.25)
+            for first in range(0, 2 * MASK_CHUNK, 5000)
+        ]
     )
     assert torch.equal(whole[: 2 * MASK_CHUNK], cut[: 2 * MASK_CHUNK])
     assert abs(float(whole.mean()) - 0.25) < 0.01
     for other in (("b.weight", 0, 3), ("a.weight", 1, 3), ("a.weight", 0, 4)):
         name, model, seed = other
-        assert not torch.equal(whole[:1000], dare_mask(seed, name, model, 0, 1000, 0.25))
+        assert not torch.equal(whole[:1000], dare_mask(seed, name, model, first=0, count=1000, density=0.25))
     assert not torch.equal(whole[:MASK_CHUNK], whole[MASK_CHUNK : 2 * MASK_CHUNK])
 
 

@@ -101,12 +101,12 @@ class ShoeboxCorpus(Stage):
                 )
         held_out = {
             suite: different_problems(
-                families, HELD_OUT, self.held_out_problems, self._rng(suite, "held_out"), suite
+                families, HELD_OUT, self.held_out_problems, self._rng(suite, "held_out"), suite=suite
             )
             for suite, (_, families) in SUITES.items()
         }
         prompts = {
-            suite: different_problems(families, TRAIN, self.prompts, self._rng(suite, "prompts"), suite)
+            suite: different_problems(families, TRAIN, self.prompts, self._rng(suite, "prompts"), suite=suite)
             for suite, (_, families) in SUITES.items()
         }
         for suite, chosen in held_out.items():

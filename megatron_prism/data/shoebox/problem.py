@@ -122,7 +122,7 @@ def problems(families: Mapping[str, Family], split: str, rng: random.Random) -> 
 
 
 def different_problems(
-    families: Mapping[str, Family], split: str, count: int, rng: random.Random, suite: str
+    families: Mapping[str, Family], split: str, count: int, rng: random.Random, *, suite: str
 ) -> list[GeneratedProblem]:
     """`count` different problems of a split.
 

@@ -33,17 +33,24 @@ STRING_STEPS = {
 def integer_steps(rng: random.Random, steps: int) -> GeneratedProblem:
     """`steps` operations, one after another, on an integer."""
     chosen = [(rng.choice(list(OPERATORS)), rng.randrange(2, 10)) for _ in range(steps)]
-    asked = ", then ".join(f"{word} {number}" for word, number in chosen)
+    operations = ", then ".join(f"{word} {number}" for word, number in chosen)
     expressions = [f"x {OPERATORS[word]} {number}" for word, number in chosen]
-    return _steps(rng, f"int{steps}", "x", asked, expressions, lambda draw: draw.randrange(-9, 20))
+    return _steps(
+        rng,
+        f"int{steps}",
+        "x",
+        operations=operations,
+        expressions=expressions,
+        draw=lambda draw: draw.randrange(-9, 20),
+    )
 
 
 def string_steps(rng: random.Random, steps: int) -> GeneratedProblem:
     """`steps` different operations, one after another, on a string."""
     chosen = [(step, rng.randrange(2, 5)) for step in rng.sample(list(STRING_STEPS), steps)]
-    asked = ", then ".join(step.format(number) for step, number in chosen)
+    operations = ", then ".join(step.format(number) for step, number in chosen)
     expressions = [STRING_STEPS[step].format(number) for step, number in chosen]
-    return _steps(rng, f"text{steps}", "s", asked, expressions, _word)
+    return _steps(rng, f"text{steps}", "s", operations=operations, expressions=expressions, draw=_word)
 
 
 def comprehension(rng: random.Random) -> GeneratedProblem:
@@ -59,7 +66,7 @@ def comprehension(rng: random.Random) -> GeneratedProblem:
     code = f"def {name}(xs):\n    return {REDUCTIONS[reduction].format(body)}"
     thoughts = f"{kept}: {CONDITIONS[kept]}\n{word} {number}: x {OPERATORS[word]} {number}\n{reduction}"
     key = f"{reduction}|{word} {number}|{kept}"
-    return _problem("list", key, question, thoughts, code, name, _numbers)
+    return _problem("list", key, question, thoughts=thoughts, code=code, name=name, draw=_numbers)
 
 
 FAMILIES = {
@@ -76,22 +83,24 @@ def _steps(
     rng: random.Random,
     level: str,
     variable: str,
-    asked: str,
+    *,
+    operations: str,
     expressions: list[str],
     draw: Callable[[random.Random], Any],
 ) -> GeneratedProblem:
     name = rng.choice(NAMES)
-    question = f"Write a Python function {name}({variable}) that returns {variable} {asked}."
+    question = f"Write a Python function {name}({variable}) that returns {variable} {operations}."
     lines = [f"    {variable} = {expression}" for expression in expressions]
     code = "\n".join([f"def {name}({variable}):", *lines, f"    return {variable}"])
-    thoughts = "\n".join(f"{a}: {e}" for a, e in zip(asked.split(", then "), expressions, strict=True))
-    return _problem(level, asked, question, thoughts, code, name, draw)
+    thoughts = "\n".join(f"{a}: {e}" for a, e in zip(operations.split(", then "), expressions, strict=True))
+    return _problem(level, operations, question, thoughts=thoughts, code=code, name=name, draw=draw)
 
 
 def _problem(
     level: str,
     key: str,
     question: str,
+    *,
     thoughts: str,
     code: str,
     name: str,

@@ -106,7 +106,13 @@ FAMILIES = {
 
 
 def _choice(
-    rng: random.Random, level: str, key: str, question: str, options: Sequence[str], stated: str | None = None
+    rng: random.Random,
+    level: str,
+    key: str,
+    question: str,
+    options: Sequence[str],
+    *,
+    stated: str | None = None,
 ) -> GeneratedProblem:
     """A problem whose correct answer is `options[0]`; the options are shuffled, and `stated` begins the thoughts."""
     right = options[0]
