@@ -22,7 +22,7 @@ def test_the_models_have_one_to_two_million_parameters(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_stages_and_their_inputs(model):
-    graph = recipe(model)
+    graph = recipe(model=model)
     inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
     models = ["base", "midtrain", "merge", "extend"]
     # Ready stages start in this order: evaluation of the base before mid-training, and the longest chain first.
