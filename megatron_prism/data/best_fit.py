@@ -1,8 +1,7 @@
-"""Best-fit-decreasing bin packing over lengths, fast enough for tens of millions of them.
+"""Best-fit-decreasing bin packing, fast enough for tens of millions of lengths.
 
-The longest item goes first. Each item goes into the buffer with the smallest remaining capacity that is sufficient; if
-there is none, a new buffer is opened (paper, section 12.3; "Fewer Truncations Improve Language Modeling", arXiv
-2404.10830).
+Items are placed from the longest to the shortest, each in the buffer with the smallest sufficient remaining capacity,
+or else in a new buffer (paper, section 12.3; "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
 Capacities are integers with a known maximum. So buffers are grouped by remaining capacity, and a bitmap of two levels
 finds the smallest sufficient one: the cost of a step does not grow with the number of buffers.
@@ -19,7 +18,7 @@ WORD_BITS = 1024
 def best_fit_decreasing(lengths: NDArray[numpy.int64], capacity: int) -> NDArray[numpy.int64]:
     """The buffer of each item, `[items]`, numbered from 0 in the order in which buffers are opened.
 
-    Among equal items, the earlier one goes first. Among buffers with equal remaining capacity, the last used is taken.
+    Equal items are placed in their order. Among buffers with equal remaining capacity, the last used is taken.
 
     Args:
         lengths: `[items]`, each 1 to `capacity`.
@@ -48,7 +47,7 @@ def best_fit_decreasing(lengths: NDArray[numpy.int64], capacity: int) -> NDArray
 
 
 class _OpenBuffers:
-    """Open buffers by remaining capacity. Those with equal room are in a stack, the last used on top."""
+    """Open buffers by remaining capacity. Buffers with equal room are in a stack, the last used on top."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -59,7 +58,7 @@ class _OpenBuffers:
         self._summary = 0
 
     def take(self, length: int, count: int) -> tuple[int, list[int], int]:
-        """Buffers for up to `count` items: their room, their numbers, and how many items fit into each."""
+        """Buffers for up to `count` items: remaining capacity, buffer numbers, and how many items fit into each."""
         room = self._smallest(length)
         if room is None:
             room = self._capacity

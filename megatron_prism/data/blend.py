@@ -1,8 +1,8 @@
 """Weighted sampling from token files, through Megatron-Core's blended dataset.
 
-A source that is smaller than its share is read several times (like the paper's reasoning sources, see its section 3.1).
+A source that is smaller than its share is read several times, like the reasoning sources in section 3.1 of the paper.
 Megatron keeps its sample order in index files. Here each blend has a separate folder for them, whose name is a hash of
-everything that determines them. They are used only if the folder has a marker of completion, so a process that is
+everything that determines them. They are used only if the folder has a completion marker, so a process that is
 killed while writing leaves nothing that a later process would read.
 """
 
@@ -35,7 +35,7 @@ SURPLUS = 0.005
 class _DatasetTokenizer:
     """The part of a tokenizer that Megatron's dataset uses.
 
-    `pad` is -1, which is in no file, if there is no separate padding token: Megatron masks the loss of `pad`.
+    If there is no separate padding token, `pad` is -1, which no file contains: Megatron masks the loss of `pad`.
     """
 
     vocab_size: int
@@ -56,10 +56,10 @@ def training_dataset(
     cache: Path,
     tokenizer: Tokenizer,
 ) -> Any:
-    """At least `num_samples` samples of a folder of tokens: `packed_dataset` if it is packed, else `blended_dataset`.
+    """At least `num_samples` samples of a tokens folder: `packed_dataset` if it is packed, else `blended_dataset`.
 
-    Both give dicts of `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`, in proportion to
-    `weights`, and `source_counts` reads both. All ranks must call this. Only the first writes into `cache`.
+    The samples are dicts of `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`, in proportion to
+    `weights`. `source_counts` accepts both datasets. All ranks must call this. Only rank 0 writes into `cache`.
     """
     if is_packed(tokens):
         return packed_dataset(
@@ -100,7 +100,7 @@ def blended_dataset(
     `[sequence_length]`: documents are joined end to end and cut anywhere. The arguments determine the order; `seed`
     shuffles documents and samples within each source.
 
-    With torch.distributed running, all ranks must call this: rank 0 writes the index files, the others wait.
+    If torch.distributed is running, all ranks must call this: rank 0 writes the index files, the others wait.
 
     Raises:
         ConfigError: for invalid numbers.

@@ -45,7 +45,7 @@ class FileCorpus(Stage):
 
     def __post_init__(self) -> None:
         if not 0 < self.valid_percent < 100:
-            raise ConfigError(f"valid_percent={self.valid_percent}: must lie between 0 and 100")
+            raise ConfigError(f"valid_percent={self.valid_percent}: must be between 0 and 100")
         for name in self.sources:
             if not name or not all(character.isalnum() or character in "-_" for character in name):
                 raise ConfigError(
@@ -53,7 +53,7 @@ class FileCorpus(Stage):
                 )
 
     def identity(self) -> dict[str, Any]:
-        """The size and modification time of every file count, because a changed file gives another corpus."""
+        """Includes the size and modification time of every file, because a changed file gives a different corpus."""
         stamps = {
             name: [
                 [str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(Path(path))
@@ -76,9 +76,9 @@ class FileCorpus(Stage):
             for split, writer in writers.items():
                 if not writer.documents:
                     raise DataError(
-                        f"{path}: none of its {sum(w.documents for w in writers.values())} documents falls into "
-                        f"'{split}' with valid_percent={self.valid_percent}; use more documents (a text file is one) "
-                        "or another percentage"
+                        f"{path}: none of its {sum(w.documents for w in writers.values())} documents is in "
+                        f"'{split}' with valid_percent={self.valid_percent}; use more documents (a text file is "
+                        "one document) or change the percentage"
                     )
                 written[split][name] = writer.counts()
             if blank.documents:

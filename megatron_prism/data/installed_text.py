@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_prism.errors import DataError
 
-# Text that is not written for readers: tests, generated tables, vendored copies, tables of character sets.
+# Folders whose text is not written for readers: tests, generated tables, vendored copies, tables of character sets.
 SKIPPED_FOLDERS = {
     "test",
     "tests",

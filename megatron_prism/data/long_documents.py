@@ -20,7 +20,7 @@ class Selection:
         kept: `[kept]`, ascending.
         dropped_short: documents below the threshold.
         dropped_long: documents longer than a sequence, if these are not split.
-        dropped_tokens: number of tokens in both.
+        dropped_tokens: number of tokens in all dropped documents.
     """
 
     kept: NDArray[numpy.int64]
@@ -61,8 +61,8 @@ def cut(
 ) -> Chunks:
     """Split documents into chunks of at most `max_length` tokens; neighbouring chunks share `overlap` tokens.
 
-    All chunks except a document's last have `max_length` tokens, and the last has at least one token that the previous
-    one does not have. A last chunk of one token, which is possible only without overlap, is dropped: it is the
+    All chunks except a document's last have `max_length` tokens. The last has at least one token that the previous one
+    does not have. A last chunk of one token, which is possible only without overlap, is dropped: it is the
     document's end token, and there would be nothing to predict.
 
     Args:

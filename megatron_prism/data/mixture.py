@@ -49,7 +49,7 @@ class Mixture:
             if not (weight > 0 and math.isfinite(weight)):
                 raise ConfigError(
                     f"mixture '{self.name}': weights.{key}={weight}: must be a number greater than zero; "
-                    "leave a source out to drop it"
+                    "remove the key to leave the source out"
                 )
         total = math.fsum(self.weights.values())
         object.__setattr__(self, "total", total)

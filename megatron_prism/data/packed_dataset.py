@@ -1,11 +1,12 @@
 """Training samples from packed sequences: each sample is one sequence, and sources are blended by weight.
 
 A sequence of `sequence_length + 1` tokens gives `sequence_length` inputs and labels, shifted by one token, like
-Megatron's samples. A shorter sequence is padded. The padding has no loss, and no token sees it, because attention is
-causal. A document sees the documents before it in its sequence, and position ids continue: there is no mask.
+Megatron's samples. A shorter sequence is padded at its end. The padding has no loss, and no token sees it, because
+attention is causal. There is no mask between documents: each sees those before it in its sequence, and position ids
+continue.
 
-The arguments determine the samples. Sample i does not depend on the number of samples, so a run that is resumed or made
-longer continues where it was.
+The arguments determine the samples. Sample i does not depend on the number of samples, so a resumed or longer run
+continues where the previous one stopped.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def packed_dataset(
     order.
 
     Raises:
-        ConfigError: for invalid numbers, or another sequence length than that of the packing.
+        ConfigError: for invalid numbers, or a sequence length that is not that of the packing.
         DataError: for a source that is damaged or not in the folder (the nearest name is suggested).
     """
     import numpy

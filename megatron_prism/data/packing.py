@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-# A shorter document consists only of its end token.
+# A document of one token is only its end token.
 MIN_DOCUMENT = 2
 
 
@@ -46,7 +46,7 @@ class PackDocuments(Stage):
     Attributes:
         sequence_length: inputs of a training sample; a packed sequence has one token more, the last label.
         min_tokens: documents shorter than this are dropped.
-        source_min_tokens: source -> its own threshold instead of `min_tokens`.
+        source_min_tokens: source -> a threshold that replaces `min_tokens`.
         split_long: split documents longer than a sequence into chunks; otherwise they are dropped.
         overlap: number of tokens that neighbouring chunks of a document share.
         sources: the sources to pack; empty: all.
@@ -74,7 +74,7 @@ class PackDocuments(Stage):
             if value > self.sequence_length and not self.split_long:
                 raise ConfigError(
                     f"{key}={value} is more than sequence_length={self.sequence_length}, and split_long=false drops "
-                    "longer documents, so nothing would be left; lower it, or set split_long=true"
+                    "longer documents, so no document would be left; lower it, or set split_long=true"
                 )
 
     @property
@@ -167,7 +167,7 @@ class PackDocuments(Stage):
                 f"document has {longest} tokens); lower min_tokens, set split_long=true"
             )
         remedy = f"{why} (or source_min_tokens.{source}), or leave the source out with `sources`"
-        return f"{prefix}: no document of source '{source}' ({split}) is left at {remedy}"
+        return f"{prefix}: no document of source '{source}' ({split}) is left with {remedy}"
 
 
 def _write(file: TokenFile, chunks: Chunks, buffers: NDArray[int64], *, prefix: Path, label: str) -> None:

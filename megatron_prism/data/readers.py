@@ -43,7 +43,7 @@ def read_texts(path: Path, text_key: str = "text", blank: Blank | None = None) -
         blank: counts the blank texts.
 
     Raises:
-        DataError: for a file that is missing, empty, damaged or has another format.
+        DataError: for a file that is missing, empty, damaged or in the wrong format.
     """
     path = Path(path)
     blank = Blank() if blank is None else blank
@@ -118,7 +118,7 @@ def _plain_text(path: Path) -> Iterator[str]:
     parts: list[str] = []
     length = 0
     try:
-        # newline="" keeps the line ends as they are: what comes out is what the file holds.
+        # newline="" keeps the line ends of the file.
         # utf-8-sig drops a byte order mark at the start.
         with open(path, encoding="utf-8-sig", newline="") as handle:
             while piece := handle.readline(MAX_TEXT):
@@ -136,7 +136,7 @@ def _json_lines(path: Path, text_key: str) -> Iterator[str]:
     for record, where in read_records(path):
         if text_key not in record:
             keys = ", ".join(sorted(record)) or "none"
-            raise DataError(f"{where}: no key '{text_key}'; keys here: {keys}; choose one with text_key")
+            raise DataError(f"{where}: no key '{text_key}'; keys here: {keys}; set text_key to one of them")
         yield _checked_text(record[text_key], text_key, where)
 
 

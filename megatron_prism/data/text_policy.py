@@ -28,7 +28,7 @@ class TextSettings:
         end: added after a document: "tokenizer" (as its files say, and always its end token), or the name of a token.
             Nothing is added after a prompt.
         special_tokens: how the name of a special token in a text is read. "spell_out": as ordinary characters, for
-            text from others; "parse": as that token, for rendered chat templates; "refuse": it is an error.
+            third-party text; "parse": as that token, for rendered chat templates; "refuse": it is an error.
     """
 
     begin: str = AS_TOKENIZER
@@ -41,7 +41,7 @@ class TextSettings:
             raise ConfigError("begin='': must be 'tokenizer', 'none' or the name of a token")
         if self.end in ("", NOTHING):
             raise ConfigError(
-                f"end='{self.end}': documents need an end; must be 'tokenizer' or the name of a token"
+                f"end='{self.end}': documents need an end token; set it to 'tokenizer' or the name of a token"
             )
 
 
@@ -62,14 +62,14 @@ class TextPolicy:
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """The ids of a text after the start token.
 
-        With "parse", a text that already has the start token (such as a rendered chat template) gets no second one.
+        With "parse", a start token that the text already has (as a rendered chat template does) is not repeated.
         """
         length = len(self.begin)
         begun = self.special_tokens == PARSE and tuple(ids[:length]) == self.begin
         return list(ids) if begun else [*self.begin, *ids]
 
     def document(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a text with start and end token. With "parse", an end token that is there is not repeated."""
+        """The ids of a text with start and end token. With "parse", neither is added a second time."""
         length = len(self.end)
         ended = self.special_tokens == PARSE and length > 0 and tuple(ids[-length:]) == self.end
         return self.prompt(ids) if ended else [*self.prompt(ids), *self.end]

@@ -1,7 +1,7 @@
 """Records which tokenizer and text policy made a folder of tokens or trained a model, and compares these records.
 
-Tokens of another tokenizer are an error, because their ids mean other tokens. Another policy of the same tokenizer is
-only a warning: texts then have another start token than those the model was trained on, which may be intended.
+Tokens of a different tokenizer are an error, because their ids mean other tokens. A different policy of the same
+tokenizer is only a warning: the start token then differs from that of the training texts, which may be intended.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def check_tokens(tokens: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, 
     """Compare a folder of token files with the tokenizer in `folder`; returns the record of the tokens.
 
     Raises:
-        ConfigError: if another tokenizer made the tokens.
+        ConfigError: if a different tokenizer made the tokens.
     """
     made = read_record(tokens)
     if made is None:
         return None
     if made["tokenizer"] != tokenizer.identity:
         raise ConfigError(
-            f"{tokens}: made with another tokenizer than {folder}, so its ids mean other tokens; tokenize the corpus "
-            "with this tokenizer, or use the tokenizer that made the tokens"
+            f"{tokens}: made with a different tokenizer from {folder}, so the ids mean other tokens; tokenize the "
+            "corpus with this tokenizer, or use the tokenizer that made the tokens"
         )
     _warn(made, tokenizer.record(), f"the tokens in {tokens}", f"the tokenizer in {folder}")
     return made
@@ -73,7 +73,7 @@ def check_model(model: Artifact, tokenizer: Tokenizer) -> None:
         return
     if trained["tokenizer"] != tokenizer.identity:
         log.warning(
-            "%s was trained on tokens of another tokenizer than this stage's; unless the new one only adds tokens, "
+            "%s was trained with a different tokenizer from this stage's; unless this one only adds tokens, "
             "its ids mean other tokens to the model",
             model.path,
         )
@@ -83,7 +83,7 @@ def check_model(model: Artifact, tokenizer: Tokenizer) -> None:
 def _warn(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: str) -> None:
     if first.get("begin") != second.get("begin"):
         log.warning(
-            "%s begin with %s, but %s would begin a text with %s; unless intended, make them equal (text.begin)",
+            "%s begin with %s, but %s begins a text with %s; if this is not intended, make them equal (text.begin)",
             one,
             _shown(first["begin"]),
             other,

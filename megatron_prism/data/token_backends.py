@@ -1,7 +1,7 @@
 """The two tokenizer libraries, `tokenizers` and SentencePiece, with one interface.
 
-SentencePiece itself reads a `tokenizer.model`. Conversions of this file to the other library give other ids for some
-texts (spaces, normalised characters, unknown characters), but a model needs the ids that it was trained with.
+SentencePiece itself reads a `tokenizer.model`. Conversions of this file to the other library give different ids for
+some texts (spaces, normalised characters, unknown characters), but a model needs the ids that it was trained with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Backend(Protocol):
         special: the special tokens among them, which are control tokens and not ordinary text.
         unknown_id: the token for characters that the vocabulary cannot spell, or None.
         around: the ids that the tokenizer's files add before and after a text.
-        ends: the end token that the vocabulary file names, or None.
+        ends: the end token that the vocabulary file defines, or None.
     """
 
     vocabulary: dict[str, int]
@@ -79,7 +79,7 @@ class TokenizersBackend:
         for name in folder.special_names():
             number = self.vocabulary.get(name)
             if number is not None and name not in special:
-                # The file does not mark it as special, so a document that contains its name would get this token.
+                # The file does not mark this token as special, so a document that contains its name would get it.
                 known = added.get(number)
                 sides = {"lstrip": known.lstrip, "rstrip": known.rstrip} if known else {}
                 self._tokenizer.add_special_tokens([AddedToken(name, normalized=False, **sides)])
@@ -120,7 +120,7 @@ class TokenizersBackend:
 
 
 class SentencePieceBackend:
-    """`tokenizer.model`, read by SentencePiece. A text gives its control tokens only with `parse`."""
+    """`tokenizer.model`, read by SentencePiece. Text is encoded to control tokens only with `parse`."""
 
     def __init__(self, folder: TokenizerFolder) -> None:
         from sentencepiece import SentencePieceProcessor

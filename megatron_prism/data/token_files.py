@@ -40,7 +40,7 @@ def token_sources(tokens: Path, split: str) -> dict[str, Path]:
 
 
 def token_file_stamp(prefix: str) -> list[int]:
-    """Sizes and modification time of a source's files, after checking that their contents match.
+    """Sizes and modification time of a source's two files, after checking that they match.
 
     Raises:
         DataError: if Megatron would fail with a traceback, or read past the end.

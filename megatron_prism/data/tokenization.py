@@ -1,6 +1,6 @@
 """Tokenizes documents into Megatron's `.bin`/`.idx` token files, with Megatron-Core's builder.
 
-The files have their final names only when both are complete.
+The files get their final names only when both are complete.
 """
 
 from __future__ import annotations

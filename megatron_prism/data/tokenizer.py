@@ -1,4 +1,5 @@
-"""The tokenizer of a folder: text to ids and back, by one policy (data/text_policy.py). Also the stages that make one.
+"""The tokenizer of a folder: text to ids and back, by one policy (data/text_policy.py). Also the stages that make
+tokenizers.
 
 There are three kinds of text. A document gets a start token and an end token, a prompt gets a start token only, and a
 fragment gets neither. The policy defines these tokens, and how names of special tokens in a text are read.
@@ -36,7 +37,7 @@ from megatron_prism.platform.console import get_logger
 
 __all__ = ["END_OF_TEXT", "PAD", "ModelTokenizer", "Tokenizer", "TrainTokenizer", "train_tokenizer"]
 
-# Texts that tokenizers are known to split differently. Two tokenizers with the same vocabulary and the same ids for
+# Text that tokenizers are known to split differently. Two tokenizers with the same vocabulary and the same ids for
 # this text count as the same.
 IDENTITY_PROBE = (
     "The quick brown fox's 1234567890 jumps, doesn't it?  Two  spaces\tand a tab.\r\n\n"
@@ -53,8 +54,8 @@ class Tokenizer:
 
     Attributes:
         policy: start and end tokens of a text, and how names of special tokens in it are read.
-        eos_id: ends a completion, and every document unless the policy defines another end.
-        pad_id: the padding token; `eos_id` if the folder names none.
+        eos_id: ends a completion, and every document unless the policy defines a different end.
+        pad_id: the padding token; `eos_id` if the folder defines none.
         vocab_size: one more than the largest id.
     """
 
@@ -62,7 +63,7 @@ class Tokenizer:
         self._backend = backend
         self.eos_id, self.pad_id, self.policy = eos_id, pad_id, policy
         self.vocab_size = max(backend.vocabulary.values()) + 1
-        # Unknown characters give the unknown token, so its name needs no protection.
+        # Unknown characters become the unknown token anyway, so its name needs no protection.
         self._special = {
             name: number
             for name, number in backend.special.items()
@@ -79,7 +80,7 @@ class Tokenizer:
             text: the policy; None: that of the tokenizer's files.
 
         Raises:
-            DataError: if a file is missing or damaged, or no end token is named.
+            DataError: if a file is missing or damaged, or no end token is defined.
             ConfigError: if `text` names a token that does not exist.
         """
         files = TokenizerFolder(folder)
@@ -205,7 +206,7 @@ class Tokenizer:
         return [each for number in ids for each in spelled.get(number, (number,))]
 
     def _characters(self, name: str) -> list[int]:
-        """The characters of a name as single tokens."""
+        """The ids of a name, one token per character."""
         vocabulary, found = self._backend.vocabulary, list[int]()
         for character in name:
             own = vocabulary.get(character)
@@ -225,7 +226,7 @@ def _end_id(files: TokenizerFolder, backend: Backend) -> int:
     if eos_id is None:
         raise DataError(
             f"{files.path / TOKENIZER_CONFIG}: no eos_token, and no eos_token_id in generation_config.json or "
-            "config.json in the same folder, so there is no end of a document; add one"
+            "config.json in the same folder, so documents have no end token; add one of these keys"
         )
     return eos_id
 

@@ -1,9 +1,9 @@
 """The small files of a tokenizer folder: which file has the vocabulary, and which tokens have roles (such as
 `eos_token`).
 
-Models come with `tokenizer.json`, or only with SentencePiece's `tokenizer.model`. The end token is named in
+A model has a `tokenizer.json`, or only SentencePiece's `tokenizer.model`. The end token is defined in
 `tokenizer_config.json`, `special_tokens_map.json`, the SentencePiece model, `generation_config.json` or `config.json`;
-the first of these that names it decides.
+the first of these that defines it decides.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class TokenizerFolder:
 
 
 def named_id(folder: TokenizerFolder, key: str, find: Callable[[str], int | None]) -> int | None:
-    """The id of the token that the files name for `key`; None if they name none.
+    """The id of the token that the files name for `key`; None if they define none.
 
     Raises:
         DataError: if the vocabulary does not have it.

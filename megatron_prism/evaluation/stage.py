@@ -37,11 +37,12 @@ class Evaluate(Stage):
         suites: names of files in the corpus's `problems/`.
         samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
         limit: number of problems per suite, chosen by the hash of their ids; None: all.
-        engine: the engine; with `openai`, the model behind a server is scored, and finished answers survive its
-        failure. sampling: how completions are sampled; `sampling.stop` names the strings that end one, by default none.
-        batch_size: maximum number of completions that engine 'megatron' decodes together. grading: the grading
-        processes, their limits, and how programs that the model wrote are isolated. confidence: coverage of the
-        intervals.
+        engine: the engine; with `openai`, the model behind a server is scored, and finished answers are kept if the
+            server fails.
+        sampling: how completions are sampled; `sampling.stop` lists the strings that end one, by default none.
+        batch_size: maximum number of completions that engine 'megatron' decodes together.
+        grading: the grading processes, their limits, and how programs that the model wrote are isolated.
+        confidence: coverage of the intervals.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -65,14 +66,14 @@ class Evaluate(Stage):
         if len(set(self.suites)) != len(self.suites):
             raise ConfigError(f"suites={self.suites}: a suite occurs twice")
         if not 0 < self.confidence < 1:
-            raise ConfigError(f"confidence={self.confidence}: must lie between 0 and 1, for example 0.95")
+            raise ConfigError(f"confidence={self.confidence}: must be between 0 and 1, for example 0.95")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         folder = inputs["corpus"].file("problems")
         problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
         kinds = {problem.kind for chosen in problems.values() for problem in chosen}
         if "code" in kinds:
-            # Checked before the model is loaded and not after an hour of sampling.
+            # Checked before the model is loaded, so the error does not come after an hour of sampling.
             require_sandbox(self.grading.sandbox)
         text = self.engine.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
@@ -154,7 +155,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """The metrics in an evaluation artifact folder (or its scores.json).
 
     Raises:
-        ArtifactError: if the file is missing or has another form than `write_scores` gives it.
+        ArtifactError: if the file is missing or not in the form that `write_scores` writes.
     """
     file = path / SCORES if path.is_dir() else path
     if not file.is_file():

@@ -37,7 +37,7 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     Args:
         successes: 0..trials; a fraction is possible when a trial is itself a mean.
         trials: number of independent trials, at least 1.
-        confidence: coverage wanted, e.g. 0.95.
+        confidence: coverage of the interval, e.g. 0.95.
 
     Raises:
         ValueError: for impossible counts or a confidence outside (0, 1).
@@ -49,7 +49,7 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     scale = 1 + z * z / trials
     centre = (rate + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    # At the ends the formula gives 0 and 1 exactly, but not in floating point.
+    # For rates 0 and 1 the formula gives exactly 0 and 1, but floating point does not.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
@@ -97,8 +97,7 @@ def pass_rate(correct: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Es
     by_problem: NDArray[np.float64] = matrix.mean(axis=1)
     rate = float(by_problem.mean())
     problems, samples = matrix.shape
-    # A bootstrap of equal values has no width (0 of 50 would be certain): each problem then counts as one
-    # trial.
+    # A bootstrap of equal values has width 0, as if 0 of 50 were certain. Then each problem counts as one trial.
     if samples == 1 or np.ptp(by_problem) == 0:
         low, high = wilson_interval(float(by_problem.sum()), problems, confidence)
         return Estimate(rate, low, high, confidence, "wilson")
@@ -123,7 +122,7 @@ def difference_interval(before: Estimate, after: Estimate) -> tuple[float, float
     """(after - before, low, high): the confidence interval of a difference, from two intervals.
 
     Newcombe 1998 (Statistics in Medicine 17:873), method 10, which needs only the two rates and intervals. It
-    treats the two as independent; on the same problems they are positively correlated, so it is a little too
+    treats the two as independent. On the same problems they are positively correlated, so it is a little too
     wide.
     """
     change = after.rate - before.rate
@@ -134,5 +133,5 @@ def difference_interval(before: Estimate, after: Estimate) -> tuple[float, float
 
 def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} must lie between 0 and 1")
+        raise ValueError(f"confidence {confidence} must be between 0 and 1")
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -72,7 +72,7 @@ def check_prompt(response: Any, sent: Sequence[int], as_ids: bool) -> None:
         as_ids: whether the request held these ids, or the text.
 
     Raises:
-        ServerError: if the two differ; the server would complete another prompt than the other engines.
+        ServerError: if the two differ; the server would complete a different prompt from the one sent.
     """
     choices = response.get("choices") if isinstance(response, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -85,7 +85,7 @@ def check_prompt(response: Any, sent: Sequence[int], as_ids: bool) -> None:
         if ids == list(sent):
             return
         count = len(ids)
-    # Some servers report 0 if they do not count.
+    # Some servers that do not count report 0.
     elif not isinstance(count, int) or isinstance(count, bool) or count < 1 or count == len(sent):
         return
     found = f"the server read a prompt of {count} tokens"
@@ -95,9 +95,9 @@ def check_prompt(response: Any, sent: Sequence[int], as_ids: bool) -> None:
             "add a start token"
         )
     raise ServerError(
-        f"{found} from a text that has {len(sent)} tokens here: it uses another start token, reads the names of "
-        "special tokens differently, or has another tokenizer; set begin and special_tokens (engine.text of a stage) "
-        "to what the server does, use the tokenizer of its model, or use a server that accepts token ids"
+        f"{found} from a text that has {len(sent)} tokens here: it uses a different start token, reads the names "
+        "of special tokens differently, or has a different tokenizer; set begin and special_tokens (engine.text of a "
+        "stage) to match the server, use the tokenizer of its model, or use a server that accepts token ids"
     )
 
 
@@ -155,7 +155,7 @@ def _reported_ids(choice: Mapping[str, Any]) -> list[int] | None:
 
 
 def _check_spelling(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> None:
-    """Refuse ids that do not spell the text: then the server's model has another tokenizer."""
+    """Refuse ids that do not spell the text: then the server's model has a different tokenizer."""
     # A model may have more vocabulary rows than its tokenizer has tokens, and a server may sample them.
     if any(number >= tokenizer.vocab_size for number in ids):
         return
@@ -191,7 +191,7 @@ def _ids_of_tokens(tokens: Sequence[str], text: str, finish: FinishReason, token
         tokens, end = tokens[:-1], [tokenizer.eos_id]
     pieces = tokenizer.encode_fragments(tokens)
     ids = [piece[0] for piece in pieces if len(piece) == 1]
-    # Some tokenizers put a space before a word that stands alone; then the parts do not add up to the text.
+    # Some tokenizers put a space before a single word; then the pieces do not add up to the text.
     if len(ids) < len(tokens) or tokenizer.decode(ids) != "".join(tokens):
         ids = tokenizer.encode_fragment(text)
     return ids + end

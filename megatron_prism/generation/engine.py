@@ -57,7 +57,7 @@ class Engine(Protocol):
     Args:
         progress: called with the number of completions that have just finished.
         seeds: a seed for each prompt; None: they follow from `params.seed` and the prompts.
-        batch_size: maximum number of sequences decoded together, if that is less than the engine's own maximum.
+        batch_size: maximum number of sequences decoded together; it can only lower the engine's own maximum.
             Engine 'megatron' needs it to bound its memory; vLLM and servers bound theirs themselves and ignore it.
     """
 
@@ -92,7 +92,7 @@ def check_prompts(prompts: Sequence[str], encoded: Sequence[Sequence[int]], limi
 def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
     """A 63-bit seed for each prompt, which does not depend on the other prompts of the call.
 
-    If a prompt occurs several times, each occurrence has another seed.
+    If a prompt occurs several times, each occurrence has its own seed.
     """
     seen: Counter[str] = Counter()
     seeds = []

@@ -54,7 +54,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of(self.name, STAGE_OPTIONS, "engine.name")
         if self.name == "megatron" and not self.options:
-            # Every command builds the default; it must not import torch.
+            # Every command creates the default config, which must not import torch.
             return
         from megatron_prism.generation.open_engine import check_options
 
@@ -94,7 +94,7 @@ class EngineConfig:
             model: a Megatron folder; all engines except 'openai' need it.
             tokenizer: the folder of the tokenizer that encodes prompts.
             batch_size: maximum number of sequences that engine 'megatron' decodes together.
-            work: a folder that an interrupted stage finds again; it holds the finished completions of a server.
+            work: a folder that a stage keeps after an interruption; it stores the finished completions of a server.
 
         Raises:
             ConfigError: if there is no model to load, or the engine is not installed.
@@ -103,7 +103,7 @@ class EngineConfig:
 
         if self.name != "openai" and model is None:
             raise ConfigError(
-                f"engine '{self.name}' samples from a 'model' input, and this stage has none; give one, or use "
+                f"engine '{self.name}' needs a 'model' input, and this stage has none; add one, or use "
                 "engine 'openai' for a server"
             )
         stage_options = self._stage_options(model, tokenizer, batch_size, work)

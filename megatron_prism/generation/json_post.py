@@ -62,7 +62,7 @@ class JsonEndpoint:
             raise ConfigError(f"retries={self.retries}: must be 0 or more")
 
     def post(self, body: dict[str, Any], stopped: Event) -> Any:
-        """The JSON of the response. Once `stopped` is set, there are no more retries.
+        """The JSON of the response. After `stopped` is set, there are no more retries.
 
         Raises:
             RequestRefused: for a final error status.

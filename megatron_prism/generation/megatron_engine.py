@@ -56,7 +56,7 @@ READ_TOKENS = 4096
 
 @dataclass
 class _Request:
-    """One sample of one prompt, and its tokens so far; it ends after `max_tokens` of them at the latest."""
+    """One sample of one prompt, and its tokens so far; there are at most `max_tokens` of them."""
 
     prompt: int
     sample: int
@@ -72,8 +72,8 @@ class MegatronEngine:
     """Samples from a model of this process.
 
     Args:
-        model: a GPTModel or MambaModel of the torch backend on the device it computes on, or this rank's chunks of one.
-        tokenizer: rows of the model's vocabulary beyond its size are never sampled and carry no probability.
+        model: a GPTModel or MambaModel of the torch backend on the device it computes on, or this rank's chunks of it.
+        tokenizer: vocabulary rows of the model without a token are excluded: they have no probability.
         batch_size: maximum number of sequences decoded together.
         context_length: maximum number of tokens of prompt and completion; None: the model's max_position_embeddings.
 
@@ -103,7 +103,7 @@ class MegatronEngine:
         batch_size: int = 64,
         text: TextSettings | None = None,
     ) -> Iterator[MegatronEngine]:
-        """An engine on a train artifact's weights, in bf16 on a GPU and fp32 elsewhere.
+        """An engine on the weights of a Megatron folder, in bf16 on a GPU and fp32 elsewhere.
 
         Args:
             text: how prompts begin; None: as the tokenizer's files say.
@@ -140,7 +140,7 @@ class MegatronEngine:
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
-        A completion ends where prompt and completion reach the context length.
+        A completion also ends when prompt and completion reach the context length.
 
         Raises:
             DataError: for a prompt that is empty, or so long that no token fits after it.
@@ -197,7 +197,7 @@ class _Batch:
         config = engine.models[0].config
         self.engine, self.params, self.size = engine, params, size
         self.device, self.vocabulary = engine._device, engine.tokenizer.vocab_size
-        # Sequence parallelism cuts a row into equal parts; free slots pad a row that does not divide.
+        # Sequence parallelism splits a row into equal parts; free slots pad a row whose length is not divisible.
         self.multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.cache = DecodeCache(self._padded(size))
         self.requests: list[_Request] = []

@@ -22,7 +22,7 @@ OPENERS: dict[str, Callable[..., Any]] = {
 
 
 def check_options(name: str, options: Collection[str]) -> None:
-    """Raise a ConfigError unless the engine exists, accepts all these options, and requires no others."""
+    """Raise a ConfigError unless the engine exists, accepts all these options, and needs no further ones."""
     if name not in OPENERS:
         raise ConfigError(f"engine '{name}' does not exist{suggest(name, OPENERS)}")
     parameters = inspect.signature(OPENERS[name]).parameters

@@ -44,9 +44,9 @@ class OpenAIEngine:
     """Samples over HTTP. The model is frozen: there is no way to send new weights to the server.
 
     Token ids are the server's if it reports them (vLLM with `extra={"return_token_ids": True}`). Otherwise `tokenizer`
-    encodes the text. The model may have sampled the text as other tokens, but always as many as there are
-    log-probabilities. With `logprobs=False`, encoded ids lack the end token, and without a tokenizer they are empty.
-    Log-probabilities are those that the server reports; vLLM's are of the untempered distribution.
+    encodes the text. The model may have sampled other tokens for the same text, but their number always equals the
+    number of log-probabilities. With `logprobs=False`, encoded ids lack the end token, and without a tokenizer they are
+    empty. Log-probabilities are those that the server reports; vLLM's are of the untempered distribution.
 
     With a tokenizer, prompts are sent as token ids, so that the server cannot add a start token. A server that refuses
     ids gets text. In both cases, the number of prompt tokens that the server reports is compared with ours.
@@ -62,7 +62,7 @@ class OpenAIEngine:
         timeout: seconds without a byte from the server after which a request counts as failed.
         retries, first_wait: maximum number of retries of a request, and the seconds before the first one; each later
             wait is twice as long, up to a minute.
-        concurrency: maximum number of concurrent requests.
+        concurrency: maximum number of simultaneous requests.
         store: a folder for finished completions; use one folder for each model and tokenizer.
 
     Raises:
@@ -120,7 +120,7 @@ class OpenAIEngine:
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
-        If a request fails finally, the engine waits for the running requests (they go to `store`) and sends no more.
+        If a request fails after all retries, the engine waits for the running ones (they go to `store`) and stops.
 
         Raises:
             DataError: for an empty prompt.

@@ -1,7 +1,7 @@
 """Sampling on one GPU with vLLM (extra `vllm`, 0.32 or newer). New weights are loaded without a restart.
 
-Written from the sources of vLLM 0.32.0 and never run, because it needs a GPU and the tests have none. They check the
-error without vLLM, the mapping of sampling parameters, and the calls against a stand-in (tests/stand_in_vllm.py).
+Written from the sources of vLLM 0.32.0 and never run, because vLLM needs a GPU. The tests check
+the error without vLLM, the mapping of sampling parameters, and the calls against a stand-in (tests/stand_in_vllm.py).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class VLLMEngine:
 
 
 def _completion(output: Any) -> Completion:
-    """A `vllm.CompletionOutput` as ours."""
+    """Convert a `vllm.CompletionOutput` into a `Completion`."""
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
     ids = list(output.token_ids)

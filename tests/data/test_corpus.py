@@ -73,7 +73,5 @@ def test_mistakes_are_named(files, tmp_path):
         FileCorpus(valid_percent=0)
     with pytest.raises(DataError, match="no key 'text'; keys here: body"):
         FileCorpus(sources={"web": str(folder / "a.jsonl")}).run({}, tmp_path / "y")
-    with pytest.raises(
-        DataError, match=r"none of its 60 documents falls into 'valid' with valid_percent=0.001"
-    ):
+    with pytest.raises(DataError, match=r"none of its 60 documents is in 'valid' with valid_percent=0.001"):
         FileCorpus(sources={"notes": str(folder / "notes")}, valid_percent=0.001).run({}, tmp_path / "z")

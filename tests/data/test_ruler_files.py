@@ -64,7 +64,7 @@ def test_what_cannot_be_made_is_said_before_anything_is_written(tmp_path, tokeni
 
 @pytest.mark.parametrize(
     ("lengths", "samples", "message"),
-    [((), 1, "empty"), ((8192, 8192), 1, "named twice"), ((-1,), 1, "length=-1"), ((8,), 0, "samples=0")],
+    [((), 1, "empty"), ((8192, 8192), 1, "occurs twice"), ((-1,), 1, "length=-1"), ((8,), 0, "samples=0")],
 )
 def test_impossible_plans_are_refused(lengths, samples, message):
     with pytest.raises(ConfigError, match=message):

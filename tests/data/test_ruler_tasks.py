@@ -318,7 +318,7 @@ def test_a_short_haystack_is_repeated_when_asked(tokenizer, sources):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["niah_singel_1"], "did you mean 'niah_single"), ([], "empty"), (["vt", "vt"], "named twice")],
+    [(["niah_singel_1"], "did you mean 'niah_single"), ([], "empty"), (["vt", "vt"], "occurs twice")],
 )
 def test_task_names_are_checked(names, message):
     with pytest.raises(ConfigError, match=message):

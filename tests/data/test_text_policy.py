@@ -281,7 +281,7 @@ def test_tokens_know_what_made_them(begun, tmp_path, tokenizer_artifact, caplog)
     PackDocuments(sequence_length=8).run({"tokens": Record(tokens)}, packed)
     for folder in (tokens, packed):
         assert check_tokens(folder, tokenizer, begun) == metrics["text"]
-        with pytest.raises(ConfigError, match=r"made with another tokenizer than .*tokenize the corpus"):
+        with pytest.raises(ConfigError, match=r"made with a different tokenizer from .*tokenize the corpus"):
             check_tokens(folder, Tokenizer.load(tokenizer_artifact.path), tokenizer_artifact.path)
     caplog.clear()
     bare = Tokenizer.load(begun, TextSettings(begin="none"))

@@ -103,7 +103,9 @@ def test_summary_is_by_length_and_task():
 
 def test_lengths_without_positions_are_refused(tmp_path):
     check_positions([64, 128], 128, tmp_path)
-    with pytest.raises(ConfigError, match=r"length 256: .* max_position_embeddings=128; choose lengths"):
+    with pytest.raises(
+        ConfigError, match=r"length 256: .* max_position_embeddings=128; choose shorter lengths"
+    ):
         check_positions([64, 256], 128, tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_the_prompt_that_a_server_read(as_ids):
     right = [{"usage": {"prompt_tokens": 3}}, {"choices": [{"prompt_token_ids": sent}], "usage": {}}]
     for each in unknown + right:
         check_prompt(each, sent, as_ids)
-    message = "adds tokens to prompts" if as_ids else "uses another start token"
+    message = "adds tokens to prompts" if as_ids else "uses a different start token"
     for each, count in (
         ({"usage": {"prompt_tokens": 4}}, 4),
         ({"usage": {"prompt_tokens": 2}}, 2),

@@ -126,7 +126,7 @@ def test_ruler_of_a_model_behind_a_server(server, served_folder, inputs, tmp_pat
     assert not (theirs / STORE).exists()
     with pytest.raises(ConfigError, match="needs a 'tokenizer' input"):
         behind.run({}, theirs)
-    with pytest.raises(ConfigError, match="engine 'vllm' samples from a 'model' input"):
+    with pytest.raises(ConfigError, match="engine 'vllm' needs a 'model' input"):
         replace(stage, engine=EngineConfig("vllm")).run(inputs, theirs)
 
 
@@ -165,7 +165,7 @@ def test_the_command_scores_a_model_behind_a_server(server, served_folder, tmp_p
 
 def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
     for engine in ("megatron", "vllm"):
-        with pytest.raises(ConfigError, match=f"engine '{engine}' samples from a 'model' input"):
+        with pytest.raises(ConfigError, match=f"engine '{engine}' needs a 'model' input"):
             Difficulty(engine=EngineConfig(engine), grading=WEAK).run(inputs, tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_a_server_that_adds_a_start_token_is_detected(server, served_folder):
         ):
             OpenAIEngine(server.url, "tiny", tokenizer, extra=IDS, prompts=prompts).generate(["A"], GREEDY)
     with pytest.raises(
-        ServerError, match="2 tokens from a text that has 1 tokens here: it uses another start token"
+        ServerError, match="2 tokens from a text that has 1 tokens here: it uses a different start token"
     ):
         OpenAIEngine(server.url, "tiny", bare, extra=IDS, prompts="text").generate(["A"], GREEDY)
     # As text it begins the prompt as the policy does, and all is well.

@@ -224,5 +224,5 @@ def test_tokens_of_another_tokenizer_are_refused(trained, inputs, tmp_path):
     assert trained.metrics["text"] == inputs["tokens"].metrics["text"]
     other = save(byte_level(), tmp_path / "other")
     given = inputs | {"tokenizer": Artifact(other, inputs["tokenizer"].receipt)}
-    with pytest.raises(ConfigError, match=r"made with another tokenizer than .*other, so its ids"):
+    with pytest.raises(ConfigError, match=r"made with a different tokenizer from .*other, so the ids"):
         stage().run(given, tmp_path)

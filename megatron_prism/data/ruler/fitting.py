@@ -1,9 +1,9 @@
-"""Finds the draft that fills a length: the longest one that fits, as far as the task's units allow.
+"""Finds the longest draft that fits into a length; the steps are the units of the task.
 
-Tokens are counted fast: each word once, then sums. Tokenizers cut texts before spaces (byte-level pre-tokenizers,
-Metaspace, and SentencePiece models trained to split at whitespace), so the tokens of a text are those of its words, and
-a RULER text has few different words. This is not assumed: `TokenCounter.agrees` compares with real encoding, and a
-counter with `exact=True` encodes whole texts.
+Tokens are counted fast: each word is encoded once, and the counts are added. Tokenizers split texts before spaces
+(byte-level pre-tokenizers, Metaspace, and SentencePiece models trained to split at whitespace), so the tokens of a text
+are those of its words, and a RULER text has few distinct words. `TokenCounter.agrees` checks this by encoding a whole
+text, and a counter with `exact=True` always does so.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fit(
     if tokens > budget:
         raise TooShort(tokens)
     high: int | None = None
-    # Tokens per unit: first those of the first step, later those between the nearest known drafts.
+    # Tokens per unit: at first measured over the first step, later between the nearest known drafts.
     rate, high_tokens = 0.0, 0
     while budget - tokens > slack and (high is None or high - low > 1):
         missing = budget - tokens - slack // 2
@@ -87,7 +87,7 @@ def fit(
 
 # A single word is encoded after this text, so that it is not treated as the start of a text.
 ANCHOR = "x"
-# The word counts are dropped at this number: random words (numbers, uuids) would fill the memory of a long run.
+# The cache of word counts is cleared at this size: random words (numbers, uuids) would fill the memory of a long run.
 MAX_WORDS = 500_000
 
 

@@ -31,11 +31,11 @@ from megatron_prism.errors import ConfigError, DataError
 
 # Room for a start token, even if the tokenizer adds none: a server may add one.
 START_TOKENS = 1
-# The search stops within 1/200 of the length. Within 1/100 is promised.
+# The search stops within 1/200 of the length, although only 1/100 is promised.
 SLACK = 200
 PROMISE = 100
 REDRAWS = 16
-# Ten times the longest context that any model is tested at; such a haystack takes about half a gigabyte.
+# Ten times the longest context at which any model is tested; such a haystack takes about half a gigabyte.
 MAX_LENGTH = 100_000_000
 # One sample in this many is encoded as a whole to check its token count.
 CHECK_EVERY = 50
@@ -56,14 +56,14 @@ def make_samples(
 ) -> list[Sample]:
     """Samples `first` .. `first + samples - 1` of any task, registered or not.
 
-    Prompt, answer (`task.max_new_tokens`) and a start token together are at most `length`, and within 1% of it unless
-    one haystack unit is more than that; then one more unit would be too many. A unit is a noise sentence of the task, a
-    needle (redrawn until within 1%), three numbered words, or a word.
+    Prompt, answer (`task.max_new_tokens`) and a start token together have at most `length` tokens, and at least 99% of
+    it unless one haystack unit is longer than 1%; then one more unit would not fit. A unit is a noise sentence of the
+    task, a needle (redrawn until within 1%), three numbered words, or a word.
 
     Args:
-        sources: the text; None: what the task needs, from this machine.
+        sources: the text; None: text from this machine.
         keys: for needle tasks, the words from which keys are drawn; split the words to hold some out.
-        check_every: one sample in this many is encoded as a whole. If its count by words is wrong, all samples are
+        check_every: one sample in this many is encoded as a whole. If the count by words is wrong, all samples are
             encoded.
         counter: a counter of this tokenizer, whose word counts are reused.
 
@@ -105,13 +105,13 @@ class Plan:
         for length in self.lengths:
             _check(length, self.samples)
             if self.lengths.count(length) > 1:
-                raise ConfigError(f"lengths: {length} is named twice")
+                raise ConfigError(f"lengths: {length} occurs twice; remove one")
         if not self.lengths:
             raise ConfigError("lengths: empty; name at least one, for example 8192")
 
 
 def check_plan(plan: Plan, tokenizer: Tokenizer, sources: Sources) -> None:
-    """Raise the errors that `make_samples` would raise for the shortest and longest length, before any work."""
+    """Raise, before any work, the errors that `make_samples` would raise for the shortest and the longest length."""
     counter = TokenCounter(tokenizer)
     last = plan.samples - 1
     for task in plan.tasks:
@@ -154,7 +154,7 @@ def _sample(
         except TooShort as problem:
             raise ConfigError(
                 f"length {length}: too short for task '{task.name}', whose fixed text and answer take "
-                f"{problem.tokens + length - budget} tokens with this tokenizer"
+                f"{problem.tokens + length - budget} tokens with this tokenizer; use a longer length"
             ) from None
         except HaystackEnds as problem:
             raise DataError(

@@ -71,7 +71,7 @@ class NeedleBuilder:
         )
 
     def _among(self, rng: random.Random, lines: list[str], needles: list[str]) -> tuple[str, list[float]]:
-        """Insert the needles before random lines; returns the text, and the depths in the order of `needles`."""
+        """Insert the needles before random lines; return the text, and the depths in the order of `needles`."""
         places = sorted(rng.sample(range(len(lines)), len(needles)))
         pieces: list[str] = []
         last = 0
@@ -113,8 +113,8 @@ def _window(essays: Essays, start: int, count: int) -> tuple[list[str], list[int
     return words, ends
 
 
-# Random numbers and uuids come from a pool with one for each 8 tokens of the length, so that their tokens are counted
-# once and not per sample.
+# Random numbers and uuids come from a pool with one for every 8 tokens of the length, so their tokens are counted once
+# and not per sample.
 TOKENS_PER_RANDOM, MIN_POOL = 8, 1024
 
 
@@ -122,7 +122,7 @@ class KeyValues:
     """Draws the keys and values of one task. Within a draw, all keys and all values are distinct.
 
     Attributes:
-        max_others: number of keys with one value beyond those of the task.
+        max_others: maximum number of further keys, with one value each.
 
     Args:
         keys: words from which keys are drawn; None: the task's own.
@@ -148,7 +148,8 @@ class KeyValues:
         if number_values:
             if len(self._numbers) < needed:
                 raise ConfigError(
-                    f"task '{task.name}': digits={task.digits} has {len(self._numbers)} numbers, {needed} are needed"
+                    f"task '{task.name}': digits={task.digits} allows {len(self._numbers)} numbers, but {needed} are "
+                    "needed; raise digits"
                 )
             free.append(len(self._numbers) - needed)
         if self._uuids:
@@ -186,7 +187,7 @@ class KeyValues:
     def _check_words(self) -> None:
         task = self.task
         if len(set(self._words)) != len(self._words):
-            raise ConfigError(f"task '{task.name}': keys: a key occurs twice")
+            raise ConfigError(f"task '{task.name}': keys: a key occurs twice; remove one")
         if len(self._words) < task.num_keys:
             raise ConfigError(f"task '{task.name}': {len(self._words)} keys, but {task.num_keys} are needed")
         unknown = set(self._words).difference(task.value_words) if task.value_words else set()

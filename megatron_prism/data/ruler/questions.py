@@ -19,8 +19,8 @@ from megatron_prism.data.ruler.tasks import QuestionTask
 from megatron_prism.errors import DataError
 from megatron_prism.pipeline.json_text import read_json
 
-# A document holds this many characters of a description or another text of this machine. Longer words than
-# MAX_WORD_CHARACTERS, which are addresses or rulers, are left out.
+# A document has at most this many characters of a description or of another text from this machine. Words longer than
+# MAX_WORD_CHARACTERS are left out, because they are addresses or horizontal rules.
 DOCUMENT_CHARACTERS = 3000
 MAX_WORD_CHARACTERS = 40
 ORDINALS = ("first", "second", "third")
@@ -111,7 +111,7 @@ def package_questions(kind: Literal["single", "multi"]) -> QuestionSet:
     """Questions about the installed packages, for a machine without SQuAD and HotpotQA.
 
     "single" asks for the summary or version of a package, "multi" for those of a package that another one requires, so
-    that the first document only names the second.
+    the first document only leads to the second.
 
     Raises:
         DataError: if no package is installed with its metadata.
@@ -140,10 +140,10 @@ def package_questions(kind: Literal["single", "multi"]) -> QuestionSet:
             questions.append(Question(f"What is the version of the {subject}?", (target.version,), gold))
     if not questions:
         raise DataError(
-            "no package with metadata is installed, so there are no questions; name --squad and --hotpot files"
+            "no package with metadata is installed, so there are no questions; pass --squad and --hotpot files"
         )
     documents = [packages[name].document() for name in names]
-    # The other prose of the machine serves as distractors.
+    # Other prose from this machine serves as distractors.
     known = {packages[name].description[:MAX_WORD_CHARACTERS] for name in names}
     documents += [_short(text) for text in installed_prose() if text[:MAX_WORD_CHARACTERS] not in known]
     label = {"single": "one package each", "multi": "two packages each"}[kind]
@@ -182,7 +182,7 @@ def _packages() -> dict[str, _Package]:
         if not name or not version or len(summary.split()) < 2:
             continue
         body = getattr(metadata, "get_payload", lambda: "")()
-        # Requirements of an extra are not those of the package.
+        # Requirements of an extra are not requirements of the package itself.
         lines = [line for line in distribution.requires or [] if "extra ==" not in line]
         matches = [REQUIREMENT.match(line) for line in lines]
         requires = tuple(dict.fromkeys(_normal(match[0]) for match in matches if match))

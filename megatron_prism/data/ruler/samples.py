@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The `ruler.json` of a folder.
 
     Raises:
-        DataError: if it is missing or has another form.
+        DataError: if it is missing or in the wrong form.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
@@ -89,7 +89,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for key in MANIFEST_TYPES:
             _checked(manifest, key, str(path), MANIFEST_TYPES)
     except DataError as problem:
-        raise DataError(f"{problem}; this is not a folder of RULER samples; make it again") from None
+        raise DataError(
+            f"{problem}; not a folder of RULER samples; make it again with `prism ruler make`"
+        ) from None
     return manifest
 
 
@@ -97,7 +99,7 @@ def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
     """The samples of a task at a length, in order.
 
     Raises:
-        DataError: if the file is missing, damaged or has another form.
+        DataError: if the file is missing, damaged or in the wrong form.
     """
     path = sample_file(Path(folder), task, length)
     if not path.exists():
@@ -113,7 +115,9 @@ def read_samples(folder: Path, task: str, length: int) -> Iterator[Sample]:
                 )
             yield sample
     except DataError as problem:
-        raise DataError(f"{problem}; these are not readable RULER samples; make them again") from None
+        raise DataError(
+            f"{problem}; not readable RULER samples; make them again with `prism ruler make`"
+        ) from None
 
 
 def _checked(record: Mapping[str, Any], key: str, where: str, types: Types) -> Any:

@@ -26,7 +26,7 @@ STAND_IN = "stand-in"
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
 ENGLISH_WORD = re.compile(r"[a-z]{3,16}")
 PUNCTUATION = ".,;:!?()[]{}\"'`*_"
-# Longer "words" are addresses and tables; a single one could be a percent of a short context.
+# Longer "words" are addresses and tables; a single one could take a percent of a short context.
 MAX_WORD_CHARACTERS = 40
 
 
@@ -81,7 +81,7 @@ def load_sources(
         words: a text file of English words; None: the words of the essays.
 
     Raises:
-        DataError: if a file is missing, damaged or has another form.
+        DataError: if a file is missing, damaged or in the wrong form.
     """
     wanted = list(tasks)
     needs_essays = any(isinstance(task, NeedleTask) and task.haystack == "essay" for task in wanted)
@@ -114,7 +114,7 @@ def read_essays(path: Path | None) -> Essays:
         words = _words_of(installed_prose())
         source = f"{STAND_IN}: package descriptions and docstrings of this machine"
     if not words:
-        raise DataError(f"{path}: contains no words; name files with essays")
+        raise DataError(f"{path}: contains no words; use files with text")
     ends = [index for index, word in enumerate(words) if SENTENCE_END.search(word)]
     return Essays(words, ends, source)
 

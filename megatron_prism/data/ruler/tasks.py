@@ -214,7 +214,7 @@ _RULER: tuple[Task, ...] = (
 )
 
 # Compact tasks for contexts of 128 to 1,024 tokens and tiny models: a needle is a key and one of its possible values.
-# These three constants are the wording of the compact tasks, which the shoebox's training text uses, too.
+# These three constants are the wording of the compact tasks, which the shoebox's training text also uses.
 COMPACT_NEEDLE = "{key} {value}."
 COMPACT_QUESTION = "\nRecall: {query}"
 COMPACT_VALUES: Mapping[str, Sequence[str]] = {
@@ -269,14 +269,14 @@ def named_tasks(names: Iterable[str]) -> list[Task]:
     """Registered tasks by name.
 
     Raises:
-        ConfigError: for no name, a duplicate name, or an unknown name.
+        ConfigError: for an empty list, a duplicate name, or an unknown name.
     """
     wanted = list(names)
     for name in wanted:
         if name not in TASKS:
             raise ConfigError(f"tasks: unknown task '{name}'{suggest(name, TASKS)}")
         if wanted.count(name) > 1:
-            raise ConfigError(f"tasks: '{name}' is named twice")
+            raise ConfigError(f"tasks: '{name}' occurs twice; remove one")
     if not wanted:
         raise ConfigError(f"tasks: empty; name at least one of {', '.join(TASKS)}")
     return [TASKS[name] for name in wanted]

@@ -43,7 +43,7 @@ class TrackingBuilder:
             steps = [f"VAR {chain[0]} = {value}"]
             steps += [f"VAR {name} = VAR {before}" for before, name in pairwise(chain)]
             places = sorted(rng.sample(range(len(lines)), length))
-            # From the end, so that earlier positions do not move.
+            # Insert from the end, so that earlier positions do not move.
             for place, step in reversed(list(zip(places, steps, strict=True))):
                 lines.insert(place, step)
         starts = tuple(f"VAR {name} = " for name in chains[0])

@@ -1,7 +1,7 @@
-"""Word tasks: common words (ten words are frequent in a numbered list) and frequent words (made-up words by a power
-law).
+"""Word tasks: common words (ten words are frequent in a numbered list) and frequent words (made-up words whose
+frequencies follow a power law).
 
-Also the built-in English words, the same on every machine. Keys of needles are adjective-noun pairs of these.
+Also the built-in English words, the same on every machine. The keys of needles are adjective-noun pairs of them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DOTS = "..."
 ANSWERS = 3
 # Longer texts have no ties among the answers, unless alpha is near 1.
 MAX_TIED_WORDS = 5000
-# Number of terms of the zeta function that are summed; the tail is an integral.
+# Number of terms of the zeta function that are summed; an integral approximates the rest.
 ZETA_TERMS = 1000
 
 
@@ -94,7 +94,7 @@ class CommonWordsBuilder:
 
 
 class FrequentWordsBuilder:
-    """Drafts of the frequent-words task. A unit is a word of the text, as far as the power law gives whole counts."""
+    """Drafts of the frequent-words task. A unit is a word of the text, before counts are rounded down."""
 
     source = BUILT_IN
     max_units: int | None = None
@@ -120,7 +120,7 @@ class FrequentWordsBuilder:
         return [count for share in self._shares if (count := int(units * share))]
 
     def _distinct(self, units: int) -> bool:
-        """Whether the answers have distinct counts, also distinct from the word after them."""
+        """Whether the dots, the answers and the word after them all have different counts."""
         counts = [int(units * share) for share in self._shares[: ANSWERS + 2]]
         return all(first > second for first, second in pairwise(counts))
 

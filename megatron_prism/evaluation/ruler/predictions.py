@@ -96,8 +96,8 @@ def check_positions(lengths: Iterable[int], max_position_embeddings: int, model:
     for length in lengths:
         if length > max_position_embeddings:
             raise ConfigError(
-                f"length {length}: {model} has max_position_embeddings={max_position_embeddings}; choose lengths up "
-                "to that, or extend the model first"
+                f"length {length}: {model} has max_position_embeddings={max_position_embeddings}; choose shorter "
+                "lengths, or extend the model first"
             )
 
 
@@ -105,7 +105,7 @@ def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
     """Scores of predictions from a file: JSON lines (also .zst) with task, length, index and prediction.
 
     Raises:
-        DataError: for a line in another form, an unknown sample, two predictions for one sample, or a missing
+        DataError: for a line in the wrong form, an unknown sample, two predictions for one sample, or a missing
             prediction.
     """
     manifest = read_manifest(samples_folder)

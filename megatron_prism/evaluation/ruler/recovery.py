@@ -46,7 +46,7 @@ def recovered(
     three scores, because the three models answered the same samples.
 
     Returns:
-        None if no loss is certain: the interval of the loss includes 0, so a share of it has no meaning.
+        None if the interval of the loss includes 0: then the loss is not significant, and a share of it has no meaning.
 
     Raises:
         ArtifactError: if the three models did not answer the same samples.
@@ -73,5 +73,7 @@ def _paired_scores(task: str, *models: Scores) -> NDArray[np.float64]:
     """`[samples, models]`"""
     indices = [set(model.get(task, {})) for model in models]
     if any(each != indices[0] for each in indices):
-        raise ArtifactError(f"task '{task}': the models did not answer the same samples; evaluate them alike")
+        raise ArtifactError(
+            f"task '{task}': the models did not answer the same samples; evaluate them with the same settings"
+        )
     return np.array([[model[task][index] for model in models] for index in sorted(indices[0])])

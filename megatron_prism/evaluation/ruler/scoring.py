@@ -2,7 +2,7 @@
 
 Recall is HELMET's `ruler_recall`: the share of the answers that the prediction contains, ignoring case. Question tasks
 use HELMET's `substring_exact_match`: one answer is enough, and case, punctuation, articles and double spaces are
-removed from both sides first (SQuAD's normalisation). The score of a length is the mean over its tasks.
+removed from answer and prediction first (SQuAD's normalisation). The score of a length is the mean over its tasks.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class RulerEvaluate(Stage):
         lengths: number of tokens of prompt and answer together.
         samples: number of samples for each task and length.
         keys: words from which the keys of needle tasks are drawn; None: the task's own.
-        essays, squad, hotpot, words: the user's files; None: text from this machine, which the samples' `source` says.
+        essays, squad, hotpot, words: the user's files; None: text from this machine, and the samples' `source` says so.
         repeat_haystack: repeat essays that are shorter than a length.
         engine: the engine; with `openai`, the model behind a server is scored.
         batch_tokens: maximum number of tokens that 'megatron' decodes together; a longer sample is decoded alone.
@@ -71,7 +71,7 @@ class RulerEvaluate(Stage):
     def __post_init__(self) -> None:
         positive(self, "samples", "batch_tokens")
         if not 0 < self.confidence < 1:
-            raise ConfigError(f"confidence={self.confidence}: must lie between 0 and 1, for example 0.95")
+            raise ConfigError(f"confidence={self.confidence}: must be between 0 and 1, for example 0.95")
         self.plan()
 
     def plan(self) -> Plan:
@@ -84,7 +84,7 @@ class RulerEvaluate(Stage):
         return Plan(tuple(named_tasks(self.tasks)), tuple(self.lengths), self.samples, self.seed, keys)
 
     def identity(self) -> dict[str, Any]:
-        """The contents of the user's files count instead of their names, because they decide the samples."""
+        """Uses the contents of the user's files instead of their names, because the contents decide the samples."""
         named = {name: getattr(self, name) for name in FILES}
         hashes = {
             name: [hash_file(file) for file in source_files(Path(path))]
@@ -153,7 +153,7 @@ class RulerEvaluate(Stage):
             return inputs["tokenizer"].path
         if "model" in inputs:
             return inputs["model"].path / HF_FILES
-        raise ConfigError("RULER needs a 'tokenizer' input where no 'model' input brings one")
+        raise ConfigError("RULER needs a 'tokenizer' input if there is no 'model' input; add one")
 
     def _sources(self, plan: Plan) -> Sources:
         named = {name: getattr(self, name) for name in FILES}
