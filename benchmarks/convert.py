@@ -1,12 +1,12 @@
-"""Conversion against copying: a checkpoint imported and exported, beside `cp` of the same bytes on the same disk.
+"""Question: how long do import and export of a checkpoint take, compared with `cp` of the same bytes on the same disk?
 
     python benchmarks/convert.py --gigabytes 2 --rounds 5 --out results.json
 
-Sides take turns; each side of each round, `cp` too, is started by a process of its own, whose clock starts after its
-imports and a tiny conversion, and whose peak resident memory is read at the end. Outside the clock, before each: old
-outputs are removed, the disk's writes are flushed, and as much memory as the side will fill is touched and freed. The
-last matters in a virtual machine, which takes free memory back from its guests after seconds: the first to fill it
-again, be it `cp`, is four times as slow. The last rows extrapolate to the published models by size alone.
+The sides (`cp`, import, export) alternate. Each measurement is a separate process, whose clock starts after its imports
+and a tiny conversion; its peak resident memory is read at the end. Before the clock starts, old outputs are removed,
+disk writes are flushed, and as much memory as the side will fill is touched and freed. Touching matters in a virtual
+machine: the host takes free memory back after seconds, and the first process that fills it again, even `cp`, is four
+times as slow. The last rows extrapolate to the published models by size alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOUCH = "import sys; memory = bytearray(int(sys.argv[1])); memory[::4096] = byte
 
 
 def synthetic_architecture(kind: str, gigabytes: float) -> Any:
-    """The published model of this kind with as many layers as make up the size in bf16."""
+    """The published model of this kind, with as many layers as the size in bf16 allows."""
     from megatron_prism.models.families import architecture_from_config, parameter_count, published_config
 
     whole = architecture_from_config(published_config(KINDS[kind]))
@@ -50,7 +50,7 @@ def synthetic_architecture(kind: str, gigabytes: float) -> Any:
 
 
 def make_checkpoint(kind: str, gigabytes: float, folder: Path) -> None:
-    """A Hugging Face folder of random bf16 weights, its tokenizer two stand-in files that are only copied."""
+    """A Hugging Face folder of random bf16 weights. Its two tokenizer files are empty objects that are only copied."""
     import torch
 
     from megatron_prism.conversion.hf_folder.writer import FolderWriter
@@ -87,13 +87,13 @@ def resident_bytes() -> int:
 
 
 def convert_once(side: str, source: Path, target: Path) -> dict[str, float]:
-    """One conversion (or copy) started here: seconds, and peak resident memory above what the imports took."""
+    """Time one conversion (or copy) in this process: seconds, and peak resident memory above that after the imports."""
     from megatron_prism.conversion.export_hf import export_checkpoint
     from megatron_prism.conversion.import_hf import import_checkpoint
     from megatron_prism.conversion.weights import MegatronWeights
     from megatron_prism.platform.hardware import peak_memory_bytes
 
-    # What the first save loads lazily belongs to the interpreter, not to the conversion.
+    # Modules that the first save loads lazily must not count as memory or time of the conversion.
     warm = target.with_name("warm")
     shutil.rmtree(warm, ignore_errors=True)
     make_tiny_round_trip(warm)
@@ -201,7 +201,7 @@ def main() -> None:
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary files; default: the system's")
     parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:

@@ -2,11 +2,11 @@
 
     python benchmarks/generate.py --json result.json
 
-Same weights (random, of the quickstart's shapes), same prompts, same answer lengths, same temperature, one process, in
-alternation. The answer length of each request is drawn once from a geometric distribution and clipped; both sides end
-there, so they sample the same number of tokens. Ours decodes `--batch` sequences at a time and refills freed slots.
-transformers gets the requests in order, `--batch` at a time, left-padded, with a key-value cache and a stopping
-criterion per row: a batch ends when its longest answer does. Only ours also returns log-probabilities.
+Both sides have the same weights (random, of the quickstart's shapes), prompts, answer lengths and temperature, and
+alternate in one process. The answer length of each request is drawn once from a geometric distribution and clipped.
+Both sides end there, so they sample the same number of tokens. Our engine decodes `--batch` sequences at a time and
+refills free slots. transformers gets the requests in order, `--batch` at a time, left-padded, with a key-value cache
+and a stopping criterion per row; a batch ends with its longest answer. Only our engine also returns log-probabilities.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PlainTokens:
 
 
 class ForcedLengths(MegatronEngine):
-    """The engine, which ends each answer at a given length and nowhere else."""
+    """The engine, but each answer ends at a given length and nowhere else."""
 
     lengths: list[int]
 
@@ -120,7 +120,9 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
         peer.generation_config.eos_token_id = None
         model = build_model(architecture, backend="torch").to(device())
         load_hf_weights([model], architecture, Path(folder))
-        assert local_parameter_count(model) == local_parameter_count(peer), "not the same shape"
+        assert local_parameter_count(model) == local_parameter_count(peer), (
+            "the two models do not have the same shape"
+        )
         engine = ForcedLengths(model, PlainTokens(architecture.vocab_size), arguments.batch)  # type: ignore[arg-type]
         engine.lengths = lengths
         texts = [" ".join(map(str, prompt)) for prompt in prompts]
@@ -150,9 +152,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64, help="sequences decoded at a time")
-    parser.add_argument("--mean", type=int, default=64, help="tokens of an answer, on average")
-    parser.add_argument("--longest", type=int, default=256, help="maximum tokens of an answer")
-    parser.add_argument("--even", action="store_true", help="every answer has the mean length")
+    parser.add_argument("--mean", type=int, default=64, help="mean number of tokens of an answer")
+    parser.add_argument("--longest", type=int, default=256, help="maximum number of tokens of an answer")
+    parser.add_argument("--even", action="store_true", help="give every answer the mean length")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

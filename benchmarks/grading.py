@@ -1,9 +1,9 @@
-"""Question: how many answers a second does one core grade, of each kind and in each mode of isolation?
+"""Question: how many answers per second does one core grade, for each kind of answer and each mode of isolation?
 
     python benchmarks/grading.py --json result.json
 
-One worker of the pool and trivial correct answers. All processes (this one, the worker, the sandbox with its programs)
-run on one core, so a rate is answers per second per core. The start of a worker is timed separately.
+The pool has one worker; the answers are trivial and correct. All processes (this one, the worker, the sandbox with its
+programs) run on one core, so rates are per core. The start of a worker is timed separately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCRIPT = "```python\nprint(int(input()) ** 2)\n```"
 
 
 def kinds(answers: int) -> dict[str, tuple[str, list[GradeItem]]]:
-    """Row -> mode of isolation and items; slow kinds have fewer items."""
+    """Name of a table row -> mode of isolation and items; slow kinds have fewer items."""
     asserts = ["assert f(2) == 4", "assert f(-3) == 9"]
     statements = ["assert abs(f(2) - 4) < 1e-6"]
     functions = [{"function": "f", "arguments": [x], "expected": x * x} for x in (2, -3)]
@@ -72,7 +72,7 @@ def rate(mode: str, items: list[GradeItem], rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = measure.argument_parser(__doc__)
-    parser.add_argument("--answers", type=int, default=500, help="programs in a round")
+    parser.add_argument("--answers", type=int, default=500, help="programs per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--only", help="only rows whose name starts with this, such as 'code' or 'math'", default=""

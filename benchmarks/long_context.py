@@ -1,14 +1,14 @@
-"""Question: at 32k tokens, does context parallelism give one rank's gradients, and does each rank hold less?
+"""Question: at 32k tokens, does context parallelism give the same gradients as one rank, with less memory per rank?
 
     python benchmarks/long_context.py --json result.json
 
 For a small dense and a small hybrid model: one training step on one sequence at CP 1, 2 and 4, each in a separate
 torchrun with one thread per process. The loss and every parameter's gradient are compared with CP 1 (largest difference
-over the largest gradient). Memory is the peak resident size during the step above the size before it. As a negative
-control the CP 2 step runs once more with its chunks in a wrong order.
+divided by the largest gradient). Memory is the peak resident size during the step minus the size before it. As a
+negative control, the CP 2 step runs once more with its chunks in a wrong order.
 
-`--attention` instead times one rank's share of attention at CP 2, forward and backward: in blocks, and as one masked
-call over all keys.
+With `--attention`, the benchmark instead times one rank's part of attention at CP 2, forward and backward: in blocks,
+and as one masked call over all keys.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MODELS = {
 
 
 class OneSequence:
-    """Random tokens, the same as every sample."""
+    """A data set whose samples are all the same random tokens."""
 
     def __init__(self, length: int) -> None:
         self.tokens = torch.randint(VOCABULARY, (length + 1,), generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ class OneSequence:
 
 
 def reset_peak() -> None:
-    """Let `measure.memory_bytes("VmHWM")` begin again at what is resident now."""
+    """Reset the peak that `measure.memory_bytes("VmHWM")` reads to the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -97,7 +97,7 @@ def worker(folder: Path, kind: str, length: int, wrong_order: bool) -> None:
             rank * n, (rank + 1) * n, device=dev
         )
     parallel = ParallelConfig(context_parallel_size=size, use_distributed_optimizer=False)
-    # The clip is too high to change the gradients.
+    # This clipping threshold is too high to change the gradients.
     settings = OptimizerSettings(eps=1e-8, clip_grad=1e9)
     with session(parallel, seed=1):
         trainer = Trainer(MODELS[kind], parallel, BatchConfig(length, 1, 1), settings, torch.float32)
@@ -163,7 +163,7 @@ def compare(kind: str, length: int, sizes: list[int]) -> dict[str, Any]:
 
 
 def time_attention(length: int, rounds: int) -> dict[str, Any]:
-    """Seconds of rank 0's attention at CP 2, its two chunks first and last of four: in blocks, and with one mask."""
+    """Seconds of attention on rank 0 at CP 2 (the first and last of four chunks): in blocks, and with one mask."""
     heads, groups, dim = SHAPE["num_attention_heads"], SHAPE["num_query_groups"], SHAPE["head_dim"]
     starts, scale = [0, length * 3 // 4], dim**-0.5
     query = torch.randn(length // 2, 1, heads, dim, device=device(), requires_grad=True)
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--length", type=int, default=32768, help="tokens of the sequence")
     parser.add_argument("--cp", type=int, nargs="+", default=[1, 2, 4], help="context-parallel sizes")
-    parser.add_argument("--attention", action="store_true", help="time one rank's attention instead")
+    parser.add_argument("--attention", action="store_true", help="time only one rank's attention")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of --attention")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--wrong-order", action="store_true", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What benchmarks share: arguments, timing of sides in alternation, and results with date, machine and versions."""
+"""Shared by the benchmarks: arguments, alternating timing, and results with date, machine and versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time the sides in alternation, `calls` calls per round, after `warmup` calls that do not count.
 
-    The speed of a machine drifts. In alternation a slow minute affects every side, and the ratio stays valid.
+    The speed of a machine drifts. With alternation, a slow minute affects every side, so the ratio stays valid.
     """
     for call in sides.values():
         for _ in range(warmup):
@@ -61,7 +61,7 @@ def argument_parser(docstring: str | None) -> argparse.ArgumentParser:
 def memory_bytes(kind: str) -> int:
     """Bytes of this process's resident memory: now (`VmRSS`) or at its peak (`VmHWM`); Linux.
 
-    Unlike the peak that getrusage gives, `VmHWM` does not begin with the peak of the process that started this one.
+    Unlike the peak of getrusage, `VmHWM` does not include the process that started this one.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{kind}:"):
@@ -84,7 +84,7 @@ def _header(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_speeds(title: str, results: Sequence[Mapping[str, Any]], column: str) -> None:
-    """A table of tokens per second, ours and transformers', a row per model; `column` is another key of a result."""
+    """Print tokens per second, ours and those of transformers, one row per model; `column` is a further key to show."""
     table = Table(title=title)
     for name in ("model", column.replace("_", " "), "ours tok/s", "transformers tok/s", "ratio"):
         table.add_column(name, justify="right")
@@ -96,6 +96,6 @@ def print_speeds(title: str, results: Sequence[Mapping[str, Any]], column: str) 
 
 
 def write(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, with date, machine, versions and the arguments, if `--json` names a file."""
+    """Write a result as JSON with date, machine, versions and arguments, if `--json` is set."""
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(_header(vars(arguments)) | dict(result), indent=2) + "\n")

@@ -1,19 +1,20 @@
-"""A merge of two checkpoints (or of changes of a base), beside mergekit and beside `cp`, on one machine in one run.
+"""Question: how long does a merge take, compared with mergekit and with `cp`, and is every element rounded correctly?
 
     python benchmarks/merge.py --mergekit VENV/bin/mergekit-yaml --before CHECKOUT --gigabytes 2 --rounds 5
 
-mergekit lives in an environment of its own, whose Python stands beside `mergekit-yaml`. CHECKOUT is a tree of this
-project whose code is timed as one more side. Sides take turns, each in a process of its own. `seconds` runs from the
-start of the merge, after the imports; `whole` from the start of the process; processor time, over all cores, is what a
-busy machine changes least. Copying is of one checkpoint (the bytes that a merge writes) and of all (the bytes that it
-reads). Outside the clock, before each: old outputs are removed, the disk's writes are flushed, and as much memory as a
-side will fill is touched and freed (see convert.py). Peak memory is the process's resident maximum, imports included;
-mergekit maps its inputs, whose pages count as resident although the kernel could take them back.
+mergekit is installed in a separate environment, whose Python is in the same folder as `mergekit-yaml`. CHECKOUT is
+another working tree of this project; its code is timed as a further side. The sides alternate, each in a separate
+process. `seconds` counts from the start of the merge, after the imports; `whole` counts from the start of the process.
+Processor time, over all cores, depends least on other load of the machine. `cp` copies one checkpoint (the bytes that a
+merge writes), `cp-all` copies all (the bytes that it reads). Before the clock starts, old outputs are removed, disk
+writes are flushed, and as much memory as a side will fill is touched and freed (see convert.py). Peak memory is the
+process's maximum resident size, including imports; mergekit maps its inputs, and mapped pages count as resident
+although the kernel could reclaim them.
 
-At the end every element of the results is held against the definition of a correctly rounded sum: the weights are the
-decimals below and the elements what the files hold, as rational numbers, and the result must be the nearest bf16
-number, the even one of two that are equally near. The check runs in fp64 where every step of it is exact, which it
-verifies, and in `fractions.Fraction` elsewhere; a sample of elements is computed in fractions throughout.
+At the end, every element of the results is compared with the correctly rounded sum. The exact sum has the decimals
+below as weights and the elements of the files, all as rational numbers. The result must be the nearest bf16 number, or
+the even one of two equally near numbers. The check uses fp64 where all its steps are exact, which it verifies, and
+`fractions.Fraction` elsewhere. A sample of elements is always computed in fractions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import Any
 import measure
 from convert import GIGABYTE, TOUCH, make_checkpoint
 
-# Method -> weights as typed; task arithmetic's are of the models beside the base.
+# Method -> weights as typed. For task arithmetic, these are the weights of all models except the base.
 WEIGHTS = {"linear": ("0.15", "0.85"), "task-arithmetic": ("0.4", "0.7")}
 SAMPLE = 20_000
 PEER = """
@@ -53,7 +54,7 @@ subprocess.run([sys.executable, "-c", touch, nbytes], check=True)
 clock, cpu = time.perf_counter(), time.process_time()
 run_merge(config, target, options=options)
 seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
-# Not getrusage's figure, which begins with that of the process that started this one.
+# Not from getrusage, whose maximum includes the process that started this one.
 peak = 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"seconds": seconds, "touching": clock - began,
                   "cpu_seconds": cpu_seconds, "peak_bytes": peak}))
@@ -66,7 +67,7 @@ def inputs(method: str, folder: Path) -> list[Path]:
 
 
 def linear_weights(method: str) -> list[Fraction]:
-    """What the method comes to, as weights of all checkpoints."""
+    """The equivalent weights of all checkpoints in a linear merge."""
     weights = list(map(Fraction, WEIGHTS[method]))
     return weights if method == "linear" else [1 - sum(weights), *weights]
 
@@ -125,7 +126,7 @@ def run_side(
 
 
 def compare(method: str, folder: Path, result: Path) -> dict[str, float]:
-    """Elements of a result that are not the correctly rounded sum, and its error against the exact sum."""
+    """Count the elements that are not the correctly rounded sum, and compute the error relative to the exact sum."""
     import torch
 
     from megatron_prism.conversion.hf_folder.reader import HFFolder
@@ -160,10 +161,10 @@ def compare(method: str, folder: Path, result: Path) -> dict[str, float]:
 
 
 def check(terms: list[Any], weights: list[Fraction], found: Any) -> tuple[Any, Any, Any]:
-    """Whether each bf16 number is the correctly rounded sum, where that is certain, and the sum itself.
+    """Whether each bf16 number is the correctly rounded sum, whether that is certain, and the sum itself.
 
-    With weights `p_i / q`, products `p_i x_i` and q times a midpoint are exact in fp64. A sum is if TwoSum (Knuth)
-    says so.
+    With weights `p_i / q`, the products `p_i x_i` and q times a midpoint are exact in fp64. TwoSum (Knuth) shows
+    whether a sum is exact, too.
     """
     import torch
 
@@ -186,7 +187,7 @@ def check(terms: list[Any], weights: list[Fraction], found: Any) -> tuple[Any, A
 
 
 def nearest(elements: list[Any], weights: list[Fraction]) -> float:
-    """The exact sum of one element and its rounding, from the definition (for normal bf16 numbers and zero)."""
+    """The exact sum for one element, correctly rounded by the definition (for normal bf16 numbers and zero)."""
     exact = sum(weight * Fraction(float(each)) for weight, each in zip(weights, elements, strict=True))
     if not exact:
         return 0.0
@@ -208,7 +209,7 @@ def benchmark(
     before: Path | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """All rounds, then the proof."""
+    """Time all rounds, then check the results."""
     import torch
 
     sources = inputs(method, folder)
@@ -283,25 +284,25 @@ def show(result: dict[str, Any]) -> None:
             for key in ("seconds", "cpu_seconds")
         }
         print(
-            f"  prism takes {ratios['seconds']:.2f}x the time of the code before it, "
+            f"  prism takes {ratios['seconds']:.2f}x the time of the other checkout, "
             f"{ratios['cpu_seconds']:.2f}x the processor time (medians of the rounds' ratios)"
         )
     for side, error in result["against_the_exact_sum"].items():
         print(
             f"  {side:9} {error['wrong_elements']:,} of {error['elements']:,} elements are not the correctly rounded "
-            f"sum ({error['by_fractions']:,} of them looked at in fractions); relative error "
+            f"sum ({error['by_fractions']:,} of them checked in fractions); relative error "
             f"{error['relative_error']:.3e}"
         )
 
 
 def main() -> None:
     parser = measure.argument_parser(__doc__)
-    parser.add_argument("--mergekit", type=Path, help="path of mergekit-yaml; without it only ours and cp")
-    parser.add_argument("--before", type=Path, help="another checkout of this project, timed beside this one")
+    parser.add_argument("--mergekit", type=Path, help="path of mergekit-yaml; default: mergekit is not timed")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, timed as well")
     parser.add_argument("--method", choices=WEIGHTS, default="linear")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary files; default: the system's")
     parser.add_argument("--once", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:

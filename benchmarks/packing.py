@@ -2,9 +2,9 @@
 
     python benchmarks/packing.py --documents 1000000 --json result.json
 
-Lengths are log-normal (median 2,000 tokens, sigma 1), clipped to a sequence, so that no document has to be cut. Joined
-end to end, sequences are full and documents are cut where a sequence ends; packed, documents are whole and sequences
-have padding. Next-fit keeps documents whole, too, but places them in the order of arrival without a search.
+Lengths are log-normal (median 2,000 tokens, sigma 1), clipped to a sequence, so no document has to be cut. Documents
+that are joined end to end fill all sequences, but are cut where a sequence ends. Packed documents stay whole, but
+sequences have padding. Next-fit also keeps documents whole, but places them in the order of arrival without a search.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Lengths = NDArray[numpy.int64]
 
 
 def next_fit(lengths: Lengths, capacity: int) -> Lengths:
-    """Documents in order of arrival; if one does not fit, a new sequence starts."""
+    """Place documents in order of arrival; if one does not fit, start a new sequence."""
     found, buffer, room = numpy.empty_like(lengths), 0, capacity
     for item, length in enumerate(lengths.tolist()):
         if length > room:
@@ -74,7 +74,7 @@ def main() -> None:
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--length", type=int, default=131_072, help="tokens per sequence")
-    parser.add_argument("--min-tokens", type=int, default=2, help="shorter documents are dropped first")
+    parser.add_argument("--min-tokens", type=int, default=2, help="drop shorter documents before packing")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     capacity = arguments.length + 1

@@ -1,4 +1,4 @@
-"""The targets of the quickstart over seeds: mid-training, restoration and reinforcement learning of both small models.
+"""Question: what do mid-training, restoration and reinforcement learning of both small models achieve, over seeds?
 
     python benchmarks/quickstart.py --seeds 1 2 3 --run-dir runs/quickstart --json FILE
 
@@ -22,7 +22,7 @@ from megatron_prism.study.registry import load_recipe
 from megatron_prism.study.small_models import MODELS
 
 SUITES = ("math", "science", "code")
-# Name of the evaluated model in the recipe -> in a table.
+# Name of the evaluated model in the recipe -> its name in the tables.
 SCORED = {
     "base": "base",
     "midtrain": "mid-trained",

@@ -1,4 +1,4 @@
-"""How much of the retrieval that the small model loses in mid-training do merge and extension recover, over seeds?
+"""Question: how much of the retrieval that the small model loses in mid-training do merge and extension recover?
 
     python benchmarks/restoration.py --seeds 1 2 3 --run-dir runs/restoration --json FILE
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("dense", "hybrid"), default="dense")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--run-dir", type=Path, default=Path("runs/restoration"))
-    parser.add_argument("--variants", action="store_true", help="also the other rows of Table 7")
+    parser.add_argument("--variants", action="store_true", help="also run the other rows of Table 7")
     arguments = parser.parse_args()
     seeds = [
         one_seed(arguments.model, seed, arguments.run_dir, arguments.variants) for seed in arguments.seeds
@@ -88,7 +88,7 @@ def main() -> None:
     shares = {name: [seed["recovered"][name] for seed in seeds] for name in names}
     result = {
         "seeds": seeds,
-        # A seed without a significant loss has no share, and then there is none over the seeds.
+        # A seed without a significant loss has no recovered share; then there is no mean over the seeds.
         "recovered": {
             name: asdict(over_seeds([each["mean"] for each in each_seed]))
             for name, each_seed in shares.items()

@@ -3,7 +3,7 @@ their lengths?
 
     python benchmarks/ruler_generation.py --samples 100 --lengths 8192 16384 32768 65536 131072 --json FILE
 
-Without --tokenizer, one is first trained on prose and code of this machine, which is not timed.
+Without --tokenizer, a tokenizer is first trained on prose and code from this machine; this is not timed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cpu_seconds() -> float:
 
 
 def wrong_counts(folder: Path, tokenizer: Tokenizer, every: int) -> tuple[int, int]:
-    """How many samples were encoded again, and how many of them have another number of tokens than recorded."""
+    """How many samples were encoded again, and how many of them do not have the recorded number of tokens."""
     checked = wrong = 0
     for file in sorted(folder.glob("*/*.jsonl.zst")):
         for sample in read_samples(folder, file.name.split(".")[0], int(file.parent.name)):
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(RULER_TASKS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--verify-every", type=int, default=50, help="check one of so many samples, not timed"
+        "--verify-every", type=int, default=50, help="check one in N samples; this is not timed"
     )
     options = parser.parse_args()
 
@@ -98,7 +98,7 @@ def main() -> None:
         f"{len(tasks)} tasks x {options.samples} samples x {len(rows)} lengths: {tokens:,} tokens, {size / 1e6:.0f} MB "
         f"in {wall:.1f} s ({cpu:.1f} s of CPU time, {options.workers} workers, load before: {busy:.1f})"
     )
-    print(f"encoded again: {checked} samples, {wrong} with another count")
+    print(f"encoded again: {checked} samples, {wrong} with a wrong count")
     measure.write(
         options,
         {

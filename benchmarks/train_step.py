@@ -1,11 +1,11 @@
-"""Question: is a training step here as fast as a plain transformers loop's (dense), and 1.3 times as fast (hybrid)?
+"""Question: is our training step as fast as a plain transformers loop (dense), and 1.3 times as fast (hybrid)?
 
     python benchmarks/train_step.py --dtype bf16 --json result.json
 
-Both sides train the same shape on the same tokens in one process, in alternation: forward, backward, gradient clipping
-and fused AdamW with fp32 main weights. Ours is `training.trainer.Trainer`, as the `train` stage uses it, with its
-data. The peer is the loop its documentation shows: `model(input_ids, labels=...)` of the same architecture (made from
-the config we export), SDPA attention, autocast for bf16, `clip_grad_norm_`, `torch.optim.AdamW(fused=True)`.
+Both sides train the same shape on the same tokens and alternate in one process: forward, backward, gradient clipping
+and fused AdamW with fp32 main weights. Our side is `training.trainer.Trainer` with data as in the `train` stage. The
+other side is the loop in the documentation of transformers: `model(input_ids, labels=...)` of the same architecture
+(made from the config we export), SDPA attention, autocast for bf16, `clip_grad_norm_`, `torch.optim.AdamW(fused=True)`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "ours": local_parameter_count(ours.models[0]),
             "transformers": local_parameter_count(peer.model),
         }
-        assert sizes["ours"] == sizes["transformers"], f"not the same shape: {sizes}"
+        assert sizes["ours"] == sizes["transformers"], f"the two models do not have the same shape: {sizes}"
         timings = measure.alternate(
             {
                 "ours": lambda: ours.step(data, 0, LEARNING_RATE),

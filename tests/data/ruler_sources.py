@@ -29,7 +29,7 @@ def prose(sentences: int, seed: int = 0) -> str:
 
 
 def write_sources(folder: Path) -> dict[str, Path]:
-    """essays.txt, squad.json and hotpot.json, of which each document and question is different."""
+    """Write essays.txt, squad.json and hotpot.json, in which all documents and questions differ."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "essays.txt").write_text(prose(4000), encoding="utf-8")
     articles = []
@@ -70,7 +70,7 @@ def byte_level_tokenizer(folder: Path) -> Tokenizer:
 
 
 def metaspace_tokenizer(folder: Path) -> Tokenizer:
-    """As SentencePiece makes them: spaces are part of the words, and a text begins with one more."""
+    """Like a SentencePiece tokenizer: spaces are part of the words, and a space is added before a text."""
     backend = Backend(models.BPE(unk_token="<unk>", byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
@@ -83,7 +83,7 @@ def metaspace_tokenizer(folder: Path) -> Tokenizer:
 
 
 def crossing_tokenizer(folder: Path) -> Tokenizer:
-    """Tokens go over spaces ("The quick" may be one): nothing that is counted by words is right."""
+    """Tokens may contain spaces ("The quick" may be one token), so every count by words is wrong."""
     backend = Backend(models.BPE(unk_token="<unk>"))
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", "</s>"], show_progress=False)
     lines = [line for line in (prose(60) + "\nThe grass is green. The sky is blue.").splitlines() if line]

@@ -1,4 +1,4 @@
-"""Best-fit-decreasing against the ten lines it stands for, on lengths that hit every branch."""
+"""Best-fit-decreasing compared with a simple ten-line version, on lengths that reach every branch."""
 
 import numpy
 import pytest
@@ -25,7 +25,7 @@ def fills(lengths, buffers):
     return sorted(numpy.bincount(buffers, weights=lengths).astype(int).tolist())
 
 
-# Capacities around a bitmap word and over several; few and many equal lengths.
+# Capacities around one word of the bitmap and of several words; few and many equal lengths.
 @pytest.mark.parametrize("capacity", [1, 2, 7, 100, WORD_BITS - 1, WORD_BITS, WORD_BITS + 1, 5000])
 @pytest.mark.parametrize("longest", [0.05, 0.4, 1.0])
 def test_the_same_assignment_as_by_hand(capacity, longest):
@@ -43,11 +43,11 @@ def test_the_same_assignment_as_by_hand(capacity, longest):
 
 
 def test_the_best_fit_is_taken_and_not_the_first():
-    # With 6 left in the first buffer and 5 in the second, the 5 fits both.
+    # 6 are left in the first buffer and 5 in the second, so the item of length 5 fits into both.
     assert best_fit_decreasing(numpy.array([14, 8, 7, 5]), 20).tolist() == [0, 1, 1, 1]
 
 
-def test_the_longest_goes_first():
+def test_the_longest_is_placed_first():
     assert best_fit_decreasing(numpy.array([1, 5, 9]), 10).tolist() == [0, 1, 0]
 
 

@@ -92,8 +92,8 @@ def test_a_small_source_is_read_several_times(tokens, blend):
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("weights", [SHARES, {"chat": 1e-6, "math": 1.0, "web": 0.3}])
-def test_few_samples_never_run_a_source_dry(blend, tmp_path, tokenizer, samples, weights):
-    # Each source holds exactly one sample's tokens per epoch: Megatron rounds hardest here.
+def test_few_samples_never_exhaust_a_source(blend, tmp_path, tokenizer, samples, weights):
+    # Each source has the tokens of exactly one sample per epoch, where Megatron's rounding matters most.
     for source in weights:
         write_tokens(["ab " * 16], tokenizer, tmp_path / "t" / "train" / source)
     dataset = blend(folder=tmp_path / "t", weights=weights, samples=samples, length=8)
@@ -112,7 +112,7 @@ def test_indices_stay_in_the_cache_and_half_written_ones_are_not_used(tokens, bl
     assert torch.equal(first, rows(blend(), 50))
 
 
-def test_new_contents_under_an_old_name(blend, tokenizer, tmp_path):
+def test_changed_contents_of_the_same_file(blend, tokenizer, tmp_path):
     source = tmp_path / "t" / "train" / "a"
     write_tokens(["one two three " * 40], tokenizer, source)
     old = rows(blend(folder=tmp_path / "t", weights={"a": 1}, samples=4), 4)
@@ -139,7 +139,7 @@ def test_one_token_for_end_and_padding(tokens, tokenizer, tmp_path):
             cache=tmp_path / "cache",
             tokenizer=shared,
         )
-    # The end of a document is learnt, not masked as padding.
+    # The end token of a document is trained on, and not masked as padding.
     assert any((dataset[i]["labels"] == shared.eos_id).any() for i in range(20))
     assert all(dataset[i]["loss_mask"].all() for i in range(20))
 

@@ -37,14 +37,14 @@ def test_a_users_files_become_a_corpus_that_trains(files, tmp_path_factory):
     assert tokens.metrics["tokens"]["train"]["web"] > len(found["train"])
 
 
-def test_the_share_held_out_is_the_one_asked_for():
+def test_the_held_out_share_is_valid_percent():
     texts = [str(number) for number in range(20_000)]
     for percent in (0.5, 5, 50):
         share = sum(split_of(text, percent) == "valid" for text in texts) / len(texts)
         assert share == pytest.approx(percent / 100, rel=0.2)
 
 
-def test_a_changed_file_is_another_corpus(files):
+def test_a_changed_file_changes_the_fingerprint(files):
     folder, _ = files
     stage = FileCorpus(sources={"notes": str(folder / "notes")})
     before = stage.fingerprint({})

@@ -47,7 +47,7 @@ def test_weights_are_normalised_and_their_sum_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name: x\nweights: {a: 0}", "weights.a=0.0: must be a number greater"),
         ("name: x\nweights: {a: -1}", "weights.a=-1.0"),
@@ -61,12 +61,12 @@ def test_weights_are_normalised_and_their_sum_kept(tmp_path):
         ("- a", "expected KEY: VALUE lines"),
     ],
 )
-def test_bad_files(tmp_path, text, said):
+def test_bad_files(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         Mixture.load(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Samples of packed sequences: what they hold, in which order, from which source."""
+"""Samples of packed sequences: their contents, order and sources."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def blend(packed):
 
 
 def held(sample):
-    """The packed sequence a sample was made of: the tokens that count, and the one before the first label."""
+    """The packed sequence that a sample was made from: the tokens with loss, and the one before the first label."""
     used = int(sample["loss_mask"].sum())
     return [int(sample["tokens"][0]), *sample["labels"][:used].tolist()]
 
@@ -89,7 +89,7 @@ def test_a_sample_is_a_packed_sequence(blend, packed):
     assert sorted(found) == sorted(file.document(number).tolist() for number in range(len(file.lengths)))
 
 
-def test_decoded_samples_are_the_documents_whole(blend, tokens, tokenizer, tmp_path):
+def test_decoded_samples_are_whole_documents(blend, tokens, tokenizer, tmp_path):
     stage = PackDocuments(sequence_length=LENGTH, min_tokens=40, split_long=False, sources=["math", "chat"])
     packed = make_artifact(stage, tmp_path / "packed", tokens=tokens)
     sequences = packed.metrics["ledger"]["train"]["math"]["sequences"]
@@ -109,8 +109,8 @@ def test_decoded_samples_are_the_documents_whole(blend, tokens, tokenizer, tmp_p
     assert len(expected) > 1.2 * sequences
 
 
-def test_a_token_that_pads_and_ends_is_masked_by_place(blend, tokenizer):
-    # Where padding has no token of its own, the end marks inside a sequence still count.
+def test_an_end_token_that_also_pads_is_masked_by_position(blend, tokenizer):
+    # If padding has no separate token, the end tokens inside a sequence still have loss.
     dataset = blend({"chat": 1.0}, samples=100, pad=tokenizer.eos_id)
     learnt = sum(
         int(((s["labels"] == tokenizer.eos_id) * s["loss_mask"]).sum()) for s in map(dataset.__getitem__, range(100))
@@ -133,7 +133,7 @@ def test_shares_over_any_prefix(blend):
     assert abs(equal["math"] - 500) > 100
 
 
-def test_each_epoch_reads_all_and_in_another_order(blend, packed):
+def test_each_epoch_reads_all_sequences_in_a_new_order(blend, packed):
     count = len(TokenFile.open(packed.path / "valid" / "chat").lengths)
     dataset = blend({"chat": 1.0}, samples=3 * count, split="valid")
     first, second, third = rows(dataset, 3 * count).split(count)
@@ -147,7 +147,7 @@ def test_the_arguments_decide_the_order(blend):
     dataset = blend()
     assert torch.equal(rows(dataset, 200), rows(blend(), 200))
     assert not torch.equal(rows(dataset, 200), rows(blend(seed=2), 200))
-    # A run made longer, or resumed at any sample, reads on where it was.
+    # A run that is longer or resumed reads the same samples at the same positions.
     longer = blend(samples=777)
     assert torch.equal(rows(dataset, 200), rows(longer, 200))
     assert torch.equal(dataset[137]["tokens"], longer[137]["tokens"])
@@ -155,7 +155,7 @@ def test_the_arguments_decide_the_order(blend):
         dataset[200]
 
 
-def test_the_dispatcher_knows_a_packed_folder(packed, tokens, tokenizer, blend, tmp_path):
+def test_training_dataset_recognises_a_packed_folder(packed, tokens, tokenizer, blend, tmp_path):
     arguments = {"sequence_length": LENGTH, "num_samples": 20, "seed": 1, "tokenizer": tokenizer}
     arguments |= {"split": "train", "weights": {"math": 1.0}, "cache": tmp_path / "cache"}
     expected = blend({"math": 1.0}, samples=20, pad=tokenizer.pad_id)
@@ -196,7 +196,7 @@ def test_refusals(blend, packed, tmp_path):
         blend({"web": 1.0}, folder=broken, length=48)
 
 
-def test_ids_of_two_bytes_come_out_as_they_are(tmp_path, blend):
+def test_two_byte_ids_are_read_unchanged(tmp_path, blend):
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     (tmp_path / "train").mkdir()

@@ -1,4 +1,4 @@
-"""The `packed` stage: what it keeps, cuts, writes and counts, and what it refuses."""
+"""The `packed` stage: selection, chunks, written sequences, counts, and refused configs."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ EOS = 0
 
 
 def write_documents(prefix, lengths, first=1):
-    """Documents whose every token is another number, ended by EOS."""
+    """Write documents in which all tokens differ, each ended by EOS."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def documents_of(prefix):
 
 
 def chunks_of(prefix):
-    """The chunks of each packed sequence, as Megatron's own reader gives them."""
+    """The chunks of each packed sequence, read with Megatron's reader."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     packed = IndexedDataset(str(prefix))
@@ -59,7 +59,7 @@ def chunks_of(prefix):
 
 
 def expected_chunks(documents, longest, overlap):
-    """Cut by a loop over one document at a time."""
+    """The same chunks, made by a loop over single documents."""
     made = []
     for document in documents:
         start = 0
@@ -74,7 +74,7 @@ def expected_chunks(documents, longest, overlap):
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 7, 31])
-def test_every_kept_token_is_there_and_nothing_else(corpus, tmp_path, overlap):
+def test_the_output_has_exactly_the_kept_tokens(corpus, tmp_path, overlap):
     stage = PackDocuments(sequence_length=32, min_tokens=10, overlap=overlap)
     packed = make_artifact(stage, tmp_path / "packed", tokens=corpus)
     for split in ("train", "valid"):
@@ -121,7 +121,7 @@ def test_the_ledger_adds_up(corpus, tmp_path):
     assert packed.metrics["train_tokens"] == sum(packed.metrics["tokens"]["train"].values())
 
 
-def test_long_documents_are_dropped_where_they_are_not_split(corpus, tmp_path):
+def test_long_documents_are_dropped_if_they_are_not_split(corpus, tmp_path):
     stage = PackDocuments(sequence_length=32, split_long=False, sources=["code"])
     packed = make_artifact(stage, tmp_path / "packed", tokens=corpus)
     row = packed.metrics["ledger"]["train"]["code"]
@@ -135,7 +135,7 @@ def test_long_documents_are_dropped_where_they_are_not_split(corpus, tmp_path):
     assert not (packed.path / "train" / "web.bin").exists()
 
 
-def test_the_same_again_byte_for_byte_and_without_the_input(corpus, tmp_path):
+def test_repeated_packing_is_identical_and_needs_no_input_afterwards(corpus, tmp_path):
     stage = PackDocuments(sequence_length=32, overlap=3)
     first = make_artifact(stage, tmp_path / "first", tokens=corpus)
     second = make_artifact(stage, tmp_path / "second", tokens=corpus)
@@ -157,7 +157,7 @@ def test_selection_at_the_edges():
     ("length", "overlap", "pieces"),
     [
         (10, 0, [(0, 10)]),
-        (11, 0, [(0, 10)]),  # the eleventh is the end mark alone
+        (11, 0, [(0, 10)]),  # the eleventh token is only the end token
         (12, 0, [(0, 10), (10, 2)]),
         (20, 0, [(0, 10), (10, 10)]),
         (11, 1, [(0, 10), (9, 2)]),
@@ -191,7 +191,7 @@ def test_impossible_configs_are_refused_when_made(change, named):
     assert PackDocuments(sequence_length=32, min_tokens=33).split_long
 
 
-def test_a_source_with_nothing_left_is_named(corpus, tmp_path):
+def test_a_source_without_remaining_documents_is_an_error(corpus, tmp_path):
     stage = PackDocuments(sequence_length=128, source_min_tokens={"web": 60})
     with pytest.raises(DataError) as caught:
         stage.run({"tokens": corpus}, tmp_path / "out")

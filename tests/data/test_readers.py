@@ -47,7 +47,7 @@ def test_json_lines(tmp_path, monkeypatch, name, pack, chunk):
     assert list(read_texts(write(tmp_path / name, pack(LINES)))) == TEXTS
 
 
-def test_another_text_key(tmp_path):
+def test_a_different_text_key(tmp_path):
     path = write(tmp_path / "a.jsonl", b'{"content": "x", "text": "y"}')
     assert list(read_texts(path, text_key="content")) == ["x"]
 
@@ -89,7 +89,7 @@ def test_reading_streams(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.csv", b"x", "unknown suffix '.csv'; known suffixes: .txt"),
         ("a.txt", b"", "empty corpus"),
@@ -108,11 +108,11 @@ def test_reading_streams(tmp_path):
         ("a.parquet", b"no parquet", "damaged Parquet"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(tmp_path, name, data, said):
-    message = refusal(write(tmp_path / name, data))
-    assert said in message
-    assert str(tmp_path / name) in message
-    assert "\n" not in message
+def test_errors_name_the_place_and_the_reason(tmp_path, name, data, message):
+    line = refusal(write(tmp_path / name, data))
+    assert message in line
+    assert str(tmp_path / name) in line
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])

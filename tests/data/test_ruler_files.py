@@ -1,4 +1,4 @@
-"""Sources and folders of samples: what is read, what is refused, and what lies on disk."""
+"""Sources and folders of samples: reading, errors, and the files on disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paths(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_holds_what_was_asked(workers, tmp_path, tokenizer_folder, paths):
+def test_a_folder_contains_the_planned_samples(workers, tmp_path, tokenizer_folder, paths):
     from megatron_prism.data.tokenizer import Tokenizer
 
     sources = load_sources(TASKS, hotpot=paths["hotpot"])
@@ -54,7 +54,7 @@ def test_a_folder_holds_what_was_asked(workers, tmp_path, tokenizer_folder, path
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_what_cannot_be_made_is_said_before_anything_is_written(tmp_path, tokenizer_folder, paths):
+def test_impossible_plans_are_errors_before_anything_is_written(tmp_path, tokenizer_folder, paths):
     sources = load_sources(TASKS, hotpot=paths["hotpot"])
     for lengths, error in (((2048, 100_000), DataError), ((64, 2048), ConfigError)):
         with pytest.raises(error):
@@ -121,7 +121,7 @@ def test_words_come_from_the_essays_or_a_list(tmp_path, paths):
         load_sources(task, words=tmp_path / "none.txt")
 
 
-def test_text_that_nobody_named_is_called_a_stand_in():
+def test_default_text_is_labelled_as_a_stand_in():
     made = load_sources([RULER_TASKS["niah_single_2"], RULER_TASKS["qa_1"]])
     assert made.essays.source.startswith("stand-in")
     assert made.single.source.startswith("stand-in")
@@ -149,7 +149,7 @@ def test_text_that_nobody_named_is_called_a_stand_in():
         (read_hotpot, "[]", "no question with an answer"),
     ],
 )
-def test_files_of_another_form_are_named(reader, content, message, tmp_path):
+def test_files_in_the_wrong_form_are_named(reader, content, message, tmp_path):
     (tmp_path / "file.json").write_text(content)
     with pytest.raises(DataError, match=message) as problem:
         reader(tmp_path / "file.json")

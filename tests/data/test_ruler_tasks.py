@@ -1,4 +1,4 @@
-"""Every RULER task: its answers are true, its lengths exact, and a sample depends on nothing but who it is."""
+"""Every RULER task: answers are correct, lengths are exact, and a sample depends only on its own arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from megatron_prism.errors import ConfigError, DataError
 
 LENGTH = 4096
 NEEDLE_TASKS = [name for name in RULER_TASKS if name.startswith("niah")]
-# Tasks of one's own, as short as the compact ones, with numbers that stand nowhere else.
+# User-defined tasks, as short as the compact ones, with numbers that occur nowhere else.
 OWN = {
     name: NeedleTask(
         *(name, "{context} Which number goes with {query}? {query}", 8, "{key} {value}.", "noise"),
@@ -56,7 +56,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(tokenizer, sources):
-    """Three samples of every task, 12k tokens where a list of words shall be long enough for the long form."""
+    """Three samples of every task, with 12k tokens where a list of words must be long enough for the long form."""
     counter = TokenCounter(tokenizer)
     return {
         name: make_samples(task, tokenizer, LENGTH, 3, seed=7, sources=sources, counter=counter)
@@ -64,7 +64,7 @@ def made(tokenizer, sources):
     }
 
 
-def test_there_are_thirteen_and_their_room_for_answers_is_helmets():
+def test_there_are_thirteen_tasks_with_helmets_answer_lengths():
     room = [task.max_new_tokens for task in RULER_TASKS.values()]
     assert room == [50, 50, 50, 50, 50, 100, 50, 100, 50, 100, 50, 50, 50]
     assert list(RULER_TASKS) == [
@@ -74,14 +74,14 @@ def test_there_are_thirteen_and_their_room_for_answers_is_helmets():
 
 
 def context_of(sample, task):
-    """Prompt without its head and its question, by the task's own template."""
+    """The prompt without its head and question, according to the task's template."""
     head, tail = task.prompt.split("{context}")
     start = sample.prompt.rindex(head) + len(head) if head else 0
     return sample.prompt[start : sample.prompt.rindex(tail.split("{")[0])]
 
 
 @pytest.mark.parametrize("name", NEEDLE_TASKS + list(OWN))
-def test_needles_hold_the_answers_and_nothing_else_does(name, tokenizer, sources):
+def test_only_the_needles_contain_the_answers(name, tokenizer, sources):
     task = (RULER_TASKS | OWN)[name]
     length = 160 if name in OWN else LENGTH
     for sample in make_samples(task, tokenizer, length, 3, seed=7, sources=sources):
@@ -92,9 +92,9 @@ def test_needles_hold_the_answers_and_nothing_else_does(name, tokenizer, sources
         for key, value in needles:
             values.setdefault(key, []).append(value)
         ending = sample.prompt[sample.prompt.rindex("W") :]
-        asked = [key for key in values if re.search(rf"\b{key}\b", ending)]
-        assert len(asked) == task.num_queries
-        assert sorted(sample.answers) == sorted(value for key in asked for value in values[key])
+        queried = [key for key in values if re.search(rf"\b{key}\b", ending)]
+        assert len(queried) == task.num_queries
+        assert sorted(sample.answers) == sorted(value for key in queried for value in values[key])
         assert len(sample.answers) == task.num_queries * task.num_values
         for answer in sample.answers:
             assert sample.prompt.count(answer) == 1
@@ -109,7 +109,7 @@ def test_needles_hold_the_answers_and_nothing_else_does(name, tokenizer, sources
 
 
 @pytest.mark.parametrize("name", COMPACT_TASKS)
-def test_compact_tasks_say_what_they_ask(name, tokenizer, sources):
+def test_compact_tasks_contain_their_answers(name, tokenizer, sources):
     task = COMPACT_TASKS[name]
     for sample in make_samples(task, tokenizer, 160, 20, seed=7, sources=sources):
         assert len(sample.answers) == task.num_queries
@@ -118,7 +118,7 @@ def test_compact_tasks_say_what_they_ask(name, tokenizer, sources):
             assert any(task.needle.format(key=key, value=answer) in sample.prompt for key in keys)
 
 
-def test_needles_are_everywhere(tokenizer, sources):
+def test_needles_occur_at_all_depths(tokenizer, sources):
     depths = [
         sample.depths[0]
         for sample in make_samples(TASKS["niah_single_1"], tokenizer, 1024, 60, seed=1, sources=sources)
@@ -127,15 +127,15 @@ def test_needles_are_everywhere(tokenizer, sources):
     assert max(depths) > 0.85
 
 
-def test_chains_are_true(made):
+def test_chains_give_the_answers(made):
     for sample in made["vt"]:
-        asked = sample.prompt[sample.prompt.rindex("Memorize") :]
-        value = re.search(r"assigned the value (\d{5}) in", asked)[1]
-        holds = set()
-        for name, right in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", asked):
-            if right == value or right in holds:
-                holds.add(name)
-        assert holds == set(sample.answers)
+        body = sample.prompt[sample.prompt.rindex("Memorize") :]
+        value = re.search(r"assigned the value (\d{5}) in", body)[1]
+        variables = set()
+        for name, right in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", body):
+            if right == value or right in variables:
+                variables.add(name)
+        assert variables == set(sample.answers)
         assert len(sample.answers) == 5
         assert sample.depths == sorted(sample.depths)
         example = sample.prompt[: sample.prompt.rindex("Memorize")]
@@ -145,9 +145,9 @@ def test_chains_are_true(made):
 @pytest.mark.parametrize(("length", "common", "others"), [(2048, 6, 1), (12_000, 30, 3)])
 def test_common_words_are_common(length, common, others, tokenizer, sources):
     for sample in make_samples(RULER_TASKS["cwe"], tokenizer, length, 2, seed=7, sources=sources):
-        asked = sample.prompt[sample.prompt.rindex("Below is") :].split("\nQuestion")[0]
-        counts = Counter(re.findall(r"\d+\. ([a-z]+)", asked))
-        numbers = [int(number) for number in re.findall(r"(\d+)\. ", asked)]
+        words = sample.prompt[sample.prompt.rindex("Below is") :].split("\nQuestion")[0]
+        counts = Counter(re.findall(r"\d+\. ([a-z]+)", words))
+        numbers = [int(number) for number in re.findall(r"(\d+)\. ", words)]
         assert numbers == list(range(1, len(numbers) + 1))
         assert {word for word, count in counts.items() if count == common} == set(sample.answers)
         assert len(sample.answers) == 10
@@ -174,7 +174,7 @@ def test_frequent_words_have_no_ties_at_any_length(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["qa_1", "qa_2"])
-def test_the_documents_with_the_answer_are_there(name, made, sources):
+def test_the_documents_with_the_answer_are_in_the_context(name, made, sources):
     questions = sources.single if name == "qa_1" else sources.multi
     by_text = {question.text: question for question in questions.questions}
     for sample in made[name]:
@@ -190,7 +190,7 @@ def test_the_documents_with_the_answer_are_there(name, made, sources):
         assert sample.source == ("squad.json" if name == "qa_1" else "hotpot.json")
 
 
-def test_a_question_stays_at_every_length(tokenizer, sources):
+def test_a_sample_has_the_same_question_at_every_length(tokenizer, sources):
     ends = {
         length: [
             sample.prompt.rsplit("Question: ", 1)[1]
@@ -212,7 +212,7 @@ def test_lengths_are_exact_and_within_a_percent(kind, name, tmp_path_factory, so
             assert sample.tokens == len(tokenizer.encode(sample.prompt))
             used = sample.tokens + task.max_new_tokens + START_TOKENS
             assert used <= length
-            # Where a percent is less than the haystack's unit, the unit is what is missing at most.
+            # If a percent is less than one haystack unit, at most one unit is missing.
             unit = 12 if name in COMPACT_TASKS else 110 * (name == "niah_multikey_3" and length < 8192)
             assert length - used <= max(length // 100, unit)
     assert not counter.exact
@@ -232,7 +232,7 @@ def tokenizer_of(tmp_path_factory):
 
 
 def test_a_start_token_of_the_tokenizer_is_counted(tmp_path, sources):
-    """It takes the place that other tokenizers leave to a server's, so the prompts are the same."""
+    """It takes the room that is otherwise reserved for a server's start token, so the prompts are the same."""
     folder, task = with_begin(tmp_path), RULER_TASKS["niah_single_1"]
     begun, bare = Tokenizer.load(folder), Tokenizer.load(folder, TextSettings(begin="none"))
     with_token, without = (
@@ -247,7 +247,7 @@ def test_a_start_token_of_the_tokenizer_is_counted(tmp_path, sources):
         assert sample.tokens == len(pieces.encode(sample.prompt)) <= 4096 - sample.max_new_tokens
 
 
-def test_tokens_over_spaces_are_noticed_and_encoded_as_a_whole(tmp_path, sources):
+def test_tokens_over_spaces_are_detected_and_texts_encoded_as_a_whole(tmp_path, sources):
     tokenizer = crossing_tokenizer(tmp_path / "crossing")
     assert not TokenCounter(tokenizer).agrees("The grass is green. The sky is blue.")
     for name in ("niah_single_1", "niah_multikey_2"):
@@ -257,7 +257,7 @@ def test_tokens_over_spaces_are_noticed_and_encoded_as_a_whole(tmp_path, sources
 
 
 @pytest.mark.parametrize("name", RULER_TASKS)
-def test_a_sample_depends_on_nothing_but_who_it_is(name, tokenizer, sources, made):
+def test_a_sample_depends_only_on_its_own_arguments(name, tokenizer, sources, made):
     again = make_samples(RULER_TASKS[name], tokenizer, LENGTH, 1, seed=7, sources=sources, first=2)
     assert again == made[name][2:]
     assert len({sample.prompt for sample in made[name]}) == 3
@@ -265,15 +265,15 @@ def test_a_sample_depends_on_nothing_but_who_it_is(name, tokenizer, sources, mad
     assert other.prompt != made[name][0].prompt
 
 
-def test_keys_can_be_held_out_and_a_task_can_be_ones_own(tokenizer):
+def test_keys_can_be_held_out_and_tasks_can_be_user_defined(tokenizer):
     own = NeedleTask(
         "own", "{context}\nWhere is {query}? {query} is at", 6, "{key} is at {value}.", "noise", digits=4
     )
     for keys in (NOUNS[:20], NOUNS[20:]):
         samples = make_samples(own, tokenizer, 300, 30, keys=keys)
-        asked = {re.search(r"Where is ([a-z]+)\?", sample.prompt)[1] for sample in samples}
-        assert len(asked) > 5
-        assert asked <= set(keys)
+        queried = {re.search(r"Where is ([a-z]+)\?", sample.prompt)[1] for sample in samples}
+        assert len(queried) > 5
+        assert queried <= set(keys)
     more = replace(own, num_keys=3, num_queries=2, num_values=2)
     sample = make_samples(more, tokenizer, 400, 1, keys=NOUNS)[0]
     assert len(sample.answers) == 4
@@ -301,12 +301,12 @@ def test_names_are_distinct():
         ("vt", 2048, 0, ConfigError, "samples=0"),
     ],
 )
-def test_what_cannot_be_made_is_said(task, length, samples, error, message, tokenizer, sources):
+def test_impossible_samples_are_errors(task, length, samples, error, message, tokenizer, sources):
     with pytest.raises(error, match=re.escape(message)):
         make_samples(RULER_TASKS[task], tokenizer, length, samples, seed=1, sources=sources)
 
 
-def test_a_short_haystack_is_repeated_when_asked(tokenizer, sources):
+def test_a_short_haystack_is_repeated_on_request(tokenizer, sources):
     essays = replace(sources.essays, words=sources.essays.words[:500], ends=sources.essays.ends[:40])
     task = RULER_TASKS["niah_single_2"]
     with pytest.raises(DataError, match="set repeat_haystack"):
@@ -338,7 +338,7 @@ def test_impossible_tasks_are_refused(changes, message):
         replace(OWN["one"], **changes)
 
 
-def test_too_few_or_double_keys_are_refused(tokenizer):
+def test_too_few_or_duplicate_keys_are_refused(tokenizer):
     task = OWN["of_four"]
     with pytest.raises(ConfigError, match="3 keys, but 4 are needed"):
         make_samples(task, tokenizer, 128, 1, keys=NOUNS[:3])
@@ -353,10 +353,10 @@ def test_values_can_belong_to_their_keys(tokenizer):
     values = {"color": ["red", "blue"], "animal": ["cat", "dog"], "food": ["egg", "pie"]}
     task = replace(OWN["of_four"], key_words=(), value_words=values, num_keys=3)
     for sample in make_samples(task, tokenizer, 128, 10):
-        said = dict(re.findall(r"(color|animal|food) (\w+)\.", sample.prompt))
-        assert set(said) == set(values)
-        assert all(said[key] in values[key] for key in values)
-        assert sample.answers == [said[sample.prompt.rsplit(" ", 1)[1]]]
+        stated = dict(re.findall(r"(color|animal|food) (\w+)\.", sample.prompt))
+        assert set(stated) == set(values)
+        assert all(stated[key] in values[key] for key in values)
+        assert sample.answers == [stated[sample.prompt.rsplit(" ", 1)[1]]]
     short = replace(task, value_words=dict.fromkeys(values, ("one", "two")))
     with pytest.raises(ConfigError, match="too few values"):
         make_samples(short, tokenizer, 128, 1)

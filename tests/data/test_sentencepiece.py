@@ -1,4 +1,4 @@
-"""Folders with nothing but a `tokenizer.model`, held against SentencePiece itself."""
+"""Folders with only a `tokenizer.model`, compared with SentencePiece itself."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def test_the_ids_are_sentencepieces(folder, reference, tmp_path):
     assert [file.document(i).tolist() for i in range(len(TEXTS))] == documents
 
 
-def test_nothing_but_the_model(folder, reference, tmp_path):
+def test_a_folder_with_only_the_model(folder, reference, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
     tokenizer = Tokenizer.load(tmp_path)
-    # As transformers reads such a folder: nobody asks for a start token.
+    # Like transformers: nothing in such a folder requests a start token.
     assert (tokenizer.policy.begin, tokenizer.eos_id) == ((), reference.eos_id())
     assert tokenizer.encode(TEXTS[0]) == reference.encode(TEXTS[0])
-    asked = Tokenizer.load(tmp_path, TextSettings(begin="<s>"))
-    assert asked.encode(TEXTS[0]) == reference.encode(TEXTS[0], add_bos=True)
-    assert asked.identity == tokenizer.identity == Tokenizer.load(folder).identity
+    with_begin = Tokenizer.load(tmp_path, TextSettings(begin="<s>"))
+    assert with_begin.encode(TEXTS[0]) == reference.encode(TEXTS[0], add_bos=True)
+    assert with_begin.identity == tokenizer.identity == Tokenizer.load(folder).identity
 
 
 def test_special_tokens_in_a_text(folder, reference):
@@ -73,7 +73,7 @@ def test_special_tokens_in_a_text(folder, reference):
     assert [number for number in ids if number in (bos, eos)] == [bos, eos, bos]
     assert ids[: ids.index(eos)] == reference.encode("the ", add_bos=True)
     assert parsing.decode(ids).replace(" ", "") == f"<s>{text}".replace(" ", "")
-    # What follows a special token is not given the space that a text begins with.
+    # Text after a special token does not get the leading space of a text.
     assert parsing.decode(ids[-1:]) == "x"
     assert ids[-1] == reference.piece_to_id("x")
     with pytest.raises(DataError, match=r"contains the name of the special token '</s>'"):
@@ -95,7 +95,7 @@ def test_added_tokens(folder, reference, tmp_path):
     ids = tokenizer.encode("the <tool>x<pad>")
     assert ids[: ids.index(size + 1)] == reference.encode("the ")
     assert size not in ids
-    # SentencePiece itself drops the space at the end of a piece of text where it normalises.
+    # SentencePiece itself drops the space at the end of a piece of text if it normalises.
     assert tokenizer.decode(ids).replace(" ", "") == "the<tool>x<pad>"
     assert tokenizer.decode_each([size, size + 1]) == ["<pad>", "<tool>"]
     assert size in Tokenizer.load(tmp_path, TextSettings(special_tokens="parse")).encode("<pad>")

@@ -1,4 +1,4 @@
-"""What begins and ends a text, against transformers; and what the name of a special token in a text is."""
+"""Start and end tokens of texts, compared with transformers, and names of special tokens in texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def begun(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "begin"), FAMILIES.items())
-def test_every_family_begins_as_transformers_does(name, begin, tmp_path):
+def test_start_tokens_are_those_of_transformers(name, begin, tmp_path):
     folder = family(name, tmp_path)
     ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(str(folder))
     assert ours.policy.begin == (() if begin is None else (theirs.convert_tokens_to_ids(begin),))
@@ -40,7 +40,7 @@ def test_every_family_begins_as_transformers_does(name, begin, tmp_path):
         assert ours.encode(text) == ids
         assert ours.encode_documents([text]) == [[*ids, theirs.eos_token_id]]
         assert ours.encode_fragment(text) == theirs(text, add_special_tokens=False)["input_ids"]
-    # Negative control: without the policy the ids are others, unless the family has no beginning.
+    # Negative control: without the policy the ids differ, unless the family has no start token.
     bare = Tokenizer.load(folder, TextSettings(begin="none"))
     assert (bare.encode("ABC") == theirs("ABC")["input_ids"]) is (begin is None)
 
@@ -60,7 +60,7 @@ def test_other_post_processors(kind, tmp_path):
     elif kind == "bert":
         tokenizer.post_processor = processors.BertProcessing(begin, end)
     elif kind == "config against template":
-        # transformers 5 goes by the file, and so do we.
+        # transformers 5 follows tokenizer.json, and so do we.
         config |= {"add_bos_token": True}
     folder = save(tokenizer, tmp_path, **config)
     ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(str(folder))
@@ -70,8 +70,8 @@ def test_other_post_processors(kind, tmp_path):
     assert ours.encode("ABC") == (whole[:-1] if ended else whole)
 
 
-def test_a_document_of_the_shoebox_has_the_ids_it_had(tokenizer_artifact, corpus, tokens):
-    """Its tokenizer adds nothing, so nothing that was trained on it changes."""
+def test_shoebox_documents_keep_their_ids(tokenizer_artifact, corpus, tokens):
+    """The shoebox tokenizer adds nothing, so models that were trained with it do not change."""
     from megatron_prism.data.readers import corpus_sources, read_texts
 
     raw = Tokenizers.from_file(str(tokenizer_artifact.file("tokenizer.json")))
@@ -93,7 +93,7 @@ def test_a_document_of_the_shoebox_has_the_ids_it_had(tokenizer_artifact, corpus
         ({"end": BOS}, f"{BOS}A", f"{BOS}A{BOS}"),
     ],
 )
-def test_a_user_may_choose(settings, encoded, document, begun):
+def test_policies_that_a_user_sets(settings, encoded, document, begun):
     tokenizer = Tokenizer.load(begun, TextSettings(**settings))
     assert tokenizer.decode(tokenizer.encode("A")) == encoded
     assert tokenizer.decode(tokenizer.encode_documents(["A"])[0]) == document
@@ -122,7 +122,7 @@ def test_the_name_of_a_special_token_is_spelled_out_parsed_or_refused(shape, tmp
     if shape == "metaspace":
         tokenizer = metaspace()
     elif shape == "unigram":
-        # As conversions of SentencePiece models are: control tokens are pieces of the vocabulary, with the best score.
+        # As in converted SentencePiece models: control tokens are pieces of the vocabulary with the best score.
         pieces = [("<unk>", 0.0), (BOS, 0.0), (EOS, 0.0), *((c, -5.0) for c in "ab<>/s ")]
         tokenizer = Tokenizers(models.Unigram(pieces, unk_id=0))
         tokenizer.add_special_tokens([BOS, EOS])
@@ -156,16 +156,16 @@ def test_the_name_of_a_special_token_is_spelled_out_parsed_or_refused(shape, tmp
         refusing.encode_documents(["fine", text])
 
 
-def test_a_rendered_template_is_not_begun_or_ended_twice(begun):
+def test_a_rendered_template_gets_no_second_start_or_end_token(begun):
     parsing = Tokenizer.load(begun, TextSettings(special_tokens="parse"))
     assert parsing.encode(f"{BOS}ab") == parsing.encode("ab")
     assert parsing.encode_documents([f"{BOS}ab{EOS}"]) == parsing.encode_documents(["ab"])
-    # The ordinary text keeps both, as the text that it is.
+    # Read as ordinary text, both names stay in the text.
     spelling = Tokenizer.load(begun)
     assert len(spelling.encode(f"{BOS}ab")) == 1 + len(BOS) + 2
 
 
-def test_a_prompt_that_is_spelled_out_is_pointed_out_once(begun, caplog):
+def test_spelled_out_names_in_prompts_give_one_warning(begun, caplog):
     tokenizer = Tokenizer.load(begun)
     with caplog.at_level(logging.WARNING):
         tokenizer.encode("plain")
@@ -176,7 +176,7 @@ def test_a_prompt_that_is_spelled_out_is_pointed_out_once(begun, caplog):
     assert f"'{EOS}', and it is read as ordinary text" in line
 
 
-def test_a_length_in_the_file_does_not_cut_or_fill_documents(tmp_path):
+def test_a_length_in_the_file_does_not_cut_or_pad_documents(tmp_path):
     tokenizer = byte_level()
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=9)
@@ -194,7 +194,7 @@ def test_a_length_in_the_file_does_not_cut_or_fill_documents(tmp_path):
         ("config.json", {"eos_token_id": 257, "model_type": "llama"}),
     ],
 )
-def test_a_tokenizer_json_whose_end_is_named_elsewhere(file, content, tmp_path):
+def test_an_end_token_from_another_file(file, content, tmp_path):
     save(byte_level(), tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / file).write_text(json.dumps(content))
@@ -218,14 +218,14 @@ def test_a_tokenizer_json_whose_end_is_named_elsewhere(file, content, tmp_path):
         ({"eos_token": None}, r"no eos_token, and no eos_token_id"),
     ],
 )
-def test_configs_that_name_no_token(config, message, tmp_path):
+def test_configs_without_a_valid_token_name(config, message, tmp_path):
     save(byte_level(), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match=message):
         Tokenizer.load(tmp_path)
 
 
-def test_an_end_beyond_the_vocabulary(tmp_path):
+def test_an_end_token_beyond_the_vocabulary(tmp_path):
     save(byte_level(), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match="JSON nested more than 100 levels deep"):
@@ -236,12 +236,12 @@ def test_an_end_beyond_the_vocabulary(tmp_path):
         Tokenizer.load(tmp_path)
 
 
-def test_files_written_otherwise_are_the_same_tokenizer(begun, tmp_path, tokenizer_artifact):
+def test_differently_written_files_are_the_same_tokenizer(begun, tmp_path, tokenizer_artifact):
     AutoTokenizer.from_pretrained(str(begun)).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content, sort_keys=True))
     assert Tokenizer.load(tmp_path).identity == Tokenizer.load(begun).identity
-    # One token fewer, or two that changed places, is another tokenizer.
+    # With one token fewer, or two tokens swapped, it is a different tokenizer.
     vocabulary = content["model"]["vocab"]
     vocabulary["!"], vocabulary["A"] = vocabulary["A"], vocabulary["!"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
@@ -250,7 +250,7 @@ def test_files_written_otherwise_are_the_same_tokenizer(begun, tmp_path, tokeniz
 
 
 class Record(Artifact):
-    """An artifact of a folder and metrics alone."""
+    """An artifact with only a folder and metrics."""
 
     def __init__(self, path, **metrics):
         super().__init__(path, Receipt("x", "", "", {}, {}, metrics=metrics))
@@ -264,7 +264,7 @@ def corpus_folder(folder, *texts):
     return Record(folder)
 
 
-def test_tokens_know_what_made_them(begun, tmp_path, tokenizer_artifact, caplog):
+def test_tokens_record_their_tokenizer(begun, tmp_path, tokenizer_artifact, caplog):
     corpus = corpus_folder(tmp_path / "corpus", "one", f"two {EOS}")
     tokens, packed = tmp_path / "tokens", tmp_path / "packed"
     tokens.mkdir()
@@ -295,7 +295,7 @@ def test_tokens_know_what_made_them(begun, tmp_path, tokenizer_artifact, caplog)
     assert not caplog.messages
 
 
-def test_a_changed_policy_is_another_stage():
+def test_a_changed_policy_changes_the_fingerprint():
     assert TokenizeCorpus().fingerprint({}) != TokenizeCorpus(TextSettings(begin="none")).fingerprint({})
 
 

@@ -42,7 +42,7 @@ def test_every_text_survives(tokenizer):
 def test_a_document_cannot_end_itself(tokenizer, tokenizer_artifact):
     ids = tokenizer.encode(f"a{END_OF_TEXT}b{PAD}")
     assert not {tokenizer.eos_id, tokenizer.pad_id} & set(ids)
-    # Negative control: it does know them as special when it is told to look.
+    # Negative control: with special_tokens=parse they are special.
     parsing = Tokenizer.load(tokenizer_artifact.path, TextSettings(special_tokens="parse"))
     assert parsing.eos_id in parsing.encode(f"a{END_OF_TEXT}b")
 
@@ -74,7 +74,7 @@ def test_the_prompt_is_a_prefix_of_the_document(tokenizer):
     assert document[: len(tokenizer.encode(prompt))] == tokenizer.encode(prompt)
 
 
-def test_a_large_source_does_not_own_the_vocabulary(corpus, tmp_path):
+def test_a_large_source_does_not_dominate_the_vocabulary(corpus, tmp_path):
     metrics = TrainTokenizer(vocab_size=300, max_bytes_per_source=2000).run(
         {"corpus": corpus}, tmp_path / "a"
     )
@@ -127,13 +127,13 @@ def test_bad_folders(tokenizer_artifact, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_artifact.file("tokenizer.json").read_bytes())
     assert "tokenizer_config.json: no eos_token" in refusal()
     config = tmp_path / "tokenizer_config.json"
-    for text, said in (
+    for text, message in (
         ("{", "not JSON"),
         ("{}", "no eos_token"),
         ('{"eos_token": "<s>"}', "'<s>' is not in"),
     ):
         config.write_text(text)
-        assert said in refusal()
+        assert message in refusal()
     config.write_text('{"eos_token": "<|endoftext|>"}')
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
     assert "not a tokenizer" in refusal()

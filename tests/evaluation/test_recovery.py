@@ -20,12 +20,12 @@ def scores(rate, count, task="a", seed=1):
     return {task: dict(enumerate(right))}
 
 
-def test_the_share_is_of_what_was_lost():
+def test_the_share_is_relative_to_the_loss():
     share = recovered(scores(0.9, 100), scores(0.1, 100, seed=2), scores(0.7, 100, seed=3))
     assert share.mean == pytest.approx(0.75)
     assert share.low < 0.75 < share.high
     assert recovered(scores(0.9, 100), scores(0.1, 100, seed=2), scores(0.1, 100, seed=2)).mean == 0
-    # More than was lost, and a further loss.
+    # More is restored than was lost, and a further loss.
     assert recovered(
         scores(0.6, 100), scores(0.2, 100, seed=2), scores(1.0, 100, seed=3)
     ).mean == pytest.approx(2)
@@ -34,7 +34,7 @@ def test_the_share_is_of_what_was_lost():
     ).mean == pytest.approx(-1)
 
 
-def test_tasks_weigh_alike_however_many_samples_they_have():
+def test_tasks_have_equal_weight_whatever_their_number_of_samples():
     before = scores(1.0, 10) | scores(1.0, 90, "b")
     lost = scores(0.0, 10) | scores(0.0, 90, "b")
     restored = scores(1.0, 10) | scores(0.0, 90, "b")

@@ -147,7 +147,7 @@ def test_correct_and_wrong_engines(made):
     found = list(predict_all(correct, groups(made), 640))
     assert [each.recall for each in found] == [1.0] * 24
     assert correct.seen == [(6, 3, 8, 0.0), (6, 3, 16, 0.0), (6, 2, 8, 0.0), (6, 2, 16, 0.0)]
-    # Shifted by one sample, every answer is there but belongs to another question.
+    # Shifted by one sample, all answers are present but belong to other questions.
     shifted = dict(zip(answers, [*list(answers.values())[1:], "none"], strict=True))
     wrong = [each.recall for each in predict_all(Parrot(shifted.__getitem__), groups(made), 640)]
     assert np.mean(wrong) < 0.3

@@ -41,7 +41,7 @@ def test_a_random_model_is_scored(model, tmp_path):
     entry = metrics["lengths"]["160"]
     assert entry["samples"] == 6
     assert 0 <= entry["low"] <= entry["recall"] <= entry["high"] <= 1
-    # It is not trained.
+    # The model is not trained.
     assert entry["recall"] < 0.5
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(metrics))
     with zstandard.open(tmp_path / "samples.jsonl.zst", "rb") as handle:

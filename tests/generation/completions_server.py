@@ -1,7 +1,7 @@
-"""A small `/v1/completions` server that really samples, and fails in the ways that its options ask for.
+"""A small `/v1/completions` server that really samples, and fails in the ways that its options define.
 
-`python completions_server.py MODEL` loads the model once. Each JSON line on its standard input then forks a server of
-its own process (which a test may kill) with these options, and prints that process's id.
+`python completions_server.py MODEL` loads the model once. Then, for each JSON line of options on its standard input,
+it forks a server process (which a test may kill) and prints the id of that process.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Options:
     refuse: how many requests are refused with `status` before one is answered.
     drop: how many connections are closed without an answer.
     die_at: the request, counted from 1, at which the server kills itself.
-    retry_after: the header of that name, of every refusal.
+    retry_after: value of the `Retry-After` header of every refusal.
     page: answer with a web page, as a proxy might.
     keep_stop: leave the stop string in the text, as some servers do.
-    begin: token ids put before every prompt, whatever was sent, as servers do that know the model's start token.
+    begin: token ids that are put before every prompt, as some servers do with the model's start token.
     text_only: refuse prompts of token ids, as `transformers serve` does.
-    silent: report no prompt tokens.
+    silent: do not report the number of prompt tokens.
     """
 
     port: int
@@ -141,7 +141,7 @@ def serve(model: Any, tokenizer: Any, options: Options) -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process when the one that forked it is gone."""
+    """End this process when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)
@@ -149,7 +149,7 @@ def end_with(parent: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    # Children are not awaited: a killed one must vanish, so that a test sees it gone.
+    # Children are reaped automatically, so that a test sees that a killed one has ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])

@@ -20,7 +20,7 @@ SERVER = Path(__file__).with_name("completions_server.py")
 
 @pytest.fixture(scope="session")
 def served_folder(tmp_path_factory):
-    """A Llama whose tokens are the printable characters; it may sample by its own generation config."""
+    """A Llama whose tokens are the printable characters, with its own generation config."""
     folder = make_checkpoint("llama", tmp_path_factory.mktemp("model"), vocab_size=LETTERS + 2)
     known = {"<|endoftext|>": 0, "<|pad|>": 1} | {chr(33 + index): 2 + index for index in range(LETTERS)}
     raw = Tokenizers(models.WordLevel(known, unk_token="<|pad|>"))
@@ -36,7 +36,7 @@ def served_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def supervisor(served_folder):
-    """The process that has the model and forks servers."""
+    """The process that has loaded the model and forks servers."""
     command = [sys.executable, str(SERVER), str(served_folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""A model behind a port: how tests start a server that really samples, kill it, and see what it was asked."""
+"""A model behind a port: start a server that really samples, kill it, and read the requests that it received."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_prism.platform.ports import free_port
 
 
 class Server:
-    """A server on a port of its own, started and killed at will."""
+    """A server on a separate port, which a test can start and kill."""
 
     def __init__(self, supervisor, folder):
         self.supervisor = supervisor
@@ -39,9 +39,9 @@ class Server:
         return True
 
     def kill(self):
-        """Return when the process is gone, and its port with it."""
+        """Kill the process, and return when it has ended and its port is free."""
         while self.process and self.alive:
-            # It may be gone since it was asked after.
+            # The process may have ended after the check.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
             time.sleep(0.01)
@@ -51,8 +51,8 @@ class Server:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     @property
-    def asked(self):
-        """What each request asked for; equal requests ask for the same completion."""
+    def bodies(self):
+        """The body of each request; requests for the same completion have equal bodies."""
         return [json.dumps(request["body"], sort_keys=True) for request in self.requests]
 
 

@@ -62,9 +62,9 @@ def test_greedy_is_what_transformers_generates(model):
 
     def generated(begin):
         for prompt in PROMPTS:
-            given = torch.tensor([ids(prompt)[0 if begin else 1 :]])
+            prompt_ids = torch.tensor([ids(prompt)[0 if begin else 1 :]])
             options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
-            yield reference.generate(given, **options)[0, given.shape[1] :].tolist()
+            yield reference.generate(prompt_ids, **options)[0, prompt_ids.shape[1] :].tolist()
 
     assert made == list(generated(begin=True))
     # Negative control: without the start token the completions differ.

@@ -1,4 +1,4 @@
-"""Reading a response: what a server may leave out, and token ids if it reports none."""
+"""Reading a response: fields that a server may leave out, and token ids if it reports none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tokens_of(tokenizer, ids):
 
 
 def test_tokens_that_the_encoder_would_not_choose_are_kept(tokenizer):
-    """The model may spell a word in other tokens than the tokenizer would."""
+    """The model may sample different tokens for a word from those of the tokenizer."""
     ids = [*tokenizer.encode("t"), *tokenizer.encode("h"), *tokenizer.encode("e"), *tokenizer.encode(" cat")]
     assert ids != tokenizer.encode("the cat")
     made = read_response(answer("the cat", tokens_of(tokenizer, ids)), PARAMS, True, tokenizer)
@@ -77,7 +77,7 @@ def test_the_servers_ids_come_first(tokenizer):
         read_response(answer("the", ["t", "he"], token_ids=[*ids, 0]), PARAMS, True, tokenizer)
 
 
-def test_ids_of_another_tokenizer(tokenizer):
+def test_ids_of_a_different_tokenizer(tokenizer):
     ids = tokenizer.encode("the cat")
     for text in ("the cat", " the cat ", "the c", "the cat<|endoftext|>"):
         assert read_response(answer(text, token_ids=[*ids, 0]), PARAMS, False, tokenizer).token_ids == [
@@ -119,7 +119,7 @@ def test_texts_without_token_ids(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("response", "message"),
     [
         (answer("ab"), "no log-probabilities"),
         (answer("ab", logprobs={"token_logprobs": [None, -1.0]}), "no log-probabilities"),
@@ -132,6 +132,6 @@ def test_texts_without_token_ids(tokenizer):
         (["ab"], r"no choices\[0\].text"),
     ],
 )
-def test_what_is_missing_is_named(given, message):
+def test_missing_and_invalid_fields_are_named(response, message):
     with pytest.raises(ServerError, match=message):
-        read_response(given, PARAMS, True, None)
+        read_response(response, PARAMS, True, None)

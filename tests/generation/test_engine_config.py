@@ -1,4 +1,4 @@
-"""Stages with other engines than the default: a server that samples, dies and restarts; configs that are refused."""
+"""Stages with non-default engines: a server that samples, dies and restarts, and invalid configs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_difficulty_of_a_model_behind_a_server(server, inputs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     assert count(server).run(inputs, out)["engine"] == "openai"
-    assert len(server.asked) == len(set(server.asked)) == len(PROMPTS) * 4
+    assert len(server.bodies) == len(set(server.bodies)) == len(PROMPTS) * 4
     rows = parquet.read_table(out / difficulty.STORE).to_pylist()
     assert [(row["id"], row["samples"]) for row in rows] == [("q0", 4), ("q1", 4), ("q2", 4)]
     assert all(0 < row["mean_tokens"] <= 6 for row in rows)
@@ -82,7 +82,7 @@ def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp
     server.start()
     stage = count(server)
     stage.run(inputs, whole)
-    asked = len(server.asked)
+    before = len(server.bodies)
     server.kill()
     server.start(die_at=6)
     stage.engine.options["concurrency"] = 1
@@ -91,7 +91,9 @@ def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp
     server.kill()
     server.start()
     assert stage.run(inputs, out)["samples"] == 4
-    assert len(server.asked) == asked + 6 + (len(PROMPTS) * 4 - 5), "five were answered before the end"
+    assert len(server.bodies) == before + 6 + (len(PROMPTS) * 4 - 5), (
+        "five were answered before the server died"
+    )
     assert parquet.read_table(out / difficulty.STORE).equals(parquet.read_table(whole / difficulty.STORE))
 
 
@@ -122,7 +124,7 @@ def test_ruler_of_a_model_behind_a_server(server, served_folder, inputs, tmp_pat
     behind = replace(stage, engine=served_engine(server))
     assert behind.run(inputs, theirs)["engine"] == "openai"
     assert ruler_records(ours) == ruler_records(theirs)
-    assert len(server.asked) == 3
+    assert len(server.bodies) == 3
     assert not (theirs / STORE).exists()
     with pytest.raises(ConfigError, match="needs a 'tokenizer' input"):
         behind.run({}, theirs)
@@ -139,7 +141,7 @@ def test_ruler_goes_on_after_the_server_died(server, inputs, tmp_path):
     server.kill()
     server.start()
     assert stage.run(inputs, tmp_path)["lengths"]["128"]["samples"] == 3
-    assert len(server.asked) == 2 + 2, "the first completion is not requested again"
+    assert len(server.bodies) == 2 + 2, "the first completion is not requested again"
 
 
 def run_command(*arguments):
@@ -170,9 +172,9 @@ def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
 
 
 def test_vllm_that_is_not_installed(tmp_path):
-    given = make_inputs(tmp_path, "dense")
+    inputs = make_inputs(tmp_path, "dense")
     with pytest.raises(ConfigError, match=r"vLLM is not installed"):
-        Difficulty(engine=EngineConfig("vllm"), grading=WEAK).run(given, tmp_path)
+        Difficulty(engine=EngineConfig("vllm"), grading=WEAK).run(inputs, tmp_path)
 
 
 def test_a_config_names_the_engine_and_its_options():

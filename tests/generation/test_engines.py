@@ -73,7 +73,7 @@ def test_every_completion_has_its_own_seed():
     ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
-    # The other prompts of a call do not matter; a prompt's second time does.
+    # The other prompts of a call do not matter; a second occurrence of the same prompt does.
     assert prompt_seeds(1, ["b", "a", "a"])[1:] == prompt_seeds(1, ["a", "c", "a"])[::2]
 
 

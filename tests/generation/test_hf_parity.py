@@ -1,7 +1,7 @@
 """Greedy decoding of a Hugging Face folder in Megatron, token for token as in transformers' `generate`.
 
-Prompts of different lengths go to transformers as one left-padded batch, and to the engine as they are. The end token
-is switched off on both sides and not suppressed, so logits stay what they are and every row gets all its tokens.
+Prompts of different lengths go to transformers as one left-padded batch, and to the engine without padding. The end
+token is disabled on both sides, but its logit is unchanged, so every row gets all its tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from megatron_prism.platform.process_groups import session
 STEPS, PAD = 64, 1
 # Shorter than Mamba's convolution, about as long as the window of 7, and much longer.
 LENGTHS = (1, 2, 3, 7, 8, 23, 40)
-# Tiny tied models with Granite's embedding multiplier say the last token for ever, which would prove nothing.
+# Tiny tied models with Granite's embedding multiplier repeat the last token forever, which would prove nothing.
 UNTIED = {"tie_word_embeddings": False}
 KINDS = {
     "llama": {},
@@ -48,7 +48,7 @@ GREEDY = SamplingParams(max_new_tokens=STEPS, temperature=0)
 
 @dataclass
 class Made:
-    """`tokens` and their `logprobs`, both `[batch, STEPS]`, and how far the first choice led the second at least."""
+    """`tokens` and their `logprobs`, both `[batch, STEPS]`, and the smallest lead of a first choice over the second."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
@@ -111,7 +111,7 @@ def cases(tmp_path_factory):
 def lengthen_steps(file):
     """Every other Mamba head gets a dt of about 0.3, so that its state affects the next tokens.
 
-    With the small dt of the others alone a state that is lost moves log-probabilities by 1e-3 and hardly a token.
+    With only the small dt of the other heads, a lost state changes log-probabilities by 1e-3 and hardly any token.
     """
     tensors = load_file(file)
     for name, tensor in tensors.items():
@@ -166,9 +166,9 @@ def test_greedy_tokens_and_logprobs_are_those_of_transformers(kind, batch_size, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_texts_have_something_to_compare(kind, cases):
+def test_the_expected_completions_differ_enough(kind, cases):
     expected = cases(kind).expected
-    # Rows that differ and do not only repeat themselves; and no near tie, so equal tokens are no luck.
+    # Rows must differ and must not only repeat one token. Without near ties, tokens are not equal by chance.
     assert len({tuple(row) for row in expected.tokens.tolist()}) == len(LENGTHS)
     assert len(set(expected.tokens.flatten().tolist())) >= 20
     assert expected.lead > 1e-5
@@ -196,7 +196,7 @@ def states(cache, what):
 
 @contextmanager
 def damaged(case, damage):
-    """Calls `damage(cache)` once, after each text has its first DAMAGED_STEP tokens."""
+    """Call `damage(cache)` once, when each text has its first DAMAGED_STEP tokens."""
     honest, steps = DecodeCache.prepare, []
 
     def prepare(self, step, length):
@@ -248,7 +248,7 @@ def exchange_rows(what):
     ],
 )
 @pytest.mark.parametrize("damage", [forget, exchange_rows])
-def test_a_state_that_is_not_carried_shows(kind, what, damage, cases):
+def test_a_lost_state_changes_the_completions(kind, what, damage, cases):
     case = cases(kind)
     with damaged(case, damage(what)) as engine:
         made = as_made(engine.generate(case.prompts, GREEDY))
@@ -259,13 +259,13 @@ def test_a_state_that_is_not_carried_shows(kind, what, damage, cases):
         int((made.tokens != case.expected.tokens).any(1).sum()),
         float((made.logprobs - case.expected.logprobs).abs().max()),
     )
-    # Tokens from before the damage are those of the whole model.
+    # Tokens before the damage are those of the undamaged model.
     before = slice(DAMAGED_STEP)
     assert made.tokens[:, before].tolist() == case.expected.tokens[:, before].tolist()
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
-def test_a_window_of_another_length_shows(wrong, cases):
+def test_a_wrong_window_length_changes_the_completions(wrong, cases):
     case = cases("mistral-window")
     layers = [
         module for module in case.engine.models[0].modules() if getattr(module, "reach", None) is not None
@@ -281,7 +281,7 @@ def test_a_window_of_another_length_shows(wrong, cases):
     assert made.tokens.tolist() != case.expected.tokens.tolist()
 
 
-def test_the_families_have_the_layers_they_are_here_for(cases):
+def test_the_families_have_the_expected_layers(cases):
     for kind in HYBRID:
         pattern = cases(kind).engine.models[0].hybrid_override_pattern
         assert {MAMBA, ATTENTION, MLP} <= set(pattern)

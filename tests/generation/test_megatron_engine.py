@@ -96,7 +96,7 @@ def engine(model, tokenizer):
 
 @torch.no_grad()
 def full_logprobs(model, token_ids):
-    """Log-probabilities `[seq, vocabulary]` of one whole forward without any cache."""
+    """Log-probabilities `[seq, vocabulary]` of one forward pass over the whole text, without a cache."""
     model.eval()
     tokens = torch.tensor([token_ids])
     logits = model(tokens, torch.arange(len(token_ids))[None], None)
@@ -174,7 +174,7 @@ def test_the_end_token_stops_and_is_not_text(model, tokenizer):
         assert tokenizer.eos_id not in completion.token_ids[:-1]
 
 
-def test_the_models_length_clips_and_refuses(engine):
+def test_the_context_length_ends_completions_and_refuses_prompts(engine):
     params = SamplingParams(max_new_tokens=100, temperature=0)
     made = engine.generate(["A" * (LIMIT - 3)], params)[0][0]
     assert len(made.token_ids) <= 3
@@ -231,7 +231,7 @@ def drawn_from_sorted(logits: list[float], uniform: float, temperature: float, t
     return kept[-1]
 
 
-def test_the_nucleus_is_right_however_many_tokens_it_has():
+def test_the_nucleus_is_correct_for_any_number_of_tokens():
     """Flat rows, whose nucleus has more tokens than are sorted first, and peaked rows in one batch."""
     source = torch.Generator().manual_seed(7)
     sharpness = torch.tensor([0.01, 0.3, 1.0, 3.0, 9.0]).repeat(40)
@@ -266,7 +266,7 @@ def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_pat
 
 
 def test_freed_slots_take_the_next_requests(model, tokenizer, monkeypatch):
-    """Never more sequences than slots, and far fewer forward passes than with batches that wait for their longest."""
+    """There are never more sequences than slots, and far fewer forward passes than with static batches."""
     steps = []
     honest = DecodeCache.prepare
 
@@ -283,14 +283,14 @@ def test_freed_slots_take_the_next_requests(model, tokenizer, monkeypatch):
     assert sum(drawn) == sum(lengths) - len(lengths)
     waiting = sum(max(lengths[start : start + 8]) for start in range(0, len(lengths), 8))
     assert len(drawn) < 0.8 * waiting
-    # A call may ask for a smaller batch than the engine's, but not for a larger one.
+    # A call may lower the engine's batch size, but not raise it.
     for batch_size, largest in ((3, 3), (100, 8)):
         steps.clear()
         engine = MegatronEngine(model, tokenizer, batch_size=8)
         again = engine.generate(PROMPTS, params, samples=16, batch_size=batch_size)
         assert [[c.token_ids for c in row] for row in again] == [[c.token_ids for c in row] for row in made]
         assert max(step.count for step in steps if isinstance(step, Decode)) == largest
-    # A prompt is read once for all samples that begin together.
+    # A prompt is read once for all samples that begin in the same step.
     steps.clear()
     MegatronEngine(model, tokenizer, batch_size=96).generate(PROMPTS, params, samples=16)
     assert [len(step.slots) for step in steps if isinstance(step, Prefill)] == [len(PROMPTS)]
@@ -311,7 +311,7 @@ def test_seeds_belong_to_prompts(engine):
     assert engine.generate(["ABC"], params, samples=2, seeds=[6]) != pair[:1]
 
 
-def test_a_stop_string_over_several_tokens_and_at_a_broken_character():
+def test_a_stop_string_over_several_tokens_and_at_part_of_a_character():
     """The list of tokens that may end a sequence is complete."""
     flags = _tokens_that_may_end(
         SimpleNamespace(
@@ -326,7 +326,7 @@ def test_a_stop_string_over_several_tokens_and_at_a_broken_character():
     assert _tokens_that_may_end(none, SamplingParams()) == [False, True]
 
 
-def test_another_backends_layers_are_refused():
+def test_layers_of_a_different_backend_are_refused():
     class Attention(torch.nn.Module):
         core_attention = torch.nn.Identity()
 

@@ -74,7 +74,7 @@ def test_a_seed_repeats_whatever_else_is_requested(server):
     [one, two] = engine.generate(["ABC", "ABC"], SAMPLED)
     assert one == first[0][:1]
     assert two != one
-    # Unless seeds are given: the same one twice gives the same completion twice.
+    # With explicit seeds, the same seed gives the same completion twice.
     assert len({each[0].text for each in engine.generate(["ABC"] * 3, SAMPLED, seeds=[4, 4, 5])}) == 2
     assert engine.generate(["ABC"], SamplingParams(8, 0.9, 0.9, seed=5), samples=2) != first[:1]
 
@@ -144,14 +144,14 @@ def test_a_server_that_adds_a_start_token_is_detected(server, served_folder):
         ServerError, match="2 tokens from a text that has 1 tokens here: it uses a different start token"
     ):
         OpenAIEngine(server.url, "tiny", bare, extra=IDS, prompts="text").generate(["A"], GREEDY)
-    # As text it begins the prompt as the policy does, and all is well.
-    told = OpenAIEngine(server.url, "tiny", begun, extra=IDS, prompts="text").generate(["A"], GREEDY)
+    # With text prompts, the server adds the same start token as the policy, so the prompt is correct.
+    from_text = OpenAIEngine(server.url, "tiny", begun, extra=IDS, prompts="text").generate(["A"], GREEDY)
     server.kill()
     server.start()
-    assert OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY) == told
+    assert OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY) == from_text
 
 
-def test_a_server_that_takes_text_only(server, served_folder, caplog):
+def test_a_server_that_accepts_only_text(server, served_folder, caplog):
     begun, bare = (Tokenizer.load(served_folder, TextSettings(begin=name)) for name in ("!", "none"))
     server.start(text_only=True)
     engine = OpenAIEngine(server.url, "tiny", bare, extra=IDS)
@@ -164,7 +164,7 @@ def test_a_server_that_takes_text_only(server, served_folder, caplog):
         OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY)
     with pytest.raises(ServerError, match="prompt must be a string"):
         OpenAIEngine(server.url, "tiny", bare, prompts="ids").generate(["A"], GREEDY)
-    # A server that does not count tells nothing: docs/engines.md says so.
+    # A server that reports no count cannot be checked (docs/engines.md).
     server.kill()
     server.start(text_only=True, silent=True)
     OpenAIEngine(server.url, "tiny", begun, extra=IDS).generate(["A"], GREEDY)

@@ -1,4 +1,4 @@
-"""Servers that are busy, refuse, die or send another response: what is requested again, and what is kept."""
+"""Servers that are busy, refuse, die or send an invalid response: which requests are repeated or kept."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_temporary_errors_are_retried(server, trouble):
     assert len(engine.generate(["A", "B"], GREEDY, progress=seen.append)) == 2
     assert time.monotonic() - started >= 0.05 + 0.1, "waits grow"
     assert seen == [1, 1]
-    assert server.asked[0] == server.asked[1] == server.asked[2] != server.asked[3]
-    assert len(server.asked) == 4
+    assert server.bodies[0] == server.bodies[1] == server.bodies[2] != server.bodies[3]
+    assert len(server.bodies) == 4
 
 
 def test_permanent_errors_are_one_line(server):
@@ -57,7 +57,7 @@ def test_a_web_page_is_not_a_response(server):
     engine = OpenAIEngine(server.start(page=True).url, "tiny", extra=IDS, **HASTY)
     with pytest.raises(ServerError, match=r"not JSON \('<html>Sign in</html>'\); check the address"):
         engine.generate(["A"], GREEDY)
-    assert len(server.asked) == 1
+    assert len(server.bodies) == 1
 
 
 def test_other_error_statuses_are_final(server):
@@ -66,14 +66,14 @@ def test_other_error_statuses_are_final(server):
         ServerError, match="400 Bad Request: This model's maximum context length is 128 tokens;"
     ):
         engine.generate(["A"], SamplingParams(max_new_tokens=500))
-    assert len(server.asked) == 1
+    assert len(server.bodies) == 1
 
 
 def test_a_server_that_dies_and_comes_back(server):
     """The server is killed during requests; another process restarts it while the engine waits."""
     undisturbed = OpenAIEngine(server.start().url, "tiny", extra=IDS).generate(PROMPTS, SAMPLED, samples=4)
     server.kill()
-    before = len(server.asked)
+    before = len(server.bodies)
     server.start(die_at=6)
 
     def restart():
@@ -89,12 +89,12 @@ def test_a_server_that_dies_and_comes_back(server):
     assert engine.generate(PROMPTS, SAMPLED, samples=4, progress=seen.append) == undisturbed
     helper.join()
     assert sum(seen) == 12
-    asked = server.asked[before:]
-    assert len(set(asked)) == 12
-    assert 13 <= len(asked) <= 15, "only the requests under way when it died are asked again"
+    bodies = server.bodies[before:]
+    assert len(set(bodies)) == 12
+    assert 13 <= len(bodies) <= 15, "only requests that were running when the server died are repeated"
 
 
-def test_a_server_that_stays_away_loses_nothing(server, tmp_path):
+def test_a_server_that_does_not_return_loses_nothing(server, tmp_path):
     store = tmp_path / "kept"
     engine = OpenAIEngine(server.start(die_at=6).url, "tiny", extra=IDS, concurrency=2, store=store, **HASTY)
     seen = []
@@ -106,26 +106,26 @@ def test_a_server_that_stays_away_loses_nothing(server, tmp_path):
     )
     assert "\n" not in str(stop.value)
     assert sum(seen) == len(kept)
-    assert len(kept) in (4, 5), "the sixth request killed it, and another may have been under way"
+    assert len(kept) in (4, 5), "the sixth request killed it, and one more may have been running"
 
     # As if the disk had been full when the last line was written: its completion is requested again.
     (store / "completions.jsonl").write_text("\n".join(kept)[:-20])
-    before = len(server.asked)
+    before = len(server.bodies)
     server.start()
     again = OpenAIEngine(server.url, "tiny", extra=IDS, store=store)
     seen = []
     made = again.generate(PROMPTS, SAMPLED, samples=4, progress=seen.append)
     assert seen[0] == len(kept) - 1
     assert sum(seen) == 12
-    assert len(server.asked) - before == 12 - seen[0]
+    assert len(server.bodies) - before == 12 - seen[0]
     assert made == OpenAIEngine(server.url, "tiny", extra=IDS).generate(PROMPTS, SAMPLED, samples=4)
 
-    # All is kept now: no request at all. Other parameters are another question.
-    before = len(server.asked)
+    # All completions are stored now, so nothing is requested. Other parameters need new completions.
+    before = len(server.bodies)
     assert again.generate(PROMPTS, SAMPLED, samples=4) == made
-    assert len(server.asked) == before
+    assert len(server.bodies) == before
     again.generate(["ABC"], GREEDY)
-    assert len(server.asked) == before + 1
+    assert len(server.bodies) == before + 1
 
 
 def test_bad_arguments(tmp_path, monkeypatch):
