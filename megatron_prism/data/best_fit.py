@@ -32,18 +32,18 @@ def best_fit_decreasing(lengths: NDArray[numpy.int64], capacity: int) -> NDArray
         while count:
             # A buffer that still has room for another item of this length is the best fit again, so each buffer takes
             # as many items as fit.
-            room, chosen, each = buffers.take(length, count)
+            room, chosen, per_buffer = buffers.take(length, count)
             *full, last = chosen
-            items = min(each, count - each * len(full))
+            items = min(per_buffer, count - per_buffer * len(full))
             for buffer in full:
-                placed.extend([buffer] * each)
+                placed.extend([buffer] * per_buffer)
             placed.extend([last] * items)
-            buffers.put_back(room - each * length, full)
+            buffers.put_back(room - per_buffer * length, full)
             buffers.put_back(room - items * length, [last])
-            count -= each * len(full) + items
-    found = numpy.empty(len(lengths), numpy.int64)
-    found[order] = placed
-    return found
+            count -= per_buffer * len(full) + items
+    buffer_of = numpy.empty(len(lengths), numpy.int64)
+    buffer_of[order] = placed
+    return buffer_of
 
 
 class _OpenBuffers:
@@ -62,21 +62,21 @@ class _OpenBuffers:
         room = self._smallest(length)
         if room is None:
             room = self._capacity
-            each = room // length
-            wanted = -(-count // each)
+            per_buffer = room // length
+            wanted = -(-count // per_buffer)
             chosen = list(range(self._opened, self._opened + wanted))
             self._opened += wanted
-            return room, chosen, each
-        each = room // length
+            return room, chosen, per_buffer
+        per_buffer = room // length
         stack = self._stacks[room]
-        wanted = -(-count // each)
+        wanted = -(-count // per_buffer)
         if wanted < len(stack):
             chosen = stack[: -wanted - 1 : -1]
             del stack[-wanted:]
         else:
             chosen = stack[::-1]
             self._forget(room)
-        return room, chosen, each
+        return room, chosen, per_buffer
 
     def put_back(self, room: int, numbers: list[int]) -> None:
         """Return buffers that have `room` left. Full buffers are not kept."""

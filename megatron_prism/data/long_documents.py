@@ -50,9 +50,12 @@ def select(lengths: NDArray[numpy.int64], min_tokens: int, max_length: int, spli
     """Keep documents of at least `min_tokens`, and of at most `max_length` unless these are split."""
     short = lengths < min_tokens
     long = (lengths > max_length) & ~short & (not split_long)
-    gone = short | long
+    dropped = short | long
     return Selection(
-        numpy.flatnonzero(~gone), int(short.sum()), int(long.sum()), int(lengths[gone].sum(dtype=numpy.int64))
+        numpy.flatnonzero(~dropped),
+        int(short.sum()),
+        int(long.sum()),
+        int(lengths[dropped].sum(dtype=numpy.int64)),
     )
 
 

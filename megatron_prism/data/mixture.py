@@ -71,9 +71,9 @@ class Mixture:
                     "(or give the path of a .yaml file)"
                 )
             path = recipes_folder() / "mixtures" / f"{name}.yaml"
-        read = from_mapping(_MixtureFile, load_yaml(path), where=str(path))
+        parsed = from_mapping(_MixtureFile, load_yaml(path), where=str(path))
         try:
-            return cls(read.name, dict(read.weights), read.description, read.source)
+            return cls(parsed.name, dict(parsed.weights), parsed.description, parsed.source)
         except ConfigError as problem:
             raise ConfigError(f"{path}: {problem}") from None
 

@@ -61,14 +61,14 @@ class PackedDataset:
         import torch
 
         length = self._sequence_length
-        held = self._sources[self.dataset_index[index]].document(int(self._sequence_index[index]))
+        sequence = self._sources[self.dataset_index[index]].document(int(self._sequence_index[index]))
         row = torch.full((length + 1,), self._pad_id, dtype=torch.int64)
-        row[: len(held)] = torch.from_numpy(held.astype("int64"))
+        row[: len(sequence)] = torch.from_numpy(sequence.astype("int64"))
         positions = torch.arange(length)
         return {
             "tokens": row[:-1],
             "labels": row[1:],
-            "loss_mask": (positions < len(held) - 1).float(),
+            "loss_mask": (positions < len(sequence) - 1).float(),
             "position_ids": positions,
         }
 
@@ -114,8 +114,8 @@ def packed_dataset(
     )
     sequence_index = numpy.zeros(num_samples, numpy.int64)
     for number, (name, source) in enumerate(zip(weights, sources, strict=True)):
-        drawn = dataset_index == number
-        sequence_index[drawn] = _order(len(source.lengths), int(drawn.sum()), seed, name)
+        of_source = dataset_index == number
+        sequence_index[of_source] = _order(len(source.lengths), int(of_source.sum()), seed, name)
     return PackedDataset(
         sources=sources,
         dataset_index=dataset_index,

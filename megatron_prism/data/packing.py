@@ -200,5 +200,5 @@ def _quantiles(lengths: NDArray[int64]) -> dict[str, int]:
     """The lengths at `QUANTILES`; each is the length of an existing document."""
     import numpy
 
-    found = numpy.quantile(lengths, QUANTILES, method="inverted_cdf")
-    return {f"{share:.0%}": int(value) for share, value in zip(QUANTILES, found, strict=True)}
+    values = numpy.quantile(lengths, QUANTILES, method="inverted_cdf")
+    return {f"{share:.0%}": int(value) for share, value in zip(QUANTILES, values, strict=True)}

@@ -95,10 +95,10 @@ def text_policy(
     """
 
     def named(key: str, name: str) -> tuple[int, ...]:
-        found = find(name)
-        if found is None:
+        token_id = find(name)
+        if token_id is None:
             raise ConfigError(f"text.{key}='{name}': {where} has no token of this name")
-        return (found,)
+        return (token_id,)
 
     begin, end = tuple(before), tuple(after)
     if settings.begin != AS_TOKENIZER:

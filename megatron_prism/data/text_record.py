@@ -54,16 +54,16 @@ def check_tokens(tokens: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, 
     Raises:
         ConfigError: if a different tokenizer made the tokens.
     """
-    made = read_record(tokens)
-    if made is None:
+    recorded = read_record(tokens)
+    if recorded is None:
         return None
-    if made["tokenizer"] != tokenizer.identity:
+    if recorded["tokenizer"] != tokenizer.identity:
         raise ConfigError(
             f"{tokens}: made with a different tokenizer from {folder}, so the ids mean other tokens; tokenize the "
             "corpus with this tokenizer, or use the tokenizer that made the tokens"
         )
-    _warn(made, tokenizer.record(), f"the tokens in {tokens}", f"the tokenizer in {folder}")
-    return made
+    _warn(recorded, tokenizer.record(), f"the tokens in {tokens}", f"the tokenizer in {folder}")
+    return recorded
 
 
 def check_model(model: Artifact, tokenizer: Tokenizer) -> None:
@@ -80,13 +80,13 @@ def check_model(model: Artifact, tokenizer: Tokenizer) -> None:
     _warn(trained, tokenizer.record(), f"the texts that {model.path} was trained on", "this stage")
 
 
-def _warn(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: str) -> None:
+def _warn(first: Mapping[str, Any], second: Mapping[str, Any], first_name: str, second_name: str) -> None:
     if first.get("begin") != second.get("begin"):
         log.warning(
             "%s begin with %s, but %s begins a text with %s; if this is not intended, make them equal (text.begin)",
-            one,
+            first_name,
             _shown(first["begin"]),
-            other,
+            second_name,
             _shown(second["begin"]),
         )
 

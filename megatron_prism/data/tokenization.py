@@ -113,12 +113,14 @@ class TokenizeCorpus(Stage):
         write_json(out / "sources.json", tokens)
         write_record(out, tokenizer)
         train = counts["train"]
-        odd = {name: count.with_special_names for name, count in train.items() if count.with_special_names}
-        if odd and self.text.special_tokens == SPELL_OUT:
+        with_names = {
+            name: count.with_special_names for name, count in train.items() if count.with_special_names
+        }
+        if with_names and self.text.special_tokens == SPELL_OUT:
             log.warning(
                 "documents that contain the name of a special token, which is read as ordinary text: %s; for rendered "
                 "chat templates, set text.special_tokens=parse",
-                ", ".join(f"{count} of {name}" for name, count in odd.items()),
+                ", ".join(f"{count} of {name}" for name, count in with_names.items()),
             )
         return {
             "tokens": tokens,
@@ -126,7 +128,7 @@ class TokenizeCorpus(Stage):
             "tokens_per_document": {
                 name: round(count.tokens / count.documents, 1) for name, count in train.items()
             },
-            "with_special_names": odd,
+            "with_special_names": with_names,
             "text": tokenizer.record(),
         }
 

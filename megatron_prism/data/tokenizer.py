@@ -119,13 +119,13 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many prompts. Warns the first time that the name of a special token is read as ordinary text."""
         if not self._warned and self.policy.special_tokens not in (PARSE, REFUSE):
-            odd = next((names for text in texts if (names := self.special_names(text))), None)
-            if odd:
+            first_names = next((names for text in texts if (names := self.special_names(text))), None)
+            if first_names:
                 self._warned = True
                 log.warning(
                     "a prompt contains the name of a special token, '%s', and it is read as ordinary text; if prompts "
                     "are rendered chat templates, set text.special_tokens=parse",
-                    odd[0],
+                    first_names[0],
                 )
         return [self.policy.prompt(ids) for ids in self.encode_fragments(texts)]
 

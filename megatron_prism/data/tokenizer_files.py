@@ -147,10 +147,10 @@ def named_id(folder: TokenizerFolder, key: str, find: Callable[[str], int | None
     if named is None:
         return None
     name, file = named
-    found = find(name)
-    if found is None:
+    token_id = find(name)
+    if token_id is None:
         raise DataError(f"{file}: {key} '{name}' is not in {folder.vocabulary.name}")
-    return found
+    return token_id
 
 
 def _content(value: Any) -> str | None:

@@ -95,8 +95,8 @@ class Evaluate(Stage):
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool=pool, advance=advance)
         versions = grader_versions(kinds, self.grading.sandbox)
-        about = {"engine": self.engine.name, "grader": versions, "text": text}
-        return write_scores(out, results, self.confidence, about)
+        details = {"engine": self.engine.name, "grader": versions, "text": text}
+        return write_scores(out, results, self.confidence, details)
 
     def _score(
         self,
@@ -132,16 +132,16 @@ def write_scores(
     out: Path,
     results: Mapping[str, SuiteResult],
     confidence: float,
-    about: Mapping[str, Any],
+    details: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
 
     Args:
-        about: more metrics: the engine, how prompts were encoded, the versions of the graders.
+        details: more metrics: the engine, how prompts were encoded, the versions of the graders.
     """
     metrics = {
         "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
-        **about,
+        **details,
     }
     write_json(out / SCORES, metrics)
     with record_writer(out / SAMPLES) as write:

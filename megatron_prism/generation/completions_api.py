@@ -133,8 +133,8 @@ def read_response(
         _check_spelling(ids, text, tokenizer)
     if logprobs and len(ids) != len(values):
         raise ServerError(f"{len(values)} log-probabilities but {len(ids)} token ids; {ASK_FOR_IDS}")
-    shown = cut_at_stop(text, params.stop)
-    return Completion(shown, ids, values, "stop" if len(shown) < len(text) else finish)
+    kept = cut_at_stop(text, params.stop)
+    return Completion(kept, ids, values, "stop" if len(kept) < len(text) else finish)
 
 
 def _logprobs(choice: Mapping[str, Any]) -> list[float]:

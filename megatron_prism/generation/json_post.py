@@ -115,13 +115,13 @@ def _message(refusal: urllib.error.HTTPError) -> str:
     except (OSError, http.client.HTTPException):
         return "no message"
     try:
-        found = json.loads(text)
+        message = json.loads(text)
     except (ValueError, RecursionError):
-        found = text
+        message = text
     for key in ("error", "detail", "message"):
-        if isinstance(found, dict):
-            found = found.get(key, found)
-    return _line(str(found))[:MESSAGE_LENGTH] or "no message"
+        if isinstance(message, dict):
+            message = message.get(key, message)
+    return _line(str(message))[:MESSAGE_LENGTH] or "no message"
 
 
 def _retry_after(refusal: urllib.error.HTTPError) -> float:

@@ -73,15 +73,15 @@ def fit(
                 raise HaystackEnds(tokens)
             units = low + (max(1, int(missing / rate)) if rate else PROBE_UNITS)
             units = units if max_units is None else min(units, max_units)
-        made = draft(units)
-        found = count(made)
-        if found <= budget:
-            rate = max((found - tokens) / (units - low), 1e-3)
-            low, best, tokens = units, made, found
+        candidate = draft(units)
+        candidate_tokens = count(candidate)
+        if candidate_tokens <= budget:
+            rate = max((candidate_tokens - tokens) / (units - low), 1e-3)
+            low, best, tokens = units, candidate, candidate_tokens
         else:
             if high is None and not rate:
-                rate = (found - tokens) / (units - low)
-            high, high_tokens = units, found
+                rate = (candidate_tokens - tokens) / (units - low)
+            high, high_tokens = units, candidate_tokens
     return best, tokens
 
 

@@ -62,12 +62,12 @@ def predict(
     """
     params = SamplingParams(max_new_tokens=samples[0].max_new_tokens, temperature=0.0)
     prompts = [sample.prompt for sample in samples]
-    made = engine.generate(prompts, params, progress=progress, batch_size=batch_size)
-    if [len(row) for row in made] != [1] * len(samples):
+    completions = engine.generate(prompts, params, progress=progress, batch_size=batch_size)
+    if [len(row) for row in completions] != [1] * len(samples):
         raise RuntimeError("the engine did not return one completion for each of its prompts")
     return [
         Prediction(sample, row[0].text, score(sample, row[0].text))
-        for sample, row in zip(samples, made, strict=True)
+        for sample, row in zip(samples, completions, strict=True)
     ]
 
 
