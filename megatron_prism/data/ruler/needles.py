@@ -48,8 +48,8 @@ class NeedleBuilder:
     def draft(self, index: int, rng: random.Random, units: int) -> Draft:
         """See `Builder`."""
         task = self.task
-        drawn = self._key_values.draw(rng, units if task.haystack == "needle" else 0)
-        own = drawn[: task.num_keys]
+        key_values = self._key_values.draw(rng, units if task.haystack == "needle" else 0)
+        own = key_values[: task.num_keys]
         queried = rng.sample(own, task.num_queries)
         needles = [(key, task.needle.format(key=key, value=value)) for key, values in own for value in values]
         rng.shuffle(needles)
@@ -57,11 +57,11 @@ class NeedleBuilder:
         if task.haystack == "essay":
             context, depths = self._in_essay(rng, units, texts)
         elif task.haystack == "needle":
-            others = drawn[task.num_keys :]
+            others = key_values[task.num_keys :]
             lines = [task.needle.format(key=key, value=values[0]) for key, values in others]
             context, depths = self._among(rng, lines, texts)
         else:
-            lines = [task.noise[place % len(task.noise)] for place in range(units)]
+            lines = [task.noise[position % len(task.noise)] for position in range(units)]
             context, depths = self._among(rng, lines, texts)
         queries = [key for key, _ in queried]
         return Draft(
@@ -72,14 +72,14 @@ class NeedleBuilder:
 
     def _among(self, rng: random.Random, lines: list[str], needles: list[str]) -> tuple[str, list[float]]:
         """Insert the needles before random lines; return the text, and the depths in the order of `needles`."""
-        places = sorted(rng.sample(range(len(lines)), len(needles)))
+        positions = sorted(rng.sample(range(len(lines)), len(needles)))
         pieces: list[str] = []
         last = 0
-        for place, needle in zip(places, needles, strict=True):
-            pieces += [*lines[last:place], needle]
-            last = place
+        for position, needle in zip(positions, needles, strict=True):
+            pieces += [*lines[last:position], needle]
+            last = position
         pieces += lines[last:]
-        return self.task.separator.join(pieces), [round(place / len(lines), 4) for place in places]
+        return self.task.separator.join(pieces), [round(position / len(lines), 4) for position in positions]
 
     def _in_essay(self, rng: random.Random, units: int, needles: list[str]) -> tuple[str, list[float]]:
         """Insert the needles between sentences of `units` words that start at a random sentence of the essays."""
@@ -87,16 +87,18 @@ class NeedleBuilder:
         words, ends = _window(self._essays, start % len(self._essays.words), units)
         cuts = [0, *ends, units] if not ends or ends[-1] < units else [0, *ends]
         steps = max(DEPTHS, len(needles))
-        drawn = sorted(rng.sample(range(steps), len(needles)))
-        places = [cuts[int((len(cuts) - 1) * step / (steps - 1))] for step in drawn] if steps > 1 else [0]
+        depth_steps = sorted(rng.sample(range(steps), len(needles)))
+        positions = (
+            [cuts[int((len(cuts) - 1) * step / (steps - 1))] for step in depth_steps] if steps > 1 else [0]
+        )
         pieces: list[str] = []
         last = 0
-        for place, needle in zip(places, needles, strict=True):
-            pieces += words[last:place]
+        for position, needle in zip(positions, needles, strict=True):
+            pieces += words[last:position]
             pieces.append(needle)
-            last = place
+            last = position
         pieces += words[last:]
-        return " ".join(pieces), [round(place / units, 4) if units else 0.0 for place in places]
+        return " ".join(pieces), [round(position / units, 4) if units else 0.0 for position in positions]
 
 
 def _window(essays: Essays, start: int, count: int) -> tuple[list[str], list[int]]:

@@ -248,7 +248,10 @@ class DocumentBuilder:
         order = list(range(len(questions.questions)))
         random.Random(f"{seed}/{task.name}/questions").shuffle(order)
         self._order = order
-        largest = max(sum(self._sizes[place] for place in question.gold) for question in questions.questions)
+        largest = max(
+            sum(self._sizes[document_index] for document_index in question.gold)
+            for question in questions.questions
+        )
         self.max_units: int | None = sum(self._sizes) - largest
 
     @property
@@ -260,23 +263,25 @@ class DocumentBuilder:
         """See `Builder`."""
         documents = self._set.documents
         question = self._set.questions[self._order[index]]
-        chosen = [(documents[place], True) for place in question.gold]
+        chosen = [(documents[document_index], True) for document_index in question.gold]
         used = set(question.gold)
-        near = (question.related[place] for place in random_order(len(question.related), rng))
-        for place in chain(near, random_order(len(documents), rng)):
+        near = (
+            question.related[document_index] for document_index in random_order(len(question.related), rng)
+        )
+        for document_index in chain(near, random_order(len(documents), rng)):
             if units <= 0:
                 break
-            if place not in used:
-                used.add(place)
-                text = documents[place]
-                if self._sizes[place] > units:
+            if document_index not in used:
+                used.add(document_index)
+                text = documents[document_index]
+                if self._sizes[document_index] > units:
                     text = " ".join(text.split(" ")[:units])
                 chosen.append((text, False))
-                units -= self._sizes[place]
+                units -= self._sizes[document_index]
         rng.shuffle(chosen)
         context = "\n\n".join(f"Document {number}:\n{text}" for number, (text, _) in enumerate(chosen, 1))
         return Draft(
             self.task.prompt.format(context=context, query=question.text),
             list(question.answers),
-            [round(place / len(chosen), 4) for place, (_, gold) in enumerate(chosen) if gold],
+            [round(position / len(chosen), 4) for position, (_, gold) in enumerate(chosen) if gold],
         )

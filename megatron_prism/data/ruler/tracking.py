@@ -42,12 +42,14 @@ class TrackingBuilder:
         for chain, value in zip(chains, values, strict=True):
             steps = [f"VAR {chain[0]} = {value}"]
             steps += [f"VAR {name} = VAR {before}" for before, name in pairwise(chain)]
-            places = sorted(rng.sample(range(len(lines)), length))
+            positions = sorted(rng.sample(range(len(lines)), length))
             # Insert from the end, so that earlier positions do not move.
-            for place, step in reversed(list(zip(places, steps, strict=True))):
-                lines.insert(place, step)
+            for position, step in reversed(list(zip(positions, steps, strict=True))):
+                lines.insert(position, step)
         starts = tuple(f"VAR {name} = " for name in chains[0])
-        depths = [round(place / len(lines), 4) for place, line in enumerate(lines) if line.startswith(starts)]
+        depths = [
+            round(position / len(lines), 4) for position, line in enumerate(lines) if line.startswith(starts)
+        ]
         prompt = self.task.prompt.format(context="\n".join(lines), query=values[0], count=length)
         return Draft(prompt, chains[0], depths)
 
