@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 
 class PrismError(Exception):
-    """Base of all errors that are the user's to mend."""
+    """Base of all errors that the user can fix."""
 
 
 class ConfigError(PrismError):
@@ -21,11 +21,11 @@ class ConfigError(PrismError):
 
 
 class ParallelError(ConfigError):
-    """Parallel sizes that do not multiply or divide as they must."""
+    """Parallel sizes that do not match the number of processes, or do not divide a length evenly."""
 
 
 class DataError(PrismError):
-    """A data file that is missing, empty, damaged or not of the promised format."""
+    """A data file that is missing, empty, damaged or in the wrong format."""
 
 
 class ArtifactError(PrismError):
@@ -37,7 +37,7 @@ class CheckpointError(PrismError):
 
 
 class ServerError(PrismError):
-    """A server that does not answer, refuses a request, or answers without what was asked for."""
+    """A server that does not answer, refuses a request, or sends an incomplete response."""
 
 
 class StageFailed(PrismError):
@@ -45,7 +45,7 @@ class StageFailed(PrismError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the nearest of `known`, or the list of what exists when nothing is near."""
+    """ "; did you mean 'X'?" with the nearest of `known`, or all of `known` if none is similar."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

@@ -1,4 +1,4 @@
-"""`prism doctor`: what this machine has and what each thing is needed for."""
+"""`prism doctor`: the hardware, packages and programs of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron_prism.cli.output import JsonOption, check_json_target, show_table,
 
 
 def doctor(json_file: JsonOption = None) -> None:
-    """Show what this machine has and what each thing is needed for."""
+    """Show the hardware, packages and programs of this machine, and what each is needed for."""
     check_json_target(json_file)
     from megatron_prism.platform.doctor import Check, diagnose
     from megatron_prism.verification.sandbox.bubblewrap import bubblewrap_version

@@ -17,7 +17,7 @@ def compare_logits(
         the comparison, the allowed difference, and a description of the input.
 
     Raises:
-        ConfigError: for a text that cannot be used, or a dtype that is not one to compute in.
+        ConfigError: for a text that cannot be used, or a dtype that the computation does not support.
     """
     from megatron_prism.conversion.logits import compare, folder_outputs, random_tokens
     from megatron_prism.conversion.stage import CHECK_SEED, torch_dtype

@@ -17,6 +17,6 @@ def above_zero(value: float, option: str) -> None:
 
 
 def whole_number(value: int, option: str, least: int) -> None:
-    """Raise a ConfigError unless `value` lies between `least` and the largest integer of 64 bits."""
+    """Raise a ConfigError unless `value` is between `least` and the largest integer of 64 bits."""
     if not least <= value <= LARGEST_INTEGER:
         raise ConfigError(f"{option} {value}: must be a whole number from {least} to 2^63 - 1")

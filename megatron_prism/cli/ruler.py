@@ -35,11 +35,13 @@ def make(
     tokenizer: Annotated[
         Path, typer.Option("--tokenizer", metavar="DIR", help="Folder with the model's tokenizer.")
     ],
-    tasks: Annotated[str, typer.Option("--tasks", help="Names with commas; 'all' are RULER's 13.")] = "all",
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="Names, separated by commas; 'all' for RULER's 13.")
+    ] = "all",
     lengths: Annotated[
-        str, typer.Option("--lengths", help="Tokens of prompt and answer, with commas.")
+        str, typer.Option("--lengths", help="Tokens of prompt plus answer, separated by commas.")
     ] = "8192,16384,32768,65536,131072",
-    samples: Annotated[int, typer.Option("--samples", help="Per task and length.")] = 100,
+    samples: Annotated[int, typer.Option("--samples", help="Samples per task and length.")] = 100,
     seed: Annotated[int, typer.Option("--seed")] = 1,
     essays: Annotated[
         Path | None,
@@ -54,7 +56,9 @@ def make(
     words: Annotated[
         Path | None,
         typer.Option(
-            "--words", metavar="FILE", help="cwe: a text file of English words; default: the essays'."
+            "--words",
+            metavar="FILE",
+            help="cwe: a text file of English words; default: the words of the essays.",
         ),
     ] = None,
     repeat_haystack: Annotated[
@@ -63,7 +67,7 @@ def make(
     workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 2,
     json_file: JsonOption = None,
 ) -> None:
-    """Make samples of every task at every length. Missing sources are replaced by text of this machine."""
+    """Make samples of every task at every length. Missing sources are replaced by text found on this machine."""
     check_json_target(json_file)
     whole_number(samples, "--samples", least=1)
     whole_number(seed, "--seed", least=0)
@@ -111,8 +115,8 @@ def make(
     if stand_ins:
         show_line(
             json_file,
-            f"stand-in text of this machine, not RULER's: {', '.join(stand_ins)}; "
-            "set --essays, --squad and --hotpot",
+            f"tasks made from text of this machine instead of RULER's: {', '.join(stand_ins)}; "
+            "set --essays, --squad and --hotpot to use RULER's",
         )
     write_result(json_file, {**manifest, "out": str(out)})
 
@@ -149,7 +153,10 @@ def score(
         ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="DIR", help="Default: the checkpoint's hf/.")
+        Path | None,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: the checkpoint's hf/."
+        ),
     ] = None,
     batch_tokens: Annotated[
         int,
@@ -174,7 +181,7 @@ def score(
         )
     whole_number(batch_tokens, "--batch-tokens", least=1)
     if not 0 < confidence < 1:
-        raise ConfigError(f"--confidence {confidence}: must lie between 0 and 1, for example 0.95")
+        raise ConfigError(f"--confidence {confidence}: must be between 0 and 1, for example 0.95")
     from megatron_prism.data.ruler.samples import read_manifest
 
     read_manifest(samples)
@@ -222,19 +229,17 @@ def _score_model(
     if checkpoint is not None:
         if (checkpoint / CONFIG).is_file():
             raise ConfigError(
-                f"{checkpoint}: a Hugging Face folder; make a Megatron folder of it first: prism convert import"
+                f"{checkpoint}: this is a Hugging Face folder; convert it first with prism convert import"
             )
         architecture = Architecture.load(checkpoint / ARCHITECTURE)
         check_positions(manifest["lengths"], architecture.max_position_embeddings, checkpoint)
         if tokenizer is None and not (checkpoint / HF_FILES).is_dir():
-            raise ConfigError(
-                f"{checkpoint}: no tokenizer came with this model; name one with --tokenizer DIR"
-            )
+            raise ConfigError(f"{checkpoint}: this model has no tokenizer; name one with --tokenizer DIR")
         tokenizer = tokenizer or checkpoint / HF_FILES
     assert tokenizer is not None
     if config.tokenizer(tokenizer).identity != manifest["tokenizer"]:
         raise ConfigError(
-            f"{samples}: made for another tokenizer than {tokenizer}, so its lengths would be wrong; make the samples "
+            f"{samples}: made for another tokenizer than {tokenizer}, so their lengths are wrong; make the samples "
             "again with this tokenizer"
         )
     groups = (

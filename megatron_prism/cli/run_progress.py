@@ -37,7 +37,7 @@ class Estimate:
         self._took = self._should_have_taken = 0.0
 
     def done(self, name: str, seconds: float) -> None:
-        """Record that stage `name` took so many seconds."""
+        """Record that stage `name` took `seconds`."""
         if self.expected.get(name, 0.0) >= TELLING_SECONDS:
             self._took += seconds
             self._should_have_taken += self.expected[name]

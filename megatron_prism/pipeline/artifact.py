@@ -1,7 +1,7 @@
 """An artifact: a folder with a `receipt.json` that records what made it, its inputs and its files.
 
 A folder is written under `NAME.partial` and renamed when its receipt is complete. So a folder under its final name is
-either complete or was changed afterwards; opening it tells which.
+either complete or was changed afterwards; `Artifact.open` finds most changes and `verify` all.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class Artifact:
         for output in self.receipt.outputs:
             if hash_file(self.path / output.path) != output.sha256:
                 raise ArtifactError(
-                    f"{self.path / output.path}: the contents do not match the hash in {RECEIPT}"
+                    f"{self.path / output.path}: the contents do not match the hash in {RECEIPT}; "
+                    "make the artifact again with --force"
                 )
 
 

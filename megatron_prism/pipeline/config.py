@@ -111,7 +111,7 @@ WRONG_TYPES = {
     "is not a ListConfig": "must be a list, for example [a, b]",
     "to Dict[": "must be a mapping, for example {a: 1}",
     "is not Optional": "must have a value",
-    "is not a subclass of": "has keys of its own; set one of them",
+    "is not a subclass of": "is a group of keys; set one of them",
 }
 
 

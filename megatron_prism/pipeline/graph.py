@@ -23,7 +23,7 @@ class Graph:
     """Stages in the order they were added; a stage is added after its inputs, so they can run in this order.
 
     Args:
-        name: of the recipe.
+        name: the name of the recipe.
         jobs: how many processes on one machine the recipe uses by default.
         expected_seconds: roughly how long each stage takes, by name, to estimate the remaining time.
     """
@@ -47,7 +47,7 @@ class Graph:
             inputs: nodes that were added before.
         """
         if name in self.nodes:
-            raise ConfigError(f"recipe '{self.name}': two stages are called '{name}'")
+            raise ConfigError(f"recipe '{self.name}': two stages are called '{name}'; rename one")
         for key, node in inputs.items():
             if self.nodes.get(node.name) is not node:
                 raise ConfigError(

@@ -24,7 +24,7 @@ class Job:
 def startable(waiting: Sequence[Job], done: Collection[str], free: int, total: int) -> list[Job]:
     """The jobs to start now, in order of `waiting`, on `free` of `total` processes.
 
-    If a job is ready but does not fit, no later job starts before it; otherwise small jobs could delay it without end.
+    If a job is ready but does not fit, no later job starts before it; otherwise small jobs could delay it indefinitely.
     A job that needs more than `total` processes runs alone.
     """
     chosen: list[Job] = []

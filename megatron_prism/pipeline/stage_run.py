@@ -24,7 +24,7 @@ class StageRun:
 
     Args:
         name: the stage's name in its graph.
-        fingerprint: of the stage and its inputs.
+        fingerprint: the fingerprint of the stage and its inputs.
         folder: the artifact's final folder; `partial` is next to it.
     """
 

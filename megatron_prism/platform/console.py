@@ -85,7 +85,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 @contextmanager
 def progress_bar(description: str, total: float | None = None) -> Iterator[Progress]:
-    """A progress bar that disappears at the end; nothing without a terminal. Call `.advance(0)` on what it yields."""
+    """Yield a progress bar that disappears at the end; call its `.advance(0)`. Without a terminal nothing is shown."""
     live = console.is_terminal and is_rank_zero()
     with Progress(
         TextColumn("{task.description}"),

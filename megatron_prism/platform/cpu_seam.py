@@ -9,7 +9,8 @@ C  the model-parallel random states are CPU generator states (tensor_parallel/ra
 D  `cuda_requests_on_cpu()`: a context in which `device="cuda"`, `.cuda()`, `pin_memory=True` and `.type()` mean the CPU
    (schedules.py:596, clip_grads.py:103, optimizer.py:481, distrib_optimizer.py:361, transformer/utils.py:35, ...).
 E  the distributed optimizer loads torch's AdamW state (distrib_optimizer.py:642, 811, 909): torch keeps a `step` per
-   parameter that Apex and Transformer Engine do not have. `prime_adam_state` and `unshare_adam_steps` go around a load.
+   parameter that Apex and Transformer Engine do not have. Call `prime_adam_state` before a load and
+   `unshare_adam_steps` after it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Check:
     unlocks: str
 
 
-# Name to show, distribution with the code, module that must exist, too, and what it is needed for.
+# Name to show, distribution, module that must exist, too, and what the package is needed for.
 PACKAGES = (
     ("torch", "torch", "torch", "everything that touches a model"),
     ("megatron-core", "megatron-core", "megatron.core", "models, parallelism, checkpoints, datasets"),
@@ -43,7 +43,7 @@ PACKAGES = (
     ("modelopt", "nvidia-modelopt", "modelopt", "quantization of exported models (extra: modelopt)"),
 )
 PROGRAMS = (
-    ("Slurm", "sbatch", "runs on a cluster's queue"),
+    ("Slurm", "sbatch", "jobs on a cluster"),
     ("C compiler", "cc", "building extensions and Triton kernels"),
 )
 

@@ -81,7 +81,7 @@ def cpu_flags() -> set[str]:
 
 @lru_cache(maxsize=2)
 def peak(dtype: str = "bf16") -> Peak:
-    """Peak speed of one device: the data sheet's bf16 value for a known GPU, otherwise of a measured matmul.
+    """Peak speed of one device: the data sheet's bf16 value for a known GPU, otherwise that of a measured matmul.
 
     Args:
         dtype: 'bf16' or 'fp32'; it changes only a measured peak.

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Device files of a GPU driver: NVIDIA, NVIDIA under WSL, AMD. Torch could tell, but would have to be imported.
+# Device files of a GPU driver: NVIDIA, NVIDIA under WSL, AMD. Torch knows, too, but must not be imported here.
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 DYNAMO = "torch._dynamo"

@@ -38,7 +38,7 @@ class _Point:
 def graph_figure(stages: Sequence[StageRecord]) -> str:
     """The stages with name, kind, state and wall time, as an SVG element; empty without stages.
 
-    Arrows between stages that a longer path connects, too, are drawn lighter.
+    Arrows between stages that are also connected by a longer path are drawn lighter.
     """
     if not stages:
         return ""

@@ -19,7 +19,7 @@ Points = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """Of one run: the pass rate of each step's answers, and held-out pass rates by domain, in 0..1.
+    """One run: the pass rate of each step's answers, and held-out pass rates by domain, in 0..1.
 
     `given_up`: the run ended early, because all groups had equal rewards for too many steps.
     """

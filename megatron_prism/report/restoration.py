@@ -89,7 +89,7 @@ def restoration_table(artifacts: Mapping[str, Artifact]) -> Table:
 
 
 def recoveries(artifacts: Mapping[str, Artifact]) -> dict[str, dict[int, Interval | None]]:
-    """Model -> length -> which share of the recall that the second model lost this model has recovered.
+    """Model -> length -> the share of the second model's loss of recall that this model has recovered.
 
     Raises:
         ArtifactError: if the models were not evaluated on the same samples.

@@ -119,9 +119,9 @@ def grade_all(
     progress: Callable[[int], None] = lambda finished: None,
     sandbox: str = STRONG,
 ) -> list[Grade]:
-    """Grade many completions in the pool's processes; grades in the order of `items`.
+    """Grade many completions in the pool's processes, and return the grades in the order of `items`.
 
-    A completion that exceeds the limits or breaks its worker is wrong, with that as the reason.
+    A completion that exceeds the limits or breaks its worker is graded as wrong, with the reason.
 
     Args:
         sandbox: "strong" or "weak": how programs are isolated; it affects no other kind.

@@ -68,7 +68,9 @@ def load_suite(folder: Path, suite: str, limit: int | None = None) -> list[Probl
         lines[problem.id] = where
         problems.append(problem)
     if not problems:
-        raise DataError(f"{path}: holds no problems; make the corpus again, or remove '{suite}' from suites")
+        raise DataError(
+            f"{path}: contains no problems; make the corpus again, or remove '{suite}' from suites"
+        )
     return subset(problems, limit)
 
 
@@ -83,7 +85,7 @@ def problem_of(record: dict[str, Any], where: str) -> Problem:
     if problem.kind not in KINDS:
         raise DataError(f"{where}: kind '{problem.kind}' cannot be graded{suggest(problem.kind, KINDS)}")
     if is_blank(problem.prompt):
-        raise DataError(f"{where}: 'prompt' is blank")
+        raise DataError(f"{where}: 'prompt' is blank; every problem needs one")
     if problem.kind == "code":
         parse_tests(problem.tests, f"{where}: 'tests'")
     if problem.kind != "code" and is_blank(problem.answer):

@@ -53,7 +53,7 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as end:
         print(json.dumps([end.code, sorted(sys.modules)]))
 """
-# A line of the run about a stage, or of a stage, which starts with a time unless the line before is of the same second.
+# A line about a stage, or a log line of a stage, which starts with the time if that differs from the line before.
 OURS = re.compile(
     r"\[\d/\d\] \w+: (start|done|skipped)|(\[\d\d:\d\d:\d\d\]| {10}) (step \d|\d+ tokens: recall)"
 )

@@ -75,7 +75,7 @@ def test_a_checkpoint_is_asked(
 def test_stand_ins_are_said(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--tasks", "niah_single_2", "--lengths", "1024", "--samples", "1", "--workers", "1")
     assert prism("ruler", "make", str(tmp_path / "out"), "--tokenizer", str(hf), *options) == 0
-    assert "stand-in text of this machine, not RULER's: niah_single_2" in capsys.readouterr().out
+    assert "tasks made from text of this machine instead of RULER's: niah_single_2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class FailOnce(Write):
 
 @dataclass
 class Resume(Stage):
-    """Resumable: continues from what an interrupted run left."""
+    """Resumable: continues from the files that an interrupted run left."""
 
     kind: ClassVar[str] = "resume"
     resumable: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class Fill(Stage):
 
 @dataclass
 class Interrupt(Stage):
-    """Raises what Ctrl-C raises in a stage."""
+    """Raises KeyboardInterrupt, as Ctrl-C does in a stage."""
 
     kind: ClassVar[str] = "interrupt"
 

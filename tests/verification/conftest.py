@@ -13,7 +13,7 @@ from megatron_prism.verification.sandbox.isolation import open_runner
 def new_children() -> Callable[[], set[int]]:
     """Child processes that were not there when the test began.
 
-    The whole suite's process has children of its own: the server of `warm.py`, and what a test of another file left.
+    The process of the whole suite has other children: the server of `warm.py`, and those that other tests left running.
     """
 
     def pids() -> set[int]:

@@ -66,7 +66,7 @@ def test_missing_empty_and_binary_files(tmp_path):
     with pytest.raises(DataError, match="did you mean 'math'"):
         load_suite(tmp_path, "maths")
     write(tmp_path, [""], "empty")
-    with pytest.raises(DataError, match="holds no problems"):
+    with pytest.raises(DataError, match="contains no problems"):
         load_suite(tmp_path, "empty")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8 text"):

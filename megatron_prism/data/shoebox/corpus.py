@@ -48,7 +48,7 @@ DEFAULT_CHARACTERS = {
     "chat": 1_500_000,
     "retrieval": 6_000_000,
 }
-# Suite -> the source its problems are trained on, and its families.
+# Suite -> the source with its training problems, and its families of problems.
 SUITES: dict[str, tuple[str, Mapping[str, Family]]] = {
     "math": ("math", problems_math.FAMILIES),
     "science": ("science", problems_science.FAMILIES),
@@ -92,8 +92,10 @@ class ShoeboxCorpus(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         written: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
-        made: dict[str, dict[str, set[str]]] = {suite: {split: set() for split in SPLITS} for suite in SUITES}
-        for source, texts in self._sources(made).items():
+        problem_ids: dict[str, dict[str, set[str]]] = {
+            suite: {split: set() for split in SPLITS} for suite in SUITES
+        }
+        for source, texts in self._sources(problem_ids).items():
             for split, documents in texts().items():
                 share = 1.0 if split == TRAIN else self.valid_percent / 100
                 written[split][source] = _write(
@@ -110,7 +112,7 @@ class ShoeboxCorpus(Stage):
             for suite, (_, families) in SUITES.items()
         }
         for suite, chosen in held_out.items():
-            check_ids({HELD_OUT: {problem.id for problem in chosen}, **made[suite]})
+            check_ids({HELD_OUT: {problem.id for problem in chosen}, **problem_ids[suite]})
             _write_problems(out / "problems" / f"{suite}.jsonl", [problem.record() for problem in chosen])
             records = [problem.record() | {"solution": problem.solution} for problem in prompts[suite]]
             _write_problems(out / "prompts" / f"{suite}.jsonl", records)
@@ -124,7 +126,7 @@ class ShoeboxCorpus(Stage):
             "held_out": {
                 suite: {
                     "problems": len(chosen),
-                    "different_training_problems": len(made[suite][TRAIN]),
+                    "different_training_problems": len(problem_ids[suite][TRAIN]),
                     "levels": dict(sorted(Counter(problem.level for problem in chosen).items())),
                 }
                 for suite, chosen in held_out.items()
@@ -134,15 +136,18 @@ class ShoeboxCorpus(Stage):
         }
 
     def _sources(
-        self, made: dict[str, dict[str, set[str]]]
+        self, problem_ids: dict[str, dict[str, set[str]]]
     ) -> dict[str, Callable[[], dict[str, Iterator[str]]]]:
-        """Source -> a function that returns its documents by split. Ids of generated problems are added to `made`."""
+        """Source -> function that returns its documents by split; ids of generated problems go into `problem_ids`."""
         # Cached, because parsing the standard library takes seconds.
         prose = cache(lambda: list(installed_text.prose_documents()))
         sources: dict[str, Callable[[], dict[str, Iterator[str]]]] = {
             "web": lambda: self._found("web", prose()),
             "code": lambda: self._found("code", installed_text.code_documents()),
-            **{source: partial(self._solved, suite, made[suite]) for suite, (source, _) in SUITES.items()},
+            **{
+                source: partial(self._solved, suite, problem_ids[suite])
+                for suite, (source, _) in SUITES.items()
+            },
             "chat": lambda: {split: self._dialogues(split) for split in SPLITS},
             "retrieval": lambda: self._retrieval(prose()),
         }
@@ -154,10 +159,10 @@ class ShoeboxCorpus(Stage):
             self._rng(source, split).shuffle(found)
         return {split: iter(found) for split, found in texts.items()}
 
-    def _solved(self, suite: str, made: dict[str, set[str]]) -> dict[str, Iterator[str]]:
+    def _solved(self, suite: str, problem_ids: dict[str, set[str]]) -> dict[str, Iterator[str]]:
         def documents(split: str) -> Iterator[str]:
             for problem in problems(SUITES[suite][1], split, self._rng(suite, split)):
-                made[split].add(problem.id)
+                problem_ids[split].add(problem.id)
                 yield problem.document
 
         return {split: documents(split) for split in SPLITS}

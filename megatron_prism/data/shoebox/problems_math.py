@@ -46,7 +46,7 @@ def chain(rng: random.Random, steps: int) -> GeneratedProblem:
 
 
 def running_sum(rng: random.Random, length: int) -> GeneratedProblem:
-    """The sum of different digits, modulo 7 (different, so that the next one is found by the last)."""
+    """The sum of different digits, modulo 7 (different, so that each digit identifies the next one)."""
     digits = rng.sample(range(MODULUS), length)
     listed = ", ".join(map(str, digits))
     question = rng.choice(
@@ -76,7 +76,7 @@ def extreme(rng: random.Random, name: str, length: int) -> GeneratedProblem:
 
 
 def ordered(rng: random.Random, length: int) -> GeneratedProblem:
-    """Different digits, smallest first; the answer is the number they then make."""
+    """Different digits, smallest first; the answer is the number that the sorted digits form."""
     digits = rng.sample(range(1, 10), length)
     listed = ", ".join(map(str, digits))
     question = rng.choice((f"Sort {listed}, smallest first.", f"Put {listed} in order, smallest first."))

@@ -1,8 +1,8 @@
 """Multiple-choice science from small tables: formulas with one-digit factors, twenty elements, units, states of water.
 
 A problem with a formula or a state is identified by its numbers: those of a held-out problem never occur in training,
-with any options. A problem about a fact (an element's symbol) is identified by the fact and its options, because a fact
-that was never seen cannot be derived.
+whatever the options. A problem about a fact (an element's symbol) is identified by the fact and its options, because a
+fact that was never seen cannot be derived.
 Constants: symbols and atomic numbers from IUPAC's periodic table, units from the SI.
 """
 

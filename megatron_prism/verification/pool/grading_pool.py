@@ -92,7 +92,7 @@ class GradingPool:
         tasks: Sequence[Mapping[str, Any]],
         progress: Callable[[int], None] = lambda finished: None,
     ) -> list[dict[str, Any]]:
-        """Run every task; results in the order of `tasks`.
+        """Run every task, and return the results in the order of `tasks`.
 
         A task that fails gives `{"failed": reason}` with reason "timeout", "memory", "crashed" or
         "error: EXCEPTION"; anything else is what the grader returned.
@@ -125,7 +125,7 @@ class GradingPool:
                         failures_to_start += 1
                         if failures_to_start >= START_ATTEMPTS:
                             raise RuntimeError(
-                                f"grading workers end before their task starts: {self._command}"
+                                f"grading workers end before their task starts; check that this runs: {self._command}"
                             )
                         waiting.appendleft(index)
                         continue

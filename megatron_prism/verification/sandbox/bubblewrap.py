@@ -109,7 +109,7 @@ class Sandbox:
                 # The sandbox has died since the last program; nothing is lost.
                 self.close()
                 if attempt == 2:
-                    raise SandboxError("the sandbox ends immediately after its start") from None
+                    raise SandboxError("the sandbox exits immediately after it starts") from None
             else:
                 return _Program(self, self._control, number)
         raise AssertionError("unreachable")

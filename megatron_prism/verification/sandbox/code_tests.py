@@ -52,7 +52,7 @@ class CodeTests:
 
 
 def parse_tests(tests: Sequence[CodeTest], where: str = "tests") -> CodeTests:
-    """Check `tests` and prepare them. Every call draws new tokens.
+    """Check `tests` and prepare them. Each statement gets a new random token in every call.
 
     Args:
         where: the beginning of error messages, such as `FILE:LINE: 'tests'`.

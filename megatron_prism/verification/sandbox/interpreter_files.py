@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_prism.errors import ConfigError
 
-# Folders of packages that lie inside the standard library's folder.
+# Folders inside the standard library's folder that hold installed packages.
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 # `libm.so.6 => /lib/libm.so.6 (0x7f...)` or `/lib64/ld-linux-x86-64.so.2 (0x7f...)`.
 _LIBRARY = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x", re.MULTILINE)

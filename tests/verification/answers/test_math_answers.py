@@ -11,7 +11,7 @@ from megatron_prism.verification.settings import GradingSettings
 
 @pytest.fixture(scope="module")
 def pool():
-    # Room for a machine that is much slower and busy with other things; only a hang takes this long.
+    # Enough for a much slower and busy machine; only a hang takes this long.
     with GradingSettings(workers=1, timeout_seconds=3.0).open_pool() as made:
         yield made
 
@@ -65,7 +65,7 @@ def test_a_power_tower_costs_one_limit(pool):
 
 @pytest.mark.parametrize("answer", [r"\frac{1}{" * 100_000 + "1" + "}" * 100_000, "9" * 10**6])
 def test_a_megabyte_is_wrong_and_runs_into_no_limit(answer):
-    # Neither may be handed to sympy. The limit leaves room for a slow machine; only a hang takes this long.
+    # Neither answer may be passed to sympy. The limit leaves room for a slow machine; only a hang takes this long.
     items = [GradeItem("math", rf"\boxed{{{answer}}}", "5"), GradeItem("math", r"\boxed{5}", "5")]
     with GradingSettings(workers=1, timeout_seconds=30.0).open_pool() as patient:
         assert [each.reason for each in grade_all(items, patient)] == ["wrong", "correct"]

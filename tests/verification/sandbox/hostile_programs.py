@@ -1,7 +1,7 @@
 """Programs that try to cheat, to break out or to do harm, by name.
 
-Each defines a right `f` only where its attack has succeeded: the verdict "correct" is an escape. `{...}` are filled
-in by the test: a secret file, its folder, this process's id and environment, a port that listens on the host.
+Each defines a right `f` only where its attack has succeeded: the verdict "correct" is an escape. The test fills in
+`{...}`: a secret file, its folder, this process's id and environment, a port that listens on the host.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from megatron_prism.verification.settings import GradingSettings
 
 TESTS = ["assert f(2) == 4", "assert f(-3) == 9"]
 GOOD = "def f(x):\n    return x * x\n"
-# Room for a machine that is much slower and busy with other things.
+# Enough for a much slower and busy machine.
 PATIENT_SECONDS = 60.0
 SUM = "a, b = map(int, input().split())\nprint(a + b)\n"
 SUMS = [{"input": "1 2\n", "output": "3\n"}, {"input": "-5 5", "output": "0"}]

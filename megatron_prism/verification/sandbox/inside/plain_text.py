@@ -1,4 +1,4 @@
-"""Values as text: two values of plain types have the same text exactly if they are equal.
+"""Values as text: two values of plain types have the same text if and only if they are equal.
 
 The program's process converts a result to this text, and the host compares it with the text of the expected value. So
 the program never sees the expected value, an object that claims to equal everything has no text, and the host does not

@@ -46,7 +46,7 @@ def main(control_number: int, uid: int) -> None:
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=control_number) as control:
-        _tell(control, {"ready": True})
+        _send(control, {"ready": True})
         while True:
             data, descriptors, _, _ = socket.recv_fds(control, 4096, 3)
             if not data:
@@ -62,7 +62,7 @@ def main(control_number: int, uid: int) -> None:
                 os.close(descriptor)
             _await_end(control, child, message["start"])
             status = _kill_all(child)
-            _tell(control, {"ended": message["start"], "status": status, "clean": _clean()})
+            _send(control, {"ended": message["start"], "status": status, "clean": _clean()})
 
 
 def _become_program(control: socket.socket, descriptors: list[int]) -> None:
@@ -163,7 +163,7 @@ def _drop_privileges(uid: int) -> None:
     prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+def _send(control: socket.socket, message: dict[str, Any]) -> None:
     control.send(json.dumps(message).encode("ascii"))
 
 
