@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.prompts import count_by_domain, load_prompts, rates_by_domain
 from megatron_prism.rl.record import RLLog, write_answers
 from megatron_prism.rl.rollout import Rollouts
 from megatron_prism.verification.problems import Problem, load_suite, suite_names
+
+PROBLEMS = "problems"
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,23 @@ class EvaluationSet:
 
 
 def evaluation_sets(config: ReinforceConfig, inputs: Mapping[str, Artifact]) -> list[EvaluationSet]:
-    """`held_out` if the stage has a corpus, `tracked` if it has prompts to track; none if `evaluate_every` is 0."""
+    """`held_out` if the corpus has problems, `tracked` if there are prompts to track; none if `evaluate_every` is 0.
+
+    A corpus of the user's files has no problems.
+
+    Raises:
+        ConfigError: if `evaluation_suites` names suites and there are no problems.
+    """
     sets: list[EvaluationSet] = []
     if not config.evaluate_every:
         return sets
-    if "corpus" in inputs:
-        folder = inputs["corpus"].file("problems")
+    folder = inputs["corpus"].path / PROBLEMS if "corpus" in inputs else None
+    if config.evaluation_suites and not (folder and folder.is_dir()):
+        raise ConfigError(
+            f"evaluation_suites={config.evaluation_suites}: the stage's corpus has no {PROBLEMS}/; leave "
+            "evaluation_suites empty to evaluate only the tracked prompts"
+        )
+    if folder and folder.is_dir():
         names = config.evaluation_suites or suite_names(folder)
         suites = [load_suite(folder, name, config.evaluation_problems) for name in names]
         problems = [problem for suite in suites for problem in suite]
