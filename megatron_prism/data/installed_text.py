@@ -82,13 +82,7 @@ def source_files() -> list[Path]:
 
 
 def _descriptions() -> Iterator[str]:
-    # Importing setuptools adds the packages inside it to sys.path. They are left out, so that the texts do not depend
-    # on what this process has imported.
-    found = {
-        _field(each.metadata, "Name").lower(): each
-        for each in importlib.metadata.distributions()
-        if each.metadata and "_vendor" not in Path(str(each.locate_file(""))).parts
-    }
+    found = {_field(d.metadata, "Name").lower(): d for d in importlib.metadata.distributions() if d.metadata}
     for name in sorted(found):
         metadata = found[name].metadata
         # Long descriptions are the body of METADATA, or the Description field of older packages.
