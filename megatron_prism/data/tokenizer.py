@@ -222,7 +222,9 @@ def _end_id(files: TokenizerFolder, backend: Backend) -> int:
     if eos_id is None and (stated := files.token_id("eos_token_id")) is not None:
         eos_id, file = stated
         if eos_id not in backend.vocabulary.values():
-            raise DataError(f"{file}: eos_token_id={eos_id} is not in {files.vocabulary.name}")
+            raise DataError(
+                f"{file}: eos_token_id={eos_id} is not in {files.vocabulary.name}; use one of its ids"
+            )
     if eos_id is None:
         raise DataError(
             f"{files.path / TOKENIZER_CONFIG}: no eos_token, and no eos_token_id in generation_config.json or "

@@ -149,7 +149,7 @@ def named_id(folder: TokenizerFolder, key: str, find: Callable[[str], int | None
     name, file = named
     token_id = find(name)
     if token_id is None:
-        raise DataError(f"{file}: {key} '{name}' is not in {folder.vocabulary.name}")
+        raise DataError(f"{file}: {key} '{name}' is not in {folder.vocabulary.name}; name one of its tokens")
     return token_id
 
 

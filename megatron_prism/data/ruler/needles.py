@@ -191,7 +191,9 @@ class KeyValues:
         if len(set(self._words)) != len(self._words):
             raise ConfigError(f"task '{task.name}': keys: a key occurs twice; remove one")
         if len(self._words) < task.num_keys:
-            raise ConfigError(f"task '{task.name}': {len(self._words)} keys, but {task.num_keys} are needed")
+            raise ConfigError(
+                f"task '{task.name}': {len(self._words)} keys, but {task.num_keys} are needed; add keys"
+            )
         unknown = set(self._words).difference(task.value_words) if task.value_words else set()
         if unknown:
             raise ConfigError(

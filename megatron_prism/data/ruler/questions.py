@@ -217,7 +217,7 @@ def _text(value: Any) -> str:
 
 def _checked(path: Path, documents: list[str], questions: list[Question]) -> QuestionSet:
     if not questions:
-        raise DataError(f"{path}: contains no question with an answer")
+        raise DataError(f"{path}: contains no question with an answer; use the published file")
     return QuestionSet(documents, questions, Path(path).name)
 
 

@@ -123,10 +123,13 @@ def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
         known = key[0] in manifest["tasks"] and key[1] in manifest["lengths"]
         if not known or key[2] not in range(manifest["samples"]):
             raise DataError(
-                f"{where}: {samples_folder} has no sample task={key[0]} length={key[1]} index={key[2]}"
+                f"{where}: {samples_folder} has no sample task={key[0]} length={key[1]} index={key[2]}; use the folder "
+                "that the prompts came from"
             )
         if key in found:
-            raise DataError(f"{where}: a second prediction for task={key[0]} length={key[1]} index={key[2]}")
+            raise DataError(
+                f"{where}: a second prediction for task={key[0]} length={key[1]} index={key[2]}; keep one"
+            )
         found[key] = text
     for length in manifest["lengths"]:
         for task in manifest["tasks"]:
@@ -134,6 +137,7 @@ def score_file(samples_folder: Path, predictions: Path) -> Iterator[Scored]:
                 key = (task, length, sample.index)
                 if key not in found:
                     raise DataError(
-                        f"{predictions}: no prediction for task={task} length={length} index={sample.index}"
+                        f"{predictions}: no prediction for task={task} length={length} index={sample.index}; add one "
+                        "for every sample"
                     )
                 yield Scored(*key, score(sample, found[key]))
