@@ -37,10 +37,10 @@ NUMBERS = (
 
 @dataclass
 class Architecture:
-    """A dense Transformer, or with `hybrid_pattern` an attention-Mamba hybrid of one mixer per layer.
+    """A dense Transformer, or, with `hybrid_pattern`, an attention-Mamba hybrid with one mixer per layer.
 
-    `num_layers` counts Megatron's layers: a Granite-4-H layer of mixer and MLP is two. `sliding_window` is how many
-    tokens a query sees, itself included (None: all tokens before it).
+    `num_layers` counts Megatron's layers: a Granite-4-H layer of mixer and MLP counts as two. `sliding_window` is the
+    number of tokens that a query sees, including itself (None: all tokens before it).
     `attention_multiplier` is the softmax scale itself (None: 1/sqrt(head_dim)); logits are divided by
     `logits_scaling`. The multipliers are Granite's and are never folded into weights. `initializer_range` is the
     standard deviation of fresh weights.
@@ -77,12 +77,12 @@ class Architecture:
     def __post_init__(self) -> None:
         self._check_types()
         if self.activation not in ("swiglu", "squared_relu"):
-            raise ConfigError(f"activation={self.activation!r}: 'swiglu' or 'squared_relu'")
+            raise ConfigError(f"activation={self.activation!r}: must be 'swiglu' or 'squared_relu'")
         if self.position_embedding not in ("rope", "none"):
-            raise ConfigError(f"position_embedding={self.position_embedding!r}: 'rope' or 'none'")
+            raise ConfigError(f"position_embedding={self.position_embedding!r}: must be 'rope' or 'none'")
         if self.position_embedding == "rope" and self.head_dim % 2:
             raise ConfigError(
-                f"head_dim={self.head_dim}: rotary positions turn pairs of channels; it must be even"
+                f"head_dim={self.head_dim}: must be even, because rotary positions rotate pairs of channels"
             )
         if self.num_attention_heads % self.num_query_groups:
             raise ConfigError(
@@ -91,13 +91,14 @@ class Architecture:
             )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ConfigError(
-                f"sliding_window={self.sliding_window}: 1 or more tokens, or null for no window"
+                f"sliding_window={self.sliding_window}: must be 1 or more, or null for no window"
             )
         if self.hybrid_pattern is not None:
-            odd = set(self.hybrid_pattern) - {MAMBA, ATTENTION, MLP}
-            if odd or len(self.hybrid_pattern) != self.num_layers:
+            unknown = set(self.hybrid_pattern) - {MAMBA, ATTENTION, MLP}
+            if unknown or len(self.hybrid_pattern) != self.num_layers:
                 raise ConfigError(
-                    f"hybrid_pattern={self.hybrid_pattern!r}: needs num_layers={self.num_layers} of 'M', '*' and '-'"
+                    f"hybrid_pattern={self.hybrid_pattern!r}: must be num_layers={self.num_layers} characters, each "
+                    "'M', '*' or '-'"
                 )
 
     def _check_types(self) -> None:
@@ -105,11 +106,11 @@ class Architecture:
         for name in SIZES:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r}: a whole number of 1 or more is needed")
+                raise ConfigError(f"{name}={value!r}: must be a whole number of 1 or more")
         for name in NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ConfigError(f"{name}={value!r}: a finite number is needed")
+                raise ConfigError(f"{name}={value!r}: must be a finite number")
 
     @property
     def is_hybrid(self) -> bool:
@@ -120,7 +121,7 @@ class Architecture:
         return -(-self.vocab_size // tensor_model_parallel_size) * tensor_model_parallel_size
 
     def check_parallel(self, parallel: ParallelConfig) -> None:
-        """Raise a ParallelError naming the size that does not divide."""
+        """Raise a ParallelError naming the size that the layout does not divide."""
         tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         divided = {"num_attention_heads": tp, "num_query_groups": tp, "ffn_hidden_size": tp}
         if self.is_hybrid:
@@ -138,13 +139,13 @@ class Architecture:
                 )
             if parallel.virtual_pipeline_model_parallel_size:
                 raise ParallelError(
-                    "virtual_pipeline_model_parallel_size: hybrids cannot be interleaved; unset it"
+                    "virtual_pipeline_model_parallel_size: hybrid models have no virtual pipeline stages; unset it"
                 )
         divided["num_layers"] = pp * (parallel.virtual_pipeline_model_parallel_size or 1)
         for name, size in divided.items():
             if getattr(self, name) % size:
                 raise ParallelError(
-                    f"{name}={getattr(self, name)} does not divide by {size} "
+                    f"{name}={getattr(self, name)} is not divisible by {size} "
                     f"(tensor {tp}, pipeline {pp}, context {parallel.context_parallel_size})"
                 )
 
@@ -187,6 +188,6 @@ def check_recompute(recompute: str, architecture: Architecture, fp8: str | None)
     one_of(recompute, RECOMPUTE, "recompute")
     if recompute == "full" and architecture.is_hybrid and fp8:
         raise ConfigError(
-            f"recompute=full: with fp8={fp8} it exists for dense models only, and {architecture.family} is a hybrid "
-            "here; use recompute=none or bf16 without fp8"
+            f"recompute=full: not supported with fp8={fp8} for hybrid models, and this {architecture.family} model is "
+            "one; use recompute=none, or bf16 without fp8"
         )

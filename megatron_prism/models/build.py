@@ -78,7 +78,7 @@ def transformer_config(
         "bf16": dtype is torch.bfloat16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        # Whole tensors are drawn and then cut, so every tensor-parallel layout has the same initial weights.
+        # Whole tensors are initialised and then split, so every tensor-parallel layout has the same initial weights.
         "use_cpu_initialization": True,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
@@ -118,7 +118,7 @@ def build_model(
         settings: fields of Megatron's TransformerConfig that replace those made from the architecture.
 
     Raises:
-        ParallelError: if a size of the architecture does not divide by the layout.
+        ParallelError: if the layout does not divide a size of the architecture.
         ConfigError: if the backend cannot be used here, or FP8 or recomputation is requested and would not be used.
     """
     from megatron.core import parallel_state

@@ -52,12 +52,12 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
 
 
 def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load, whose many kinds of errors become one CheckpointError."""
+    """dist_checkpointing.load; all its kinds of errors become a CheckpointError."""
     from megatron.core import dist_checkpointing
 
     if not (folder / CHECKPOINT_METADATA).exists():
         raise CheckpointError(
-            f"{folder}: not a checkpoint (no {CHECKPOINT_METADATA}); it may be half written"
+            f"{folder}: not a checkpoint (no {CHECKPOINT_METADATA}); the save may have been interrupted"
         )
     try:
         with cuda_requests_on_cpu():

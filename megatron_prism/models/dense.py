@@ -29,7 +29,7 @@ def dense_sizes(
     """The architecture fields whose keys are the same in every decoder's config.
 
     Args:
-        activation: the family's only one.
+        activation: the only activation of the family.
         default_groups: num_key_value_heads if the config does not have the key (None: as many as heads).
         default_positions: max_position_embeddings if the config does not have the key.
 
@@ -45,16 +45,16 @@ def dense_sizes(
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": config.size("num_hidden_layers", most=MAX_LAYERS),
+        "num_layers": config.size("num_hidden_layers", maximum=MAX_LAYERS),
         "num_attention_heads": heads,
         # In transformers null means as many as heads, while an absent key may mean another number.
         "num_query_groups": config.size("num_key_value_heads", default_groups or heads, null=heads),
         "head_dim": config.size("head_dim", own_width, null=own_width),
         "activation": activation,
-        "norm_epsilon": config.number("rms_norm_eps", 1e-6, least=0),
+        "norm_epsilon": config.number("rms_norm_eps", 1e-6, minimum=0),
         "max_position_embeddings": config.size("max_position_embeddings", default_positions),
         "tie_word_embeddings": config.flag("tie_word_embeddings", False),
-        "initializer_range": config.number("initializer_range", 0.02, least=0),
+        "initializer_range": config.number("initializer_range", 0.02, minimum=0),
     }
 
 
@@ -82,5 +82,6 @@ def require_fields(architecture: Architecture, **needed: Any) -> None:
     for name, value in needed.items():
         if getattr(architecture, name) != value:
             raise ConfigError(
-                f"{name}={getattr(architecture, name)!r}: family={architecture.family} has {name}={value!r}"
+                f"{name}={getattr(architecture, name)!r}: the config.json of family={architecture.family} can express "
+                f"only {name}={value!r}"
             )

@@ -54,42 +54,43 @@ def extended(architecture: Architecture, extension: ContextExtension) -> Archite
     length, before = extension.max_position_embeddings, architecture.max_position_embeddings
     if length < before:
         raise ConfigError(
-            f"extension.max_position_embeddings={length}: the model has {before} already; a context is only extended"
+            f"extension.max_position_embeddings={length}: the model already has {before}; use {before} or more"
         )
     if architecture.position_embedding == "none":
         _refuse_rope(architecture, extension)
     else:
         _check_rope(architecture, extension)
-    made = replace(
+    longer = replace(
         architecture,
         max_position_embeddings=length,
         rope_theta=extension.rope_theta or architecture.rope_theta,
         rope_scaling=extension.rope_scaling or architecture.rope_scaling,
     )
-    written = architecture_from_config(hf_config(made))
+    read_back = architecture_from_config(hf_config(longer))
     for name in CHANGED:
-        if getattr(written, name) != getattr(made, name):
+        if getattr(read_back, name) != getattr(longer, name):
+            value = _shown(getattr(longer, name))
             raise ConfigError(
-                f"extension.{name}: a config of family={made.family} has no place for {_say(getattr(made, name))}"
+                f"extension.{name}: the config.json of family={longer.family} cannot express {value}; use another value"
             )
-    return made
+    return longer
 
 
 def describe(before: Architecture, after: Architecture) -> str:
-    """One line that names every changed setting, and a sliding window that stays."""
+    """One line that names every changed setting, and the sliding window if there is one."""
     parts = []
     for name in CHANGED:
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
-            parts.append(f"{name} {_say(old)} -> {_say(new)}")
+            parts.append(f"{name} {_shown(old)} -> {_shown(new)}")
     if before.position_embedding == "none":
         parts.append("no rotary positions")
     if after.sliding_window is not None:
-        parts.append(f"sliding_window={after.sliding_window} stays: each layer looks back no further")
+        parts.append(f"sliding_window={after.sliding_window} stays: it still limits every layer")
     return ", ".join(parts) or "nothing changes"
 
 
-def _say(value: object) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, RopeScaling):
         numbers = ", ".join(f"{name}={number:g}" for name, number in value.numbers().items())
         return f"{value.rope_type}({numbers})"
@@ -100,8 +101,8 @@ def _refuse_rope(architecture: Architecture, extension: ContextExtension) -> Non
     for name in ("rope_theta", "rope_scaling", "keep_rope"):
         if getattr(extension, name):
             raise ConfigError(
-                f"extension.{name}: this {architecture.family} model has no rotary positions to change; "
-                "extension.max_position_embeddings is all it needs"
+                f"extension.{name}: this {architecture.family} model has no rotary positions; set only "
+                "extension.max_position_embeddings"
             )
 
 
@@ -109,38 +110,39 @@ def _check_rope(architecture: Architecture, extension: ContextExtension) -> None
     length, theta = extension.max_position_embeddings, extension.rope_theta
     if theta is not None and theta < architecture.rope_theta:
         raise ConfigError(
-            f"extension.rope_theta={theta:g}: the model has {architecture.rope_theta:g}, and a smaller base reaches "
-            "fewer positions"
+            f"extension.rope_theta={theta:g}: the model has {architecture.rope_theta:g}, and a smaller base covers "
+            "fewer positions; use a larger one"
         )
     new_theta = theta is not None and theta != architecture.rope_theta
     new_scaling = extension.rope_scaling is not None and extension.rope_scaling != architecture.rope_scaling
     if extension.keep_rope and (new_theta or new_scaling):
         raise ConfigError(
-            "extension.keep_rope=true: rope_theta or rope_scaling changes it; name one or the other"
+            "extension.keep_rope=true contradicts extension.rope_theta or extension.rope_scaling, which change the "
+            "frequencies; remove one of them"
         )
     longer = length > architecture.max_position_embeddings
     if longer and not (new_theta or new_scaling or extension.keep_rope):
         raise ConfigError(
-            f"extension.max_position_embeddings={length}: the model's rotary positions reach "
-            f"{architecture.max_position_embeddings}; name a rope_theta larger than {architecture.rope_theta:g} or a "
-            "rope_scaling, or keep_rope=true to extend them as they are"
+            f"extension.max_position_embeddings={length}: the model's rotary frequencies cover "
+            f"{architecture.max_position_embeddings} positions; set a rope_theta larger than "
+            f"{architecture.rope_theta:g}, a rope_scaling, or keep_rope=true to leave the frequencies unchanged"
         )
     if new_scaling and extension.rope_scaling is not None:
         _check_scaling(architecture, extension.rope_scaling, length)
 
 
 def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int) -> None:
-    """Check that the original length is one that the model had, and that it reaches the new length times the factor.
+    """Check that the original length is not above the model's, and that the factor stretches it to the new length.
 
     The factor of llama3 stretches only the longest wavelengths and does not determine the length: LLaMA 3.1 has a
     factor of 8, with 8,192 original and 131,072 positions.
     """
     if scaling.rope_type == "dynamic":
         raise ConfigError(
-            "extension.rope_scaling.rope_type=dynamic: changes no frequency up to max_position_embeddings; name "
+            "extension.rope_scaling.rope_type=dynamic: it changes no frequency up to max_position_embeddings; use "
             "linear, yarn or llama3"
         )
-    # A config may have such numbers, and they are read as in transformers; but an extension cannot use them.
+    # An imported config may have such a factor or such betas, as in transformers, but they extend nothing.
     if scaling.factor < 1:
         raise ConfigError(f"extension.rope_scaling.factor={scaling.factor:g}: must be 1 or more")
     slow, fast = scaling.beta_slow, scaling.beta_fast
@@ -151,13 +153,13 @@ def _check_scaling(architecture: Architecture, scaling: RopeScaling, length: int
         original = _unscaled_length(architecture)
     if original > architecture.max_position_embeddings:
         raise ConfigError(
-            f"extension.rope_scaling.original_max_position_embeddings={original}: the model was made for "
-            f"{architecture.max_position_embeddings} positions"
+            f"extension.rope_scaling.original_max_position_embeddings={original}: must be at most the model's "
+            f"max_position_embeddings={architecture.max_position_embeddings}"
         )
     if scaling.rope_type != "llama3" and scaling.factor * original < length:
         raise ConfigError(
-            f"extension.rope_scaling.factor={scaling.factor:g}: times the original {original} positions it reaches "
-            f"{scaling.factor * original:g}, and max_position_embeddings={length} needs a factor of "
+            f"extension.rope_scaling.factor={scaling.factor:g}: it stretches the original {original} positions to "
+            f"{scaling.factor * original:g}, but max_position_embeddings={length} needs a factor of "
             f"{length / original:g} or more"
         )
 

@@ -101,10 +101,12 @@ def architecture_from_config(config: Mapping[str, Any], remarks: list[str] | Non
             meaning is not implemented.
     """
     if config.get("quantization_config"):
-        raise ConfigError("config.json: quantization_config: only unquantized checkpoints can be read")
+        raise ConfigError(
+            "config.json: quantization_config: a quantized model cannot be read; use the original"
+        )
     if not isinstance(config.get("model_type"), str):
         raise ConfigError(
-            f"config.json: model_type={config.get('model_type')!r}: the name of a family is needed; supported: "
+            f"config.json: model_type={config.get('model_type')!r}: must be the name of a family; supported: "
             f"{', '.join(sorted(FAMILIES))}"
         )
     name = str(config["model_type"])
@@ -120,7 +122,7 @@ def published_config(name: str) -> dict[str, Any]:
     """config.json of a released model, by its Hugging Face name. A ConfigError suggests the nearest known name."""
     known = {model: config for each in FAMILIES.values() for model, config in each.published.items()}
     if name not in known:
-        raise ConfigError(f"'{name}' is not a model whose config is kept here{suggest(name, known)}")
+        raise ConfigError(f"'{name}' is not a model with a stored config{suggest(name, known)}")
     return dict(known[name])
 
 

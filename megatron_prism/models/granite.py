@@ -81,7 +81,7 @@ def multipliers(config: ConfigReader) -> dict[str, Any]:
 def multipliers_to_config(architecture: Architecture) -> dict[str, float]:
     """The keys that `multipliers` reads."""
     a = architecture
-    # Granite's own default is 1.0, not 1/sqrt(head_dim): always written out.
+    # Granite's default is 1.0 and not 1/sqrt(head_dim), so the value is always written.
     attention = a.head_dim**-0.5 if a.attention_multiplier is None else a.attention_multiplier
     return {
         "attention_multiplier": attention,

@@ -145,13 +145,13 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
     mixers, mlps = a.hybrid_pattern[::2], a.hybrid_pattern[1::2]
     if set(mlps) != {MLP} or MLP in mixers or len(mixers) != len(mlps):
         raise ConfigError(
-            f"hybrid_pattern={a.hybrid_pattern!r}: family=granitemoehybrid alternates a mixer ('M' or '*') and '-'"
+            f"hybrid_pattern={a.hybrid_pattern!r}: family=granitemoehybrid needs a mixer ('M' or '*') before each '-'"
         )
     inner = a.mamba_num_heads * a.mamba_head_dim
     if inner % a.hidden_size:
         raise ConfigError(
-            f"mamba_num_heads x mamba_head_dim = {inner}: family=granitemoehybrid needs a multiple of "
-            f"hidden_size={a.hidden_size}"
+            f"mamba_num_heads x mamba_head_dim = {inner}: must be a multiple of hidden_size={a.hidden_size} for "
+            "family=granitemoehybrid"
         )
     names = {MAMBA: MAMBA_NAME, ATTENTION: ATTENTION_NAME}
     return config | {
@@ -175,7 +175,9 @@ def from_config(read: ConfigReader) -> Architecture:
     read.unused("num_experts_per_tok", "router_aux_loss_coef", "intermediate_size", "init_method")
     position = read.text("position_embedding_type")
     if position not in POSITIONS:
-        raise ConfigError(f"config.json: position_embedding_type={position!r}: 'rope' or 'nope'")
+        raise ConfigError(
+            f"config.json: position_embedding_type={position!r}: must be 'rope', 'nope' or null"
+        )
     sizes = dense_sizes(read)
     theta, scaling = read_rope(read, sizes["max_position_embeddings"])
     values = sizes | {
@@ -191,8 +193,8 @@ def from_config(read: ConfigReader) -> Architecture:
     unknown = set(types) - MIXERS.keys()
     if unknown or len(types) != values["num_layers"]:
         raise ConfigError(
-            f"config.json: layer_types needs num_hidden_layers={values['num_layers']} of 'mamba' and 'attention'; "
-            f"it has {len(types)}{f', with {min(unknown)!r}' if unknown else ''}"
+            f"config.json: layer_types must have num_hidden_layers={values['num_layers']} entries, each 'mamba' or "
+            f"'attention'; it has {len(types)}{f', including {min(unknown)!r}' if unknown else ''}"
         )
     pattern = "".join(MIXERS[kind] + MLP for kind in types)
     values |= _mamba(read, values["hidden_size"], pattern if MAMBA in pattern else None)
@@ -214,8 +216,8 @@ def _mamba(read: ConfigReader, hidden_size: int, pattern: str | None) -> dict[st
     dim = inner // heads if read.get("mamba_d_head", "auto") == "auto" else read.size("mamba_d_head")
     if dim * heads != inner:
         raise ConfigError(
-            f"config.json: mamba_n_heads={heads} times mamba_d_head={dim} is {dim * heads}, and transformers needs "
-            f"mamba_expand times hidden_size, {inner}"
+            f"config.json: mamba_n_heads={heads} times mamba_d_head={dim} is {dim * heads}, but must be "
+            f"mamba_expand={expand} times hidden_size={hidden_size}, {inner}"
         )
     return {
         "hybrid_pattern": pattern,

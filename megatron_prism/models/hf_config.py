@@ -24,7 +24,7 @@ class ConfigReader:
 
     Attributes:
         family: the family of the config, for messages.
-        remarks: what the user should know, one line each: which of several spellings was read, what was ignored.
+        remarks: messages for the user, one line each: which of several spellings was read, and which keys were ignored.
     """
 
     def __init__(self, config: Mapping[str, Any], family: str) -> None:
@@ -43,35 +43,35 @@ class ConfigReader:
         return default if value is None else value
 
     def size(
-        self, key: str, default: int | None = None, null: int | None = None, most: int = MAX_SIZE
+        self, key: str, default: int | None = None, null: int | None = None, maximum: int = MAX_SIZE
     ) -> int:
-        """A whole number from 1 to `most`.
+        """A whole number from 1 to `maximum`.
 
         Args:
             default: the value of an absent key; None if the key is required.
             null: the value of a null, as in transformers; None if a null is refused.
         """
-        value = self._stated(key, default, null)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise self._wrong(key, value, f"a whole number from 1 to {most} is needed")
+        value = self._value(key, default, null)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+            raise self._wrong(key, value, f"must be a whole number from 1 to {maximum}")
         return value
 
     def number(
-        self, key: str, default: float | None = None, least: float = -math.inf, above: float = -math.inf
+        self, key: str, default: float | None = None, minimum: float = -math.inf, above: float = -math.inf
     ) -> float:
-        """A finite number, not below `least` and above `above`; `default` as in `size`."""
-        value = as_number(self._stated(key, default))
-        if value is None or not (value >= least and value > above):
-            bound = f" above {above:g}" if above > -math.inf else f" of {least:g} or more"
-            bound = bound if max(least, above) > -math.inf else ""
-            raise self._wrong(key, self._config.get(key), f"a number{bound} is needed")
+        """A finite number of at least `minimum` and greater than `above`; `default` as in `size`."""
+        value = as_number(self._value(key, default))
+        if value is None or not (value >= minimum and value > above):
+            bound = f" greater than {above:g}" if above > -math.inf else f" of {minimum:g} or more"
+            bound = bound if max(minimum, above) > -math.inf else ""
+            raise self._wrong(key, self._config.get(key), f"must be a number{bound}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self._stated(key, default)
+        value = self._value(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false is needed")
+            raise self._wrong(key, value, "must be true or false")
         return value
 
     def names(self, key: str) -> list[str] | None:
@@ -80,14 +80,14 @@ class ConfigReader:
         if value is not None and not (
             isinstance(value, list) and all(isinstance(each, str) for each in value)
         ):
-            raise self._wrong(key, value, "a list of strings is needed")
+            raise self._wrong(key, value, "must be a list of strings")
         return value
 
     def text(self, key: str) -> str | None:
         """A string; None if it is absent or null."""
         value = self.get(key)
         if value is not None and not isinstance(value, str):
-            raise self._wrong(key, value, "a string is needed")
+            raise self._wrong(key, value, "must be a string")
         return value
 
     def fixed(self, key: str, allowed: Any, default: Any = None) -> None:
@@ -109,7 +109,7 @@ class ConfigReader:
             raise ConfigError(f"config.json: {key}={shown(bounds)} is not supported; only [0.0, Infinity] is")
 
     def unused(self, *keys: str) -> None:
-        """Keys whose value has no effect on this model."""
+        """Accept these keys with any value: they have no effect on this model."""
         self._known.update(keys)
 
     def remark(self, line: str) -> None:
@@ -136,25 +136,22 @@ class ConfigReader:
                 f"config.json: {what} not known for {self.family} and could change what the model computes; {remedy}"
             )
 
-    def _stated(self, key: str, default: Any, null: Any = None) -> Any:
-        """The value as in the file.
-
-        Raises a ConfigError if it is required and absent, or if it is null and null is refused.
-        """
+    def _value(self, key: str, default: Any, null: Any = None) -> Any:
+        """The unchecked value. A ConfigError if it is absent or null and has neither `default` nor `null`."""
         self._known.add(key)
         if key not in self._config:
             if default is None:
-                raise ConfigError(f"config.json: no key '{key}', which {self.family} needs")
+                raise ConfigError(f"config.json: key '{key}' is missing, and {self.family} needs it")
             return default
         value = self._config[key]
         if value is None:
             if null is None:
-                raise ConfigError(f"config.json: {key} is null, and {self.family} needs a value")
+                raise ConfigError(f"config.json: {key} is null, but {self.family} needs a value")
             return null
         return value
 
-    def _wrong(self, key: str, value: Any, needed: str) -> ConfigError:
-        return ConfigError(f"config.json: {key}={shown(value)}: {needed}")
+    def _wrong(self, key: str, value: Any, requirement: str) -> ConfigError:
+        return ConfigError(f"config.json: {key}={shown(value)}: {requirement}")
 
 
 def as_number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Mistral (dense): LLaMA's layers, a sliding window in the 7B, heads narrower than hidden/heads in Small.
+"""Mistral (dense): LLaMA's layers, with a sliding window in the 7B, and heads narrower than hidden/heads in Small.
 
 A window of W lets a query see itself and the W - 1 tokens before it (transformers' masking_utils.py,
 `sliding_window_overlay`), which is Megatron's `window_size=(W - 1, 0)`.
@@ -78,7 +78,7 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
     a = architecture
     require_fields(a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", **NO_MULTIPLIERS)
     config = sizes_to_config(a)
-    # Mistral has no biases and no key to ask for them.
+    # Mistral has no biases, and its config has no key for them.
     del config["attention_bias"]
     return {
         "architectures": ["MistralForCausalLM"],
@@ -99,8 +99,8 @@ def from_config(read: ConfigReader) -> Architecture:
     window = None if without else read.size("sliding_window", DEFAULT_WINDOW)
     if window is not None and read.get("use_sliding_window") is False:
         raise ConfigError(
-            f"config.json: use_sliding_window=False, but sliding_window={window} is what transformers reads; set "
-            "sliding_window to null for no window, or remove use_sliding_window"
+            f"config.json: use_sliding_window=False contradicts sliding_window={window}, and transformers reads only "
+            "the latter; set sliding_window to null for no window, or remove use_sliding_window"
         )
     return Architecture(
         family="mistral",

@@ -164,7 +164,7 @@ def from_config(read: ConfigReader) -> Architecture:
     read.fixed("use_conv_bias", True)
     read.fixed("conv_kernel", CONV_KERNEL)
     read.unlimited("time_step_limit")
-    epsilon = read.number("layer_norm_epsilon", 1e-5, least=0)
+    epsilon = read.number("layer_norm_epsilon", 1e-5, minimum=0)
     # Some files have the same number under two keys.
     read.fixed("rms_norm_eps", epsilon)
     # Keys for initialisation, kernels and numerics, and for the experts of later models, which do not exist here.
@@ -185,12 +185,12 @@ def from_config(read: ConfigReader) -> Architecture:
     pattern = _pattern(read)
     if not pattern or set(pattern) - set(LAYERS):
         raise ConfigError(
-            f"config.json: layer pattern {pattern!r} holds other layers than Mamba, attention and MLP"
+            f"config.json: layer pattern {pattern!r} is not supported; only Mamba, attention and MLP layers are"
         )
     layers = read.size("num_hidden_layers", len(pattern), null=len(pattern))
     if layers != len(pattern):
         raise ConfigError(
-            f"config.json: num_hidden_layers={layers}, but the layer pattern has {len(pattern)}"
+            f"config.json: num_hidden_layers={layers}, but the layer pattern has {len(pattern)} layers; correct one"
         )
     heads = read.size("num_attention_heads")
     # The defaults are those of transformers' NemotronHConfig.
@@ -208,7 +208,7 @@ def from_config(read: ConfigReader) -> Architecture:
         norm_epsilon=epsilon,
         max_position_embeddings=read.size("max_position_embeddings", 4096),
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
-        initializer_range=read.number("initializer_range", 0.02, least=0),
+        initializer_range=read.number("initializer_range", 0.02, minimum=0),
         position_embedding="none",
         hybrid_pattern=pattern,
         mamba_num_heads=read.size("mamba_num_heads"),
@@ -227,8 +227,8 @@ def _pattern(read: ConfigReader) -> str:
         if types := read.names(key):
             found[key] = "".join(TYPES.get(name, "?") for name in types)
     if len(set(found.values())) > 1:
-        said = ", ".join(f"{key} {value!r}" for key, value in found.items())
-        raise ConfigError(f"config.json: the layers are spelled differently ({said}); keep one")
+        listed = ", ".join(f"{key} {value!r}" for key, value in found.items())
+        raise ConfigError(f"config.json: the lists of layers differ ({listed}); remove the wrong ones")
     return next(iter(found.values()), "")
 
 

@@ -23,7 +23,7 @@ NEEDED = {
     "linear": ("factor",),
     "dynamic": ("factor",),
 }
-# The numbers that it may leave out, with the defaults of transformers.
+# The numbers that a config may omit, with the defaults of transformers.
 OPTIONAL: dict[str, dict[str, Any]] = {
     "llama3": {},
     "yarn": {
@@ -56,8 +56,8 @@ class RopeScaling:
     - yarn (arXiv 2309.00071): frequencies that turn fewer than `beta_slow` times over the original length are
       stretched, those that turn more than `beta_fast` times are kept, with a ramp over the dimensions between (its ends
       rounded outwards with `truncate`). Cos and sin are multiplied by `attention_scaling`.
-    - linear (position interpolation, arXiv 2306.15595): all are stretched.
-    - dynamic (NTK-aware): in transformers they are stretched while a text is longer than max_position_embeddings, and
+    - linear (position interpolation, arXiv 2306.15595): all frequencies are stretched.
+    - dynamic (NTK-aware): in transformers all are stretched while a text is longer than max_position_embeddings, and
       unscaled otherwise. No text is longer here, so they are unscaled; the setting is kept for an export.
     """
 
@@ -79,12 +79,14 @@ class RopeScaling:
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name in needed and value is None:
-                raise ConfigError(f"rope_scaling: rope_type={self.rope_type} needs {each.name}")
+                raise ConfigError(
+                    f"rope_scaling: {each.name} is missing; rope_type={self.rope_type} needs it"
+                )
             if each.name in optional and value is None:
                 setattr(self, each.name, optional[each.name])
             if each.name not in (*needed, *optional, "rope_type") and value is not None:
                 raise ConfigError(
-                    f"rope_scaling: {each.name}={value}: rope_type={self.rope_type} takes no such number"
+                    f"rope_scaling: {each.name}={value} is not used by rope_type={self.rope_type}; remove it"
                 )
         self._check_ranges()
 
@@ -161,7 +163,7 @@ def _values(scaling: RopeScaling, *names: str) -> list[float]:
 
 
 def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
-    """How far each frequency is stretched, from 0 (kept) to 1 (by the whole factor); `[head_dim / 2]`."""
+    """How much each frequency is stretched, from 0 (unchanged) to 1 (by the whole factor); `[head_dim / 2]`."""
     import torch
 
     original, fast, slow = _values(scaling, "original_max_position_embeddings", "beta_fast", "beta_slow")
@@ -174,6 +176,6 @@ def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
-    # One step, where the two fall together; the number is transformers'.
+    # This avoids a division by zero. The number is that of transformers.
     last += 0.001 if first == last else 0
     return ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)

@@ -1,8 +1,8 @@
 """The rotary settings of a Hugging Face config: reads every spelling that transformers reads, and writes all of them.
 
 transformers 5 has one block, `rope_parameters`, with all settings, and still reads the older `rope_scaling` and
-`rope_theta`. transformers 4 reads only these two. Either block may have `rope_theta`, may name its type `rope_type` or
-`type`, and may leave some numbers to keys next to the block. Source: transformers 5.23, modeling_rope_utils.py,
+`rope_theta`. transformers 4 reads only these two. Either block may contain `rope_theta` and may name its type
+`rope_type` or `type`. Some numbers may be top-level keys instead. Source: transformers 5.23, modeling_rope_utils.py,
 `convert_rope_params_to_dict`, `standardize_rope_params` and the validation and computation of each type.
 """
 
@@ -26,7 +26,7 @@ Rope = tuple[float, RopeScaling | None]
 
 
 def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
-    """theta and scaling, as transformers 5 reads them. A remark names each value that it ignores.
+    """The base (theta) and the scaling, as transformers 5 reads them. A remark names each value that is ignored.
 
     Args:
         max_position_embeddings: of this model; transformers uses it if the original length is missing.
@@ -48,10 +48,10 @@ def read_rope(read: ConfigReader, max_position_embeddings: int) -> Rope:
     found = {name: _read_block(read, name, block, outer_keys) for name, block in blocks.items()}
     if len(found) > 1 and found[OLD] != found[NEW]:
         raise ConfigError(
-            f"config.json: {NEW} and {OLD} say different things ({_meaning(found[NEW])}; {_meaning(found[OLD])}); "
-            "keep one"
+            f"config.json: {NEW} ({_describe(found[NEW])}) and {OLD} ({_describe(found[OLD])}) differ; "
+            "remove one of them"
         )
-    # As in transformers 5: rope_scaling, if both exist.
+    # transformers 5 reads rope_scaling if both exist.
     return found[next(iter(found))]
 
 
@@ -68,7 +68,7 @@ def rope_to_config(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _OuterKeys:
-    """The values of the keys next to the blocks."""
+    """The values of the top-level keys, which are outside the blocks."""
 
     theta: float | None
     theta_is_null: bool
@@ -81,7 +81,7 @@ def _block(read: ConfigReader, name: str) -> dict[str, Any]:
     value = read.get(name, {})
     if not isinstance(value, dict):
         raise ConfigError(
-            f"config.json: {name}={shown(value)}: an object such as {{'rope_type': 'default'}} or null is needed"
+            f"config.json: {name}={shown(value)}: must be an object such as {{'rope_type': 'default'}}, or null"
         )
     return value
 
@@ -92,46 +92,46 @@ def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], outer_k
     _refuse_partial("config.json", 1.0 if outer_keys.partial is None else outer_keys.partial)
     kind = _kind(name, block)
     numbers = {key: block[key] for key in block if key not in (THETA, PARTIAL, "rope_type", "type")}
-    wanted = {} if kind == "default" else dict.fromkeys(NEEDED[kind]) | OPTIONAL[kind]
-    ignored = {key: value for key, value in numbers.items() if key not in wanted}
+    used = {} if kind == "default" else dict.fromkeys(NEEDED[kind]) | OPTIONAL[kind]
+    ignored = {key: value for key, value in numbers.items() if key not in used}
     for key, value in ignored.items():
         if isinstance(value, dict | list):
             raise ConfigError(
-                f"config.json: {name}: '{key}'={shown(value)} is not known for rope_type={kind!r}; remove it if it "
-                "changes nothing"
+                f"config.json: {name}: '{key}'={shown(value)} is not known for rope_type={kind!r} and could change the "
+                "frequencies; remove it if it does not"
             )
     named = ", ".join(f"'{key}'={shown(value)}" for key, value in ignored.items() if value is not None)
     if named:
-        read.remark(
-            f"{name}: {named} not read: rope_type={kind!r} has no such number, in transformers neither"
-        )
+        read.remark(f"{name}: ignored, as in transformers: {named} (not used by rope_type={kind!r})")
     if kind == "default":
         return theta, None
-    given = {key: value for key, value in numbers.items() if key in wanted}
-    if ORIGINAL in wanted:
-        given[ORIGINAL] = _original(read, name, kind, given, outer_keys)
-    return theta, _scaling(name, kind, given, outer_keys)
+    numbers = {key: value for key, value in numbers.items() if key in used}
+    if ORIGINAL in used:
+        numbers[ORIGINAL] = _original(read, name, kind, numbers, outer_keys)
+    return theta, _scaling(name, kind, numbers, outer_keys)
 
 
 def _block_theta(read: ConfigReader, name: str, block: Mapping[str, Any], outer_keys: _OuterKeys) -> float:
-    """The theta in the block; if it has none, the one next to the block, as in transformers 5."""
+    """The theta of the block; if it has none, the top-level one, as in transformers 5."""
     if THETA in block:
         theta = _theta(block[THETA], f"{name}: {THETA}")
         if outer_keys.theta not in (None, theta):
             read.remark(
-                f"{THETA}={outer_keys.theta:g} next to {name} is not read, {THETA}={theta:g} in it is, as in "
-                "transformers 5; transformers 4 reads the other"
+                f"{name}: its {THETA}={theta:g} is used and the top-level {THETA}={outer_keys.theta:g} is ignored, as "
+                "in transformers 5; transformers 4 uses the top-level one"
             )
         return theta
     if outer_keys.theta_is_null:
-        raise ConfigError(f"config.json: {THETA} is null; give a number, or remove it for {DEFAULT_THETA:g}")
+        raise ConfigError(
+            f"config.json: {THETA} is null; set a number, or remove the key for {DEFAULT_THETA:g}"
+        )
     return DEFAULT_THETA if outer_keys.theta is None else outer_keys.theta
 
 
 def _theta(value: Any, name: str) -> float:
     number = as_number(value)
     if number is None or not number > 1:
-        raise ConfigError(f"config.json: {name}={shown(value)}: a number greater than 1 is needed")
+        raise ConfigError(f"config.json: {name}={shown(value)}: must be a number greater than 1")
     return number
 
 
@@ -139,7 +139,7 @@ def _refuse_partial(name: str, value: Any) -> None:
     if as_number(value) != 1.0:
         where = "" if name == "config.json" else f"{name}: "
         raise ConfigError(
-            f"config.json: {where}{PARTIAL}={shown(value)} is not supported: only 1, rotating whole heads, is"
+            f"config.json: {where}{PARTIAL}={shown(value)} is not supported; only 1 is, which rotates every channel"
         )
 
 
@@ -147,47 +147,50 @@ def _kind(name: str, block: Mapping[str, Any]) -> str:
     kinds = [block[key] for key in ("rope_type", "type") if key in block]
     if len(kinds) == 2 and kinds[0] != kinds[1]:
         raise ConfigError(
-            f"config.json: {name}: rope_type={shown(kinds[0])} and type={shown(kinds[1])} are both named and differ"
+            f"config.json: {name}: rope_type={shown(kinds[0])} and type={shown(kinds[1])} differ; remove one of them"
         )
     kind = kinds[0] if kinds else "default"
     if not isinstance(kind, str) or kind not in ("default", *NEEDED):
         supported = ", ".join(repr(each) for each in ("default", *sorted(NEEDED)))
-        raise ConfigError(f"config.json: {name}: rope_type={shown(kind)} is not supported; only {supported}")
+        raise ConfigError(
+            f"config.json: {name}: rope_type={shown(kind)} is not supported; supported: {supported}"
+        )
     return kind
 
 
 def _original(
-    read: ConfigReader, name: str, kind: str, given: Mapping[str, Any], outer_keys: _OuterKeys
+    read: ConfigReader, name: str, kind: str, numbers: Mapping[str, Any], outer_keys: _OuterKeys
 ) -> Any:
-    """The length before the scaling: from the block, from the key next to it, or the model's length."""
-    inner, outer = given.get(ORIGINAL), outer_keys.original
-    if ORIGINAL not in given and outer is None:
+    """The length before the scaling: from the block, from the top-level key, or the model's length."""
+    inner, outer = numbers.get(ORIGINAL), outer_keys.original
+    if ORIGINAL not in numbers and outer is None:
         read.remark(
-            f"{name}: rope_type={kind!r} without {ORIGINAL}: {outer_keys.positions} is taken, "
-            "max_position_embeddings, as transformers does"
+            f"{name}: rope_type={kind!r} has no {ORIGINAL}; max_position_embeddings={outer_keys.positions} is used, as "
+            "in transformers"
         )
         return outer_keys.positions
-    if ORIGINAL in given and outer is not None and inner != outer:
+    if ORIGINAL in numbers and outer is not None and inner != outer:
         raise ConfigError(
-            f"config.json: {ORIGINAL} is {shown(inner)} in {name} and {shown(outer)} next to it; keep one"
+            f"config.json: {ORIGINAL} is {shown(inner)} in {name}, but {shown(outer)} at the top level; remove one of "
+            "them"
         )
-    return outer if ORIGINAL not in given else inner
+    return outer if ORIGINAL not in numbers else inner
 
 
-def _scaling(name: str, kind: str, given: Mapping[str, Any], outer_keys: _OuterKeys) -> RopeScaling:
-    """The scaling of this type; all required numbers exist."""
-    numbers = dict(given)
+def _scaling(name: str, kind: str, numbers: Mapping[str, Any], outer_keys: _OuterKeys) -> RopeScaling:
+    """The scaling of this type. A ConfigError names a number that is missing or wrong."""
+    numbers = dict(numbers)
     for key in NEEDED[kind]:
         if key not in numbers:
             raise ConfigError(
-                f"config.json: {name}: rope_type={kind!r} needs {', '.join(NEEDED[kind])}; '{key}' is missing"
+                f"config.json: {name}: '{key}' is missing; rope_type={kind!r} needs {', '.join(NEEDED[kind])}"
             )
     if kind == "yarn":
-        _as_transformers_reads_yarn(numbers, outer_keys.positions)
-    # To transformers a null here is false, and an absent key true.
+        _fill_yarn_defaults(numbers, outer_keys.positions)
+    # transformers reads a null as false, and an absent key as true.
     if not isinstance(numbers.get("truncate", True), bool):
         raise ConfigError(
-            f"config.json: {name}: truncate={shown(numbers['truncate'])}: true or false is needed"
+            f"config.json: {name}: truncate={shown(numbers['truncate'])}: must be true or false"
         )
     for key, value in numbers.items():
         if key == "truncate" or (value is None and key in OPTIONAL[kind]):
@@ -195,12 +198,12 @@ def _scaling(name: str, kind: str, given: Mapping[str, Any], outer_keys: _OuterK
         number = as_number(value)
         if number is None:
             raise ConfigError(
-                f"config.json: {name}: {key}={shown(value)} of rope_type={kind!r} is not a number"
+                f"config.json: {name}: {key}={shown(value)}: must be a number for rope_type={kind!r}"
             )
         numbers[key] = number
     if ORIGINAL in numbers:
         if numbers[ORIGINAL] != int(numbers[ORIGINAL]):
-            raise ConfigError(f"config.json: {name}: {ORIGINAL}={numbers[ORIGINAL]} is not a whole number")
+            raise ConfigError(f"config.json: {name}: {ORIGINAL}={numbers[ORIGINAL]}: must be a whole number")
         numbers[ORIGINAL] = int(numbers[ORIGINAL])
     try:
         return RopeScaling(rope_type=kind, **numbers)
@@ -208,20 +211,20 @@ def _scaling(name: str, kind: str, given: Mapping[str, Any], outer_keys: _OuterK
         raise ConfigError(f"config.json: {problem}") from None
 
 
-def _as_transformers_reads_yarn(numbers: dict[str, Any], positions: int) -> None:
-    """Zeros that mean the default, and a factor of null that means the ratio of the lengths."""
+def _fill_yarn_defaults(numbers: dict[str, Any], positions: int) -> None:
+    """As in transformers, replace zeros by the defaults, and a null factor by the ratio of the two lengths."""
     for key in ("beta_fast", "beta_slow"):
         if not isinstance(numbers.get(key), bool) and numbers.get(key) == 0:
             numbers[key] = None
     if as_number(numbers.get("mscale")) == 0 or as_number(numbers.get("mscale_all_dim")) == 0:
-        # One of the two alone has no effect.
+        # transformers uses them only if both are set.
         numbers["mscale"] = numbers["mscale_all_dim"] = None
     original = as_number(numbers[ORIGINAL])
     if numbers["factor"] is None and original:
         numbers["factor"] = positions / original
 
 
-def _meaning(rope: Rope) -> str:
+def _describe(rope: Rope) -> str:
     theta, scaling = rope
     numbers = {} if scaling is None else scaling.numbers()
     kind = "default" if scaling is None else scaling.rope_type

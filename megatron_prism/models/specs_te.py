@@ -10,7 +10,7 @@ Line numbers below are those of Megatron-Core 0.16.1's extensions/transformer_en
   means 1/sqrt(head_dim).
 - Sliding window: TE gets `config.window_size` (:1262-1270) where `window_attn_skip_freq` picks the layer
   (transformer/utils.py:451). The window is (tokens to the left, tokens to the right), so (w - 1, 0) for w tokens.
-- Final norm: this file names GPTModel's; upstream makes MambaStack's a TENorm (ssm/mamba_block.py:166).
+- Final norm: GPTModel's is set in this file; MambaStack always has a TENorm (ssm/mamba_block.py:166).
 
 Megatron and TE are imported inside the functions: if only TE's empty meta package is installed, importing either
 raises a RuntimeError, which `missing` must report.
@@ -43,7 +43,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Modules:
-    """The modules of the specs: classes, or in tests on a machine without them, stand-ins or names."""
+    """The modules of the specs: classes, or stand-ins and names in tests on a machine without Transformer Engine."""
 
     norm_and_column: Any
     row: Any
@@ -70,9 +70,9 @@ def upstream_modules() -> Modules:
 
 
 def missing(hybrid: bool = False) -> str | None:
-    """What this machine lacks for this backend, in a few words.
+    """The requirements of this backend that this machine lacks, in one phrase; None if it lacks none.
 
-    None if it lacks nothing. `backend=auto` uses it, too.
+    `backend=auto` uses it, too.
     """
     absent = [] if has_gpu() else ["no CUDA GPU"]
     if (problem := _transformer_engine_problem()) is not None:
@@ -89,8 +89,8 @@ def _transformer_engine_problem() -> str | None:
     if (problem := _import_problem("transformer_engine.pytorch")) is not None:
         return problem
     upstream = importlib.import_module("megatron.core.extensions.transformer_engine")
-    # Upstream swallows an ImportError and goes on with mocks (:61-77), so a TE that it finds too old or too new
-    # would be found only when a layer misbehaves.
+    # Upstream ignores an ImportError and continues with mocks (:61-77), so a TE that it cannot use would be noticed
+    # only when a layer fails.
     return None if upstream.HAVE_TE else "Megatron-Core cannot use the installed version"
 
 
@@ -135,7 +135,7 @@ def require_fp8(fp8: str | None, backend: str) -> None:
 def unfused_name(name: str) -> str:
     """The `torch` backend's name of a parameter of this backend's model: fused norms get their own module's name.
 
-    `state_dict()` has the names of the module tree, which differ, and not the checkpoint keys, which are the same.
+    The names in `state_dict()` are those of the module tree, which differ; the checkpoint keys are the same.
     """
     from megatron_prism.models.specs_torch import ATTENTION_KEYS, MAMBA_KEYS, MLP_KEYS
 

@@ -101,7 +101,7 @@ def test_missing_and_unknown_parameters_are_named():
         ("granite", {"family": "granit"}, "'granit' is not supported"),
         ("llama", {"residual_multiplier": 0.5}, "residual_multiplier=0.5"),
         ("mistral-window", {"activation": "squared_relu"}, "activation='squared_relu'"),
-        ("granite-h", {"hybrid_pattern": "M-*MM-"}, "alternates"),
+        ("granite-h", {"hybrid_pattern": "M-*MM-"}, "before each"),
         ("granite-h", {"mamba_num_heads": 7}, "multiple of hidden_size"),
         ("nemotron-h", {"residual_multiplier": 0.5}, "residual_multiplier=0.5"),
         ("nemotron-h", {"position_embedding": "rope"}, "position_embedding='rope'"),

@@ -330,5 +330,5 @@ def test_layers_of_a_different_backend_are_refused():
     class Attention(torch.nn.Module):
         core_attention = torch.nn.Identity()
 
-    with pytest.raises(ConfigError, match="backend=te: sampling works with the torch layers"):
+    with pytest.raises(ConfigError, match="backend=te: sampling needs the torch layers"):
         install_decode_cache(torch.nn.Sequential(Attention()))

@@ -1,4 +1,4 @@
-"""config.json: values of the wrong type are one line, harmless keys of transformers are none."""
+"""config.json: values of the wrong type are refused in one line, harmless keys of transformers are accepted."""
 
 from __future__ import annotations
 
@@ -97,22 +97,22 @@ def test_a_value_of_one_family_is_one_line(family, key, value):
 def test_null_groups_are_as_many_as_heads(family):
     config = TINY[family] | {"num_key_value_heads": None}
     assert architecture_from_config(config).num_query_groups == config["num_attention_heads"]
-    # transformers 4 takes it so for every family; 5 refuses it for these two.
+    # transformers 4 reads it like this for every family; 5 refuses it for these two.
     if family not in ("mistral", "nemotron_h"):
         assert AutoConfig.for_model(**config).num_key_value_heads == config["num_attention_heads"]
 
 
-def test_a_windowed_model_does_not_deny_its_window():
-    with pytest.raises(ConfigError, match="use_sliding_window=False, but sliding_window=7"):
+def test_use_sliding_window_must_not_contradict_the_window():
+    with pytest.raises(ConfigError, match="use_sliding_window=False contradicts sliding_window=7"):
         architecture_from_config(TINY["mistral"] | {"use_sliding_window": False})
     none = TINY["mistral"] | {"use_sliding_window": False, "sliding_window": None}
     assert architecture_from_config(none).sliding_window is None
 
 
-def test_layers_spelled_twice_agree():
+def test_two_lists_of_layers_must_agree():
     twice = ["mamba", "mlp", "mamba", "attention", "mlp", "mamba"]
     assert architecture_from_config(TINY["nemotron_h"] | {"layers_block_type": twice})
-    with pytest.raises(ConfigError, match="layers are spelled differently"):
+    with pytest.raises(ConfigError, match="the lists of layers differ"):
         architecture_from_config(TINY["nemotron_h"] | {"layers_block_type": twice[::-1]})
 
 
@@ -120,7 +120,7 @@ def test_layers_spelled_twice_agree():
 def test_every_key_of_transformers_base_classes_is_known(family):
     config = AutoConfig.for_model(**TINY[family]).to_dict() | GenerationConfig().to_dict()
     config |= {key: value for key, value in vars(PretrainedConfig()).items() if key not in config}
-    # GenerationConfig gives no value to most; any must do.
+    # GenerationConfig has no value for most of its keys; any value must be accepted.
     config |= {key: 1 for key in GenerationConfig().to_dict() if config[key] is None}
     config |= TINY[family]
     assert architecture_from_config(config) == architecture_from_config(TINY[family])

@@ -68,31 +68,31 @@ def test_only_positions_and_rope_change(architecture, extension, changed):
 @pytest.mark.parametrize(
     ("architecture", "changes", "named"),
     [
-        (MISTRAL, {"max_position_embeddings": 4096}, "max_position_embeddings=4096: the model has 32768 already"),
+        (MISTRAL, {"max_position_embeddings": 4096}, "max_position_embeddings=4096: the model already has 32768"),
         (
             MISTRAL,
             {},
-            "max_position_embeddings=131072: the model's rotary positions reach 32768; name a rope_theta larger than "
-            "10000 or a rope_scaling, or keep_rope=true",
+            "max_position_embeddings=131072: the model's rotary frequencies cover 32768 positions; set a rope_theta "
+            "larger than 10000, a rope_scaling, or keep_rope=true",
         ),
-        (MISTRAL, {"rope_theta": 10000.0}, "the model's rotary positions reach 32768"),
+        (MISTRAL, {"rope_theta": 10000.0}, "the model's rotary frequencies cover 32768"),
         (MISTRAL, {"rope_theta": 5000.0}, "rope_theta=5000: the model has 10000, and a smaller base"),
-        (MISTRAL, {"rope_theta": 1e6, "keep_rope": True}, "keep_rope=true: rope_theta or rope_scaling changes it"),
+        (MISTRAL, {"rope_theta": 1e6, "keep_rope": True}, "keep_rope=true contradicts extension.rope_theta"),
         (
             MISTRAL,
             {"rope_scaling": yarn(2.0, 32768)},
-            "factor=2: times the original 32768 positions it reaches 65536, and max_position_embeddings=131072 needs "
+            "factor=2: it stretches the original 32768 positions to 65536, but max_position_embeddings=131072 needs "
             "a factor of 4 or more",
         ),
         (
             MISTRAL,
             {"rope_scaling": yarn(4.0, 65536)},
-            "original_max_position_embeddings=65536: the model was made for 32768 positions",
+            "original_max_position_embeddings=65536: must be at most the model's max_position_embeddings=32768",
         ),
-        (MISTRAL, {"rope_scaling": RopeScaling(2.0, rope_type="linear")}, "reaches 65536"),
-        (MISTRAL, {"rope_scaling": RopeScaling(8.0, rope_type="dynamic")}, "rope_type=dynamic: changes no frequency"),
+        (MISTRAL, {"rope_scaling": RopeScaling(2.0, rope_type="linear")}, "to 65536"),
+        (MISTRAL, {"rope_scaling": RopeScaling(8.0, rope_type="dynamic")}, "dynamic: it changes no frequency"),
         # LLaMA 3.1 has 131,072 positions, by scaling 8,192.
-        (LLAMA, {"rope_scaling": RopeScaling(2.0, rope_type="linear")}, "times the original 8192 positions"),
+        (LLAMA, {"rope_scaling": RopeScaling(2.0, rope_type="linear")}, "stretches the original 8192 positions"),
         (NEMOTRON, {"rope_theta": 1e6}, "rope_theta: this nemotron_h model has no rotary positions"),
         (NEMOTRON, {"rope_scaling": yarn(16.0, 8192)}, "rope_scaling: this nemotron_h model has no"),
         (GRANITE_H, {"keep_rope": True}, "keep_rope: this granitemoehybrid model has no rotary"),
@@ -118,7 +118,7 @@ def test_a_family_without_a_place_for_the_scaling_says_so(monkeypatch):
 
     monkeypatch.setattr(extension, "hf_config", without_scaling)
     with pytest.raises(
-        ConfigError, match=r"rope_scaling: a config of family=llama has no place for yarn\(factor=16"
+        ConfigError, match=r"rope_scaling: the config.json of family=llama cannot express yarn\(factor=16"
     ):
         extended(LLAMA, ContextExtension(LONG, rope_scaling=yarn(16.0, 8192)))
 
@@ -127,8 +127,8 @@ def test_what_changes_is_said_and_a_window_that_stays_too():
     after = extended(MISTRAL, ContextExtension(LONG, rope_theta=1e6))
     assert after.sliding_window == 4096
     assert describe(MISTRAL, after) == (
-        "max_position_embeddings 32768 -> 131072, rope_theta 10000 -> 1e+06, sliding_window=4096 stays: each layer "
-        "looks back no further"
+        "max_position_embeddings 32768 -> 131072, rope_theta 10000 -> 1e+06, sliding_window=4096 stays: it still "
+        "limits every layer"
     )
     assert describe(GRANITE, extended(GRANITE, ContextExtension(LONG))) == "nothing changes"
     assert describe(NEMOTRON, extended(NEMOTRON, ContextExtension(LONG))).endswith("no rotary positions")

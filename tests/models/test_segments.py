@@ -71,8 +71,8 @@ def test_what_is_left_of_a_row_is_a_text_of_its_own():
     assert Segments([3, 4], 9).lengths == [3, 4, 2]
     row = torch.arange(9.0)[:, None, None]
     segments = Segments([3, 4], 9)
-    assert segments.apart(row)[:, 1, 0].tolist() == [3, 4, 5, 6]
-    assert torch.equal(segments.together(segments.apart(row)), row)
+    assert segments.unpack(row)[:, 1, 0].tolist() == [3, 4, 5, 6]
+    assert torch.equal(segments.repack(segments.unpack(row)), row)
 
 
 @pytest.mark.parametrize("lengths", [[5, 6], [0, 3]])

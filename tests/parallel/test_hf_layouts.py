@@ -178,7 +178,7 @@ def test_a_layout_that_does_not_fit_says_what_to_use(found):
     messages = found["refusals"]
     assert "mamba_num_groups=1" in messages[folder_name("granite-h")]
     assert "use context_parallel_size, pipeline_model_parallel_size" in messages[folder_name("granite-h")]
-    assert "num_query_groups=1 does not divide by 2" in messages["one-group"]
+    assert "num_query_groups=1 is not divisible by 2" in messages["one-group"]
 
 
 def test_losses_are_those_of_models_that_differ(found):

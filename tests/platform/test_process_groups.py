@@ -73,8 +73,8 @@ HYBRID = Architecture(
     ("sizes", "named"),
     [
         ({"tensor_model_parallel_size": 2}, "mamba_num_groups=1; use context_parallel_size, pipeline"),
-        ({"pipeline_model_parallel_size": 3}, "num_layers=4 does not divide by 3"),
-        ({"context_parallel_size": 8}, "mamba_num_heads=4 does not divide by 8"),
+        ({"pipeline_model_parallel_size": 3}, "num_layers=4 is not divisible by 3"),
+        ({"context_parallel_size": 8}, "mamba_num_heads=4 is not divisible by 8"),
         (
             {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
             "hybrids cannot be interleaved",
@@ -88,7 +88,7 @@ def test_an_architecture_that_does_not_divide_is_named(sizes, named):
 
 def test_tensor_parallelism_that_does_not_divide_the_groups_names_what_does():
     grouped = replace(HYBRID, mamba_num_groups=4)
-    with pytest.raises(ParallelError, match="num_query_groups=2 does not divide by 4"):
+    with pytest.raises(ParallelError, match="num_query_groups=2 is not divisible by 4"):
         grouped.check_parallel(ParallelConfig(tensor_model_parallel_size=4))
     with pytest.raises(
         ParallelError, match="mamba_num_groups=2; use tensor_model_parallel_size=2, or context"

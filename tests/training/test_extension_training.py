@@ -133,8 +133,8 @@ LONG = BatchConfig(2 * NEW, 1, 1)
             lambda: train(LLAMA, batch=LONG, extension=ContextExtension(NEW, rope_theta=1e6)),
             "sequence_length=192 is longer than extension.max_position_embeddings=96",
         ),
-        (lambda: train(LLAMA, extension=ContextExtension(NEW)), "reach 32; name a rope_theta larger than 10000"),
-        (lambda: train(LLAMA, extension=ContextExtension(16)), "max_position_embeddings=16: the model has 32"),
+        (lambda: train(LLAMA, extension=ContextExtension(NEW)), "cover 32 positions; set a rope_theta"),
+        (lambda: train(LLAMA, extension=ContextExtension(16)), "max_position_embeddings=16: the model already has 32"),
         (
             lambda: train(MAMBA, extension=ContextExtension(NEW), trainable="attention"),
             "trainable=attention: hybrid_pattern=M- has no attention layer",

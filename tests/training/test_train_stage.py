@@ -115,7 +115,7 @@ def test_impossible_configs_are_refused_when_made():
         stage(batch=BatchConfig(128, 2, 4))
     with pytest.raises(ParallelError, match="not a multiple of micro_batch_size=2 x data_parallel_size=3"):
         stage(parallel=ParallelConfig(data_parallel_size=3))
-    with pytest.raises(ParallelError, match="num_query_groups=2 does not divide by 4"):
+    with pytest.raises(ParallelError, match="num_query_groups=2 is not divisible by 4"):
         stage(parallel=ParallelConfig(tensor_model_parallel_size=4))
     with pytest.raises(ConfigError, match="'bf61'"):
         stage(dtype="bf61")

@@ -34,7 +34,7 @@ class CheckpointReader:
         self.folder = Path(folder)
         if not (self.folder / CHECKPOINT_METADATA).is_file():
             raise CheckpointError(
-                f"{folder}: not a checkpoint (no {CHECKPOINT_METADATA}); it may be half written"
+                f"{folder}: not a checkpoint (no {CHECKPOINT_METADATA}); the save may have been interrupted"
             )
         try:
             self._metadata = FileSystemReader(folder).read_metadata()

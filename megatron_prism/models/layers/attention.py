@@ -24,7 +24,7 @@ from megatron_prism.models.layers.segments import Segments
 
 
 def chunk_positions(local_length: int, rank: int, size: int, device: torch.device | None) -> Tensor:
-    """Global positions of the tokens a context-parallel rank holds: chunks `rank` and `2*size-1-rank`."""
+    """Global positions of the tokens that a context-parallel rank holds: chunks `rank` and `2*size-1-rank`."""
     chunk = local_length // 2
     first = torch.arange(rank * chunk, (rank + 1) * chunk, device=device)
     last = torch.arange((2 * size - 1 - rank) * chunk, (2 * size - rank) * chunk, device=device)
@@ -52,7 +52,7 @@ class SDPACoreAttention(MegatronModule):
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         group = getattr(pg_collection, "cp", None)
         self.cp_group = group if group is not None else parallel_state.get_context_parallel_group()
-        # How far back a query sees, itself not counted; Megatron's window_size is (left, right).
+        # How many earlier tokens a query sees; Megatron's window_size is (left, right).
         self.reach = None if config.window_size is None else config.window_size[0]
         # The texts of a packed row (segments.py), and of a generation batch (decode_cache.py).
         self.segments: Segments | None = None
@@ -73,25 +73,25 @@ class SDPACoreAttention(MegatronModule):
             return self._generate(self.decode_cache, query, key, value)
         if self.segments is None:
             return self._attend(query, key, value)
-        apart = self.segments.apart
-        return self.segments.together(self._attend(apart(query), apart(key), apart(value)))
+        unpack = self.segments.unpack
+        return self.segments.repack(self._attend(unpack(query), unpack(key), unpack(value)))
 
     def _generate(self, cache: DecodeCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         step = cache.step
         keys, values = cache.keys_and_values(self, key)
         if isinstance(step, Prefill):
-            query, key, value = (step.segments.apart(tensor) for tensor in (query, key, value))
+            query, key, value = (step.segments.unpack(tensor) for tensor in (query, key, value))
             longest, texts = key.shape[0], len(step.slots)
-            # The cache behind a shorter prompt is overwritten before it is read.
+            # The cache past the end of a shorter prompt is overwritten before it is read.
             keys[step.slots, :, :longest] = key[:, :texts].permute(1, 2, 0, 3)
             values[step.slots, :, :longest] = value[:, :texts].permute(1, 2, 0, 3)
-            return step.segments.together(self._attend(query, key, value))
+            return step.segments.repack(self._attend(query, key, value))
         assert step is not None
         count, groups = step.count, key.shape[2]
         rows = torch.arange(count, device=key.device)
         keys[rows, :, step.positions], values[rows, :, step.positions] = key[:, 0], value[:, 0]
-        # Heads that share keys take the place of queries, as matrix products: torch's fused attention takes
-        # three times as long on a CPU for so few queries (n=256, 130 columns: 1.4 ms and 0.45 ms).
+        # Matrix products over the query heads that share a key. torch's fused attention takes three times as long
+        # on a CPU for so few queries (n=256, 130 columns: 1.4 ms and 0.45 ms).
         grouped = query.view(count, groups, -1, query.shape[-1])
         scores = (grouped @ keys[:count, :, : step.length].transpose(-1, -2)).float()
         weights = torch.softmax(scores * self.scale + step.bias(self.reach), -1).to(value.dtype)

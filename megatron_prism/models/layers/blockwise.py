@@ -6,7 +6,7 @@ everything else at long context: 2 GiB in fp32 for 16k queries and 32k keys, kep
 
 - Each block of queries uses the keys up to its last query, and no further back than the window. Fully masked keys are
   never computed.
-- Counted from the end of a block the mask is always the same, so one small mask serves all blocks.
+- Relative to the end of a block the mask is always the same, so one small mask serves all blocks.
 - Only the inputs are kept. Backward computes a block's attention again, then its gradient, and under context
   parallelism gathers the keys and values again, so the memory of a rank falls with the number of ranks.
 """
@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows of one block's scores, query heads that share a key counted as rows; the mask is [ROWS, keys].
+# Rows of one block's scores. Query heads that share a key are rows of one block. The mask is [ROWS, keys].
 ROWS = 256
 
 
@@ -31,7 +31,7 @@ ROWS = 256
 class Shards:
     """How a sequence is spread over the ranks of a group.
 
-    `starts[rank]` are the positions at which the rank's pieces begin; all pieces are of one length.
+    `starts[rank]` are the positions at which the rank's pieces begin; all pieces have the same length.
     """
 
     group: dist.ProcessGroup
@@ -43,14 +43,14 @@ class Shards:
         return sorted(range(len(flat)), key=flat.__getitem__)
 
     def gather(self, local: Tensor) -> Tensor:
-        """The whole sequence in its order, from this rank's `[local seq, ...]`."""
+        """The whole sequence in order, gathered from every rank's `[local seq, ...]`."""
         parts = [torch.empty_like(local) for _ in self.starts]
         dist.all_gather(parts, local.contiguous(), group=self.group)
         pieces = [piece for part in parts for piece in part.chunk(len(self.starts[0]))]
         return torch.cat([pieces[index] for index in self._order()])
 
     def reduce(self, whole: Tensor) -> Tensor:
-        """This rank's `[local seq, ...]` of the sum over the ranks of `[seq, ...]`."""
+        """Sum `[seq, ...]` over the ranks; return this rank's `[local seq, ...]`."""
         order = self._order()
         held = len(self.starts[0])
         pieces = whole.chunk(len(order))
@@ -66,7 +66,7 @@ class Blocks:
     """The settings that all blocks of one call share.
 
     Args:
-        starts: positions at which the pieces of the queries begin; all pieces are of one length.
+        starts: positions at which the pieces of the queries begin; all pieces have the same length.
         scale: factor on the scores before the softmax.
         reach: how many earlier tokens a query sees; None for all of them.
         dropout: probability to drop an attention weight.
@@ -114,7 +114,7 @@ class _Blockwise(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         key, value = _whole(key, value, blocks.shards)
         d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-        # Many blocks add to the gradient of a key: low precision would lose the later ones.
+        # Many blocks add to the gradient of a key, and low precision would lose the later ones.
         exact = torch.promote_types(key.dtype, torch.float32)
         d_both = torch.zeros(key.shape[0], 2, *key.shape[1:], dtype=exact, device=key.device)
         for queries, keys, mask in _split(query, key, blocks):
@@ -161,7 +161,7 @@ def _split(query: Tensor, key: Tensor, blocks: Blocks) -> Iterator[tuple[slice, 
 
 def _mask(size: int, width: int, reach: int | None, like: Tensor) -> Tensor:
     """`[size, width]` for the last `size` queries and the last `width` keys before the same end: 0 or -inf."""
-    # Query i of the block stands at key width - size + i.
+    # Query i of the block has the position of key width - size + i.
     ahead = like.new_full((size, width), float("-inf")).triu_(width - size + 1)
     if reach is None:
         return ahead
@@ -169,11 +169,11 @@ def _mask(size: int, width: int, reach: int | None, like: Tensor) -> Tensor:
 
 
 def _attend(blocks: Blocks, seed: int, mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One block, `[queries, batch, heads, head_dim]`; heads that share a key become more rows of one product."""
+    """One block, `[queries, batch, heads, head_dim]`; heads that share a key become rows of one product."""
     length, batch, heads, dim = query.shape
     groups = key.shape[2]
     rows = query.view(length, batch, groups, heads // groups, dim).permute(1, 2, 0, 3, 4)
-    with _drawn_from(seed, query.device) if blocks.dropout else contextlib.nullcontext():
+    with _seeded(seed, query.device) if blocks.dropout else contextlib.nullcontext():
         out = F.scaled_dot_product_attention(
             rows.reshape(batch, groups, -1, dim),
             key.permute(1, 2, 0, 3),
@@ -187,7 +187,7 @@ def _attend(blocks: Blocks, seed: int, mask: Tensor, query: Tensor, key: Tensor,
 
 
 @contextlib.contextmanager
-def _drawn_from(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw random numbers from `seed` inside the block, and restore the random state afterwards."""
     with torch.random.fork_rng([] if device.index is None else [device.index]):
         torch.manual_seed(seed)

@@ -101,7 +101,7 @@ class DecodeCache:
         self.slots, self.columns = slots, 0
         self.step: Prefill | Decode | None = None
         self.angles: Tensor | None = None
-        # Per layer its tensors, with the slot as dimension 0.
+        # The tensors of each layer; dimension 0 is the slot.
         self._tensors: dict[nn.Module, list[Tensor]] = {}
 
     def prepare(self, step: Prefill | Decode, length: int) -> None:
@@ -156,7 +156,9 @@ def install_decode_cache(model: nn.Module) -> None:
         if (hasattr(module, "core_attention") and not hasattr(module.core_attention, CACHE)) or (
             hasattr(module, "d_inner_local_tp") and not hasattr(module, CACHE)
         ):
-            raise ConfigError("backend=te: sampling works with the torch layers; build it with backend=torch")
+            raise ConfigError(
+                "backend=te: sampling needs the torch layers; build the model with backend=torch"
+            )
     rotary, output = getattr(model, "rotary_pos_emb", None), getattr(model, "output_layer", None)
     if isinstance(rotary, nn.Module) and not hasattr(rotary, CACHE):
         rotary.decode_cache = None  # type: ignore[assignment]

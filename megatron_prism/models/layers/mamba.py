@@ -1,7 +1,7 @@
 """Megatron's MambaMixer with plain-torch kernels: the same parameters, checkpoints and parallelism, no mamba_ssm.
 
 Upstream's constructor refuses to run without mamba_ssm (mamba_mixer.py:173) and takes its gated norm from it (:355);
-both names get a stand-in while it runs. The three kernels are overridden as methods, so a machine that has mamba_ssm
+both names are replaced while it runs. The three kernels are overridden as methods, so a machine that has mamba_ssm
 can build this mixer and upstream's side by side.
 """
 
@@ -52,9 +52,9 @@ class TorchMambaMixer(upstream.MambaMixer):
                 "packed_seq_params: the torch Mamba kernel takes packed texts as `segments` (segments.py)"
             )
         segments = self.segments
-        y, z, _, _ = self._convolve_and_scan(zxBCdt if segments is None else segments.apart(zxBCdt))
+        y, z, _, _ = self._convolve_and_scan(zxBCdt if segments is None else segments.unpack(zxBCdt))
         if segments is not None:
-            y, z = segments.together(y), segments.together(z)
+            y, z = segments.repack(y), segments.repack(z)
         y, z = self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z)
         return self.norm(y, z)
 
@@ -74,18 +74,20 @@ class TorchMambaMixer(upstream.MambaMixer):
             zxBCdt.device,
         )
         if isinstance(step, Prefill):
-            apart, texts = step.segments.apart(zxBCdt), len(step.slots)
-            lengths = torch.tensor(step.segments.lengths, device=apart.device)
-            y, z, last_inputs, last_state = self._convolve_and_scan(apart, lengths, self._alone())
+            unpacked, texts = step.segments.unpack(zxBCdt), len(step.slots)
+            lengths = torch.tensor(step.segments.lengths, device=unpacked.device)
+            y, z, last_inputs, last_state = self._convolve_and_scan(
+                unpacked, lengths, self._without_context_parallelism()
+            )
             assert last_inputs is not None
             window[step.slots], state[step.slots] = last_inputs[:texts], last_state[:texts]
-            return self.norm(step.segments.together(y), step.segments.together(z))
+            return self.norm(step.segments.repack(y), step.segments.repack(z))
         assert step is not None
         y = self._ssm_decode(zxBCdt.transpose(0, 1), window[: step.count], state[: step.count])
         return y.transpose(0, 1)
 
-    def _alone(self) -> Any:
-        """This tensor-parallel rank's sizes and parameters without context parallelism; generation uses whole texts."""
+    def _without_context_parallelism(self) -> Any:
+        """This tensor-parallel rank's sizes and parameters for whole texts, which generation uses."""
         if self.cp.cp_size == 1:
             return self.cp
         one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
@@ -101,7 +103,7 @@ class TorchMambaMixer(upstream.MambaMixer):
         """y and z `[seq, batch, inner]`, the last d_conv conv inputs `[batch, channels, d_conv]`, the last state.
 
         Args:
-            lengths: `[batch]`, length of each text: the tokens behind it do not affect the conv inputs and the state.
+            lengths: `[batch]`, length of each text: the tokens after it do not affect the conv inputs and the state.
                 Without lengths the conv inputs are not needed.
             cp: the sizes and parameters to use; None: those of this context-parallel rank.
         """

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension; x is `[..., hidden]`.
 
-    Upstream's Mamba layer passes no `eps` (mamba_layer.py:85): the model's epsilon is used then.
+    Without `eps` the model's epsilon is used; upstream's Mamba layer passes none (mamba_layer.py:85).
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float | None = None) -> None:
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """Mamba-2's output norm: y * silu(z) when z is given, then RMSNorm over groups of `group_size` channels.
+    """Mamba-2's output norm: y * silu(z) if there is a z, then RMSNorm over groups of `group_size` channels.
 
     Parameter names are those of mamba_ssm's RMSNormGated, so checkpoints are shared with it.
     """

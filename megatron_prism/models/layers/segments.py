@@ -1,7 +1,7 @@
 """Several texts in one row that do not see each other: attention and the Mamba scan process each text separately.
 
 A row of packed texts passes through the token-wise parts of a model unchanged, without padding. Where tokens
-interact, in core attention and in Mamba's convolution and scan, the row is unpacked to a padded batch of texts and
+interact (in core attention and in Mamba's convolution and scan) the row is unpacked to a padded batch of texts and
 packed again afterwards. Both are causal and the padding is on the right, so every text gets the same numbers as
 alone. Rotary positions count through the whole row, because attention scores depend only on their differences.
 
@@ -35,7 +35,9 @@ class Segments:
 
     def __init__(self, lengths: Sequence[int], row_length: int, device: torch.device | None = None) -> None:
         if min(lengths) < 1 or sum(lengths) > row_length:
-            raise ValueError(f"texts of {list(lengths)} tokens do not make up a row of {row_length}")
+            raise ValueError(
+                f"texts of {list(lengths)} tokens do not fit into a row of {row_length}, or one is empty"
+            )
         rest = row_length - sum(lengths)
         self.lengths = [*lengths, rest] if rest else list(lengths)
         sizes = torch.tensor(self.lengths, device=device)
@@ -47,27 +49,27 @@ class Segments:
         texts = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
         self.scatter = (torch.arange(row_length, device=device) - starts[texts]) * len(sizes) + texts
 
-    def apart(self, row: Tensor) -> Tensor:
+    def unpack(self, row: Tensor) -> Tensor:
         """`[row_length, 1, ...]` -> `[longest, texts, ...]`."""
         return row[self.gather, 0]
 
-    def together(self, batch: Tensor) -> Tensor:
+    def repack(self, batch: Tensor) -> Tensor:
         """`[longest, texts, ...]` -> `[row_length, 1, ...]`."""
         return batch.flatten(0, 1)[self.scatter, None]
 
 
 def check_packing(model: Any) -> None:
-    """Raise a ParallelError if this model cannot keep packed texts apart."""
+    """Raise a ParallelError if this model cannot process packed texts separately."""
     modules = [module for module in model.modules() if hasattr(module, SEGMENTS)]
     mixers = [m for m in model.modules() if hasattr(m, "d_inner_local_tp") or hasattr(m, "core_attention")]
     if len(modules) < len(mixers):
         raise ParallelError(
-            "packing=true: only the torch backend keeps packed texts apart; use packing=false"
+            "packing=true: only the torch backend processes packed texts separately; use packing=false"
         )
     if model.config.context_parallel_size > 1:
         raise ParallelError(
-            f"packing=true: not with context_parallel_size={model.config.context_parallel_size}, which cuts a row at "
-            "other places; use packing=false"
+            f"packing=true: not supported with context_parallel_size={model.config.context_parallel_size}, which cuts "
+            "rows inside a text; use packing=false"
         )
 
 

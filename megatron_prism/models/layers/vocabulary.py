@@ -19,7 +19,7 @@ def install_vocabulary_limit(output_layer: nn.Module, limit: int) -> None:
     def mask(module: nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         logits, bias = output
         width = logits.shape[-1]
-        # Gathered logits start at row 0; a rank's own part starts where its rows do.
+        # Gathered logits begin at row 0, and those of one rank at the rank's first row.
         gathered = bool(getattr(module, "gather_output", False))
         first = 0 if gathered else parallel_state.get_tensor_model_parallel_rank() * width
         beyond = torch.arange(first, first + width, device=logits.device) >= limit
