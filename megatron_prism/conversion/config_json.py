@@ -15,7 +15,7 @@ from megatron_prism.models.rope import RopeScaling
 from megatron_prism.models.rope_config import ROPE_KEYS
 from megatron_prism.pipeline.artifact import write_json
 
-# transformers 5 reads the first and falls back to the second; before 4.56 only the second was read.
+# transformers 5 reads the first and falls back to the second; versions before 4.56 read only the second.
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -71,7 +71,7 @@ def updated_config(config: dict[str, Any], architecture: Architecture) -> dict[s
     old, new = hf_config(before), hf_config(architecture)
     changed = {key: value for key, value in new.items() if old.get(key) != value}
     made = {**config, **changed}
-    # A number that one spelling leaves out may follow from a key that has changed.
+    # A number that one spelling omits may be derived from a key that has changed.
     wanted = _rope(architecture)
     if _rope(before) != wanted or _rope(architecture_from_config(made)) != wanted:
         made = {key: value for key, value in made.items() if key not in ROPE_KEYS}

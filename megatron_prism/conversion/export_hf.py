@@ -17,7 +17,7 @@ from megatron_prism.conversion.side_files.token_ids import (
     TOKEN_IDS,
     check_fits,
     disagreements,
-    follow_tokenizer,
+    update_token_ids,
 )
 from megatron_prism.conversion.side_files.tokenizer_facts import (
     has_tokenizer,
@@ -136,7 +136,7 @@ def write_side_files(
     """
     remarks = carry_files(files, out) if files is not None else []
     if tokenizer is None and files is not None and not (files / CONFIG).is_file() and has_tokenizer(files):
-        # There is no config, so its ids are taken from this tokenizer, as from one that the user names.
+        # Without a config there are no ids to keep, so this tokenizer is treated like one that the user names.
         tokenizer = files
     if tokenizer is None and files is None:
         raise ArtifactError(f"{out}: this model has no tokenizer; name a folder with one")
@@ -145,14 +145,14 @@ def write_side_files(
         return remarks + disagreements(files or out, architecture.vocab_size)
     try:
         before = stored_vocabulary(out)
-    except PrismError:  # the old vocabulary cannot be read, so no ids are known to stay valid
+    except PrismError:  # the old vocabulary cannot be read, so every id may have changed its meaning
         before = None
     facts = tokenizer_facts(tokenizer)
     check_fits(facts, architecture.vocab_size, tokenizer)
     remarks += replace_tokenizer(tokenizer, out)
     if files is not None:
         write_config(out, architecture, dtype, {})
-        return remarks + follow_tokenizer(out, facts, before)
+        return remarks + update_token_ids(out, facts, before)
     tokens = {key: facts.ids[key] for key in TOKEN_IDS}
     write_config(out, architecture, dtype, tokens)
     write_json(out / GENERATION_CONFIG, {key: value for key, value in tokens.items() if value is not None})

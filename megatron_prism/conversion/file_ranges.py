@@ -1,4 +1,4 @@
-"""Copies bytes from file to file inside the kernel: conversion only moves rows, so it need not read them.
+"""Copies bytes from file to file inside the kernel: conversion only moves rows, so this process need not read them.
 
 `copy_file_range` (Linux) copies without passing the bytes through this process's memory. `cp` does the same.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from megatron_prism.errors import CheckpointError
 
-# Bytes read at a time where the kernel does not copy between two file systems. They fit the processor's cache.
+# Bytes read at a time if the kernel cannot copy between two file systems. They fit the processor's cache.
 BLOCK = 1 << 17
-NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+KERNEL_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ def copy_ranges(ranges: Iterable[FileRange], target: int, offset: int) -> None:
             while done < each.nbytes:
                 moved = _move(source, target, each.nbytes - done, each.offset + done, offset + done)
                 if not moved:
-                    raise CheckpointError(f"{each.file}: ends before byte {each.offset + each.nbytes}")
+                    raise CheckpointError(
+                        f"{each.file}: ends before byte {each.offset + each.nbytes}; the file is truncated"
+                    )
                 done += moved
         finally:
             os.close(source)
@@ -53,7 +55,7 @@ def _move(source: int, target: int, count: int, read_at: int, write_at: int) -> 
     try:
         return os.copy_file_range(source, target, count, read_at, write_at)
     except OSError as problem:
-        if problem.errno not in NOT_BETWEEN_THESE:
+        if problem.errno not in KERNEL_CANNOT_COPY:
             raise
     block = os.pread(source, min(count, BLOCK), read_at)
     return os.pwrite(target, block, write_at) if block else 0

@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a Megatron folder, without building a model.
+"""Converts a Hugging Face folder to a Megatron folder, without building a model.
 
 If the dtype stays, no tensor is read: the kernel copies the bytes. The result is a `torch_dist` checkpoint that loads
 with any parallel layout, and the files that came with the weights.
@@ -89,7 +89,7 @@ def _maker(
     dtype: torch.dtype,
     size: tuple[int, ...],
 ) -> Callable[[], Tensor]:
-    """A function that reads and converts a piece; it is called when the piece is written."""
+    """A function that reads and converts a piece. It is called only when the piece is written."""
 
     def make() -> Tensor:
         # torch.save leaves the storage of the previous piece in a reference cycle.

@@ -21,7 +21,7 @@ from megatron_prism.models.model_folder import CHECKPOINT
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import session
 
-# The size of the random batch, used if the user names no text.
+# The size of the random batch that is used if the user names no text.
 RANDOM_BATCH, RANDOM_LENGTH = 2, 64
 
 
@@ -47,7 +47,7 @@ class LogitComparison:
         max_abs_logit: largest absolute logit of the second model.
         cosine: smallest cosine between the two logit vectors of a position.
         top1_agreement: share of positions, 0..1, at which both rank the same token first.
-        departs: the first layer at which the hidden states differ by more than the tolerance; None if none does.
+        departs: the first layer whose hidden states differ by more than the tolerance; None if there is none.
     """
 
     max_abs_difference: float

@@ -1,4 +1,4 @@
-"""The weights of a model folder of either kind, Megatron's or Hugging Face's, seen as the same Hugging Face tensors."""
+"""The weights of a model folder of either kind, Megatron's or Hugging Face's, as the same Hugging Face tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Weights(Protocol):
     path: Path
     architecture: Architecture
     files: Path | None
-    # What the user should know about the folder, one line each.
+    # Messages for the user about the folder, one line each.
     remarks: list[str]
 
     @property
@@ -47,7 +47,7 @@ class Weights(Protocol):
         ...
 
     def release(self) -> None:
-        """Called between groups of tensors; frees what was read."""
+        """Free the data read so far. Called between groups of tensors."""
         ...
 
 

@@ -27,7 +27,7 @@ from megatron_prism.merging.exact.workspace import Workspace
 
 T = TypeVar("T")
 
-# Elements of a block: so many that Python's share of the time is small, and so few that a block fits the last-level
+# Elements of a block: enough to make Python's share of the time small, and few enough for a block to fit the last-level
 # cache (two models in bf16: 5 MB for each thread).
 BLOCK = 1 << 18
 # Blocks submitted at a time. Between two waves, results are collected and Ctrl-C is handled.
@@ -78,7 +78,7 @@ class OpenFiles(AbstractContextManager["OpenFiles"]):
 class TensorBytes:
     """The bytes of one model's tensor, row by row, readable from any position.
 
-    They are read from files. Where a checkpoint is sharded along columns, the whole tensor is held in memory instead.
+    They are read from files. If a checkpoint is sharded along columns, the whole tensor is held in memory instead.
     """
 
     def __init__(self, model: Weights, name: str, files: OpenFiles) -> None:
@@ -131,7 +131,7 @@ class Buffer:
 class Scratch:
     """One thread's memory.
 
-    For each model a block as stored and a block in fp32; a block for the result; and `space` for the exact sum.
+    It has a block as stored and a block in fp32 for each model, a block for the result, and `space` for the exact sum.
     """
 
     def __init__(self, models: int) -> None:
@@ -166,7 +166,7 @@ class Scratch:
 class Workers(AbstractContextManager["Workers"]):
     """A few threads, each with its own `Scratch`, that process blocks.
 
-    Meanwhile torch uses one thread for each operation, because a block is too small to split.
+    While they exist, torch uses one thread for each operation, because a block is too small to split.
     """
 
     def __init__(self, models: int) -> None:

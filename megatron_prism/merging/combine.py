@@ -41,7 +41,7 @@ class Scan(Protocol):
 
 @dataclass(frozen=True)
 class Terms:
-    """A block of every model, the base first where the method has one.
+    """A block of every model, with the base first if the method has one.
 
     Attributes:
         tensors: in fp32, flat.

@@ -1,4 +1,4 @@
-"""Weights as the user typed them: `0.15` is 15/100, and not the binary fraction next to it.
+"""Reads weights exactly as the user typed them: `0.15` is 15/100 and not the nearest binary fraction.
 
 A float (from a recipe in Python or a YAML file) stands for the shortest decimal that is read as this float. That is the
 number that was typed, if it has at most 15 digits. Text is read digit by digit, and may be a fraction such as `1/3`.
@@ -28,7 +28,9 @@ def exact_number(value: Any, where: str) -> Fraction:
     if isinstance(value, Fraction):
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{where}: {value!r} is not a number")
+        raise ConfigError(
+            f"{where}: {value!r} is not a number; write a decimal such as 0.15, or a fraction such as 1/3"
+        )
     text = value.strip() if isinstance(value, str) else repr(value)
     parts = [_decimal(part, text, where) for part in text.split("/")]
     if len(parts) > 2 or (len(parts) == 2 and not parts[1]):
@@ -50,12 +52,12 @@ def _decimal(part: str, text: str, where: str) -> Fraction:
         raise ConfigError(f"{where}: '{text}' is not a finite number")
     _, digits, exponent = found.as_tuple()
     if len(digits) + abs(int(exponent)) > MAX_DIGITS:
-        raise ConfigError(f"{where}: '{text[:40]}' has more than {MAX_DIGITS} digits")
+        raise ConfigError(f"{where}: '{text[:40]}' has more than {MAX_DIGITS} digits; write a shorter number")
     return Fraction(found)
 
 
 def parse_weights(text: str, option: str) -> dict[str, Fraction]:
-    """'attention=0.3,mlp=0.1' -> {"attention": 3/10, "mlp": 1/10}; a ConfigError names the part that does not parse."""
+    """'attention=0.3,mlp=0.1' -> {"attention": 3/10, "mlp": 1/10}; a ConfigError names the wrong part."""
     found: dict[str, Fraction] = {}
     for item in text.split(","):
         name, equals, value = item.partition("=")

@@ -1,7 +1,7 @@
 """Merge several models into one (or into one for each alpha), block by block: read, combine, round once, check, write.
 
-Each thread holds one block of every model in memory. Only where a Megatron checkpoint is sharded along columns is one
-whole tensor held.
+Each thread holds one block of every model in memory. If a Megatron checkpoint is sharded along columns, one whole
+tensor at a time is held instead.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class MergePlan:
     """A merge whose settings and models have been checked. No tensor has been read.
 
     Attributes:
-        models: the base first where the method has one. The first model's dtypes and format are the defaults.
+        models: with the base first if the method has one. The first model's dtypes and format are the defaults.
         sources: for each blend, where the files next to the weights come from.
         dtype: of the results' tensors; None keeps the first model's.
         format: 'hf' or 'megatron'.
         bytes: of the tensors of all results.
-        remarks: what the user should know before the merge starts.
+        remarks: messages for the user before the merge starts.
     """
 
     settings: MergeSettings
@@ -92,7 +92,7 @@ def plan_merge(
     for component in settings.component_weights:
         if component not in found:
             raise ConfigError(
-                f"component weight {component}: {opened[0].path} has no such component; it has "
+                f"component weight {component}: {opened[0].path} has no such component; use one of "
                 f"{', '.join(sorted(found))}"
             )
     kind = output_format(format, opened[0])
@@ -235,8 +235,8 @@ class _Merger:
                 place = int(wrong[0])
                 row = (block.first + place) // math.prod(shape[1:])
                 raise CheckpointError(
-                    f"{model.path}: tensor '{block.name}' holds {float(tensor[place])} in row {row}, which a merge "
-                    "would spread; repair this model or leave it out"
+                    f"{model.path}: tensor '{block.name}' holds {float(tensor[place])} in row {row}, which would "
+                    "spread to the result; repair this model or leave it out"
                 )
         raise CheckpointError(
             f"tensor '{block.name}': these weights give {float(result.abs().max()):.4g}, more than {dtype} can hold "

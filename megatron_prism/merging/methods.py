@@ -1,10 +1,9 @@
 """The methods of merging, each a pure function of fp32 tensors of one shape (whole tensors, or blocks of them).
 
-What a method must know about a whole tensor (an angle, a threshold, a mask) is an argument, computed by `moments`,
-`MagnitudeCounts` and `dare_mask`. So no method needs a whole tensor in memory. The methods that are linear in the
-tensors, with weights that are known in advance, are given here as those weights, in fractions; `merging/exact`
-computes the sum. The others compute in fp32, in the order of the models, and the caller rounds the result once to its
-dtype.
+Properties of a whole tensor (an angle, a threshold, a mask) are arguments, computed by `moments`, `MagnitudeCounts` and
+`dare_mask`, so no method needs a whole tensor in memory. If a method is linear in the tensors, with weights that are
+known in advance, its function here returns these weights as fractions, and `merging/exact` computes the sum. The others
+compute in fp32, in the order of the models, and the caller rounds the result once to its dtype.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-# Beyond this |cosine| the sine of the angle is lost in rounding, and the chord replaces the arc (Shoemake 1985, section
+# Above this |cosine| the sine of the angle is lost in rounding, so the interpolation is linear (Shoemake 1985, section
 # 3.3).
 NEARLY_PARALLEL = 0.9995
 # Elements that share one seed of DARE's mask. Another number gives another mask.
 MASK_CHUNK = 1 << 16
+# The number of values of 16 bits, half of an fp32 number.
 HALF = 1 << 16
 
 
@@ -29,7 +29,7 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor | No
     """`w_0 x_0 + w_1 x_1 + ...`, each operation rounded to fp32: for SLERP, whose weights are not fractions.
 
     Args:
-        out: memory for the result; none of `tensors`.
+        out: memory for the result; must not be one of `tensors`.
     """
     total = torch.mul(tensors[0], weights[0], out=out)
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
@@ -48,9 +48,9 @@ def interpolation_weights(a: Fraction, b: Fraction) -> list[Fraction]:
 
 
 def slerp_weights(t: float, dot: float, square_a: float, square_b: float) -> list[float]:
-    """Spherical interpolation of flattened tensors (Shoemake 1985): the linear weights of [a, b] at `t` of the arc.
+    """Spherical interpolation of flattened tensors (Shoemake 1985): the weights of [a, b] at fraction `t` of the arc.
 
-    The interpolation is linear where the tensors are nearly parallel or opposite, or one is zero.
+    The interpolation is linear if the tensors are nearly parallel or opposite, or one is zero.
 
     Args:
         dot, square_a, square_b: the scalar products a.b, a.a and b.b over the whole tensor (`moments`).
@@ -64,7 +64,7 @@ def slerp_weights(t: float, dot: float, square_a: float, square_b: float) -> lis
 
 
 def moments(a: Tensor, b: Tensor) -> tuple[float, float, float]:
-    """a.b, a.a and b.b of a block: what `slerp_weights` needs, summed over the blocks of a tensor."""
+    """a.b, a.a and b.b of a block. `slerp_weights` takes their sums over the blocks of a tensor."""
     flat_a, flat_b = a.flatten(), b.flatten()
     return (
         float(torch.dot(flat_a, flat_b)),
@@ -79,7 +79,7 @@ def ties(
     """TIES (arXiv 2306.01708): trim each change to its largest, elect a sign, average the changes that agree with it.
 
     `base + 1/|A| sum_{i in A} w_i d_i`, where d_i is `x_i - base` with entries below its threshold set to zero, and A
-    are the models whose `w_i d_i` has the sign of the sum of all. With every weight lambda this is the paper's
+    is the set of models whose `w_i d_i` has the sign of the sum of all. With every weight lambda this is the paper's
     `base + lambda * mean`.
 
     Args:

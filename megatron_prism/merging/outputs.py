@@ -65,7 +65,7 @@ def output_format(wanted: str | None, first: Weights) -> str:
 
 
 def check_config(kind: str, sources: Sequence[SideFiles], first: Weights) -> None:
-    """Raise a ConfigError if the result is to be a Hugging Face folder and no model came with a config."""
+    """Raise a ConfigError if the result should be a Hugging Face folder, but no model has a config."""
     if kind == "hf" and any(each.config is None for each in sources):
         raise ConfigError(
             f"format=hf: none of the models has a config and tokenizer ({first.path} has no {HF_FILES}/); use "
@@ -91,7 +91,7 @@ def preallocate(
         dtype: of all tensors; None keeps those of `first`.
 
     Returns:
-        What must be written into the reserved space, in order; and remarks on the files next to the weights, each once.
+        The tasks that fill the reserved space, in order; and remarks on the files next to the weights, each once.
     """
     allocate = _preallocate_hf if format == "hf" else _preallocate_megatron
     return allocate(first, folders, sources, dtype)

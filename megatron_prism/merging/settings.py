@@ -19,7 +19,7 @@ from megatron_prism.pipeline.config import one_of
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a method needs and accepts.
+    """The inputs and options of a method.
 
     Attributes:
         base: whether it adds the changes of the models to a base.
@@ -44,7 +44,7 @@ METHODS = {
 }
 # Methods whose weights scale changes of a base, and so need not sum to 1.
 CHANGES = ("task-arithmetic", "ties", "dare")
-# How far a sum of weights may be from 1 for a user who typed 0.333333 three times.
+# The sum of weights may differ from 1 by this much, as it does if a user types 0.333333 three times.
 SUM_TOLERANCE = Fraction(1, 10**6)
 # fp32 holds no numbers that are much larger.
 LARGEST_WEIGHT = 1e38
@@ -60,7 +60,7 @@ class Blend:
         name: folder of the result inside the output folder; empty if there is only one result.
         weights: of the models, without the base.
         component_weights: component -> alpha, the weight of the last model in it.
-        pair: whether there are two models without a base: where the last has weight alpha, the first has `1 - alpha`.
+        pair: whether there are two models without a base: if the last has the weight alpha, the first has `1 - alpha`.
     """
 
     name: str
@@ -83,8 +83,8 @@ class MergeSettings:
     Attributes:
         method: one of `METHODS`.
         weights: one for each model except the base, in order; empty if there are `alphas`.
-        component_weights: component -> alpha, the weight of the last model in it. Of two models without a base the
-            first gets `1 - alpha` there; with a base the other models keep their weights.
+        component_weights: component -> alpha, the weight of the last model in it. With two models and no base
+            the first gets `1 - alpha` there; with a base the other models keep their weights.
         alphas: one result for each. The two models have the weights `1 - alpha` and alpha; with a base there is one
             model, with the weight alpha.
         normalize: divide the weights by their sum.
@@ -126,7 +126,7 @@ class MergeSettings:
             one_of(component, COMPONENTS, "component weight")
         if self.component_weights and not self.spec.components:
             raise ConfigError(
-                f"component weights: method={self.method} has one pair (a, b) for all components"
+                f"component weights: method={self.method} has one pair (a, b) for all components; leave them out"
             )
 
     @property
@@ -201,12 +201,12 @@ class MergeSettings:
             ]
         if len(self.weights) != models:
             raise ConfigError(
-                f"there are {len(self.weights)} weights for {models} models; give each model one"
+                f"there are {len(self.weights)} weights for {models} models; give each model one weight"
             )
         return [Blend("", self._normalized(), self.exact_components, pair)]
 
     def shares(self, weights: Sequence[Fraction]) -> tuple[float, ...]:
-        """The share of each model in a result with these weights, the base first where the method has one."""
+        """The share of each model in a result with these weights, with the base first if the method has one."""
         if self.method == "interpolate":
             a, b = weights
             return (float(1 - a), float(a - b), float(b))
@@ -217,17 +217,19 @@ class MergeSettings:
         weights, total = self.exact_weights, sum(self.exact_weights, start=Fraction(0))
         if self.normalize:
             if abs(total) < SUM_TOLERANCE:
-                raise ConfigError(f"normalize: weights {listed(weights)} sum to {float(total):g}")
+                raise ConfigError(
+                    f"normalize: weights {listed(weights)} sum to {float(total):g}; choose weights with another sum"
+                )
             return tuple(weight / total for weight in weights)
         if self.method == "slerp" and abs(total - 1) > SUM_TOLERANCE:
             raise ConfigError(
-                f"method=slerp: weights {listed(weights)} sum to {float(total):g}; they are 1 - t and t, "
-                "or use normalize"
+                f"method=slerp: weights {listed(weights)} sum to {float(total):g}; use 1 - t and t, "
+                "or normalize"
             )
         return weights
 
     def remarks(self) -> list[str]:
-        """What the user should know before the merge starts, one line each."""
+        """Messages for the user before the merge starts, one line each."""
         remarks, weights = [], self.exact_weights
         total = sum(weights, start=Fraction(0))
         if self.normalize:
@@ -240,7 +242,5 @@ class MergeSettings:
         alphas = (*shares, *self.exact_alphas, *self.exact_components.values())
         outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
         if outside:
-            remarks.append(
-                f"alpha {listed(outside)} lies outside [0, 1]: this extrapolates beyond the models"
-            )
+            remarks.append(f"alpha {listed(outside)} is outside [0, 1]: this extrapolates beyond the models")
         return remarks

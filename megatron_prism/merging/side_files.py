@@ -25,7 +25,7 @@ from megatron_prism.conversion.side_files.carry import (
     matching,
     replace_tokenizer,
 )
-from megatron_prism.conversion.side_files.token_ids import TOKEN_IDS, disagreements, follow_tokenizer
+from megatron_prism.conversion.side_files.token_ids import TOKEN_IDS, disagreements, update_token_ids
 from megatron_prism.conversion.side_files.tokenizer_facts import SPECIAL, has_tokenizer, tokenizer_facts
 from megatron_prism.conversion.weights import Weights
 from megatron_prism.errors import ConfigError
@@ -58,7 +58,7 @@ class SideFiles:
             `max_position_embeddings`.
         config: folder of the config and of all files that do not belong to the tokenizer; None if no model has one.
         tokenizer: folder of the tokenizer, generation config and token ids; None if no model has any.
-        remarks: what the user should know, one line each.
+        remarks: messages for the user, one line each.
     """
 
     architecture: Architecture
@@ -73,7 +73,7 @@ def choose_side_files(
     """Choose the models whose files one result keeps.
 
     Args:
-        weights: of all models, including the base. Of equal weights the first counts as the largest.
+        weights: of all models, including the base. If two weights are equal, the first model counts as the larger.
         tokenizer_from: folder of the model whose tokenizer is kept; by default the one with the largest weight of those
             that have a tokenizer.
 
@@ -127,9 +127,9 @@ def write_side_files(sources: SideFiles, out: Path, dtype: torch.dtype) -> list[
         if (sources.tokenizer / CONFIG).is_file():
             _take_token_ids(sources.tokenizer / CONFIG, out / CONFIG)
         else:
-            # In models that can be merged no id has two meanings, so the vocabulary before was the same.
+            # In models that can be merged no id has two meanings, so the old vocabulary is passed as the same.
             facts = tokenizer_facts(sources.tokenizer)
-            remarks += follow_tokenizer(out, facts, facts.vocabulary)
+            remarks += update_token_ids(out, facts, facts.vocabulary)
     write_config(out, sources.architecture, dtype, {})
     return remarks
 
@@ -154,7 +154,7 @@ def _model_named(models: Sequence[Weights], wanted: Path) -> Weights:
     found = next((model for model in models if model.path.resolve() == wanted.resolve()), None)
     if found is None:
         listed = ", ".join(str(model.path) for model in models)
-        raise ConfigError(f"tokenizer_from={wanted}: is none of the merged models; these are {listed}")
+        raise ConfigError(f"tokenizer_from={wanted}: is not one of the merged models; name one of {listed}")
     if not _has_tokenizer(found):
         raise ConfigError(f"tokenizer_from={wanted}: this model has no tokenizer; name another")
     return found

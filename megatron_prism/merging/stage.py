@@ -21,12 +21,11 @@ logger = get_logger(__name__)
 
 @dataclass
 class Merge(Stage):
-    """Inputs: artifacts of train, import or merge, by name; `base` where the method has one. Output: a Megatron folder.
+    """Inputs: artifacts of train, import or merge, by name; `base` if the method has one. Output: a Megatron folder.
 
     Attributes:
         weights: input name -> weight, in the order of the models, for every input except the base. A weight is a
-            number,
-            or text for a fraction or for more than 15 digits: "1/3" (see `merging/decimals.py`).
+            number, or text for a fraction such as "1/3" or for more than 15 digits (see `merging/decimals.py`).
         method: linear, task-arithmetic, slerp, ties, dare or interpolate. The last is W(a, b) of the paper; its
             inputs are `base` and two models with the weights a and b.
         component_weights: component -> weight of the last model in it (see `MergeSettings`).
@@ -75,7 +74,7 @@ class Merge(Stage):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Includes the order of the models: it decides the order of the sums, and whose dtypes are kept."""
+        """Includes the order of the models, because it decides the order of the sums and whose dtypes are kept."""
         return super().identity() | {"order": list(self.weights)}
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_weights_that_do_not_sum_to_one_and_far_alphas_are_said(
     assert said == "note: weights 0.5, 0.6 sum to 1.1, not 1; they are used exactly as they are"
     both = ("--model", first, "--model", second)
     assert prism("merge", str(tmp_path / "b"), *both, "--alpha", "0,1.25", "--format", "megatron") == 0
-    assert "alpha 1.25 lies outside [0, 1]" in capsys.readouterr().err
+    assert "alpha 1.25 is outside [0, 1]" in capsys.readouterr().err
     assert (tmp_path / "b/alpha-1.25/architecture.json").is_file()
 
 

@@ -102,7 +102,7 @@ def test_a_tokenizer_may_be_chosen_and_its_ids_come_along(pair, tmp_path):
     assert any("(tokenizer_from)" in remark for remark in remarks)
     merged(tmp_path / "back", [base, chat], (0.15, 0.85), tokenizer_from=base)
     assert story(tmp_path / "back") == (BASE_STORY[0], 256, False)
-    with pytest.raises(ConfigError, match="is none of the merged models"):
+    with pytest.raises(ConfigError, match="is not one of the merged models"):
         plan_merge(MergeSettings(weights=(1, 0)), [base, chat], tokenizer_from=tmp_path)
 
 

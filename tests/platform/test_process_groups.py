@@ -77,7 +77,7 @@ HYBRID = Architecture(
         ({"context_parallel_size": 8}, "mamba_num_heads=4 is not divisible by 8"),
         (
             {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
-            "hybrids cannot be interleaved",
+            "hybrid models have no virtual pipeline stages",
         ),
     ],
 )

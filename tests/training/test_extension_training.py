@@ -143,7 +143,7 @@ LONG = BatchConfig(2 * NEW, 1, 1)
         (lambda: train(LLAMA, extension=ContextExtension(NEW, 1e6), recompute="some"), "recompute='some'"),
         (
             lambda: train(MAMBA, extension=ContextExtension(NEW), recompute="full", dtype="bf16", fp8="hybrid"),
-            "recompute=full: with fp8=hybrid it exists for dense models only",
+            "recompute=full: not supported with fp8=hybrid for hybrid models",
         ),
     ],
 )  # fmt: skip

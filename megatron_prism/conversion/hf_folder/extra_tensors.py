@@ -42,7 +42,7 @@ def drop_head(folder: HFFolder, embedding: str, rows: Shape) -> None:
         shapes = f" (shape {list(head)}, not {list(rows)})" if head != rows else ""
         raise CheckpointError(
             f"{folder.path}: config.json has tie_word_embeddings=true, but '{HEAD}' is not '{embedding}'{shapes}; "
-            "set it to false if the model has a separate head, or remove the tensor"
+            "set that key to false if the model has a separate head, or remove the tensor"
         )
     del folder.stored[HEAD]
 
@@ -75,8 +75,8 @@ def drop_frequencies(folder: HFFolder, architecture: Architecture, expected: dic
     for name in names:
         del folder.stored[name]
     return [
-        f"{folder.path}: '{names[0]}'{f' and {len(names) - 1} like it' if len(names) > 1 else ''} dropped: rotary "
-        "frequencies that are the same as those of config.json"
+        f"{folder.path}: rotary frequencies that agree with config.json are dropped: '{names[0]}'"
+        f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
     ]
 
 
@@ -97,6 +97,6 @@ def check_head(folder: Path, expected: dict[str, Shape], found: dict[str, Shape]
     """Raise a CheckpointError if only the head of an untied model is missing: transformers would make a random one."""
     if HEAD in expected and HEAD not in found and expected.keys() - found.keys() == {HEAD}:
         raise CheckpointError(
-            f"{folder}: no tensor '{HEAD}', and config.json does not set tie_word_embeddings=true; set it if the "
-            "embedding is also the head"
+            f"{folder}: no tensor '{HEAD}', and config.json does not set tie_word_embeddings=true; set the key if "
+            "the embedding is also the head"
         )

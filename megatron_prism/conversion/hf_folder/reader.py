@@ -24,7 +24,7 @@ class HFFolder:
     """The tensors of a Hugging Face folder. Opening it reads only the headers, and checks them.
 
     Attributes:
-        remarks: what the user should know, one line each: for example which of several sets of weights was read.
+        remarks: messages for the user, one line each, such as which of several sets of weights was read.
 
     Raises:
         CheckpointError: naming the file and the tensor, for a shard that is missing or truncated, an index that is

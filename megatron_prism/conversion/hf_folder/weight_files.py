@@ -1,8 +1,8 @@
 """Chooses the files with the weights of a Hugging Face folder: the files that transformers would load.
 
 Source: transformers 5.23, modeling_utils.py, `_get_resolved_checkpoint_files` (model.safetensors before the index,
-and pickled files last) and `_load_pretrained_model` (of an index only the names of its files are used; every tensor
-in these files is read, and of two tensors with one name the one in the last file wins, in the order of file names).
+and pickled files last) and `_load_pretrained_model` (only the file names of an index are used; every tensor in these
+files is read, and if two files hold tensors of the same name, the file whose name sorts last wins).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WeightFiles:
     Attributes:
         files: their names in the folder, in the order in which transformers reads them.
         weight_map: tensor -> file, from the index; empty without an index.
-        remarks: what the user should know: which other weights in the folder are not read.
+        remarks: messages for the user: which other weights in the folder are not read.
     """
 
     files: list[str]
@@ -58,14 +58,14 @@ def find_weight_files(folder: Path) -> WeightFiles:
         weight_map = read_weight_map(index)
         found = WeightFiles(sorted(set(weight_map.values())), weight_map)
     else:
-        raise CheckpointError(f"{folder}: {_what_is_there(folder)}")
+        raise CheckpointError(f"{folder}: {_why_nothing_is_read(folder)}")
     others = sorted({path.name for pattern in OTHER_SETS for path in folder.glob(pattern)} - set(found.files))
     if others:
         named = others[0] if len(others) == 1 else f"{others[0]} (and {len(others) - 1} more)"
         what = SINGLE if found.files == [SINGLE] else f"the files of {INDEX}"
         found.remarks.append(f"{folder}: {named} is not read; the weights are read from {what}")
     if (folder / ADAPTER).is_file():
-        found.remarks.append(f"{folder}: {ADAPTER} is there; the adapter is not applied")
+        found.remarks.append(f"{folder}: the adapter of {ADAPTER} is not applied")
     return found
 
 
@@ -95,7 +95,7 @@ def _name(file: object) -> str:
 
 
 def _state(folder: Path) -> str:
-    """For an index next to a single file: what is wrong with it, in brackets; empty if its files are there."""
+    """The problem of an index next to a single file, in brackets; empty if the files of the index exist."""
     try:
         missing = [file for file in read_weight_map(folder / INDEX).values() if not (folder / file).is_file()]
     except CheckpointError:
@@ -103,7 +103,7 @@ def _state(folder: Path) -> str:
     return f" (it names {missing[0]}, which is not there)" if missing else ""
 
 
-def _what_is_there(folder: Path) -> str:
+def _why_nothing_is_read(folder: Path) -> str:
     if (folder / ADAPTER).is_file():
         return (
             f"this is an adapter ({ADAPTER}) without its model; merge it into the model (peft's merge_and_unload) and "

@@ -152,7 +152,7 @@ def _check_layer(
         row, column = (int(index) for index in wrong.nonzero()[0])
         raise CheckpointError(
             f"{where}: layer '{layer}' reads back wrong: weight [{row}, {column}] is {float(weight[row, column]):.6g}, "
-            f"but in {scheme.name} {float(value[row, column]):.6g} "
+            f"but {float(value[row, column]):.6g} in {scheme.name} "
             f"({int(wrong.sum())} of {wrong.numel()} values differ by more than the format's rounding)"
         )
     return float(off.square().sum(dtype=torch.float64)), float(weight.square().sum(dtype=torch.float64))
@@ -171,5 +171,6 @@ def _check_same(stored: Tensor, original: Tensor, name: str, where: Path) -> Non
     """The same values in the same dtype."""
     if stored.dtype is not original.dtype or not torch.equal(stored, original):
         raise CheckpointError(
-            f"{where}: tensor '{name}' ({stored.dtype}) is not quantized, but is not the source's ({original.dtype})"
+            f"{where}: tensor '{name}' ({stored.dtype}) is not quantized, but differs from the source's "
+            f"({original.dtype})"
         )

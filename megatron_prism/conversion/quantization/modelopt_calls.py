@@ -24,7 +24,7 @@ from megatron_prism.conversion.quantization.schemes import Scheme
 from megatron_prism.errors import CheckpointError, ConfigError
 
 DISTRIBUTION = "nvidia-modelopt"
-# ModelOpt 0.47 leaves out the convolution of Nemotron-H's Mamba layers, but not Granite's: it would simulate that one
+# ModelOpt 0.47 leaves out the convolution of Nemotron-H's Mamba layers, but not Granite's: it would simulate Granite's
 # in 8 bits and write it unquantized.
 KEPT = ("*conv1d*",)
 Windows = Sequence[Sequence[int]]
@@ -51,7 +51,8 @@ def quantize(
     """Insert ModelOpt's quantizers and calibrate them. They are enabled in exactly the chosen layers.
 
     Args:
-        layers, kept: module names of the linear layers, and of those among them that are not quantized.
+        layers: module names of the linear layers.
+        kept: those of `layers` that are not quantized.
         samples: token ids `[windows][length]`.
 
     Raises:
@@ -63,7 +64,7 @@ def quantize(
     config = copy.deepcopy(getattr(mtq, scheme.preset))
     off = (*KEPT, *(f"{name}.*" for name in kept))
     config["quant_cfg"] += [{"quantizer_name": pattern, "enable": False} for pattern in off]
-    with _one_error(hf_dir, scheme):
+    with _one_line_error(hf_dir, scheme):
         mtq.quantize(model, config, lambda quantized: _run(quantized, samples))
     active = {name.rpartition(".")[0] for name, _ in _quantizers(model)}
     expected = set(layers) - set(kept)
@@ -148,7 +149,7 @@ def export(model: Any, folder: Path, scheme: Scheme, hf_dir: Path) -> None:
     """Write the folder. Afterwards the model cannot run any more."""
     from modelopt.torch.export import export_hf_checkpoint
 
-    with _one_error(hf_dir, scheme):
+    with _one_line_error(hf_dir, scheme):
         export_hf_checkpoint(model, export_dir=folder, max_shard_size=MAX_SHARD_BYTES)
 
 
@@ -167,7 +168,7 @@ def input_scales(model: nn.Module, scheme: Scheme, names: Mapping[str, str]) -> 
 
 
 @contextmanager
-def _one_error(hf_dir: Path, scheme: Scheme) -> Iterator[None]:
+def _one_line_error(hf_dir: Path, scheme: Scheme) -> Iterator[None]:
     """Turn the errors that ModelOpt raises for an unsupported model into one line. A full disk is not one of them."""
     try:
         yield

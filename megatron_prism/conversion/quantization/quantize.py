@@ -5,10 +5,10 @@ their scales, and `quantization_config` in config.json. vLLM and TensorRT-LLM re
 says which schemes and models they support. transformers does not read it. So the change of the logits is measured
 before the export, with ModelOpt's simulated rounding, and the written folder is read back and compared (`check`).
 
-Three things are not left to ModelOpt 0.47. The list of unquantized layers is made from the written tensors, because
-for Nemotron-H ModelOpt lists names that no layer has, and a reader would treat those layers as quantized. Config,
-generation config and tokenizer are copied from the source. Tensors whose dtype differs from the config's, such as
-Mamba's fp32 parameters, keep their dtype.
+Three things are done here instead of by ModelOpt 0.47. The list of unquantized layers is made from the written tensors,
+because for Nemotron-H ModelOpt lists names that no layer has, and a reader would treat those layers as quantized.
+Config, generation config and tokenizer are copied from the source. Tensors whose dtype differs from the config's, such
+as Mamba's fp32 parameters, keep their dtype.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.output_folder import whole_folder
 from megatron_prism.platform.hardware import device, package_version
 
-# Windows that are not used for calibration but for comparing logits.
+# Windows for comparing logits. They are not used for calibration.
 HELD_OUT = 8
 QUANTIZATION, MODELOPT_CONFIG = "quantization_config", "hf_quant_config.json"
 
@@ -107,7 +107,7 @@ def quantize_checkpoint(
             length=length,
             vocab_size=source.architecture.vocab_size,
         )
-        # In the dtype of the tensors, which may differ from the one that the config names.
+        # The dtype of the tensors may differ from the one that the config names.
         model = load_in_transformers(hf_dir, source.main_dtype).to(device()).eval()
         layers, kept = _choose(model, source, wanted)
         quantize(model, wanted, layers=layers, kept=kept, samples=ids[:samples], hf_dir=hf_dir)
@@ -150,14 +150,14 @@ def _check_not_quantized(hf_dir: Path) -> None:
 def _choose(model: nn.Module, source: HFWeights, scheme: Scheme) -> tuple[dict[str, str], dict[str, str]]:
     """The linear layers except the head, by module name: their checkpoint names, and why some cannot be quantized."""
     # For some families transformers renames the outermost module when it loads them (Nemotron-H: backbone -> model).
-    stored = {_inside(name): name for name in source.stored}
+    stored = {_without_root(name): name for name in source.stored}
     head = HEAD.removesuffix(WEIGHT)
     layers: dict[str, str] = {}
     kept: dict[str, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or name == head:
             continue
-        found = stored.get(_inside(name + WEIGHT))
+        found = stored.get(_without_root(name + WEIGHT))
         if found is None:
             raise ConfigError(
                 f"{source.path}: transformers' layer '{name}' has no tensor with that name in the checkpoint; "
@@ -177,7 +177,7 @@ def _choose(model: nn.Module, source: HFWeights, scheme: Scheme) -> tuple[dict[s
     return layers, kept
 
 
-def _inside(name: str) -> str:
+def _without_root(name: str) -> str:
     return name.partition(".")[2]
 
 

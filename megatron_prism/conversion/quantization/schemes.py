@@ -1,8 +1,8 @@
 """The number formats a checkpoint can be quantized to: what ModelOpt calls them, and how to read what it writes.
 
-The readers are written from the formats' definitions and not from ModelOpt's code, so that they can catch it out. Each
-says besides how far a value may lie from the weight it stands for. That bound comes from the original weight wherever
-it can, so that a scale which is wrong but goes well with wrong values is found, too.
+The readers are written from the formats' definitions and not from ModelOpt's code, so that they can find its errors.
+Each reader also returns the largest allowed error of each value. Where possible, this bound is computed from the
+original weight. A wrong stored scale is therefore found even if it is consistent with the stored values.
 
 Sources: FP8 E4M3, arxiv.org/abs/2209.05433; MXFP8 and E2M1, the Open Compute Project's "Microscaling Formats (MX)"
 1.0; the two scales of NVFP4, arxiv.org/abs/2509.25149.
@@ -57,7 +57,7 @@ def read_mxfp8(parts: Parts, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_nvfp4(parts: Parts, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Two values in a byte, the earlier one low; an E4M3 scale for each 16 columns, times one for the whole matrix."""
+    """Two values in a byte, the first in its low half; an E4M3 scale for each 16 columns, times one for the matrix."""
     packed = parts["weight"]
     codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).long()
     values = torch.tensor(E2M1)[codes & 7] * torch.where(codes > 7, -1.0, 1.0)

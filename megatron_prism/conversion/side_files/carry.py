@@ -1,4 +1,4 @@
-"""Copies the files next to the weights of a Hugging Face folder: which are copied, and which are not.
+"""Copies the files next to the weights of a Hugging Face folder, and names those that are not copied.
 
 Import, training, export, merge and quantize all copy with these functions, so all of them keep the same files.
 """
@@ -20,7 +20,7 @@ from megatron_prism.models.model_folder import (
 )
 from megatron_prism.pipeline.json_text import BYTE_ORDER_MARK, FETCH_LFS, LFS_POINTER
 
-# Patterns of file names, compared without case. With '/' they are names in a folder inside the folder.
+# Patterns of file names, compared without case. A pattern with '/' matches files in a subfolder.
 TOKENIZER_PATTERNS = (
     *TOKENIZER_FILES,
     *("tokenizer.model.*", "*.tiktoken", "*.bpe.model", "spiece.model", "vocab.txt"),
@@ -36,7 +36,7 @@ CARRIED_PATTERNS = (
     *CODE_PATTERNS,
     *LEGAL_PATTERNS,
 )
-# Files that must be a JSON object. They are checked first, so that no unreadable folder is written.
+# Files that must be JSON objects. They are checked first, so that no unreadable folder is written.
 OBJECTS = (*MAPPED, GENERATION_CONFIG, SPECIAL_TOKENS_MAP, "added_tokens.json")
 # Weights, their indexes, and files of training programs. They are not copied, and no remark names them.
 NOT_SIDE_FILES = (

@@ -41,8 +41,8 @@ class Comparison:
     """How a second tokenizer differs from the first. All fields are None if they are the same.
 
     Attributes:
-        conflict: a token that has two ids, or an id that means two tokens; the rows of such models cannot be merged.
-        choice: why the user must choose one of them: tokens that only one has, or a text that gets other ids.
+        conflict: a token with two ids, or an id with two tokens. Such models cannot be merged.
+        choice: why the user must choose a tokenizer: only one has a token, or a text gets different ids.
         remark: a difference that changes no id.
     """
 
@@ -77,7 +77,7 @@ def compare_tokenizers(first: Path, second: Path) -> Comparison:
         return Comparison(choice=f"{theirs}: splits text differently from {mine} (different: {names})")
     encoding = any(key in differing for key in ENCODING)
     how = "a test text gets the same ids" if encoding else "this does not affect the ids of a text"
-    return Comparison(remark=f"{theirs}: {names} not the same as in {mine}; {how}")
+    return Comparison(remark=f"{theirs}: different from {mine} in {names}; {how}")
 
 
 def _compare_vocabularies(
@@ -122,7 +122,7 @@ def _meaning(backend: Any) -> dict[str, Any]:
 
 
 def _normalized(part: Any) -> Any:
-    """A part without what changes no id: sequences with one step, and `trim_offsets`."""
+    """A part without settings that change no id: sequences with one step, and `trim_offsets`."""
     if isinstance(part, dict):
         for steps in ("normalizers", "pretokenizers", "processors", "decoders"):
             if part.get("type") == "Sequence" and len(part.get(steps) or []) == 1:
@@ -134,7 +134,7 @@ def _normalized(part: Any) -> Any:
 
 
 def _compare_loaded(first: Path, second: Path) -> Comparison:
-    """Compare folders of which one has no tokenizer.json: by file, or as transformers reads them."""
+    """Compare two folders if one has no tokenizer.json: by file, or as transformers reads them."""
     name = next(name for name in VOCABULARIES if (first / name).is_file())
     other = next(name for name in VOCABULARIES if (second / name).is_file())
     if name == other and (first / name).read_bytes() == (second / other).read_bytes():

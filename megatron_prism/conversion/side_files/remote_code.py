@@ -26,7 +26,7 @@ def drop_incomplete_auto_maps(folder: Path) -> list[str]:
     """Remove every `auto_map` that needs a file which is not in this folder.
 
     The whole map is removed, not single entries: a config class from a file would not fit a model class of
-        transformers.
+    transformers.
 
     Returns:
         One line for each map that was removed, naming the missing file.

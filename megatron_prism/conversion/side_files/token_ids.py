@@ -16,7 +16,7 @@ from megatron_prism.pipeline.artifact import write_json
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Other keys of generation_config.json with token ids. They are valid for one vocabulary only.
-NAMING_IDS = (
+OTHER_ID_KEYS = (
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens"),
     *("begin_suppress_tokens", "bad_words_ids", "force_words_ids", "sequence_bias"),
 )
@@ -32,8 +32,8 @@ def check_fits(facts: TokenizerFacts, vocab_size: int, folder: Path) -> None:
         )
 
 
-def follow_tokenizer(folder: Path, facts: TokenizerFacts, before: Mapping[str, int] | None) -> list[str]:
-    """Change the ids in `folder` that contradict the new tokenizer.
+def update_token_ids(folder: Path, facts: TokenizerFacts, before: Mapping[str, int] | None) -> list[str]:
+    """Change the token ids in the configs of `folder` that contradict the new tokenizer.
 
     An id or a list of ids stays if its tokens have the same ids in both tokenizers and the new tokenizer's id is among
     them. So a chat model keeps its list of end tokens when only the template changes. In config.json an id that is no
@@ -75,8 +75,8 @@ def _changed(
         value = content.get(key)
         if value is None:
             # In generation_config.json an absent key means no token. In config.json it means the default of the class.
-            stated = key in content or (key in TOKEN_IDS and not generation)
-            if stated and own is not None:
+            may_be_set = key in content or (key in TOKEN_IDS and not generation)
+            if may_be_set and own is not None:
                 found[key] = own
             continue
         numbers = _numbers(value)
@@ -84,7 +84,7 @@ def _changed(
         if not kept and value != own:
             found[key] = own
     if generation and before != facts.vocabulary:
-        for key in NAMING_IDS:
+        for key in OTHER_ID_KEYS:
             value = content.get(key)
             if value is not None and not (_numbers(value) and all(map(same, _numbers(value)))):
                 found[key] = None
@@ -105,7 +105,7 @@ def _numbers(value: Any) -> list[Any]:
 def disagreements(folder: Path, vocab_size: int) -> list[str]:
     """The contradictions between the files of a folder, one line each.
 
-    No file is changed, transformers is not loaded.
+    No file is changed, and transformers is not loaded.
     """
     remarks = _wrong_ids(folder, vocab_size)
     end = None

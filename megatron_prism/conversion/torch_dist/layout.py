@@ -28,7 +28,7 @@ class TensorSlice:
     """Where rows of a Megatron parameter are stored: the tensor `key`, or layer `layer` of a tensor that stacks layers.
 
     Attributes:
-        row, rows: the first of these rows in the parameter, and how many they are.
+        row, rows: the first of these rows in the parameter, and their number.
     """
 
     key: str

@@ -31,13 +31,13 @@ class PiecePlan:
 def plan_checkpoint(
     source: Weights, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, PlannedTensor], list[PiecePlan]]:
-    """The tensors by key, still without pieces, and the pieces that will cover them, in order.
+    """The tensors by key, without their pieces, and the pieces that will cover them, in order.
 
     Args:
         dtype: of all tensors; None keeps the dtype of each.
 
     Raises:
-        CheckpointError: if tensors that become one differ in dtype.
+        CheckpointError: if tensors that are combined into one differ in dtype.
     """
     architecture = source.architecture
     tensors: dict[str, PlannedTensor] = {}

@@ -26,8 +26,8 @@ METADATA = ".metadata"
 class CheckpointReader:
     """Reads pieces of a `torch_dist` checkpoint, with any sharding.
 
-    The chunks that have been read stay in memory until `release`, so a chunk that several tensors are cut from is read
-    once.
+    The chunks that have been read stay in memory until `release`, so a chunk that holds parts of several tensors is
+    read once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +107,7 @@ class CheckpointReader:
     def _overlapping(
         self, key: str, layer: int | None, row: int, count: int
     ) -> Iterator[tuple[ChunkStorageMetadata, int, int]]:
-        """The chunks that hold some of these rows, each with its first of these rows and the row after its last."""
+        """The chunks with some of these rows; for each, the first of these rows in it and the row after the last."""
         for chunk in self._entry(key).chunks:
             if layer is not None and not 0 <= layer - chunk.offsets[0] < chunk.sizes[0]:
                 continue
@@ -133,7 +133,7 @@ class CheckpointReader:
             raise CheckpointError(f"{file}: tensor '{index.fqn}' cannot be read ({problem!r:.200})") from None
         if tuple(loaded.shape) != tuple(chunk.sizes):
             raise CheckpointError(
-                f"{file}: tensor '{index.fqn}' does not have the shape that .metadata names"
+                f"{file}: tensor '{index.fqn}' does not have the shape recorded in .metadata"
             )
         return loaded
 
@@ -170,7 +170,7 @@ def _without_layer(chunk: ChunkStorageMetadata, layer: int | None) -> tuple[Shap
 
 
 def data_offset(file: BinaryIO, start: int, length: int) -> int:
-    """The offset in the file at which the data of the tensor begins that `torch.save` wrote at `start`."""
+    """The file offset of the data of a tensor that `torch.save` wrote at `start`."""
     window: Any = _Window(file, start, length)
     reader: Any = torch._C.PyTorchFileReader(window)
     offset: int = reader.get_record_offset("data/0")
@@ -192,7 +192,7 @@ def quick_collection() -> Iterator[None]:
     """Limit `gc.collect` to objects made inside the block. Otherwise it takes 0.1 s with torch loaded.
 
     `gc.unfreeze` would also thaw what was frozen before (`platform/lean_imports.py`), and every later collection of the
-    process would visit all imported objects again. So what is frozen in such a process stays frozen.
+    process would visit all imported objects again. So in such a process the objects stay frozen.
     """
     frozen_before = gc.get_freeze_count() > 0
     gc.collect()

@@ -69,10 +69,10 @@ def write_checkpoint(
     """Write a `torch_dist` checkpoint into the existing `folder`. At most one piece is in memory.
 
     Args:
-        progress: called with the size of each piece that was written.
+        progress: called with the size of each written piece.
 
     Raises:
-        CheckpointError: naming the tensor at which reading or writing failed.
+        CheckpointError: naming the tensor that could not be read or written.
     """
 
     def write(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:

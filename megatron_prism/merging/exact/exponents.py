@@ -1,4 +1,4 @@
-"""Elements whose terms have exponents far apart, found by comparing the bits in which the terms are stored."""
+"""Finds the elements whose terms have exponents far apart, by comparing the terms' stored bits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from megatron_prism.merging.exact.workspace import Workspace
 
-# Where more than this share of a block is flagged, the elements that only a zero flagged are dropped again: a zero has
-# the smallest exponent of all, but adds nothing to a sum.
+# If more than this share of a block is flagged, elements that were flagged only because of a zero are unflagged. A zero
+# has the smallest exponent of all, but adds nothing to a sum.
 MAX_FLAGGED_SHARE = 0.02
 
 
 class Exponents:
-    """How far apart the magnitudes of each element's terms are, in the bits in which they are stored.
+    """The distances between the magnitudes of each element's terms, measured on their stored bits.
 
     Args:
         bits: the terms, read as signed integers.
 
     Attributes:
-        smallest, largest: magnitude in the block.
+        smallest, largest: the extreme magnitudes in the block.
     """
 
     def __init__(self, bits: Sequence[Tensor], space: Workspace) -> None:
@@ -67,7 +67,7 @@ class Exponents:
 
 
 def _flagged(flags: Any) -> Any:
-    """The indices of a few flags among many; eight flags are read at a time."""
+    """The indices of the flags that are set. They are few, so eight flags are tested at a time."""
     whole = len(flags) // 8 * 8
     words = np.flatnonzero(flags[:whole].view(np.uint64) != 0)
     rows, columns = np.nonzero(flags[:whole].reshape(-1, 8)[words])

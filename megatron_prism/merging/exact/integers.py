@@ -1,4 +1,4 @@
-"""The few sums that floats cannot decide, in Python's integers."""
+"""Computes in Python's integers the few sums that floats cannot decide."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class IntegerSum:
         self._numerators, self._denominator, self._dtype = numerators, denominator, dtype
 
     def decide(self, columns: Sequence[Any], sums: Any, inexact: Any) -> Any:
-        """The sums as fp32 numbers that rounding to the result's dtype turns into the correctly rounded sums.
+        """fp32 numbers that become the correctly rounded sums when they are rounded to the result's dtype.
 
         Args:
             columns: the elements of each term, fp64 `[count]`.
-            sums: in fp64, each rounded once except where `inexact`; those are computed here and written into it.
+            sums: the sums in fp64, each rounded once. Those flagged in `inexact` are computed here and overwritten.
         """
         rest = np.zeros(len(sums))
         for place in np.flatnonzero(inexact):
@@ -44,7 +44,7 @@ class IntegerSum:
         return round_to_odd(singles, sums - singles)
 
     def _sum(self, elements: Sequence[float]) -> tuple[float, int]:
-        """The sum of one element rounded to fp64, and a number with the sign of what the rounding cut off."""
+        """The sum of one element rounded to fp64, and a number with the sign of the rounding's remainder."""
         if not all(map(math.isfinite, elements)):
             return math.nan, 0
         numerator = sum(

@@ -1,16 +1,16 @@
 """The correctly rounded weighted sum `sum_i w_i x_i` of the elements of several tensors.
 
 Weights are fractions p_i / q over one denominator q. Stored numbers have few significant bits and the p_i are small,
-so the numerator N = sum_i p_i x_i is exact in fp32 or fp64 unless the exponents of an element's terms lie far apart.
+so the numerator N = sum_i p_i x_i is exact in fp32 or fp64 unless the exponents of an element's terms are far apart.
 `N / q` is rounded once to the working dtype (fp32 or fp64), and rounding that number to the result's dtype gives the
 same as rounding the sum itself (see `largest_denominator`). Two kinds of elements need more work:
 
-- fp64 becomes a 16-bit dtype by way of fp32, and the first rounding can land on a midpoint that the fp64 number was not
-  on. Such elements are moved off the midpoint again.
-- Elements with exponents far apart (`exponents`) are summed again: in fp64 with a check that nothing was rounded, and
-  where something was, in Python's integers (`integers`).
+- fp64 is rounded to fp32 and then to a 16-bit dtype. The first rounding can give a midpoint although the fp64 number is
+  none. Such elements are moved off the midpoint again.
+- Elements with exponents far apart (`exponents`) are summed again in fp64. If a check shows that an addition was
+  rounded, they are summed in Python's integers (`integers`).
 
-Weights with many digits have no exact products: `long_weights`.
+Weights with many digits have no exact products; `long_weights` handles them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from megatron_prism.merging.exact.integers import IntegerSum
 from megatron_prism.merging.exact.long_weights import BoundedSum
 from megatron_prism.merging.exact.workspace import Workspace
 
-# fp32 is the working dtype only if exponents may differ by this much before an element must be summed again. Few
-# elements have exponents further apart.
+# fp32 is the working dtype only if exponents may differ by at least this much before an element must be summed again.
+# Few elements have exponents further apart.
 MIN_FP32_DISTANCE = 8
 
 
 def largest_denominator(working: torch.dtype, result: torch.dtype) -> int:
-    """Up to this q, `N / q` rounded to `working` is a midpoint m of `result` only if it is exactly m.
+    """The largest q for which `N / q`, rounded to `working`, is a midpoint m of `result` only if it is exactly m.
 
     Say N - q m is not zero. It is a multiple of N's last place or of m's. With m in [2^e, 2^(e+1)), d digits of
     `working` and t of `result`, rounding the quotient hides at most q 2^(e - d) of it. N's last place is larger than
@@ -86,10 +86,10 @@ class ExactSum:
     def __call__(
         self, terms: Sequence[Tensor], stored: Sequence[Tensor], out: Tensor, space: Workspace
     ) -> Tensor:
-        """The sum as fp32 numbers, in `out`, that rounding to the result's dtype turns into the correctly rounded sum.
+        """Fill `out` with fp32 numbers that become the correctly rounded sum when rounded to the result's dtype.
 
-        For a 16-bit dtype they lie on the same side of every midpoint as the sum; for fp32 they are the result. A sum
-        that is too large becomes infinite. Where a term is NaN or infinite, the result is not finite either.
+        For a 16-bit dtype they are on the same side of every midpoint as the sum; for fp32 they are the result. A sum
+        that is too large becomes infinite. If a term is NaN or infinite, the result is not finite either.
 
         Args:
             terms: in fp32, flat, `[count]`; none shares memory with `out`.
@@ -123,9 +123,9 @@ class ExactSum:
             out.div_(self._denominator)
 
     def _move_off_midpoints(self, doubles: Tensor, out: Tensor, space: Workspace) -> None:
-        """Correct the numbers that rounding from fp64 to fp32 has put on a midpoint of the 16-bit dtype."""
+        """Correct the numbers that became a midpoint of the 16-bit dtype when they were rounded from fp64 to fp32."""
         low, flags = space.low(len(out), np.uint16), space.flags(len(out))[0]
-        # A midpoint has only zeros below the first of the digits that will be dropped. So have the 16-bit numbers.
+        # Of the digits that will be dropped, a midpoint has only zeros after the first. So do the 16-bit numbers.
         below = (1 << (DIGITS[torch.float32] - DIGITS[self._dtype] - 1)) - 1
         np.copyto(low, out.view(torch.int32).numpy(), casting="unsafe")
         np.equal(np.bitwise_and(low, np.uint16(below), out=low), 0, out=flags)
@@ -145,7 +145,7 @@ class ExactSum:
         """Sum again the elements whose exponents are so far apart that the working dtype rounded their numerator.
 
         Returns:
-            False, with nothing done, where a numerator may be too large for fp32.
+            False, with nothing done, if a numerator may be too large for fp32.
         """
         integer, shift = STORED[self._stored]
         bits = [each.view(integer) for each in (stored if self._one_stored_dtype else terms)]
