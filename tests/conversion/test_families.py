@@ -213,7 +213,7 @@ def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypa
             {"rope_scaling": {"rope_type": "llama3", "type": "linear"}, "rope_parameters": None},
             "differ",
         ),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "and rope_scaling (linear, "),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "and rope_scaling .linear, "),
         ("nemotron-h", {"hybrid_override_pattern": "MEM*-M", "layers_block_type": None}, "MEM"),
     ],
 )
