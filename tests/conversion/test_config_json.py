@@ -30,7 +30,7 @@ def without_theta(block):
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_change_of_rotary_settings_reaches_every_spelling(spelling):
+def test_changed_rotary_settings_are_written_in_every_spelling(spelling):
     config = LLAMA | SPELLINGS[spelling]
     architecture = architecture_from_config(config)
     assert updated_config(config, architecture) == config
@@ -47,7 +47,7 @@ def test_a_change_of_rotary_settings_reaches_every_spelling(spelling):
     assert without_theta(written["rope_parameters"]) == (written["rope_scaling"] or {"rope_type": "default"})
 
 
-def test_an_original_length_that_was_left_out_does_not_follow_a_longer_context():
+def test_an_omitted_original_length_does_not_change_with_a_longer_context():
     config = LLAMA | {"rope_scaling": IMPLIED}
     architecture = architecture_from_config(config)
     architecture.max_position_embeddings *= 4
@@ -79,7 +79,7 @@ def test_both_names_of_the_dtype_are_written_where_it_changed(before, after, tmp
         assert (written["dtype"], written["torch_dtype"]) == (after, after)
 
 
-def test_a_config_made_here_is_one_that_transformers_4_reads(tmp_path):
+def test_transformers_4_reads_a_config_made_here(tmp_path):
     for name, config in CONFIGS.items():
         made = hf_config(architecture_from_config(config))
         if config["model_type"] == "granitemoehybrid":

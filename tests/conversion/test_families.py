@@ -80,7 +80,7 @@ def test_in_bf16_ranks_the_same_token_first(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_in_bf16_errs_no_more_than_transformers(name, folders):
+def test_the_error_in_bf16_is_not_larger_than_transformers(name, folders):
     hf, megatron = folders(name, torch.bfloat16)
     tokens = torch.randint(VOCABULARY, (16, 100), generator=torch.Generator().manual_seed(4))
     exact = folder_outputs(hf, tokens, torch.float32).logits
@@ -92,7 +92,7 @@ def test_in_bf16_errs_no_more_than_transformers(name, folders):
 
 
 @ALL
-def test_comes_back_as_the_bytes_that_went_in(name, folders, tmp_path):
+def test_a_round_trip_gives_the_same_bytes(name, folders, tmp_path):
     hf, megatron = folders(name)
     export_checkpoint(MegatronWeights(megatron), tmp_path)
     before, after = load_file(hf / "model.safetensors"), load_file(tmp_path / "model.safetensors")
@@ -105,7 +105,7 @@ def test_comes_back_as_the_bytes_that_went_in(name, folders, tmp_path):
 
 
 @ALL
-def test_the_architecture_says_all_that_the_config_says(name, folders):
+def test_a_config_made_from_the_architecture_equals_the_original(name, folders):
     read = architecture_from_config(json.loads((folders(name)[0] / "config.json").read_text()))
     assert architecture_from_config(hf_config(read)) == read
 
@@ -166,7 +166,7 @@ def test_a_wrong_tensor_shows_and_the_layer_is_named(name, tensor, damage, where
     assert compared.departs == where
 
 
-def test_transformers_clamp_of_dt_is_lifted_for_the_comparison(folders, monkeypatch):
+def test_the_comparison_turns_off_transformers_clamp_of_dt(folders, monkeypatch):
     from megatron_prism.models.families import FAMILIES as registry
 
     hf, megatron = folders("nemotron-h")

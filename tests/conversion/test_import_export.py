@@ -41,7 +41,7 @@ def export(folder, out, **options):
 
 
 @pytest.mark.parametrize("name", ["llama", "nemotron-h"])
-def test_a_dtype_that_is_asked_for_rounds_once(name, tmp_path):
+def test_a_requested_dtype_rounds_once(name, tmp_path):
     hf, megatron = imported(name, tmp_path, torch.bfloat16)
     before = load_file(hf / "model.safetensors")
     after = export(megatron, tmp_path / "back")
@@ -144,7 +144,7 @@ def limit_file_size():
 
 
 @pytest.mark.parametrize(("verb", "where"), [("import", "checkpoint"), ("export", "model.safetensors")])
-def test_a_disk_that_takes_no_more_names_the_tensor_and_leaves_nothing(verb, where, tmp_path):
+def test_a_full_disk_names_the_tensor_and_leaves_no_output(verb, where, tmp_path):
     hf, megatron = imported("granite", tmp_path)
     source = hf if verb == "import" else megatron
     command = [sys.executable, "-m", "megatron_prism", "convert", verb, str(source), str(tmp_path / "out")]
@@ -243,7 +243,7 @@ def test_a_model_without_a_tokenizer_needs_one_named(tmp_path):
     assert (tmp_path / "out/tokenizer.json").is_file()
 
 
-def test_a_config_keeps_every_key_but_those_that_changed():
+def test_only_changed_keys_of_a_config_are_written():
     old = {
         "model_type": "llama", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "rope_theta": 500.0, "rope_scaling": None, "max_position_embeddings": 64,
@@ -259,7 +259,7 @@ def test_a_config_keeps_every_key_but_those_that_changed():
     assert new["transformers_version"] == "4.43.0"
 
 
-def test_the_stages_refuse_what_cannot_be(tmp_path):
+def test_the_stages_refuse_invalid_configs(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'bf16'"):
         ImportHF(source="x", dtype="bf17")
     with pytest.raises(ConfigError, match="check=tensors compares bits"):

@@ -1,4 +1,4 @@
-"""Exporting a model that was never a Hugging Face folder: made here, held by this process."""
+"""Export of a model that was made in this process and never was a Hugging Face folder."""
 
 from __future__ import annotations
 

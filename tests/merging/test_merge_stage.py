@@ -1,4 +1,4 @@
-"""The `merge` stage in a graph: from artifacts to a Megatron folder that exports like any."""
+"""The `merge` stage in a graph: from artifacts to a Megatron folder that can be exported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_prism.pipeline.config import apply_overrides
 from megatron_prism.pipeline.graph import Graph
 
 
-def test_base_and_midtrained_become_one_that_exports(tmp_path):
+def test_a_merge_of_base_and_midtrained_can_be_exported(tmp_path):
     hf = make_checkpoint("granite-h", tmp_path / "a")
     variant(hf, tmp_path / "b", 1)
     graph = Graph("merging")
@@ -42,7 +42,7 @@ def test_the_order_of_the_models_is_part_of_the_fingerprint():
 
 
 def test_weights_are_the_decimals_that_were_typed():
-    """In Python and YAML as floats, with text for fractions: 0.1 is a tenth, and 1 - 0.15 - 0.85 is nothing."""
+    """In Python and YAML as floats, with text for fractions: 0.1 is a tenth, and 1 - 0.15 - 0.85 is zero."""
     stage = Merge(weights={"a": 0.1, "b": "1/3", "c": 1})
     settings = stage._settings()
     assert settings.exact_weights == (Fraction(1, 10), Fraction(1, 3), Fraction(1))

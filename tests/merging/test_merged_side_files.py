@@ -63,7 +63,7 @@ BASE_STORY, CHAT_STORY = ((END, END, END), 128, False), (([END, A], [END, A], A)
 
 @pytest.mark.parametrize(("weights", "expected"), [((0.15, 0.85), CHAT_STORY), ((0.85, 0.15), BASE_STORY)])
 @pytest.mark.parametrize("megatron", [False, True])
-def test_the_heaviest_model_gives_every_file(megatron, weights, expected, pair, tmp_path):
+def test_the_files_of_the_model_with_the_largest_weight_are_kept(megatron, weights, expected, pair, tmp_path):
     models = [folder.with_name(f"{folder.name}-megatron") if megatron else folder for folder in pair]
     remarks = merged(tmp_path / "out", models, weights)
     files = tmp_path / "out/hf" if megatron else tmp_path / "out"
@@ -83,7 +83,7 @@ def test_the_heaviest_model_gives_every_file(megatron, weights, expected, pair, 
     assert any("has max_position_embeddings=" in remark for remark in remarks)
 
 
-def test_equal_weights_keep_the_first_and_equal_files_say_nothing(pair, tmp_path):
+def test_equal_weights_keep_the_first_models_files(pair, tmp_path):
     base, _ = pair
     twin = tmp_path / "twin"
     shutil.copytree(base, twin)
@@ -92,7 +92,7 @@ def test_equal_weights_keep_the_first_and_equal_files_say_nothing(pair, tmp_path
     assert story(tmp_path / "out") == BASE_STORY
 
 
-def test_a_tokenizer_may_be_chosen_and_its_ids_come_along(pair, tmp_path):
+def test_a_chosen_tokenizer_brings_its_ids(pair, tmp_path):
     base, chat = pair
     remarks = merged(tmp_path / "out", [base, chat], (0.85, 0.15), tokenizer_from=chat)
     ends, positions, chats = story(tmp_path / "out")
@@ -114,7 +114,7 @@ def test_a_tokenizer_may_be_chosen_and_its_ids_come_along(pair, tmp_path):
         ("slerp", (0.3, 0.7), CHAT_STORY),
     ],
 )
-def test_a_base_weighs_what_the_changes_leave(method, weights, expected, pair, tmp_path):
+def test_the_weight_of_a_base_is_one_minus_the_others(method, weights, expected, pair, tmp_path):
     base, chat = pair
     if method == "slerp":
         merged(tmp_path / "out", [base, chat], weights, method=method)
@@ -123,7 +123,7 @@ def test_a_base_weighs_what_the_changes_leave(method, weights, expected, pair, t
     assert story(tmp_path / "out") == expected
 
 
-def test_each_alpha_has_its_own_heaviest(pair, tmp_path):
+def test_the_model_with_the_largest_weight_is_found_for_each_alpha(pair, tmp_path):
     (tmp_path / "out").mkdir()
     merge(plan_merge(MergeSettings(alphas=(0.2, 0.8)), list(pair)), tmp_path / "out")
     assert story(tmp_path / "out/alpha-0.2") == BASE_STORY
@@ -131,7 +131,7 @@ def test_each_alpha_has_its_own_heaviest(pair, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["hf", "megatron"])
-def test_a_dtype_that_is_asked_for_is_that_of_tensors_and_config(format, pair, tmp_path):
+def test_a_requested_dtype_is_that_of_tensors_and_config(format, pair, tmp_path):
     remarks = merged(tmp_path / "out", list(pair), format=format, dtype=torch.bfloat16)
     assert sum("the result is torch.bfloat16, as requested" in remark for remark in remarks) == 2
     kept = merged(tmp_path / "fp32", list(pair))
@@ -143,7 +143,7 @@ def test_a_dtype_that_is_asked_for_is_that_of_tensors_and_config(format, pair, t
     assert AutoConfig.from_pretrained(files).dtype is torch.bfloat16
 
 
-def test_a_model_without_a_tokenizer_is_said(pair, tmp_path):
+def test_a_model_without_a_tokenizer_gives_a_remark(pair, tmp_path):
     base, chat = pair
     bare = tmp_path / "bare"
     shutil.copytree(chat, bare)
@@ -157,8 +157,8 @@ def test_a_model_without_a_tokenizer_is_said(pair, tmp_path):
         plan_merge(MergeSettings(weights=(0.5, 0.5)), [base, bare], tokenizer_from=bare)
 
 
-def test_what_a_model_without_a_tokenizer_brought_is_said(pair, tmp_path):
-    """The heaviest model's end tokens, generation config and template go with its tokenizer, which it lacks."""
+def test_other_files_of_a_model_without_a_tokenizer_give_a_remark(pair, tmp_path):
+    """The model with the largest weight has no tokenizer, so its end tokens and template are not kept."""
     base, chat = pair
     bare = tmp_path / "bare"
     shutil.copytree(chat, bare)
@@ -172,7 +172,7 @@ def test_what_a_model_without_a_tokenizer_brought_is_said(pair, tmp_path):
     assert (tmp_path / "out/LICENSE").is_file()
 
 
-def test_ids_follow_a_tokenizer_that_came_without_a_config(pair, tmp_path):
+def test_ids_of_a_tokenizer_without_a_config_are_used(pair, tmp_path):
     base, chat = pair
     bare = tmp_path / "bare"
     shutil.copytree(Path(f"{chat}-megatron"), bare)
@@ -181,7 +181,7 @@ def test_ids_follow_a_tokenizer_that_came_without_a_config(pair, tmp_path):
     assert story(tmp_path / "out")[0] == (A, [END, A], A)
 
 
-def test_a_chosen_tokenizer_does_not_say_that_other_files_are_lost(pair, tmp_path):
+def test_a_chosen_tokenizer_gives_no_remark_on_other_files(pair, tmp_path):
     base, chat = pair
     remarks = merged(tmp_path / "out", [base, chat], tokenizer_from=base)
     assert (tmp_path / "out/LICENSE").read_text() == "of the chat model"
@@ -189,7 +189,7 @@ def test_a_chosen_tokenizer_does_not_say_that_other_files_are_lost(pair, tmp_pat
     assert any(f"the other files of {chat} are kept" in each and "no LICENSE" in each for each in remarks)
 
 
-def test_a_tokenizer_larger_than_the_merged_model_is_said(pair, tmp_path):
+def test_a_tokenizer_larger_than_the_model_gives_a_remark(pair, tmp_path):
     base, chat = pair
     for each in (base, chat):
         shutil.copytree(each, tmp_path / each.name)
@@ -201,7 +201,7 @@ def test_a_tokenizer_larger_than_the_merged_model_is_said(pair, tmp_path):
         merged(tmp_path / "out2", both)
 
 
-def test_tokenizers_that_cut_text_otherwise_need_a_choice(pair, tmp_path):
+def test_tokenizers_that_split_text_differently_need_a_choice(pair, tmp_path):
     base, chat = pair
     other = tmp_path / "other"
     shutil.copytree(chat, other)

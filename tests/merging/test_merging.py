@@ -83,7 +83,7 @@ def linear_reference(states, weights):
 
 
 def wrong_in_a_sample(found, states, weights, step: int) -> int:
-    """How many of every `step`-th elements differ from the result of fractions; no code of the merge is used."""
+    """How many of every `step`-th elements differ from the sum in fractions, computed without code of the merge."""
     exact = [Fraction(weight) for weight in weights]
     count = 0
     for name, tensor in found.items():
@@ -135,13 +135,13 @@ def test_linear_is_the_exact_sum_rounded_once(family, dtype, tmp_path):
     assert not compare_tensors(open_weights(tmp_path / "back"), open_weights(tmp_path / "hf"))
     states, typed = [tensors(first), tensors(second)], ("0.15", "0.85")
     assert not wrong_in_a_sample(tensors(tmp_path / "hf"), states, typed, 11)
-    # Sums in fp32 (what this program did once) break ties: the comparison must see it.
+    # Sums in fp32, as in an earlier version, round some ties wrong, and the comparison must see it.
     in_fp32 = {name: (0.15 * states[0][name].float() + 0.85 * states[1][name].float()) for name in states[0]}
     rounded = {name: tensor.to(states[0][name].dtype) for name, tensor in in_fp32.items()}
     assert wrong_in_a_sample(rounded, states, typed, 11)
 
 
-def test_what_came_with_the_first_model_is_carried(trio, tmp_path):
+def test_the_first_models_files_are_copied(trio, tmp_path):
     folders, _ = trio
     run(tmp_path / "hf", [folders["base"], folders["mt"]], weights=(0.5, 0.5))
     run(tmp_path / "m", [folders["base"], folders["mt"]], format="megatron", weights=(0.5, 0.5))
@@ -164,7 +164,7 @@ def test_three_models_of_three_dtypes_keep_that_of_the_first(tmp_path):
     assert_same_bits(tensors(tmp_path / "out"), linear_reference(states, (0.2, 0.3, 0.7)))
 
 
-def test_normalize_divides_by_the_sum_and_says_so(trio, tmp_path):
+def test_normalize_divides_by_the_sum_with_a_remark(trio, tmp_path):
     folders, states = trio
     settings = MergeSettings(weights=(1, 3), normalize=True)
     assert "divided by their sum 4" in settings.remarks()[0]
@@ -174,7 +174,7 @@ def test_normalize_divides_by_the_sum_and_says_so(trio, tmp_path):
     )
 
 
-def test_components_have_weights_of_their_own(tmp_path):
+def test_components_can_have_other_weights(tmp_path):
     first = make_checkpoint("granite-h", tmp_path / "a", torch.bfloat16)
     second = variant(first, tmp_path / "b", 1)
     alphas = {"attention": 0.3, "mamba": 0.1, "norm": 0.0}
@@ -245,7 +245,7 @@ def test_task_arithmetic_adds_changes(trio, tmp_path):
     assert not wrong_in_a_sample(found, (base, states["mt"], states["rl"]), shares, 41)
 
 
-def test_slerp_goes_along_the_arc(trio, tmp_path):
+def test_slerp_interpolates_along_the_arc(trio, tmp_path):
     folders, states = trio
     run(tmp_path / "out", [folders["base"], folders["mt"]], method="slerp", weights=(0.7, 0.3))
     merged, curved = tensors(tmp_path / "out"), 0
@@ -318,7 +318,7 @@ def test_alpha_of_a_component_in_a_change_is_the_last_models(trio, tmp_path):
 
 
 def test_a_checkpoint_cut_along_columns_merges_the_same(tmp_path, monkeypatch):
-    """What a tensor-parallel run leaves has no rows to read: such tensors pass through memory."""
+    """Tensors that a tensor-parallel run cut along columns are not stored by rows, so they are read into memory."""
     first = make_checkpoint("granite", tmp_path / "a")
     second = variant(first, tmp_path / "b", 1)
     monkeypatch.setattr(MegatronWeights, "ranges", lambda self, name: None)
@@ -347,7 +347,7 @@ def test_mismatches_are_found_before_any_tensor_is_read(family, changes, named, 
 
     monkeypatch.setattr(merging.TensorBytes, "read", refuse)
     monkeypatch.setattr("megatron_prism.conversion.hf_folder.reader.HFFolder.read", refuse)
-    # Only the header is left: whoever opens the weights would complain of that first.
+    # Only the header is left, so opening the weights would raise another error first.
     path = other / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5_000])
     with pytest.raises(CheckpointError, match=f"other: {named}.*base has"):
@@ -375,7 +375,7 @@ def test_tokenizers_must_agree(trio, tmp_path):
     assert any("has no tokenizer" in each for each in plan_merge(settings, [folders["base"], other]).remarks)
 
 
-def test_the_positions_trained_on_may_differ_and_are_said(trio, tmp_path):
+def test_max_position_embeddings_may_differ_with_a_remark(trio, tmp_path):
     folders, _ = trio
     other = make_checkpoint("granite", tmp_path / "other", max_position_embeddings=256)
     plan = plan_merge(MergeSettings(weights=(0.5, 0.5)), [folders["base"], other])
@@ -435,7 +435,7 @@ def test_weights_that_overflow_the_dtype_are_refused(tmp_path):
         ({"method": "interpolate", "weights": (1, 1), "component_weights": {"mlp": 1}}, 2, r"pair \(a, b\)"),
     ],
 )
-def test_mistakes_are_found_first(settings, models, named, trio):
+def test_mistakes_are_found_before_reading(settings, models, named, trio):
     folders, _ = trio
     with pytest.raises(ConfigError, match=named):
         plan_merge(MergeSettings(**settings), [folders["base"], folders["mt"], folders["rl"]][:models])
@@ -460,7 +460,7 @@ def test_other_mistakes(trio, tmp_path, monkeypatch):
         merge(plan, tmp_path)
 
 
-def test_alphas_outside_are_allowed_and_said():
+def test_alphas_outside_0_to_1_give_a_remark():
     assert MergeSettings(alphas=(0.0, 1.0)).remarks() == []
     assert "outside [0, 1]" in MergeSettings(alphas=(0.5, 1.3)).remarks()[0]
     assert "outside [0, 1]" in MergeSettings(weights=(-0.3, 1.3)).remarks()[0]

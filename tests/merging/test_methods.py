@@ -1,4 +1,4 @@
-"""What methods learn of whole tensors, block by block."""
+"""The statistics of whole tensors, collected block by block."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_ties_of_one_weight_is_the_papers_mean():
 
 
 def test_linear_does_not_fuse_product_and_sum():
-    """A fused multiply-add rounds once where two roundings are promised: these numbers tell them apart."""
+    """A fused multiply-add rounds once instead of twice, which gives other results for these numbers."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 100_000, generator=generator)
     expected = a * 0.15 + b * 0.85

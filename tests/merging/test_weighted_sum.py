@@ -90,7 +90,7 @@ def test_random_numbers(name, dtype):
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_whatever_the_dtype_can_hold(name, dtype):
+def test_extreme_numbers_of_the_dtype(name, dtype):
     """From the smallest subnormal to the largest number: extreme values only."""
     weights = list(map(Fraction, WEIGHTS[name]))
     _, finest, largest = FORMATS[dtype]
@@ -123,19 +123,19 @@ def ties(dtype: torch.dtype, weights: list[Fraction], seed: int) -> list[torch.T
 @pytest.mark.parametrize(
     "pair", [("0.15", "0.85"), ("0.5", "0.5"), ("0.25", "0.75"), ("-0.5", "1.5"), ("0.3", "0.7")]
 )
-def test_ties_and_their_neighbours_and_what_fp32_makes_of_them(pair, dtype):
+def test_ties_and_their_neighbours(pair, dtype):
     weights = list(map(Fraction, pair))
     terms = ties(dtype, weights, 3)
     expected = reference(terms, weights, dtype)
     assert not wrong(exact_sum(terms, weights, dtype), expected)
     if pair in (("0.15", "0.85"), ("0.3", "0.7")):
-        # The negative control: weights, products and sums in fp32, as this program once did. It must be caught.
+        # Negative control: weights, products and sums in fp32, as in an earlier version. The test must detect it.
         in_fp32 = linear([term.float() for term in terms], [float(weight) for weight in weights])
         assert wrong(in_fp32.to(dtype), expected)
 
 
 def test_a_term_far_below_breaks_a_tie():
-    """A term of 1e-30 next to terms of 1: fp32 and fp64 lose it, and with it the side of the midpoint."""
+    """A term of 1e-30 next to terms of 1: fp32 and fp64 lose it and so round to the wrong side of the midpoint."""
     middle = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8], dtype=FP32).repeat(3)
     tiny = torch.tensor([1e-30, 0.0, -1e-30], dtype=FP32).repeat_interleave(3)
     for weights in (["1", "1"], ["1", "1e-5"], ["1", "0.123456789012345678"]):
@@ -147,8 +147,8 @@ def test_a_term_far_below_breaks_a_tie():
     assert len(set(exact_sum([middle, tiny], [Fraction(1)] * 2, BF16)[::3].tolist())) == 2
 
 
-def test_sums_that_vanish_and_nearly_do():
-    """0.1 * 3 - 0.3 is nothing, though floats make 5e-17 of it; after a cancellation, every remaining digit counts."""
+def test_sums_that_are_zero_or_nearly_zero():
+    """0.1 * 3 - 0.3 is zero, but 5e-17 in floats; after a cancellation every remaining digit matters."""
     three, one = torch.full((50,), 3.0), torch.ones(50)
     for dtype in (BF16, FP16, FP32):
         assert not exact_sum(
@@ -173,7 +173,7 @@ def test_models_of_several_dtypes(dtypes, dtype):
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
-def test_the_last_finite_number_and_the_first_that_is_not(dtype):
+def test_sums_at_the_largest_finite_number(dtype):
     """Half a unit beyond the largest number is a tie between it and the next power of two, which is infinite."""
     largest = FORMATS[dtype][2]
     unit = largest - float(torch.tensor(largest, dtype=dtype).nextafter(torch.tensor(0.0, dtype=dtype)))
@@ -189,7 +189,7 @@ def test_the_last_finite_number_and_the_first_that_is_not(dtype):
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
-def test_zeros_are_no_obstacle(dtype, count):
+def test_sums_with_many_zeros(dtype, count):
     """A pruned model: zero has the smallest exponent of all, far from every other."""
     weights = [Fraction("0.3"), Fraction("0.6"), Fraction("-0.1")][:count]
     terms = [spread(dtype, -8, 2, seed) for seed in range(count)]
@@ -208,7 +208,7 @@ def test_nan_and_infinity_spread():
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_beyond_fp32_are_no_warning():
+def test_numbers_beyond_fp32_give_no_warning():
     """Where the bound of the error is larger than any fp32 number, every element is added up in integers."""
     terms = [spread(FP32, 100, 127, seed, 60) for seed in range(2)]
     weights = [Fraction("1.2345678901234567e30"), Fraction("-1.2345678901234567e30")]

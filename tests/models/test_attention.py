@@ -85,7 +85,7 @@ def test_many_blocks_add_up_in_low_precision(monkeypatch):
 
 
 def test_backward_drops_what_forward_dropped():
-    """The output is linear in the values, so its product with any gradient is that of the values with theirs."""
+    """The output is linear in the values, so <output, grad> equals <values, their gradient>."""
     torch.manual_seed(0)
     query, key, value = inputs(40, 40)
     out = blockwise_attention(query, key, value, Blocks([0], SCALE, None, 0.5))
@@ -126,7 +126,7 @@ def largest_made_and_kept(attention, tensors) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("starts", "reach"), [([0, 1536], None), ([1024], None), ([0, 1536], 600), ([1024], 1500)]
 )
-def test_holds_nothing_of_queries_times_keys(starts, reach):
+def test_no_tensor_has_queries_times_keys_elements(starts, reach):
     queries, keys = 1024, 2048
     tensors = inputs(queries, keys, dtype=torch.float32)
     made, kept = largest_made_and_kept(

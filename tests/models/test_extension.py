@@ -98,18 +98,18 @@ def test_only_positions_and_rope_change(architecture, extension, changed):
         (GRANITE_H, {"keep_rope": True}, "keep_rope: this granitemoehybrid model has no rotary"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_by_its_key(architecture, changes, named):
+def test_an_invalid_extension_is_refused_by_its_key(architecture, changes, named):
     with pytest.raises(ConfigError, match=f"^extension.*{named}"):
         extended(architecture, ContextExtension(**({"max_position_embeddings": LONG} | changes)))
 
 
 @pytest.mark.parametrize("field", ["max_position_embeddings", "rope_theta"])
-def test_a_number_that_means_nothing_is_refused(field):
+def test_a_negative_number_is_refused(field):
     with pytest.raises(ConfigError, match=f"{field}=-1"):
         ContextExtension(**({"max_position_embeddings": LONG} | {field: -1}))
 
 
-def test_a_family_without_a_place_for_the_scaling_says_so(monkeypatch):
+def test_a_scaling_that_the_familys_config_cannot_express_is_refused(monkeypatch):
     from megatron_prism.models import extension
 
     def without_scaling(architecture):
@@ -123,7 +123,7 @@ def test_a_family_without_a_place_for_the_scaling_says_so(monkeypatch):
         extended(LLAMA, ContextExtension(LONG, rope_scaling=yarn(16.0, 8192)))
 
 
-def test_what_changes_is_said_and_a_window_that_stays_too():
+def test_the_description_names_changes_and_the_window():
     after = extended(MISTRAL, ContextExtension(LONG, rope_theta=1e6))
     assert after.sliding_window == 4096
     assert describe(MISTRAL, after) == (
@@ -134,7 +134,7 @@ def test_what_changes_is_said_and_a_window_that_stays_too():
     assert describe(NEMOTRON, extended(NEMOTRON, ContextExtension(LONG))).endswith("no rotary positions")
 
 
-def test_it_survives_a_task_file():
+def test_an_extension_is_read_back_from_a_task_file():
     extension = ContextExtension(LONG, rope_scaling=yarn(4.0, 32768))
     assert from_mapping(ContextExtension, json.loads(json.dumps(to_mapping(extension)))) == extension
     with pytest.raises(ConfigError, match="unknown key 'rope_thetta'; did you mean 'rope_theta'"):
@@ -167,7 +167,7 @@ SPELLINGS.remove(("nemotron-h", "old"))
 
 
 @pytest.mark.parametrize(("name", "spelling"), SPELLINGS)
-def test_the_exported_model_says_and_computes_the_extension(name, spelling, tmp_path):
+def test_the_exported_model_has_the_extension(name, spelling, tmp_path):
     hf = make_checkpoint(name, tmp_path / "hf", max_position_embeddings=OLD)
     carried = json.loads((hf / "config.json").read_text())
     if spelling == "old":

@@ -42,7 +42,7 @@ def test_builds_on_the_meta_device_with_its_known_size(name):
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-def test_granites_instruct_vocabulary_counts_too():
+def test_granites_instruct_model_has_its_known_size():
     config = published_config("ibm-granite/granite-3.3-8b-base") | {"vocab_size": 49159}
     assert parameter_count(architecture_from_config(config)) == 8_170_864_640
 

@@ -90,7 +90,7 @@ def test_what_is_written_is_what_was_read(name, spelling):
         assert not read_back.remarks
 
 
-def test_a_default_that_is_named_is_no_difference():
+def test_an_explicit_default_is_no_difference():
     assert read(PUBLISHED_YARN) == read(
         {**PUBLISHED_YARN, "beta_fast": 32, "beta_slow": 1, "truncate": True, "mscale": None}
     )
@@ -150,7 +150,7 @@ def test_an_architecture_keeps_its_scaling(name, tmp_path):
     assert architecture_from_config(hf_config(made)) == made
 
 
-def test_an_architecture_of_before_is_read(tmp_path):
+def test_an_older_architecture_file_is_read(tmp_path):
     path = tmp_path / "architecture.json"
     made = architecture_from_config(CONFIGS["llama-scaled-tied"])
     four = {key: value for key, value in LLAMA3.items() if key not in ("rope_type", "rope_theta")}

@@ -1,4 +1,4 @@
-"""Packed texts in one row get the numbers they would get alone, dense and hybrid; without segments they do not."""
+"""Packed texts in one row give the same numbers as alone, dense and hybrid; without segments they do not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def losses(model, tokens):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_texts_are_as_if_alone(name):
+def test_packed_texts_give_the_same_numbers_as_alone(name):
     model = build_model(MODELS[name]).train()
     check_packing(model)
     generator = torch.Generator().manual_seed(1)
@@ -60,14 +60,14 @@ def test_packed_texts_are_as_if_alone(name):
     alone.sum().backward()
     assert torch.allclose(inside, alone, atol=2e-6)
     assert torch.allclose(packed, weights(), atol=2e-5)
-    # Without segments the texts see what stands before them.
+    # Without segments the texts see the texts before them.
     leaking = losses(model, row)
     assert (
         torch.cat([leaking[0, s : s + n - 1] for s, n in zip(starts, LENGTHS, strict=True)]) - alone
     ).abs().max() > 1e-3
 
 
-def test_what_is_left_of_a_row_is_a_text_of_its_own():
+def test_the_rest_of_a_row_is_a_separate_text():
     assert Segments([3, 4], 9).lengths == [3, 4, 2]
     row = torch.arange(9.0)[:, None, None]
     segments = Segments([3, 4], 9)
@@ -81,7 +81,7 @@ def test_texts_that_do_not_fit_are_refused(lengths):
         Segments(lengths, 10)
 
 
-def test_a_model_that_cannot_keep_texts_apart_is_refused():
+def test_a_model_that_cannot_separate_texts_is_refused():
     model = build_model(MODELS["hybrid"])
     del model.decoder.layers[0].mixer.segments
     with pytest.raises(ParallelError, match="torch backend"):

@@ -89,7 +89,7 @@ NAMES = specs_te.Modules(
     stack=mamba_block.MambaStack,
 )
 MIXER = ("A_log", "D", "dt_bias", "conv1d.weight", "conv1d.bias", "norm.weight")
-# What the other modules of both trees own; the comparison with built models checks these.
+# The parameters of the other modules of both trees; the comparison with built models checks them.
 OWNED = {
     "ColumnParallelLinear": ("weight",),
     "RowParallelLinear": ("weight",),
@@ -103,7 +103,7 @@ OWNED = {
     "MLPLayer": (),
     "TransformerLayer": (),
 }
-# The stack names its last norm itself, and not through the spec.
+# The stack names its last norm itself; the spec does not name it.
 FINAL_NORM = {mamba_block.MambaStack: mamba_block.TENorm, specs_torch.HybridStack: RMSNorm}
 LAYER = {"M": "mamba_layer", "*": "attention_layer", "-": "mlp_layer"}
 
@@ -313,7 +313,7 @@ def test_fresh_weights_are_the_same(architecture, monkeypatch):
     theirs = {specs_te.unfused_name(name): value for name, value in models[1].named_parameters()}
     ours = dict(models[0].named_parameters())
     assert theirs.keys() == ours.keys()
-    # Mamba's own parameters come from the tensor-parallel random state, which goes on between the two.
+    # Mamba's parameters are drawn from the tensor-parallel random state, which advances between the two models.
     drawn = [name for name in ours if not re.search(r"dt_bias|A_log|conv1d", name)]
     assert all(torch.equal(ours[name], theirs[name]) for name in drawn)
 
@@ -337,7 +337,7 @@ def test_the_residual_multiplier_is_in_every_branch(architecture, monkeypatch):
             assert torch.allclose(branch(False, False)((x, None), residual, 0.0), torch.tensor(5.0))
 
 
-def test_importing_it_imports_neither_te_nor_megatron():
+def test_the_import_loads_neither_te_nor_megatron():
     code = (
         "import sys, megatron_prism.models.specs_te\n"
         "print([name for name in sys.modules if name.startswith(('megatron.core', 'transformer_engine'))])"
@@ -409,7 +409,7 @@ def test_fp8_is_refused_where_it_would_be_ignored(monkeypatch):
 
 @pytest.mark.skipif(upstream.HAVE_TE, reason="upstream ignores FP8 only without Transformer Engine")
 def test_upstream_still_ignores_fp8(monkeypatch):
-    """The reason for `require_fp8`; when this fails, upstream has begun to say it."""
+    """This is the reason for `require_fp8`. If this test fails, upstream has begun to check FP8."""
     monkeypatch.setattr(specs_te, "require_fp8", lambda fp8, backend: None)
     plain, fp8 = (build_model(GRANITE, fp8=fp8).to(device()) for fp8 in (None, "hybrid"))
     fp8.load_state_dict(plain.state_dict())

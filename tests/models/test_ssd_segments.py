@@ -1,4 +1,4 @@
-"""A long sequence goes through the scan in segments: the same numbers, and no segment's products are kept."""
+"""A long sequence is scanned in segments: the numbers are the same, and no segment's products are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face weight files: every damage is one error that names the file and the tensor."""
+"""Hugging Face weight files: all damage is an error that names the file and the tensor."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ def test_an_extra_tensor(single):
         HFWeights(single)
 
 
-def test_a_dtype_that_is_no_float(single):
+def test_a_dtype_that_is_not_a_float(single):
     edit_tensors(single, lambda state: state.update({Q: state[Q].to(torch.int8)}))
     with pytest.raises(CheckpointError, match=f"'{Q}' has dtype I8"):
         HFWeights(single)
 
 
-def test_a_tied_head_is_fine_only_where_it_is_the_embedding(single):
+def test_a_tied_head_must_equal_the_embedding(single):
     embedding = "model.embed_tokens.weight"
     edit_tensors(single, lambda state: state.update({"lm_head.weight": state[embedding].clone()}))
     assert "lm_head.weight" not in HFWeights(single).shapes
@@ -151,7 +151,7 @@ def test_a_folder_without_weights_or_config(single, tmp_path):
         HFFolder(single)
 
 
-def test_a_config_that_is_missing_or_no_json(single):
+def test_a_config_that_is_missing_or_not_json(single):
     (single / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: not JSON"):
         HFWeights(single)
@@ -163,7 +163,7 @@ def test_a_config_that_is_missing_or_no_json(single):
         HFWeights(single)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_config_or_an_index(sharded):
+def test_a_byte_order_mark_is_ignored(sharded):
     expected = HFWeights(sharded).architecture
     for name in ("config.json", INDEX):
         (sharded / name).write_bytes(b"\xef\xbb\xbf" + (sharded / name).read_bytes())

@@ -78,13 +78,13 @@ def assert_read_as_transformers(folder, remarked):
     assert any(remarked in remark for remark in weights.remarks), weights.remarks
 
 
-def test_of_two_sets_the_one_is_read_that_transformers_loads(folder):
+def test_the_set_of_weights_that_transformers_loads_is_read(folder):
     assert_read_as_transformers(folder("single", "sharded"), f"{INDEX} is not; remove the outdated one")
     weights = HFWeights(folder("single", "sharded"))
     assert any("model-00001-of-00003.safetensors (and 2 more) is not read" in r for r in weights.remarks)
 
 
-def test_an_index_left_by_an_earlier_save_is_no_hindrance(folder):
+def test_an_index_of_an_earlier_save_is_ignored(folder):
     hf = folder("single", "sharded")
     for path in hf.glob("model-*"):
         path.unlink()
@@ -93,7 +93,7 @@ def test_an_index_left_by_an_earlier_save_is_no_hindrance(folder):
     assert_read_as_transformers(hf, "(not readable) is not")
 
 
-def test_a_folder_without_a_second_set_says_nothing(folder):
+def test_a_folder_with_one_set_of_weights_gives_no_remark(folder):
     assert HFWeights(folder("single")).remarks == []
     assert HFWeights(folder("sharded")).remarks == []
 
@@ -122,7 +122,7 @@ def test_only_pickled_weights_or_an_adapter_are_refused_with_the_remedy(folder):
 
 
 @pytest.mark.parametrize(("name", "layout"), [(SINGLE, "single"), (INDEX, "sharded")])
-def test_what_stands_in_the_weights_place_is_named(name, layout, folder, tmp_path):
+def test_a_link_or_pointer_in_place_of_the_weights_is_named(name, layout, folder, tmp_path):
     hf = folder(layout)
     (hf / name).write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
     with pytest.raises(CheckpointError, match=rf"{hf}/{name}: this is a Git LFS pointer.*git lfs pull"):
@@ -152,7 +152,7 @@ def test_one_file_of_a_sharded_model_under_the_single_name_is_refused(folder):
         HFWeights(hf)
 
 
-def test_a_tensor_outside_the_index_is_read_from_where_it_is(folder):
+def test_a_tensor_outside_the_index_is_read(folder):
     hf = folder("sharded")
     edit_map(hf, lambda weight_map: {name: file for name, file in weight_map.items() if name != Q})
     assert_read_as_transformers(hf, f"does not put '{Q}' in model-0000")
@@ -192,7 +192,7 @@ def test_a_tensor_in_two_files_is_read_only_where_the_index_agrees_with_transfor
         assert torch.equal(HFWeights(hf).tensor(Q), loaded_by_transformers(hf)[Q])
 
 
-def test_files_may_lie_in_a_folder_inside_and_be_links(folder, tmp_path):
+def test_shards_may_be_in_a_subfolder_and_be_links(folder, tmp_path):
     hf = folder("sharded")
     (hf / "shards").mkdir()
     (tmp_path / "blobs").mkdir()
@@ -220,7 +220,7 @@ def test_a_tied_head_of_another_shape_or_value_is_refused_before_it_is_read(shap
         HFWeights(hf)
 
 
-def test_a_model_that_was_saved_in_parts_is_refused(folder):
+def test_empty_tensors_of_a_partitioned_save_are_refused(folder):
     hf = folder("single")
     edit(hf / SINGLE, lambda state: {name: torch.zeros(0) for name in [*state, HEAD]})
     with pytest.raises(CheckpointError, match=r"has shape \[0\], but config.json needs \[61, 32\].*ZeRO-3"):
@@ -254,7 +254,7 @@ def entry(**values):
     ],
     ids=range(10),
 )
-def test_a_header_of_wrong_values_is_one_line(header, folder):
+def test_a_header_with_wrong_values_is_one_line(header, folder):
     hf = folder("single")
     text = header.encode()
     (hf / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 8)
@@ -263,7 +263,7 @@ def test_a_header_of_wrong_values_is_one_line(header, folder):
 
 
 def frequencies(hf, change=lambda frequency: frequency, name="model.layers.{}.self_attn.rotary_emb.inv_freq"):
-    """Store what transformers computes, changed."""
+    """Store the frequencies that transformers computes, after `change`."""
     own = AutoModelForCausalLM.from_pretrained(hf).model.rotary_emb.inv_freq
     edit(hf / SINGLE, lambda state: state | {name.format(i): change(own).clone() for i in range(3)})
 
@@ -272,7 +272,7 @@ def frequencies(hf, change=lambda frequency: frequency, name="model.layers.{}.se
 @pytest.mark.parametrize(
     "name", ["model.layers.{}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
 )
-def test_stored_rotary_frequencies_are_dropped_where_they_are_the_configs(dtype, name, folder, tmp_path):
+def test_stored_rotary_frequencies_that_agree_are_dropped(dtype, name, folder, tmp_path):
     hf = folder("single")
     frequencies(hf, lambda frequency: frequency.to(dtype), name)
     weights = HFWeights(hf)
@@ -300,7 +300,7 @@ def test_other_rotary_frequencies_are_refused(change, named, folder):
         HFWeights(hf)
 
 
-def test_a_config_that_names_two_dtypes_is_remarked(folder):
+def test_a_config_with_two_dtypes_gives_a_remark(folder):
     hf = folder("single")
     edit_config(hf, dtype="bfloat16", torch_dtype="float32")
     assert any("dtype='bfloat16' and torch_dtype='float32' differ" in each for each in HFWeights(hf).remarks)
@@ -316,7 +316,7 @@ def test_a_config_that_names_two_dtypes_is_remarked(folder):
         ({"dtype": None}, False),
     ],
 )
-def test_a_config_that_names_another_dtype_than_the_tensors_is_remarked(keys, said, folder):
+def test_a_config_with_another_dtype_than_the_tensors_gives_a_remark(keys, said, folder):
     hf = folder("single")
     edit_config(hf, **keys)
     remarks = HFWeights(hf).remarks
@@ -325,7 +325,7 @@ def test_a_config_that_names_another_dtype_than_the_tensors_is_remarked(keys, sa
     ] == [True] * said
 
 
-def test_a_tensor_of_another_dtype_is_converted_where_one_is_asked_for(folder, tmp_path):
+def test_tensors_are_converted_to_a_requested_dtype(folder, tmp_path):
     hf = folder("single")
     edit(hf / SINGLE, lambda state: {name: t if name == Q else t.bfloat16() for name, t in state.items()})
     stored = load_file(hf / SINGLE)
@@ -358,5 +358,5 @@ def test_a_running_model_starts_from_tensors_of_two_dtypes(folder, tmp_path):
     assert all(torch.equal(held[name], tensor.float()) for name, tensor in load_file(hf / SINGLE).items())
 
 
-def test_the_tiny_model_is_one_whose_head_is_tied():
+def test_the_tiny_model_has_a_tied_head():
     assert CONFIGS["llama-scaled-tied"]["tie_word_embeddings"]

@@ -126,7 +126,7 @@ def test_every_family(family, scheme, sources, tmp_path):
     quantization = config.pop("quantization_config")
     assert config == json.loads((source / "config.json").read_text())
     assert quantization["quant_method"] == "modelopt"
-    # What a reader must not take for quantized, by the names in the file.
+    # The layers, by the names in the file, that a reader must not treat as quantized.
     matrices = {
         name.removesuffix(".weight")
         for name in untouched
@@ -149,7 +149,7 @@ def test_every_family(family, scheme, sources, tmp_path):
 
 @pytest.mark.parametrize("scheme", STORED)
 @pytest.mark.parametrize("family", ["llama", "nemotron-h"])
-def test_the_logits_measured_are_those_of_what_was_written(family, scheme, tmp_path):
+def test_the_measured_change_is_that_of_the_written_weights(family, scheme, tmp_path):
     """The stored weights and input scales, applied here by hand to the original model, give the same change."""
     source, out = make_checkpoint(family, tmp_path / "source"), tmp_path / "out"
     text = made_text()
@@ -176,7 +176,7 @@ def test_the_logits_measured_are_those_of_what_was_written(family, scheme, tmp_p
                 module.register_forward_pre_hook(rounded(stored[f"{layer}.input_scale"]))
         after = model(torch.tensor(ids), use_cache=False).logits
     off = (after - before).abs()
-    # A value that lies on a rounding boundary may go the other way here.
+    # A value on a rounding boundary may be rounded the other way here.
     assert float(off.mean()) == pytest.approx(metrics["logit_mean_change"], rel=0.05)
     assert float(off.max()) == pytest.approx(metrics["logit_max_change"], rel=0.3)
     assert float((after.argmax(-1) == before.argmax(-1)).float().mean()) == pytest.approx(
@@ -236,7 +236,7 @@ def test_damage_is_found(what, scheme, llama, tmp_path):
         check()
 
 
-def test_a_scale_damaged_on_the_way_leaves_nothing(sources, tmp_path, monkeypatch):
+def test_a_wrongly_written_scale_leaves_no_output(sources, tmp_path, monkeypatch):
     export = modelopt_calls.export
 
     def damaged(model, folder, *rest):
@@ -251,7 +251,7 @@ def test_a_scale_damaged_on_the_way_leaves_nothing(sources, tmp_path, monkeypatc
     assert nothing_left(tmp_path / "out")
 
 
-def test_ctrl_c_leaves_nothing(sources, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_no_output(sources, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -261,8 +261,8 @@ def test_ctrl_c_leaves_nothing(sources, tmp_path, monkeypatch):
     assert nothing_left(tmp_path / "out")
 
 
-def test_what_modelopt_cannot_do_is_one_line(sources, tmp_path, monkeypatch):
-    """Granite's Mamba convolution is such a case, were it not kept."""
+def test_a_failure_of_modelopt_is_one_line(sources, tmp_path, monkeypatch):
+    """Granite's Mamba convolution would be such a case if it were not kept."""
     monkeypatch.setattr(modelopt_calls, "KEPT", ())
     with pytest.raises(ConfigError, match=r"ModelOpt quantizes layer 'model\.layers\.0\.mamba\.conv1d'"):
         run(sources["granite-h"], tmp_path / "out")
@@ -303,7 +303,7 @@ def test_a_source_in_several_files(sources, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(sources["llama"], dtype="auto")
     model.save_pretrained(source, max_shard_size="20KB")
     (source / "generation_config.json").unlink()
-    # Mistral's folders hold their weights twice: these are not the ones that are replaced.
+    # Mistral's folders hold their weights twice. This copy is not replaced.
     shutil.copy(sources["llama"] / "model.safetensors", source / "consolidated.safetensors")
     capsys.readouterr()
     metrics = run(source, tmp_path / "out")
@@ -375,7 +375,7 @@ def test_damaged_sources_are_refused(sources, tmp_path):
     assert nothing_left(tmp_path / "out")
 
 
-def test_windows_begin_as_texts_do(sources, tmp_path):
+def test_windows_begin_with_the_start_token(sources, tmp_path):
     folder = sources["llama"]
     assert windows(["ABC", "DE", "FGHI"], folder, count=2, length=4, vocab_size=61) == [
         [34, 35, 36, 0],
@@ -400,7 +400,7 @@ def test_windows_begin_as_texts_do(sources, tmp_path):
 
 @pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
 def test_block_formats_read_back(name):
-    """Their calibration needs a GPU, packing a tensor does not: ModelOpt's packing against these readers."""
+    """Their calibration needs a GPU, but packing a tensor does not: ModelOpt packs, and these readers read."""
     from modelopt.torch.quantization.qtensor import MXFP8QTensor, NVFP4QTensor
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Two tokenizers are the same when they do the same, however their files are written; and only then."""
+"""Tokenizers are the same if they have the same effect, even if their files differ, and only then."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reordered(content):
 
 
 @pytest.mark.parametrize("change", [as_strings, without_defaults, in_a_sequence, reordered])
-def test_the_same_in_other_words(change, tmp_path, bpe):
+def test_equivalent_tokenizer_files_are_equal(change, tmp_path, bpe):
     found, other = compared(tmp_path, bpe, change)
     assert (found.conflict, found.choice, found.remark) == (None, None, None)
     other.pop("truncation", None)
@@ -85,7 +85,7 @@ def other_post_processor(content):
 @pytest.mark.parametrize(
     ("change", "part"), [(other_flag, "added_tokens"), (other_post_processor, "post_processor")]
 )
-def test_what_changes_no_id_is_a_remark(change, part, tmp_path, bpe):
+def test_a_difference_that_changes_no_id_is_a_remark(change, part, tmp_path, bpe):
     found, _ = compared(tmp_path, bpe, change)
     assert (found.conflict, found.choice) == (None, None)
     assert f"'{part}' not the same" in found.remark
@@ -116,7 +116,7 @@ def one_more(content):
         (one_more, r"has the token '<\|user\|>', which the other tokenizer does not have"),
     ],
 )
-def test_what_needs_a_choice(change, named, tmp_path, bpe):
+def test_tokenizers_with_other_ids_need_a_choice(change, named, tmp_path, bpe):
     found, _ = compared(tmp_path, bpe, change)
     assert found.conflict is None
     assert found.choice is not None
@@ -137,7 +137,7 @@ def renamed(content):
 @pytest.mark.parametrize(
     ("change", "named"), [(swapped, "token '[ab]' has the id"), (renamed, r"the id 0 is token '<\|user\|>'")]
 )
-def test_an_id_of_two_meanings_is_a_conflict(change, named, tmp_path, bpe):
+def test_an_id_with_two_tokens_is_a_conflict(change, named, tmp_path, bpe):
     found, _ = compared(tmp_path, bpe, change)
     assert re.search(named, found.conflict), found.conflict
 

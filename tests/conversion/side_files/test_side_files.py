@@ -53,7 +53,7 @@ def with_code(folder, marker):
     return folder
 
 
-def test_everything_beside_the_weights_is_carried_or_named(tmp_path):
+def test_all_other_files_are_copied_or_named(tmp_path):
     source = fill(tmp_path / "source", (*CARRIED, *LEFT, *SILENT))
     (source / "LICENSE").unlink()
     (source / "LICENSE").symlink_to(source / "NOTICE")  # as a Hugging Face cache lays files out
@@ -67,7 +67,7 @@ def test_everything_beside_the_weights_is_carried_or_named(tmp_path):
     assert remark == f"{source}: not copied: README.md, notes.csv, original/, params.json"
 
 
-def test_code_is_carried_whole_and_never_run(tmp_path, monkeypatch):
+def test_code_is_copied_and_never_run(tmp_path, monkeypatch):
     source = with_code(tmp_path / "source", tmp_path / "ran")
     assert carry_files(source, tmp_path / "out") == []
     assert not (tmp_path / "ran").exists()
@@ -78,7 +78,7 @@ def test_code_is_carried_whole_and_never_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", CODE)
-def test_an_auto_map_without_its_files_is_dropped_and_said(missing, tmp_path):
+def test_an_auto_map_without_its_files_is_removed_with_a_remark(missing, tmp_path):
     source = with_code(tmp_path / "source", tmp_path / "ran")
     os.remove(source / missing)
     before = json.loads((source / "config.json").read_text())
@@ -117,7 +117,7 @@ def test_a_tokenizer_replaces_all_files_of_the_one_before(tmp_path):
     assert (old / "LICENSE").is_file()
 
 
-def test_json_is_carried_without_a_byte_order_mark(tmp_path):
+def test_json_is_copied_without_a_byte_order_mark(tmp_path):
     """transformers cannot read a file with a byte order mark, so the written files must have none."""
     source = tmp_path / "source"
     make_tokenizer(source)
@@ -131,7 +131,7 @@ def test_json_is_carried_without_a_byte_order_mark(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token_id == 0
 
 
-def test_what_stands_in_a_files_place_is_said(tmp_path):
+def test_links_and_pointers_in_place_of_files_give_a_remark(tmp_path):
     source = fill(tmp_path / "source", ["config.json", "tokenizer_config.json"])
     (source / "tokenizer.json").symlink_to(tmp_path / "nothing")
     (source / "tokenizer.model").write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 1\n")
@@ -143,7 +143,7 @@ def test_what_stands_in_a_files_place_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
 @pytest.mark.parametrize("text", ["null", "{", LFS_POINTER.decode()])
-def test_a_file_that_is_no_object_is_named_where_it_came_from(name, text, tmp_path):
+def test_a_file_that_is_not_an_object_is_named(name, text, tmp_path):
     source = fill(tmp_path / "source", ["config.json"])
     (source / name).write_text(text)
     with pytest.raises(CheckpointError, match=f"^{source}/{name}: "):
@@ -151,6 +151,6 @@ def test_a_file_that_is_no_object_is_named_where_it_came_from(name, text, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_written_into_its_source_is_not_called_left_behind(tmp_path):
+def test_an_output_inside_its_source_is_not_listed_as_not_copied(tmp_path):
     source = fill(tmp_path / "source", ["config.json", "kept/notes"])
     assert carry_files(source, source / "out.partial" / "hf") == [f"{source}: not copied: kept/"]

@@ -19,7 +19,7 @@ END, PAD, A, B = 0, 1, 34, 35
 
 
 def tokenizer(folder, vocabulary=VOCABULARY, **changes):
-    """The tiny models' tokenizer with other special tokens; None takes one away."""
+    """The tiny models' tokenizer with other special tokens; None removes one."""
     make_tokenizer(folder, vocabulary)
     path = folder / "tokenizer_config.json"
     content = json.loads(path.read_text()) | changes
@@ -43,7 +43,7 @@ def export(tmp_path, files, given):
 
 
 def agree(folder):
-    """What transformers reads from the three files; every id the tokenizer has is the others', too."""
+    """The ids that transformers reads from the three files. Every id of the tokenizer must be in the others, too."""
     read = AutoTokenizer.from_pretrained(folder)
     for config in (AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)):
         for key in TOKEN_IDS:
@@ -52,7 +52,7 @@ def agree(folder):
     return AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
 
 
-def test_the_tokenizers_ids_win_and_each_change_is_said(tmp_path):
+def test_the_tokenizers_ids_replace_others_with_a_remark(tmp_path):
     files = came_with(tmp_path / "hf", {"eos_token_id": END, "pad_token_id": PAD, "bos_token_id": END})
     given = tokenizer(tmp_path / "new", eos_token="A", bos_token="B")
     said = export(tmp_path, files, given)
@@ -63,7 +63,7 @@ def test_the_tokenizers_ids_win_and_each_change_is_said(tmp_path):
     assert len(said) == 4
 
 
-def test_a_list_of_end_tokens_that_still_holds_stays(tmp_path):
+def test_a_list_of_end_tokens_that_is_still_valid_is_kept(tmp_path):
     """A chat model stops at two tokens; its tokenizer names one of them."""
     generation = {"eos_token_id": [END, A], "pad_token_id": PAD, "bos_token_id": END, "suppress_tokens": [B]}
     files = came_with(tmp_path / "hf", generation, eos_token_id=[END, A])
@@ -74,8 +74,8 @@ def test_a_list_of_end_tokens_that_still_holds_stays(tmp_path):
     assert said == []
 
 
-def test_ids_of_another_vocabulary_do_not_outlive_it(tmp_path):
-    """Token 34 means something else now: neither the list nor a forced token may stay."""
+def test_ids_of_another_vocabulary_are_replaced(tmp_path):
+    """Token 34 is another token now, so neither the list nor a forced token may stay."""
     generation = {
         "eos_token_id": [END, A],
         "pad_token_id": PAD,
@@ -98,7 +98,7 @@ def test_ids_of_another_vocabulary_do_not_outlive_it(tmp_path):
 
 
 def test_an_absent_id_is_written_where_transformers_would_fill_in_its_own(tmp_path):
-    """LlamaConfig takes 2 for an absent eos_token_id."""
+    """LlamaConfig uses 2 if eos_token_id is absent."""
     files = came_with(tmp_path / "hf", {"pad_token_id": PAD})
     content = {key: value for key, value in CONFIGS["llama"].items() if not key.endswith("_token_id")}
     (files / "config.json").write_text(json.dumps(content))
@@ -121,7 +121,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(came, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "text"])
-def test_a_folder_without_a_readable_tokenizer_is_one_line(damage, tmp_path):
+def test_a_folder_without_a_readable_tokenizer_is_refused_in_one_line(damage, tmp_path):
     (tmp_path / "new").mkdir()
     if damage == "text":
         (tmp_path / "new/tokenizer.json").write_text("{}")
@@ -130,7 +130,7 @@ def test_a_folder_without_a_readable_tokenizer_is_one_line(damage, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_came_in_disagreement_are_said_and_kept(tmp_path):
+def test_contradicting_files_are_kept_with_a_remark(tmp_path):
     files = came_with(tmp_path / "hf", {"eos_token_id": [A]}, eos_token_id=B)
     (remark,) = export(tmp_path, files, None)
     assert (
@@ -179,7 +179,7 @@ def test_a_folder_with_nothing_but_a_sentencepiece_model_is_compared_too(tmp_pat
     assert "tokenizer.model: not a SentencePiece model" in disagreements(folder, 420)[0]
 
 
-def test_a_list_of_end_tokens_outlives_the_same_sentencepiece_model(tmp_path):
+def test_a_list_of_end_tokens_is_kept_with_the_same_sentencepiece_model(tmp_path):
     folder = sentencepiece(tmp_path / "hf")
     content = CONFIGS["llama"] | {"vocab_size": 420, "eos_token_id": [2, 7], "bos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(content | {"pad_token_id": None}))
@@ -207,7 +207,7 @@ def test_an_end_token_of_the_special_tokens_map_counts(tmp_path):
 
 
 @pytest.mark.parametrize("value", [["</s>"], 5, {"x": 1}])
-def test_an_end_token_that_is_no_name_is_said(value, tmp_path):
+def test_an_end_token_that_is_not_a_name_gives_a_remark(value, tmp_path):
     folder = came_with(tmp_path / "hf")
     tokenizer(folder, eos_token=value)
     (remark,) = disagreements(folder, VOCABULARY)
@@ -220,7 +220,7 @@ def test_an_end_token_that_is_no_name_is_said(value, tmp_path):
     [("pad_token_id", VOCABULARY), ("pad_token_id", [0]), ("eos_token_id", "0"), ("eos_token_id", [END, 1e9])]
     + [("eos_token_id", [END, VOCABULARY]), ("bos_token_id", True), ("bos_token_id", 0.0)],
 )
-def test_an_id_that_no_row_belongs_to_is_said(key, value, tmp_path):
+def test_an_id_without_a_row_gives_a_remark(key, value, tmp_path):
     folder = came_with(tmp_path / "hf", **{key: value})
     remark = disagreements(folder, VOCABULARY)[0]
     assert f"config.json: {key}={value!r} is not an id of this model (vocab_size={VOCABULARY})" in remark
@@ -229,11 +229,11 @@ def test_an_id_that_no_row_belongs_to_is_said(key, value, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"), [("pad_token_id", -1), ("pad_token_id", None), ("eos_token_id", [])]
 )
-def test_an_id_that_means_none_is_not(key, value, tmp_path):
+def test_a_null_id_gives_no_remark(key, value, tmp_path):
     assert disagreements(came_with(tmp_path / "hf", **{key: value}), VOCABULARY) == []
 
 
-def test_a_config_that_is_made_anew_takes_its_ids_from_the_tokenizer_that_came(tmp_path):
+def test_a_new_config_takes_its_ids_from_the_models_tokenizer(tmp_path):
     """LlamaConfig would fill in 2 as the end token."""
     files = tokenizer(tmp_path / "hf", eos_token="A")
     export(tmp_path, files, None)

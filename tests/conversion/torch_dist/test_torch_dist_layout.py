@@ -1,4 +1,4 @@
-"""The keys and shapes of a streamed checkpoint are those a built model asks for."""
+"""The keys and shapes of a streamed checkpoint are those that a built model needs."""
 
 from __future__ import annotations
 

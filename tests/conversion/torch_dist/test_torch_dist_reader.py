@@ -11,7 +11,7 @@ from megatron_prism.conversion.torch_dist.reader import quick_collection
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Thaws of frozen objects; nothing is frozen or thawed in the tests' own process."""
+    """The calls of `gc.unfreeze`; nothing is really frozen in the process of the tests."""
     thaws = []
     for name in ("collect", "freeze"):
         monkeypatch.setattr(gc, name, lambda: 0)
@@ -20,8 +20,8 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize(("frozen", "expected"), [(0, [1]), (900_000, [])])
-def test_what_was_frozen_before_stays_frozen(counted, monkeypatch, frozen, expected):
-    """Thawing everything made each later collection of a process visit all that it had imported."""
+def test_objects_frozen_before_stay_frozen(counted, monkeypatch, frozen, expected):
+    """After unfreezing, each later collection of the process visited all imported objects."""
     monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen)
     with quick_collection():
         pass
