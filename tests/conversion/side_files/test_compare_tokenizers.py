@@ -88,7 +88,7 @@ def other_post_processor(content):
 def test_a_difference_that_changes_no_id_is_a_remark(change, part, tmp_path, bpe):
     found, _ = compared(tmp_path, bpe, change)
     assert (found.conflict, found.choice) == (None, None)
-    assert f"'{part}' not the same" in found.remark
+    assert f" in '{part}'; this does not affect the ids" in found.remark
 
 
 def other_normalizer(content):

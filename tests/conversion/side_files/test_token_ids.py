@@ -229,7 +229,7 @@ def test_an_id_without_a_row_gives_a_remark(key, value, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"), [("pad_token_id", -1), ("pad_token_id", None), ("eos_token_id", [])]
 )
-def test_a_null_id_gives_no_remark(key, value, tmp_path):
+def test_an_id_that_means_no_token_gives_no_remark(key, value, tmp_path):
     assert disagreements(came_with(tmp_path / "hf", **{key: value}), VOCABULARY) == []
 
 
