@@ -123,7 +123,10 @@ def test_whose_files_are_kept_is_said_on_stderr_and_in_the_json(
         (("--model", "{a}=1", "--base", "{b}", "--method", "dare", "--density", "nan"), "density=nan"),
         (("--model", "{a}=1", "--model", "{b}=1", "--seed", "-1"), "--seed -1"),
         (("--model", "{a}=1", "--model", "{b}=1", "--dtype", "fp8"), "--dtype='fp8'"),
-        (("--model", "{a}=1", "--model", "{b}=1", "--tokenizer-from", "{tmp}"), "not one of the merged models"),
+        (
+            ("--model", "{a}=1", "--model", "{b}=1", "--tokenizer-from", "{tmp}"),
+            "not one of the merged models",
+        ),
         ((), "--model"),
     ],
 )
