@@ -77,7 +77,8 @@ def merge(
         typer.Option(
             "--tokenizer-from",
             metavar="MODEL",
-            help="Whose tokenizer, generation config and token ids to keep; default: those of the heaviest model.",
+            help="Keep the tokenizer, generation config and token ids of this model; "
+            "default: the one with the largest weight.",
         ),
     ] = None,
     dtype: Annotated[

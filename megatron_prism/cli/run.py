@@ -30,7 +30,7 @@ def run(
         str,
         typer.Argument(
             metavar="RECIPE[:STAGE]",
-            help="Name of a recipe, or a .py file; with :STAGE only up to that stage.",
+            help="Name of a recipe, or a .py file; with :STAGE, run only up to that stage.",
         ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
@@ -40,7 +40,7 @@ def run(
     ] = None,
     from_stage: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="Run STAGE and all that depends on it again."),
+        typer.Option("--from", metavar="STAGE", help="Run STAGE again, and all stages that depend on it."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run STAGE (or all stages) even if done.")] = False,
     tiny: Annotated[
@@ -117,7 +117,7 @@ def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Gra
     """The recipe's graph with `overrides` ('key=value'), by the rules in the docstring of this module.
 
     Raises:
-        ConfigError: for an unknown key, or a value that is refused.
+        ConfigError: for an unknown key, or a value that is not allowed.
     """
     from megatron_prism.pipeline.config import parse_override
 

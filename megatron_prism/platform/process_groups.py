@@ -66,7 +66,7 @@ class ParallelConfig:
         parts *= self.tensor_model_parallel_size if self.sequence_parallel else 1
         if sequence_length % parts:
             raise ParallelError(
-                f"sequence_length={sequence_length} does not divide into {parts} parts, as context_parallel_size="
+                f"sequence_length={sequence_length} cannot be split into {parts} equal parts, as context_parallel_size="
                 f"{self.context_parallel_size} and sequence_parallel={self.sequence_parallel} require; choose a "
                 f"multiple of {parts}"
             )

@@ -38,7 +38,7 @@ BROKEN = {
     "levels without end": (b"[" * 100_000, "JSON nested more than 100 levels"),
     "a long number": (b"9" * 5000, "not JSON (Exceeds the limit"),
     "a key twice": (b'{"a": 1, "a": 2}', "not JSON (key 'a' appears twice"),
-    "a byte that is no text": (b'"\xff"', "not UTF-8"),
+    "a byte that is not text": (b'"\xff"', "not UTF-8"),
     "nothing": (b"", "not JSON"),
 }
 

@@ -44,10 +44,10 @@ def test_impossible_sizes_are_refused(sizes, message):
 
 def test_a_sequence_that_cannot_be_cut_is_named():
     ParallelConfig(context_parallel_size=2).check_sequence(8)
-    with pytest.raises(ParallelError, match="sequence_length=6 does not divide into 4 parts"):
+    with pytest.raises(ParallelError, match="sequence_length=6 cannot be split into 4 equal parts"):
         ParallelConfig(context_parallel_size=2).check_sequence(6)
     sizes = ParallelConfig(context_parallel_size=2, tensor_model_parallel_size=2, sequence_parallel=True)
-    with pytest.raises(ParallelError, match="into 8 parts"):
+    with pytest.raises(ParallelError, match="into 8 equal parts"):
         sizes.check_sequence(12)
 
 
