@@ -58,7 +58,7 @@ class Combiner(Protocol):
     """Combines the blocks of all models into a block of the result."""
 
     def collect_statistics(self, name: str, elements: int, scan: Scan) -> None:
-        """Compute what the method needs to know about the whole tensor `name`, which it may scan."""
+        """Compute the statistics of the whole tensor `name` that the method needs, by scanning it."""
         ...
 
     def __call__(self, block: Block, terms: Terms, weights: Sequence[Fraction], scratch: Scratch) -> Tensor:

@@ -33,7 +33,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.model_folder import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, read_json
 from megatron_prism.pipeline.artifact import write_json
 
-# Keys that are not compared: how a file was written or loaded, and what a program outputs or caches.
+# Keys that are not compared: they describe how a file was written or loaded, or the output and cache of a program.
 IGNORED_KEYS = (
     *("transformers_version", "_from_model_config", "_name_or_path", "name_or_path", "tokenizer_file"),
     *("is_local", "local_files_only", "output_attentions", "output_hidden_states", "use_cache"),

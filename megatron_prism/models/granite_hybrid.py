@@ -124,7 +124,7 @@ POSITIONS = {"rope": "rope", "nope": "none", None: "none"}
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' GraniteMoeHybridForCausalLM; a ConfigError for what it cannot express."""
+    """`config.json` for transformers' GraniteMoeHybridForCausalLM; a ConfigError for a model that it cannot express."""
     a = architecture
     require_fields(a, activation="swiglu", sliding_window=None)
     config = {

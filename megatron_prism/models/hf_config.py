@@ -133,7 +133,7 @@ class ConfigReader:
                 else (f"keys {named} are", "remove those that do not")
             )
             raise ConfigError(
-                f"config.json: {what} not known for {self.family} and could change what the model computes; {remedy}"
+                f"config.json: {what} not known for {self.family} and could change the model's computation; {remedy}"
             )
 
     def _value(self, key: str, default: Any, null: Any = None) -> Any:

@@ -64,7 +64,7 @@ def rules(architecture: Architecture) -> list[Rule]:
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' LlamaForCausalLM; a ConfigError for what LLaMA cannot express."""
+    """`config.json` for transformers' LlamaForCausalLM; a ConfigError for a model that it cannot express."""
     a = architecture
     require_fields(
         a,

@@ -74,7 +74,7 @@ DEFAULT_GROUPS, DEFAULT_POSITIONS = 8, 131072
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' MistralForCausalLM; a ConfigError for what Mistral cannot express."""
+    """`config.json` for transformers' MistralForCausalLM; a ConfigError for a model that it cannot express."""
     a = architecture
     require_fields(a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", **NO_MULTIPLIERS)
     config = sizes_to_config(a)

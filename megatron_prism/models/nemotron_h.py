@@ -112,7 +112,7 @@ TYPES = {
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' NemotronHForCausalLM; a ConfigError for what it cannot express."""
+    """`config.json` for transformers' NemotronHForCausalLM; a ConfigError for a model that it cannot express."""
     a = architecture
     if not a.hybrid_pattern:
         raise ConfigError("family=nemotron_h needs a hybrid_pattern of 'M', '*' and '-'")

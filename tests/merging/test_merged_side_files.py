@@ -72,14 +72,14 @@ def test_the_files_of_the_model_with_the_largest_weight_are_kept(megatron, weigh
     if megatron:
         architecture = json.loads((tmp_path / "out/architecture.json").read_text())
         assert architecture["max_position_embeddings"] == expected[1]
-    said = next(remark for remark in remarks if "are kept (it has the largest weight)" in remark)
+    difference = next(remark for remark in remarks if "are kept (it has the largest weight)" in remark)
     for fact in (
         "config.json eos_token_id",
         "generation_config.json temperature",
         "tokenizer_config.json eos_token",
     ):
-        assert fact in said
-    assert ("no LICENSE" if expected is CHAT_STORY else "LICENSE (not kept)") in said
+        assert fact in difference
+    assert ("no LICENSE" if expected is CHAT_STORY else "LICENSE (not kept)") in difference
     assert any("has max_position_embeddings=" in remark for remark in remarks)
 
 

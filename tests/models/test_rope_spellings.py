@@ -24,8 +24,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 
 
-def old(block, theta=5e5, **beside):
-    return {"rope_theta": theta, "rope_scaling": block, **beside}
+def old(block, theta=5e5, **top_level):
+    return {"rope_theta": theta, "rope_scaling": block, **top_level}
 
 
 def without(block, *keys):
@@ -42,12 +42,12 @@ READ = {
     "the default with a number": (old({"rope_type": "default", "factor": 4.0}), "transformers: 'factor'=4.0"),
     "the default with a null": (old({"rope_type": "default", "factor": None}), None),
     "theta inside the old block": (old({**WHOLE, "rope_theta": 500.0}, None), None),
-    "another theta beside the old block": (old({**WHOLE, "rope_theta": 500.0}), "rope_theta=500000 is ignored"),
-    "another theta beside the new block": (
+    "another theta next to the old block": (old({**WHOLE, "rope_theta": 500.0}), "rope_theta=500000 is ignored"),
+    "another theta next to the new block": (
         {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
         "top-level rope_theta=10000 is ignored",
     ),
-    "theta beside the new block": ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}, None),
+    "theta next to the new block": ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}, None),
     "a new block without a type": ({"rope_parameters": {"rope_theta": 5e5}}, None),
     "both blocks, the old without theta": (old(WHOLE, rope_parameters={**WHOLE, "rope_theta": 5e5}), None),
     "both blocks, the type spelled twice": (
@@ -56,8 +56,8 @@ READ = {
     "the type twice": (old({**WHOLE, "type": "llama3"}), None),
     "llama3 in integers": (old({**WHOLE, "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}), None),
     "llama3 without the original length": (old(LLAMA3), "max_position_embeddings=128 is used"),
-    "llama3 with the original length beside": (old(LLAMA3, original_max_position_embeddings=32), None),
-    "llama3 with it inside and beside": (old(WHOLE, original_max_position_embeddings=16), None),
+    "llama3 with the original length at the top level": (old(LLAMA3, original_max_position_embeddings=32), None),
+    "llama3 with it in the block and at the top level": (old(WHOLE, original_max_position_embeddings=16), None),
     "linear by its old name": (old({"type": "linear", "factor": 2}), None),
     "linear below one": (old({"type": "linear", "factor": 0.5}), None),
     "linear with an original length": (

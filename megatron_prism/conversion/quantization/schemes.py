@@ -1,4 +1,4 @@
-"""The number formats a checkpoint can be quantized to: what ModelOpt calls them, and how to read what it writes.
+"""The number formats of quantized checkpoints: their names in ModelOpt, and how to read the tensors it writes.
 
 The readers are written from the formats' definitions and not from ModelOpt's code, so that they can find its errors.
 Each reader also returns the largest allowed error of each value. Where possible, this bound is computed from the

@@ -3,7 +3,7 @@ states.
 
 The tokens of a forward pass form one row `[1, tokens]`, whichever texts they belong to, so the token-wise parts of a
 model need no padding. There are two kinds of forward pass. `Prefill` reads whole prompts, one after another in the row:
-attention and Mamba treat them separately (segments.py) and store in the prompts' slots what the next token needs.
+attention and Mamba treat them separately (segments.py) and store the states for the next token in their slots.
 `Decode` takes one token of each of the first `count` slots, each at its own position. So texts can start and end at any
 time, and a freed slot is used again.
 

@@ -3,7 +3,7 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t (x) B_t        one state h [head_dim, state] per head
     y_t = h_t C_t + D x_t
 
-With S the running sum of dt A inside a chunk, a chunk is an attention-like product plus what the incoming state adds:
+With S the running sum of dt A inside a chunk, a chunk is an attention-like product plus a term of the incoming state:
 
     y_t   = sum_{s<=t} exp(S_t - S_s) (C_t . B_s) dt_s x_s + exp(S_t) C_t H_in
     H_out = exp(S_last) H_in + sum_s exp(S_last - S_s) dt_s x_s (x) B_s

@@ -307,7 +307,7 @@ def test_a_config_with_two_dtypes_gives_a_remark(folder):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "has_remark"),
     [
         ({"dtype": "float16"}, True),
         ({"dtype": None, "torch_dtype": "torch.bfloat16"}, True),
@@ -316,13 +316,13 @@ def test_a_config_with_two_dtypes_gives_a_remark(folder):
         ({"dtype": None}, False),
     ],
 )
-def test_a_config_with_another_dtype_than_the_tensors_gives_a_remark(keys, said, folder):
+def test_a_config_with_another_dtype_than_the_tensors_gives_a_remark(keys, has_remark, folder):
     hf = folder("single")
     edit_config(hf, **keys)
     remarks = HFWeights(hf).remarks
     assert [
         f"{hf}/config.json: dtype=" in each and "the tensors are float32" in each for each in remarks
-    ] == [True] * said
+    ] == [True] * has_remark
 
 
 def test_tensors_are_converted_to_a_requested_dtype(folder, tmp_path):

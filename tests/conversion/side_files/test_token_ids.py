@@ -55,23 +55,23 @@ def agree(folder):
 def test_the_tokenizers_ids_replace_others_with_a_remark(tmp_path):
     files = came_with(tmp_path / "hf", {"eos_token_id": END, "pad_token_id": PAD, "bos_token_id": END})
     given = tokenizer(tmp_path / "new", eos_token="A", bos_token="B")
-    said = export(tmp_path, files, given)
+    remarks = export(tmp_path, files, given)
     config, generation = agree(tmp_path / "out")
     assert (config.eos_token_id, generation.eos_token_id) == (A, A)
     assert (config.bos_token_id, config.pad_token_id) == (B, PAD)
-    assert "config.json: eos_token_id 0 becomes 34, as in the tokenizer" in said
-    assert len(said) == 4
+    assert "config.json: eos_token_id 0 becomes 34, as in the tokenizer" in remarks
+    assert len(remarks) == 4
 
 
 def test_a_list_of_end_tokens_that_is_still_valid_is_kept(tmp_path):
     """A chat model stops at two tokens; its tokenizer names one of them."""
     generation = {"eos_token_id": [END, A], "pad_token_id": PAD, "bos_token_id": END, "suppress_tokens": [B]}
     files = came_with(tmp_path / "hf", generation, eos_token_id=[END, A])
-    said = export(tmp_path, files, tokenizer(tmp_path / "new", eos_token="A", bos_token="<|endoftext|>"))
+    remarks = export(tmp_path, files, tokenizer(tmp_path / "new", eos_token="A", bos_token="<|endoftext|>"))
     config, written = agree(tmp_path / "out")
     assert config.eos_token_id == written.eos_token_id == [END, A]
     assert written.suppress_tokens == [B]
-    assert said == []
+    assert remarks == []
 
 
 def test_ids_of_another_vocabulary_are_replaced(tmp_path):
