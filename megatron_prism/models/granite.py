@@ -92,7 +92,7 @@ def multipliers_to_config(architecture: Architecture) -> dict[str, float]:
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """`config.json` for transformers' GraniteForCausalLM; a ConfigError for what Granite cannot express."""
+    """`config.json` for transformers' GraniteForCausalLM; a ConfigError for a model that it cannot express."""
     a = architecture
     require_fields(
         a, hybrid_pattern=None, activation="swiglu", position_embedding="rope", sliding_window=None
