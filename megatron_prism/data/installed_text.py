@@ -82,7 +82,13 @@ def source_files() -> list[Path]:
 
 
 def _descriptions() -> Iterator[str]:
-    found = {_field(d.metadata, "Name").lower(): d for d in importlib.metadata.distributions() if d.metadata}
+    # Importing setuptools adds the packages inside it to sys.path. They are left out, so that the texts do not depend
+    # on what this process has imported.
+    found = {
+        _field(each.metadata, "Name").lower(): each
+        for each in importlib.metadata.distributions()
+        if each.metadata and "_vendor" not in Path(str(each.locate_file(""))).parts
+    }
     for name in sorted(found):
         metadata = found[name].metadata
         # Long descriptions are the body of METADATA, or the Description field of older packages.

@@ -52,6 +52,7 @@ class RulerEvaluate(Stage):
     """
 
     kind: ClassVar[str] = "ruler"
+    version: ClassVar[int] = 2  # the prose of version 1 depended on which packages the process had imported
     resumable: ClassVar[bool] = True
 
     tasks: list[str] = field(default_factory=lambda: list(RULER_TASKS))
