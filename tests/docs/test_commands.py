@@ -33,7 +33,12 @@ def files(tmp_path: Path) -> dict[str, str]:
         Mixture.load("mcs").weights | Mixture.load("mc").weights | Mixture.load("long-context").weights
     ):
         (tmp_path / f"{source}.jsonl").write_text("{}")
-    return dict.fromkeys(("DIR", "HF_DIR", "DATA"), str(tmp_path))
+    # The mixture that docs/recipes.md shows, with its source.
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    (tmp_path / "notes.yaml").write_text(example)
+    (tmp_path / "notes.jsonl").write_text("{}")
+    names = dict.fromkeys(("DIR", "HF_DIR", "DATA"), str(tmp_path))
+    return names | {"notes.yaml": str(tmp_path / "notes.yaml")}
 
 
 def build(command: str, files: dict[str, str]):
