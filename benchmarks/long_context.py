@@ -100,7 +100,7 @@ def worker(folder: Path, kind: str, length: int, wrong_order: bool) -> None:
     # This clipping threshold is too high to change the gradients.
     settings = OptimizerSettings(eps=1e-8, clip_grad=1e9)
     with session(parallel, seed=1):
-        trainer = Trainer(MODELS[kind], parallel, BatchConfig(length, 1, 1), settings, torch.float32)
+        trainer = Trainer(MODELS[kind], parallel, BatchConfig(length, 1, 1), settings, dtype=torch.float32)
         data = OneSequence(length)
         dist.barrier()
         before = measure.memory_bytes("VmRSS")

@@ -72,7 +72,7 @@ def linear_weights(method: str) -> list[Fraction]:
     return weights if method == "linear" else [1 - sum(weights), *weights]
 
 
-def merge_once(side: str, method: str, folder: Path, target: Path, touched: int) -> dict[str, float]:
+def merge_once(side: str, method: str, folder: Path, target: Path, *, touched: int) -> dict[str, float]:
     """One merge (or copy) in this process, which was started for it."""
     from megatron_prism.merging.merge import MergeSettings, merge, plan_merge
 
@@ -307,7 +307,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.once:
         side, method, folder, target, touched = arguments.once
-        print(json.dumps(merge_once(side, method, Path(folder), Path(target), int(touched))))
+        print(json.dumps(merge_once(side, method, Path(folder), Path(target), touched=int(touched))))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
         result = benchmark(

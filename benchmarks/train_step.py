@@ -108,7 +108,7 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     batch = BatchConfig(arguments.length, arguments.batch, arguments.batch)
     data = RandomTokens(architecture.vocab_size, arguments.length)
     with session(seed=1):
-        ours = Trainer(architecture, ParallelConfig(), batch, settings, dtype)
+        ours = Trainer(architecture, ParallelConfig(), batch, settings, dtype=dtype)
         peer = Peer(architecture, dtype, settings)
         tokens = data.table[: arguments.batch, :-1].to(device())
         sizes = {

@@ -39,7 +39,9 @@ def copy_ranges(ranges: Iterable[FileRange], target: int, offset: int) -> None:
         try:
             done = 0
             while done < each.nbytes:
-                moved = _move(source, target, each.nbytes - done, each.offset + done, offset + done)
+                moved = _move(
+                    source, target, each.nbytes - done, read_at=each.offset + done, write_at=offset + done
+                )
                 if not moved:
                     raise CheckpointError(
                         f"{each.file}: ends before byte {each.offset + each.nbytes}; the file is truncated"
@@ -50,7 +52,7 @@ def copy_ranges(ranges: Iterable[FileRange], target: int, offset: int) -> None:
         offset += each.nbytes
 
 
-def _move(source: int, target: int, count: int, read_at: int, write_at: int) -> int:
+def _move(source: int, target: int, count: int, *, read_at: int, write_at: int) -> int:
     """Copy at most `count` bytes and return how many were copied."""
     try:
         return os.copy_file_range(source, target, count, read_at, write_at)

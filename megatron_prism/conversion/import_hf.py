@@ -55,7 +55,7 @@ def import_checkpoint(
         content = (
             _ranges(source, each.rule, each.tensor_slice)
             if dtype is None
-            else _maker(source, each.rule, each.tensor_slice, dtype, each.size)
+            else _maker(source, each.rule, each.tensor_slice, dtype=dtype, size=each.size)
         )
         tensors[each.tensor_slice.key].pieces[each.offset] = Piece(each.size, content)
     (out / CHECKPOINT).mkdir()
@@ -86,6 +86,7 @@ def _maker(
     source: HFWeights,
     rule: Rule,
     tensor_slice: TensorSlice,
+    *,
     dtype: torch.dtype,
     size: tuple[int, ...],
 ) -> Callable[[], Tensor]:

@@ -148,7 +148,7 @@ def build_model(
         model = (
             _hybrid(architecture, config, shared, backend)
             if architecture.is_hybrid
-            else _dense(architecture, config, shared, backend, vp_stage)
+            else _dense(architecture, config, shared, backend=backend, vp_stage=vp_stage)
         )
     for module in model.modules():
         if hasattr(module, "d_inner_local_tp"):
@@ -184,7 +184,7 @@ def choose_backend(wanted: str, hybrid: bool) -> str:
 
 
 def _dense(
-    architecture: Architecture, config: Any, shared: dict[str, Any], backend: str, vp_stage: int | None
+    architecture: Architecture, config: Any, shared: dict[str, Any], *, backend: str, vp_stage: int | None
 ) -> Any:
     from megatron.core.models.gpt import GPTModel
 

@@ -107,7 +107,7 @@ def _read_block(read: ConfigReader, name: str, block: Mapping[str, Any], outer_k
         return theta, None
     numbers = {key: value for key, value in numbers.items() if key in used}
     if ORIGINAL in used:
-        numbers[ORIGINAL] = _original(read, name, kind, numbers, outer_keys)
+        numbers[ORIGINAL] = _original(read, name, kind, numbers, outer_keys=outer_keys)
     return theta, _scaling(name, kind, numbers, outer_keys)
 
 
@@ -159,7 +159,7 @@ def _kind(name: str, block: Mapping[str, Any]) -> str:
 
 
 def _original(
-    read: ConfigReader, name: str, kind: str, numbers: Mapping[str, Any], outer_keys: _OuterKeys
+    read: ConfigReader, name: str, kind: str, numbers: Mapping[str, Any], *, outer_keys: _OuterKeys
 ) -> Any:
     """The length before the scaling: from the block, from the top-level key, or the model's length."""
     inner, outer = numbers.get(ORIGINAL), outer_keys.original

@@ -91,7 +91,7 @@ class GateReport:
 
 
 def observe(
-    trainer: Tensor, sampler: Tensor, mask: Tensor, texts: Tensor, settings: GateSettings
+    trainer: Tensor, sampler: Tensor, mask: Tensor, texts: Tensor, *, settings: GateSettings
 ) -> Observation:
     """Compare log-probabilities `[batch, seq]` where `mask` is 1; `texts` numbers the texts."""
     import torch

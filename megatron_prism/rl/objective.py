@@ -178,7 +178,7 @@ def estimate_kl(log_ratio: Tensor, estimator: str) -> Tensor:
 
 
 def sequence_log_ratio(
-    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, texts: Tensor, group: Any = None
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, texts: Tensor, *, group: Any = None
 ) -> Tensor:
     """Mean over an answer's tokens of log pi - log pi_old, at each of its tokens; `[batch, seq]`, no gradient.
 

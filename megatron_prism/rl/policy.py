@@ -74,7 +74,7 @@ class Policy:
         )
         batch = BatchConfig(shape.context_length, 1, self.rows_multiple)
         self.trainer = Trainer(
-            architecture, parallel, batch, optimizer, dtype, backend="torch", recompute=recompute
+            architecture, parallel, batch, optimizer, dtype=dtype, backend="torch", recompute=recompute
         )
         self.parallel, self.shape, self.objective = parallel, shape, objective
         self.gate_settings = gate_settings
@@ -174,10 +174,12 @@ class Policy:
         """Megatron's loss function for one micro-batch; `losses` are its cross entropies, -log p(label)."""
         logprobs = -losses.float()
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        observation = observe(old, batch.sampler_logprobs, batch.mask, batch.texts, self.gate_settings)
+        observation = observe(
+            old, batch.sampler_logprobs, batch.mask, batch.texts, settings=self.gate_settings
+        )
         ratio = None
         if self.objective.ratio == "sequence":
-            ratio = sequence_log_ratio(logprobs, old, observation.mask, batch.texts, self.context_group)
+            ratio = sequence_log_ratio(logprobs, old, observation.mask, batch.texts, group=self.context_group)
         inputs = LossInputs(
             logprobs=logprobs,
             sampler_logprobs=batch.sampler_logprobs,

@@ -75,7 +75,7 @@ def reinforce(
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
         )
-        run = _RLRun(config, trainer, evaluation_sets(config, inputs), state, out)
+        run = _RLRun(config, trainer, evaluation_sets(config, inputs), state, out=out)
         if state.step == 0:
             run.evaluate()
         began = time.perf_counter()
@@ -165,6 +165,7 @@ class _RLRun:
         trainer: RLTrainer,
         sets: Sequence[EvaluationSet],
         state: TrainingState,
+        *,
         out: Path,
     ) -> None:
         self.config, self.trainer, self.sets, self.state, self.out = config, trainer, sets, state, out

@@ -39,7 +39,7 @@ def train_on_text(
     trainer = _trainer(config)
     folder = RunFolder(out, trainer)
     state = _first_state(config, folder, start)
-    run = _TextRun(config, trainer, _Data(config, tokens, out / INDEX_CACHE, tokenizer), state, out)
+    run = _TextRun(config, trainer, _Data(config, tokens, out / INDEX_CACHE, tokenizer), state, out=out)
     run_steps(
         state,
         config.steps,
@@ -64,7 +64,7 @@ def _trainer(config: TrainConfig) -> Trainer:
         config.parallel,
         config.batch,
         config.optimizer,
-        torch.bfloat16 if config.dtype == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if config.dtype == "bf16" else torch.float32,
         backend=config.backend,
         fp8=config.fp8,
         trainable=config.trainable,
@@ -111,7 +111,7 @@ class _TextRun:
     """The steps of a run and its log, which only rank 0 writes."""
 
     def __init__(
-        self, config: TrainConfig, trainer: Trainer, data: _Data, state: TrainingState, out: Path
+        self, config: TrainConfig, trainer: Trainer, data: _Data, state: TrainingState, *, out: Path
     ) -> None:
         self.config, self.trainer, self.data, self.state = config, trainer, data, state
         self.peak = peak(config.dtype)

@@ -83,7 +83,7 @@ class FixedTokens:
 
 def trainer(hf: Path, parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> Trainer:
     batch = BatchConfig(LENGTH, micro_batch_size=2, global_batch_size=BATCH)
-    return Trainer(HFWeights(hf).architecture, parallel, batch, OptimizerSettings(), dtype)
+    return Trainer(HFWeights(hf).architecture, parallel, batch, OptimizerSettings(), dtype=dtype)
 
 
 def weights(models: list[Any], vocabulary: int) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:

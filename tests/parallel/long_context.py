@@ -69,7 +69,9 @@ def step(architecture: Architecture, context_parallel_size: int) -> dict[str, An
     with session(parallel, seed=5):
         # The clip is too high to change the gradients.
         settings = OptimizerSettings(eps=1e-8, clip_grad=1e9)
-        trainer = Trainer(architecture, parallel, BatchConfig(LENGTH, 1, copies), settings, torch.float32)
+        trainer = Trainer(
+            architecture, parallel, BatchConfig(LENGTH, 1, copies), settings, dtype=torch.float32
+        )
         with Largest() as made:
             loss, _ = trainer.step(OneSequence(), 0, 0.0)
         gradients = {

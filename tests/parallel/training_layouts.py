@@ -39,7 +39,7 @@ LAYOUTS = {
 
 def trainer(architecture: Architecture, parallel: ParallelConfig) -> Trainer:
     batch = BatchConfig(LENGTH, micro_batch_size=2, global_batch_size=BATCH)
-    return Trainer(architecture, parallel, batch, OptimizerSettings(eps=1e-8), torch.float32)
+    return Trainer(architecture, parallel, batch, OptimizerSettings(eps=1e-8), dtype=torch.float32)
 
 
 def losses(run: Trainer, first: int, steps: int) -> list[float]:

@@ -80,7 +80,7 @@ def test_d_literals_mean_the_cpu_inside_the_context_only():
 
 def trainer() -> Trainer:
     return Trainer(
-        TINY, ParallelConfig(), BatchConfig(LENGTH, 2, 2), OptimizerSettings(eps=1e-8), torch.float32
+        TINY, ParallelConfig(), BatchConfig(LENGTH, 2, 2), OptimizerSettings(eps=1e-8), dtype=torch.float32
     )
 
 

@@ -29,7 +29,7 @@ def with_gaps(*gaps: float) -> torch.Tensor:
 
 
 def observed(sampler: torch.Tensor, trainer: torch.Tensor = TRAINER, **settings):
-    return observe(trainer, sampler, MASK, TEXTS, GateSettings(**settings))
+    return observe(trainer, sampler, MASK, TEXTS, settings=GateSettings(**settings))
 
 
 def test_what_is_measured_by_hand():
@@ -124,7 +124,7 @@ def test_both_without_probability_is_no_agreement():
 def test_mask_leaves_out_the_tokens_past_the_bound_and_no_others(caplog):
     settings = GateSettings(action="mask", worst_log_ratio=0.25)
     sampler = with_gaps(0.3, 0.2, 0.0, -0.26, 0.0)
-    observation = observe(TRAINER, sampler, MASK, TEXTS, settings)
+    observation = observe(TRAINER, sampler, MASK, TEXTS, settings=settings)
     assert observation.mask.tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
     assert observation.sums[3] == 2
     with session(), caplog.at_level(logging.WARNING):
@@ -157,7 +157,7 @@ def test_stop_is_the_users_error_and_says_what_to_look_for():
 
 
 def test_without_tokens_nothing_trips():
-    nothing = observe(TRAINER, TRAINER, torch.zeros_like(MASK), TEXTS, GateSettings())
+    nothing = observe(TRAINER, TRAINER, torch.zeros_like(MASK), TEXTS, settings=GateSettings())
     with session():
         for observations in ([nothing], []):
             report = conclude(observations, GateSettings(action="stop"), 1)

@@ -21,7 +21,9 @@ def model_of_a_trainer(hold: bool) -> Any:
     with session(ParallelConfig(), 1):
         architecture = architecture_from_config(CONFIGS["granite"])
         batch, settings = BatchConfig(16, 1, 1), OptimizerSettings()
-        trainer = Trainer(architecture, ParallelConfig(), batch, settings, torch.float32, backend="torch")
+        trainer = Trainer(
+            architecture, ParallelConfig(), batch, settings, dtype=torch.float32, backend="torch"
+        )
         if hold:
             trainer.config.grad_scale_func = trainer.optimizer.scale_loss
         return weakref.ref(trainer.models[0].module)

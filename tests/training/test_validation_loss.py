@@ -32,7 +32,11 @@ def test_the_mean_is_over_tokens():
     full, short = sample(1, LENGTH), sample(2, 2)
     with session(ParallelConfig(), 1):
         trainer = Trainer(
-            ARCHITECTURE, ParallelConfig(), BatchConfig(LENGTH, 1, 1), OptimizerSettings(), torch.float32
+            ARCHITECTURE,
+            ParallelConfig(),
+            BatchConfig(LENGTH, 1, 1),
+            OptimizerSettings(),
+            dtype=torch.float32,
         )
         alone = [trainer.evaluate([each], 1) for each in (full, short)]
         both = trainer.evaluate([full, short], 2)

@@ -22,7 +22,7 @@ DISTRIBUTED = [True, False]
 def trainer(name: str, parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> Trainer:
     architecture = architecture_from_config(CONFIGS[name])
     settings = OptimizerSettings(weight_decay=DECAY)
-    made = Trainer(architecture, parallel, BatchConfig(16, 1, 1), settings, dtype, backend="torch")
+    made = Trainer(architecture, parallel, BatchConfig(16, 1, 1), settings, dtype=dtype, backend="torch")
     with torch.no_grad():
         # Biases and norm weights may start at zero, which decay cannot change.
         for parameter in made.models[0].parameters():

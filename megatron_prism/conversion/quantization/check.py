@@ -94,12 +94,12 @@ def check_quantized(
     quantized = set(layers)
     errors: dict[str, tuple[float, float]] = {}
     with QuantizedFolder(written) as folder:
-        _check_names(source, folder.names, scheme, quantized, written)
+        _check_names(source, folder.names, scheme, quantized, where=written)
         for name in source.stored:
             original = source.tensor(name)
             layer = name.removesuffix(WEIGHT)
             if layer in quantized:
-                errors[layer] = _check_layer(folder, layer, scheme, original, written)
+                errors[layer] = _check_layer(folder, layer, scheme, original, where=written)
                 if scheme.calibrated:
                     _check_input_scale(folder, layer, input_scales[layer], written)
             else:
@@ -120,7 +120,7 @@ def check_quantized(
 
 
 def _check_names(
-    source: HFWeights, found: set[str], scheme: Scheme, quantized: set[str], where: Path
+    source: HFWeights, found: set[str], scheme: Scheme, quantized: set[str], *, where: Path
 ) -> None:
     expected = set(source.stored) | {f"{layer}.{part}" for layer in quantized for part in scheme.companions}
     for name in sorted(expected - found):
@@ -130,7 +130,7 @@ def _check_names(
 
 
 def _check_layer(
-    folder: QuantizedFolder, layer: str, scheme: Scheme, original: Tensor, where: Path
+    folder: QuantizedFolder, layer: str, scheme: Scheme, original: Tensor, *, where: Path
 ) -> tuple[float, float]:
     """Squared error and squared size of a quantized weight."""
     parts = {part: folder.tensor(f"{layer}.{part}") for part in ("weight", *scheme.companions)}

@@ -42,6 +42,8 @@ BACKEND = {
 }
 # torch's name for the file of a checkpoint with one writer and one file.
 DATA_FILE = "__0_0.distcp"
+# The key of a tensor, and the offset of a piece of it.
+PieceName = tuple[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,13 @@ def write_checkpoint(
         CheckpointError: naming the tensor that could not be read or written.
     """
 
-    def write(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:
+    def write(file: BinaryIO, name: PieceName, piece: Piece, dtype: torch.dtype) -> None:
         progress(_write_piece(file, piece, dtype))
 
     _write(folder, tensors, write)
 
 
-def reserve_checkpoint(
-    folder: Path, tensors: Mapping[str, PlannedTensor]
-) -> dict[tuple[str, Shape], FileRange]:
+def reserve_checkpoint(folder: Path, tensors: Mapping[str, PlannedTensor]) -> dict[PieceName, FileRange]:
     """Write the same checkpoint as `write_checkpoint` without the bytes of its tensors, for which space is reserved.
 
     The caller writes them, in any order, or for several checkpoints in parallel. The content of the pieces is not used.
@@ -91,12 +91,12 @@ def reserve_checkpoint(
     Returns:
         The reserved space of each piece, by the tensor's key and the piece's offset.
     """
-    found: dict[tuple[str, Shape], FileRange] = {}
+    found: dict[PieceName, FileRange] = {}
 
-    def reserve(file: BinaryIO, key: str, offset: Shape, piece: Piece, dtype: torch.dtype) -> None:
+    def reserve(file: BinaryIO, name: PieceName, piece: Piece, dtype: torch.dtype) -> None:
         start = _write_container(file, piece.size, dtype)
         nbytes = math.prod(piece.size) * dtype.itemsize
-        found[key, offset] = FileRange(folder / DATA_FILE, start, nbytes)
+        found[name] = FileRange(folder / DATA_FILE, start, nbytes)
 
     _write(folder, tensors, reserve)
     return found
@@ -105,7 +105,7 @@ def reserve_checkpoint(
 def _write(
     folder: Path,
     tensors: Mapping[str, PlannedTensor],
-    write: Callable[[BinaryIO, str, Shape, Piece, torch.dtype], None],
+    write: Callable[[BinaryIO, PieceName, Piece, torch.dtype], None],
 ) -> None:
     metadata = Metadata(
         state_dict_metadata={key: _describe(tensor) for key, tensor in tensors.items()},
@@ -119,7 +119,7 @@ def _write(
                 writing = key
                 for offset, piece in tensor.pieces.items():
                     start = file.tell()
-                    write(file, key, offset, piece, tensor.dtype)
+                    write(file, (key, offset), piece, tensor.dtype)
                     info = _StorageInfo(DATA_FILE, start, file.tell() - start)
                     metadata.storage_data[MetadataIndex(key, torch.Size(offset))] = info
         torch.save({}, folder / "common.pt")

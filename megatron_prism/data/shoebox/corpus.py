@@ -99,7 +99,7 @@ class ShoeboxCorpus(Stage):
             for split, documents in texts().items():
                 share = 1.0 if split == TRAIN else self.valid_percent / 100
                 written[split][source] = _write(
-                    out, split, source, documents, self.characters[source] * share
+                    out, split, source, documents, characters=self.characters[source] * share
                 )
         held_out = {
             suite: different_problems(
@@ -185,7 +185,9 @@ class ShoeboxCorpus(Stage):
         return random.Random("|".join((str(self.seed), *parts)))
 
 
-def _write(corpus: Path, split: str, source: str, texts: Iterator[str], characters: float) -> dict[str, int]:
+def _write(
+    corpus: Path, split: str, source: str, texts: Iterator[str], *, characters: float
+) -> dict[str, int]:
     """Write documents until they have `characters`; the document that reaches this number is the last."""
     with source_writer(corpus, split, source) as writer:
         for text in texts:

@@ -42,7 +42,7 @@ def chain(rng: random.Random, steps: int) -> GeneratedProblem:
         value = apply_operation(value, symbol, number)
         written.append(f"{ordinal} {symbol}{number}={value}")
     key = f"{start}{''.join(f'{symbol}{number}' for symbol, number in operations)}"
-    return _problem(f"chain{steps}", key, question, " ".join(written), value)
+    return _problem(f"chain{steps}", key, question, " ".join(written), answer=value)
 
 
 def running_sum(rng: random.Random, length: int) -> GeneratedProblem:
@@ -59,7 +59,7 @@ def running_sum(rng: random.Random, length: int) -> GeneratedProblem:
     for digit in digits[1:]:
         value = (value + digit) % MODULUS
         written.append(f"{digit}={value}")
-    return _problem(f"sum{length}", listed, question, ", ".join(written), value)
+    return _problem(f"sum{length}", listed, question, ", ".join(written), answer=value)
 
 
 def extreme(rng: random.Random, name: str, length: int) -> GeneratedProblem:
@@ -72,7 +72,7 @@ def extreme(rng: random.Random, name: str, length: int) -> GeneratedProblem:
     for digit in digits[1:]:
         value = choose(value, digit)
         written.append(f"{digit}:{value}")
-    return _problem(f"{name}{length}", listed, question, ", ".join(written), value)
+    return _problem(f"{name}{length}", listed, question, ", ".join(written), answer=value)
 
 
 def ordered(rng: random.Random, length: int) -> GeneratedProblem:
@@ -82,7 +82,7 @@ def ordered(rng: random.Random, length: int) -> GeneratedProblem:
     question = rng.choice((f"Sort {listed}, smallest first.", f"Put {listed} in order, smallest first."))
     written = sorted(digits)
     answer = int("".join(map(str, written)))
-    return _problem(f"sort{length}", listed, question, ", ".join(map(str, written)), answer)
+    return _problem(f"sort{length}", listed, question, ", ".join(map(str, written)), answer=answer)
 
 
 def addition(rng: random.Random) -> GeneratedProblem:
@@ -94,7 +94,9 @@ def addition(rng: random.Random) -> GeneratedProblem:
         f"ones {left % 10}+{right % 10}={ones:02d}\ntens {left // 10}+{right // 10}+{ones // 10}="
         + str(left // 10 + right // 10 + ones // 10)
     )
-    return _problem("add2", f"{left}+{right}", _calculate(rng, f"{left}+{right}"), thoughts, left + right)
+    return _problem(
+        "add2", f"{left}+{right}", _calculate(rng, f"{left}+{right}"), thoughts, answer=left + right
+    )
 
 
 def subtraction(rng: random.Random) -> GeneratedProblem:
@@ -106,7 +108,9 @@ def subtraction(rng: random.Random) -> GeneratedProblem:
         f"ones {borrow}{left % 10}-{right % 10}={10 * borrow + left % 10 - right % 10}\n"
         f"tens {left // 10}-{borrow}-{right // 10}={left // 10 - borrow - right // 10}"
     )
-    return _problem("sub2", f"{left}-{right}", _calculate(rng, f"{left}-{right}"), thoughts, left - right)
+    return _problem(
+        "sub2", f"{left}-{right}", _calculate(rng, f"{left}-{right}"), thoughts, answer=left - right
+    )
 
 
 def equation(rng: random.Random) -> GeneratedProblem:
@@ -118,7 +122,7 @@ def equation(rng: random.Random) -> GeneratedProblem:
     )
     product = slope * solution
     thoughts = f"{slope}x={total}-{offset}={product}\nx={product}/{slope}={solution}"
-    return _problem("solve", f"{slope}x+{offset}={total}", question, thoughts, solution)
+    return _problem("solve", f"{slope}x+{offset}={total}", question, thoughts, answer=solution)
 
 
 FAMILIES = {
@@ -147,5 +151,5 @@ def _calculate(rng: random.Random, expression: str) -> str:
     return rng.choice((f"What is {expression}?", f"Calculate {expression}."))
 
 
-def _problem(level: str, key: str, question: str, thoughts: str, answer: int) -> GeneratedProblem:
+def _problem(level: str, key: str, question: str, thoughts: str, *, answer: int) -> GeneratedProblem:
     return GeneratedProblem(SUITE, level, key, question, thoughts, boxed(str(answer)), "math", str(answer))

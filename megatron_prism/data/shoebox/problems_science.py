@@ -55,7 +55,7 @@ def quotient(rng: random.Random, name: str) -> GeneratedProblem:
     divisor, result = rng.choice(FACTORS), rng.choice(FACTORS)
     total = divisor * result
     options = [str(result), *map(str, rng.sample([n for n in range(1, 10) if n != result], 3))]
-    return _choice(rng, name, f"{total}/{divisor}", QUOTIENTS[name].format(total, divisor), options)
+    return _choice(rng, name, f"{total}/{divisor}", QUOTIENTS[name].format(total, divisor), options=options)
 
 
 def product(rng: random.Random, name: str) -> GeneratedProblem:
@@ -63,7 +63,7 @@ def product(rng: random.Random, name: str) -> GeneratedProblem:
     left, right = rng.choice(FACTORS), rng.choice(FACTORS)
     others = sorted({a * b for a in FACTORS for b in FACTORS} - {left * right})
     options = [str(left * right), *map(str, rng.sample(others, 3))]
-    return _choice(rng, name, f"{left}*{right}", PRODUCTS[name].format(left, right), options)
+    return _choice(rng, name, f"{left}*{right}", PRODUCTS[name].format(left, right), options=options)
 
 
 def fact(rng: random.Random, name: str) -> GeneratedProblem:
@@ -77,7 +77,7 @@ def fact(rng: random.Random, name: str) -> GeneratedProblem:
     others = rng.sample([value for key, value in table.items() if key != subject], 3)
     key = f"{subject}|{','.join(sorted(others))}"
     return _choice(
-        rng, name, key, question.format(subject), [table[subject], *others], stated=f"{subject} is "
+        rng, name, key, question.format(subject), options=[table[subject], *others], stated=f"{subject} is "
     )
 
 
@@ -92,7 +92,7 @@ def state(rng: random.Random) -> GeneratedProblem:
         right, reason = "gas", f"{degrees} is above 100: "
     options = [right, *(other for other in STATES if other != right)]
     question = f"At {degrees} degrees Celsius and normal pressure, what is water?"
-    return _choice(rng, "state", str(degrees), question, options, stated=reason)
+    return _choice(rng, "state", str(degrees), question, options=options, stated=reason)
 
 
 FAMILIES = {
@@ -110,8 +110,8 @@ def _choice(
     level: str,
     key: str,
     question: str,
-    options: Sequence[str],
     *,
+    options: Sequence[str],
     stated: str | None = None,
 ) -> GeneratedProblem:
     """A problem whose correct answer is `options[0]`; the options are shuffled, and `stated` begins the thoughts."""

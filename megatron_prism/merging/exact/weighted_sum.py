@@ -97,7 +97,7 @@ class ExactSum:
         """
         if self._in_fp32:
             self._quotient(terms, out)
-            if self._sum_again(terms, stored, out, torch.float32, space):
+            if self._sum_again(terms, stored, out, working=torch.float32, space=space):
                 return out
         if not self._has_exact_products:
             self._bounded(terms, out, space)
@@ -111,7 +111,7 @@ class ExactSum:
         out.copy_(doubles)
         if self._dtype is not torch.float32:
             self._move_off_midpoints(doubles, out, space)
-        self._sum_again(terms, stored, out, torch.float64, space)
+        self._sum_again(terms, stored, out, working=torch.float64, space=space)
         return out
 
     def _quotient(self, terms: Sequence[Tensor], out: Tensor) -> None:
@@ -139,6 +139,7 @@ class ExactSum:
         terms: Sequence[Tensor],
         stored: Sequence[Tensor],
         out: Tensor,
+        *,
         working: torch.dtype,
         space: Workspace,
     ) -> bool:
