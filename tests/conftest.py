@@ -1,6 +1,7 @@
 """Shared fixtures: a small corpus with tokenizer and tokens, made once; and a machine without bubblewrap."""
 
 import gc
+import logging
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,20 @@ def pytest_runtest_protocol(item, nextitem):
 
 def pytest_unconfigure():
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_imported():
+    """Undo what a command or a library did to logging in this process, or caplog would get no lines."""
+    logging.disable(logging.NOTSET)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.split(".")[0] == "megatron_prism" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+    logger = logging.getLogger("megatron_prism")
+    logger.handlers.clear()
+    logger.propagate = True
+    # Also clears what each logger has cached of the levels above it.
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
