@@ -60,8 +60,8 @@ def logging_as_imported():
     logger = logging.getLogger("megatron_prism")
     logger.handlers.clear()
     logger.propagate = True
-    # Also clears what each logger has cached of the levels above it.
-    logger.setLevel(logging.NOTSET)
+    # The level that it would inherit, even where a library has raised that of the root logger.
+    logger.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
