@@ -52,15 +52,11 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True)
 def logging_as_imported():
-    """Undo what a command or a library did to logging in this process, or caplog would get no lines."""
-    logging.disable(logging.NOTSET)
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.split(".")[0] == "megatron_prism" and isinstance(logger, logging.Logger):
-            logger.disabled = False
+    """Undo what commands and launches in this process did to the package's logger, or caplog would get no lines."""
     logger = logging.getLogger("megatron_prism")
     logger.handlers.clear()
     logger.propagate = True
-    # The level that it would inherit, even where a library has raised that of the root logger.
+    # Not inherited: launching through nemo-run leaves the root logger of the process at ERROR.
     logger.setLevel(logging.WARNING)
 
 
