@@ -20,7 +20,6 @@ from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.verification.grade import grader_versions
 from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.problems import load_suite
-from megatron_prism.verification.sandbox.isolation import require_sandbox
 from megatron_prism.verification.settings import GradingSettings
 
 SCORES = "scores.json"
@@ -71,10 +70,7 @@ class Evaluate(Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         folder = inputs["corpus"].file("problems")
         problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
-        kinds = {problem.kind for chosen in problems.values() for problem in chosen}
-        if "code" in kinds:
-            # Checked before the model is loaded, so the error does not come after an hour of sampling.
-            require_sandbox(self.grading.sandbox)
+        kinds = self.grading.check_kinds(problem for chosen in problems.values() for problem in chosen)
         text = self.engine.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
         results: dict[str, SuiteResult] = {}

@@ -23,7 +23,7 @@ from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.rl.prompts import load_prompts
 from megatron_prism.rl.rewards import RewardSettings
-from megatron_prism.rl.rollout import Group, Rollouts, check_kinds
+from megatron_prism.rl.rollout import Group, Rollouts
 from megatron_prism.verification.grade import grader_versions
 from megatron_prism.verification.problems import TEXT_KEYS, Problem
 from megatron_prism.verification.settings import GradingSettings
@@ -70,7 +70,7 @@ class Difficulty(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         problems = load_prompts(inputs["prompts"].path, self.limit)
-        kinds = check_kinds(problems, self.grading.sandbox)
+        kinds = self.grading.check_kinds(problems)
         text = self.engine.describe(inputs)
         parts = out / PARTS
         parts.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ from megatron_prism.rl.record import (
     steps_without_signal,
     write_answers,
 )
-from megatron_prism.rl.rollout import Rollouts, check_kinds
+from megatron_prism.rl.rollout import Rollouts
 from megatron_prism.rl.rollout_engine import RolloutEngine, open_rollout_engine
 from megatron_prism.rl.step import RLTrainer
 from megatron_prism.rl.step_report import StepReport
@@ -47,7 +47,7 @@ def reinforce(
 ) -> dict[str, Any]:
     """Train to the last step and leave the model in `out`; returns the metrics of the receipt."""
     loaded = load_prompts(inputs["prompts"].path)
-    kinds = check_kinds(loaded, config.grading.sandbox)
+    kinds = config.grading.check_kinds(loaded)
     ids = tokenizer.encode_batch([problem.prompt for problem in loaded])
     prompt_ids = {problem.id: each for problem, each in zip(loaded, ids, strict=True)}
     problems, too_long = check_lengths(loaded, [len(each) for each in ids], config.context_length)

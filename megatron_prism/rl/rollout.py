@@ -11,7 +11,7 @@ from megatron_prism.rl.rewards import Reward, RewardSettings, reward
 from megatron_prism.verification.grade import Grade, GradeItem, grade_all
 from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.problems import Problem
-from megatron_prism.verification.sandbox.isolation import STRONG, require_sandbox
+from megatron_prism.verification.sandbox.isolation import STRONG
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,6 @@ class Rollouts:
             settings=self.rewards,
         )
         return Answer(completion, grade, value)
-
-
-def check_kinds(problems: Sequence[Problem], sandbox: str) -> set[str]:
-    """The kinds of these problems. Called at the start, so that a missing sandbox is reported before any work.
-
-    Raises:
-        ConfigError: if there are code problems and programs cannot be isolated in this way on this machine.
-    """
-    kinds = {problem.kind for problem in problems}
-    if "code" in kinds:
-        require_sandbox(sandbox)
-    return kinds
 
 
 def _gathered(own: list[Group] | None, count: int) -> list[Group]:

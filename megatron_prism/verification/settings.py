@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.verification import grade
 from megatron_prism.verification.pool.grading_pool import GradingPool
-from megatron_prism.verification.sandbox.isolation import STRONG, check_mode
+from megatron_prism.verification.problems import Problem
+from megatron_prism.verification.sandbox.isolation import STRONG, check_mode, require_sandbox
 
 
 @dataclass
@@ -30,6 +32,17 @@ class GradingSettings:
     def __post_init__(self) -> None:
         positive(self, "workers", "timeout_seconds", "memory_mib")
         check_mode(self.sandbox)
+
+    def check_kinds(self, problems: Iterable[Problem]) -> set[str]:
+        """The kinds of these problems. Called before a model is loaded, so that a missing sandbox is reported at once.
+
+        Raises:
+            ConfigError: if there are code problems and programs cannot be isolated in this way on this machine.
+        """
+        kinds = {problem.kind for problem in problems}
+        if "code" in kinds:
+            require_sandbox(self.sandbox)
+        return kinds
 
     def open_pool(self) -> GradingPool:
         """A pool with these limits; use it as a context manager."""
