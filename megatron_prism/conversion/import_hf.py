@@ -73,12 +73,12 @@ def import_checkpoint(
 def _ranges(source: HFWeights, rule: Rule, tensor_slice: TensorSlice) -> list[FileRange]:
     """The ranges of a piece in the Hugging Face files, in Megatron's order."""
     found = []
-    for run in rule.layout.runs(source.architecture):
-        first = max(tensor_slice.row, run.megatron_row)
-        last = min(tensor_slice.row + tensor_slice.rows, run.megatron_row + run.rows)
+    for block in rule.layout.row_blocks(source.architecture):
+        first = max(tensor_slice.row, block.megatron_row)
+        last = min(tensor_slice.row + tensor_slice.rows, block.megatron_row + block.rows)
         if first < last:
-            row = run.hf_row + first - run.megatron_row
-            found.append(source.range(rule.hf[run.part], row, last - first))
+            row = block.hf_row + first - block.megatron_row
+            found.append(source.range(rule.hf[block.part], row, last - first))
     return found
 
 
@@ -117,13 +117,13 @@ def read_rows(
     kinds = {name: source.stored[name].dtype for name in rule.hf}
     dtype = functools.reduce(torch.promote_types, kinds.values())
     out = torch.empty((rows, *shape), dtype=dtype)
-    for run in rule.layout.runs(source.architecture):
-        first, last = max(row, run.megatron_row), min(row + rows, run.megatron_row + run.rows)
+    for block in rule.layout.row_blocks(source.architecture):
+        first, last = max(row, block.megatron_row), min(row + rows, block.megatron_row + block.rows)
         if first < last:
-            name, part = rule.hf[run.part], out[first - row : last - row]
+            name, part = rule.hf[block.part], out[first - row : last - row]
             target = part if kinds[name] is dtype else torch.empty_like(part, dtype=kinds[name])
             source.read(
-                name, run.hf_row + first - run.megatron_row, target, columns[0].start if columns else 0
+                name, block.hf_row + first - block.megatron_row, target, columns[0].start if columns else 0
             )
             if target is not part:
                 part.copy_(target)

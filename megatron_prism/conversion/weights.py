@@ -138,11 +138,11 @@ class MegatronWeights:
     def _rows(self, name: str) -> Iterator[tuple[TensorSlice, int, int]]:
         """The rows of stored tensors that make up a Hugging Face tensor, in order: (slice, first row in it, count)."""
         rule, part, where = self._rules[name]
-        runs = sorted(rule.layout.runs(self.architecture), key=lambda run: run.hf_row)
-        for run in runs:
-            for tensor_slice in where if run.part == part else ():
-                first = max(run.megatron_row, tensor_slice.row)
-                last = min(run.megatron_row + run.rows, tensor_slice.row + tensor_slice.rows)
+        blocks = sorted(rule.layout.row_blocks(self.architecture), key=lambda block: block.hf_row)
+        for block in blocks:
+            for tensor_slice in where if block.part == part else ():
+                first = max(block.megatron_row, tensor_slice.row)
+                last = min(block.megatron_row + block.rows, tensor_slice.row + tensor_slice.rows)
                 if first < last:
                     yield tensor_slice, first - tensor_slice.row, last - first
 

@@ -144,11 +144,13 @@ def _preallocate_megatron(
 def _rows(first: Weights, rule: Rule, row: int, rows: int) -> tuple[Rows, ...]:
     """Rows `row` .. `row + rows` of a Megatron parameter as rows of Hugging Face tensors, in order."""
     found = []
-    for run in rule.layout.runs(first.architecture):
-        start, end = max(row, run.megatron_row), min(row + rows, run.megatron_row + run.rows)
+    for block in rule.layout.row_blocks(first.architecture):
+        start, end = max(row, block.megatron_row), min(row + rows, block.megatron_row + block.rows)
         if start < end:
-            width = math.prod(first.shapes[rule.hf[run.part]][1:])
-            found.append(Rows(rule.hf[run.part], run.hf_row + start - run.megatron_row, end - start, width))
+            width = math.prod(first.shapes[rule.hf[block.part]][1:])
+            found.append(
+                Rows(rule.hf[block.part], block.hf_row + start - block.megatron_row, end - start, width)
+            )
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""The rules that map Hugging Face tensors to Megatron tensors and back, as data: runs of rows that move.
+"""The rules that map Hugging Face tensors to Megatron tensors and back, as data: blocks of rows that move.
 
 Every conversion only moves rows (dimension 0). A layout lists which rows of which Hugging Face tensor are where in
 the Megatron tensor. Whole conversions, slices for one rank and streaming all use it. Shapes are `[out, in]`, as
@@ -21,7 +21,7 @@ ShapeOf = Callable[[Architecture], Shape]
 
 
 @dataclass(frozen=True)
-class Run:
+class RowBlock:
     """`rows` consecutive rows: from `hf_row` of Hugging Face tensor number `part` to `megatron_row`, or back."""
 
     part: int
@@ -35,8 +35,8 @@ class Layout(Protocol):
 
     def hf_shapes(self, architecture: Architecture) -> list[Shape]: ...
 
-    def runs(self, architecture: Architecture) -> list[Run]:
-        """Runs in the order of their Megatron rows. Together they cover every row of both sides exactly once."""
+    def row_blocks(self, architecture: Architecture) -> list[RowBlock]:
+        """The blocks in the order of their Megatron rows. Together they cover every row of both sides exactly once."""
         ...
 
 
@@ -49,10 +49,10 @@ class Stacked:
     def hf_shapes(self, architecture: Architecture) -> list[Shape]:
         return [shape(architecture) for shape in self.shapes]
 
-    def runs(self, architecture: Architecture) -> list[Run]:
+    def row_blocks(self, architecture: Architecture) -> list[RowBlock]:
         found, row = [], 0
         for part, shape in enumerate(self.hf_shapes(architecture)):
-            found.append(Run(part, 0, row, shape[0]))
+            found.append(RowBlock(part, 0, row, shape[0]))
             row += shape[0]
         return found
 
@@ -66,13 +66,13 @@ class GroupedQKV:
         rows = (a.num_attention_heads, a.num_query_groups, a.num_query_groups)
         return [(heads * a.head_dim, a.hidden_size) for heads in rows]
 
-    def runs(self, architecture: Architecture) -> list[Run]:
+    def row_blocks(self, architecture: Architecture) -> list[RowBlock]:
         a = architecture
         queries = a.num_attention_heads // a.num_query_groups * a.head_dim
         found, row = [], 0
         for group in range(a.num_query_groups):
             for part, rows in enumerate((queries, a.head_dim, a.head_dim)):
-                found.append(Run(part, group * rows, row, rows))
+                found.append(RowBlock(part, group * rows, row, rows))
                 row += rows
         return found
 
@@ -129,16 +129,16 @@ class Rule:
         """Whole Hugging Face tensors to the whole Megatron tensor."""
         import torch
 
-        runs = self.layout.runs(architecture)
-        if len(runs) == 1:
+        blocks = self.layout.row_blocks(architecture)
+        if len(blocks) == 1:
             return tensors[0]
-        return torch.cat([tensors[run.part][run.hf_row : run.hf_row + run.rows] for run in runs])
+        return torch.cat([tensors[block.part][block.hf_row : block.hf_row + block.rows] for block in blocks])
 
     def to_hf(self, tensor: Tensor, architecture: Architecture) -> list[Tensor]:
         """The whole Megatron tensor (without vocabulary padding) to its Hugging Face tensors."""
         import torch
 
         pieces: list[list[Tensor]] = [[] for _ in self.hf]
-        for run in self.layout.runs(architecture):
-            pieces[run.part].append(tensor[run.megatron_row : run.megatron_row + run.rows])
+        for block in self.layout.row_blocks(architecture):
+            pieces[block.part].append(tensor[block.megatron_row : block.megatron_row + block.rows])
         return [torch.cat(rows) if len(rows) > 1 else rows[0].contiguous() for rows in pieces]

@@ -40,7 +40,7 @@ class Group:
         return self.correct / len(self.answers)
 
     @property
-    def values(self) -> list[float]:
+    def rewards(self) -> list[float]:
         return [answer.reward.value for answer in self.answers]
 
     def has_signal(self, group_filter: str) -> bool:
@@ -49,7 +49,7 @@ class Group:
         The rewards must differ, because otherwise all advantages are 0. Filter "accuracy" also needs right and wrong
         answers.
         """
-        differ = len(set(self.values)) > 1
+        differ = len(set(self.rewards)) > 1
         return differ and (group_filter == "reward" or 0 < self.correct < len(self.answers))
 
 

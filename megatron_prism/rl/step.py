@@ -103,9 +103,9 @@ def training_texts(
     groups: Sequence[Group], prompt_ids: dict[str, list[int]], objective: Objective, max_new_tokens: int
 ) -> list[TrainingText]:
     """Every answer of the groups with its advantage and the weight of its tokens."""
-    values = torch.tensor([group.values for group in groups], dtype=torch.float64)
+    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
     lengths = torch.tensor([[len(a.completion.token_ids) for a in group.answers] for group in groups])
-    scaled = advantages(values, objective).tolist()
+    scaled = advantages(rewards, objective).tolist()
     weights = token_weights(lengths, objective, max_new_tokens).tolist()
     return [
         TrainingText(

@@ -46,7 +46,7 @@ class StepReport:
         lengths = [len(answer.completion.token_ids) for answer in answers]
         rates = [group.pass_rate for group in groups]
         record: dict[str, Any] = {
-            "reward": sum(sum(group.values) for group in groups) / len(answers),
+            "reward": sum(sum(group.rewards) for group in groups) / len(answers),
             "pass_rate": rates_by_domain([group.problem for group in groups], rates),
             "format_rate": sum(answer.reward.format_ok for answer in answers) / len(answers),
             "solve_none": sum(rate == 0 for rate in rates) / len(rates),

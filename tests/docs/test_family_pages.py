@@ -197,8 +197,8 @@ def from_code(architecture: Architecture) -> list[Parameter]:
                 rule.hf,
                 tuple((each.key, each.layer) for each in where),
                 tuple(
-                    (run.part, run.hf_row, run.megatron_row, run.rows)
-                    for run in rule.layout.runs(architecture)
+                    (block.part, block.hf_row, block.megatron_row, block.rows)
+                    for block in rule.layout.row_blocks(architecture)
                 ),
             )
         )

@@ -130,7 +130,7 @@ def group(*answers):
 
 def test_dapo_keeps_groups_by_accuracy():
     mixed, long = group((True, 10), (False, 10)), group((False, 10), (False, 95))
-    assert len(set(long.values)) == 2, "one lost something for its length"
+    assert len(set(long.rewards)) == 2, "one lost something for its length"
     assert [each.has_signal("accuracy") for each in (mixed, long)] == [True, False]
     assert [each.has_signal("reward") for each in (mixed, long)] == [True, True]
     alike = group((True, 10), (True, 10))

@@ -60,11 +60,11 @@ def test_the_comparison_sees_a_wrong_name(name, monkeypatch):
 def test_layouts_cover_every_row_once(name):
     architecture = architecture_from_config(CONFIGS[name])
     for rule, _ in all_tensor_slices(architecture):
-        runs = rule.layout.runs(architecture)
-        rows = [run.megatron_row + i for run in runs for i in range(run.rows)]
+        blocks = rule.layout.row_blocks(architecture)
+        rows = [block.megatron_row + i for block in blocks for i in range(block.rows)]
         assert rows == list(range(rule.megatron_shape(architecture)[0]))
         for part, shape in enumerate(rule.layout.hf_shapes(architecture)):
-            taken = [run.hf_row + i for run in runs if run.part == part for i in range(run.rows)]
+            taken = [block.hf_row + i for block in blocks if block.part == part for i in range(block.rows)]
             assert sorted(taken) == list(range(shape[0]))
 
 
