@@ -15,7 +15,7 @@ from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.json_text import read_object, read_records
-from megatron_prism.pipeline.stage import Stage
+from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.verification.grade import grader_versions
 from megatron_prism.verification.pool.grading_pool import GradingPool
@@ -52,7 +52,7 @@ class Evaluate(Stage):
     limit: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    batch_size: int = 32
+    batch_size: int = tuning(32)
     grading: GradingSettings = field(default_factory=lambda: GradingSettings(workers=1))
     confidence: float = 0.95
 

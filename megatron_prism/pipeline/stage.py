@@ -2,7 +2,8 @@
 
 To write one, subclass `Stage` as a dataclass, give it a `kind`, and implement `run`. Its fields are its config: the
 command line can override them, the receipt records them, and the fingerprint hashes them. Fields that cannot change the
-output (such as how often to log) are declared with `tuning(default)` and are not hashed.
+output in exact arithmetic (such as how often to log, or how many processes share the work) are declared with
+`tuning(default)` and are not hashed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +21,17 @@ from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import to_mapping
 
 
-def tuning(default: Any) -> Any:
-    """A config field that cannot change a stage's output and therefore is not part of its fingerprint."""
-    return field(default=default, metadata={"fingerprint": False})
+def tuning(default: Any = MISSING, *, default_factory: Callable[[], Any] | None = None) -> Any:
+    """A config field that cannot change a stage's output in exact arithmetic, so that its fingerprint leaves it out.
+
+    Args:
+        default: the field's default, or
+        default_factory: makes the default, for a nested config.
+    """
+    metadata = {"fingerprint": False}
+    if default_factory is not None:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass

@@ -27,6 +27,7 @@ class ReinforceConfig:
     Attributes:
         architecture: the architecture of the model.
         steps: number of steps, with `loop.prompts_per_step` prompts each.
+        parallel: the layout. A run may go on under another one, because its checkpoints load at any layout.
         give_up_after: stop after that many consecutive steps in which every group has equal rewards; 0 for never.
         context_length: maximum number of tokens of a prompt with its answer.
         max_new_tokens: maximum number of tokens of an answer.
@@ -58,21 +59,21 @@ class ReinforceConfig:
         default_factory=lambda: Schedule(lr=5e-7, warmup_steps=0, style="linear", final_factor=0.0)
     )
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(weight_decay=0.0))
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
     context_length: int = 16384
     max_new_tokens: int = 16384
     stop: list[str] = field(default_factory=list)
-    packing: bool = True
-    micro_batch_size: int = 8
-    evaluate_every: int = 20
+    packing: bool = tuning(True)
+    micro_batch_size: int = tuning(8)
+    evaluate_every: int = tuning(20)
     evaluation_suites: list[str] = field(default_factory=list)
     evaluation_problems: int | None = None
     evaluation_samples: int = 1
     checkpoint_every: int = tuning(20)
-    keep_checkpoints: bool = False
-    answers_every: int = 20
+    keep_checkpoints: bool = tuning(False)
+    answers_every: int = tuning(20)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    slots: int = 256
+    slots: int = tuning(256)
     grading: GradingSettings = field(default_factory=GradingSettings)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
-from megatron_prism.pipeline.stage import Stage
+from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.rl.prompts import load_prompts
 from megatron_prism.rl.rewards import RewardSettings
@@ -60,7 +60,7 @@ class Difficulty(Stage):
     rewards: RewardSettings = field(default_factory=RewardSettings)
     limit: int | None = None
     chunk: int = 64
-    slots: int = 256
+    slots: int = tuning(256)
     grading: GradingSettings = field(default_factory=GradingSettings)
 
     def __post_init__(self) -> None:

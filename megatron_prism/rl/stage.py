@@ -19,7 +19,7 @@ class Reinforce(ReinforceConfig, Stage):
     """
 
     kind: ClassVar[str] = "rl"
-    version: ClassVar[int] = 2  # version 1 applied weight decay to norms and biases too
+    version: ClassVar[int] = 3  # version 2 counted the layout as part of the config
     resumable: ClassVar[bool] = True
 
     @property

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_prism.errors import ParallelError
+from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 
 
 @dataclass
 class BatchConfig:
-    """The batch size of a step. `global_batch_size` counts the sequences of all data-parallel ranks."""
+    """The batch size of a step.
+
+    Attributes:
+        micro_batch_size: sequences that a data-parallel rank works on at once; the sums of a step do not depend on it.
+        global_batch_size: sequences of a step, over all data-parallel ranks and micro-batches.
+    """
 
     sequence_length: int = 256
-    micro_batch_size: int = 8
+    micro_batch_size: int = tuning(8)
     global_batch_size: int = 8
 
     def micro_batches(self, parallel: ParallelConfig) -> int:

@@ -31,6 +31,7 @@ class TrainConfig:
         init_from: a Hugging Face or Megatron folder to start from, in place of the input `init`.
         dtype: 'fp32', or 'bf16' with fp32 main weights in the optimizer.
         fp8: 'hybrid' or 'e4m3', Megatron's FP8 formats, with bf16 weights; needs Transformer Engine.
+        parallel: the layout. A run may go on under another one, because its checkpoints load at any layout.
         backend: 'te', 'torch', or 'auto', which chooses 'te' if this machine has what it needs.
         trainable: 'all' parameters, or 'attention': the query, key, value and output projections of self-attention.
             All other tensors stay bit-identical. TFLOP/s and MFU always count the work of training all parameters.
@@ -50,15 +51,15 @@ class TrainConfig:
     seed: int = 1
     dtype: str = "fp32"
     fp8: str | None = None
-    backend: str = "auto"
+    backend: str = tuning("auto")
     trainable: str = "all"
     recompute: str = tuning("none")
     batch: BatchConfig = field(default_factory=BatchConfig)
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    validation_batches: int = 4
-    validate_every: int = 0
+    parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
+    validation_batches: int = tuning(4)
+    validate_every: int = tuning(0)
     checkpoint_every: int = tuning(0)
     log_every: int = tuning(1)
 

@@ -19,7 +19,7 @@ class Train(TrainConfig, Stage):
     """Inputs: `tokens`, `tokenizer`, and optionally `init`, a train or import artifact whose weights to start from."""
 
     kind: ClassVar[str] = "train"
-    version: ClassVar[int] = 2  # version 1 applied weight decay to norms and biases too
+    version: ClassVar[int] = 3  # version 2 counted the layout as part of the config
     resumable: ClassVar[bool] = True
 
     @property

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.batch import BatchConfig
@@ -74,6 +75,10 @@ class Trainer:
             if architecture.tie_word_embeddings and parallel.pipeline_model_parallel_size > 1:
                 with cuda_requests_on_cpu():
                     model.setup_embeddings_and_output_layer()
+            if model.post_process and model.vocab_size > architecture.vocab_size:
+                # Without this, the rows that fill up the last tensor-parallel rank would make the loss depend on the
+                # layout.
+                install_vocabulary_limit(model.output_layer, architecture.vocab_size)
             freeze(model, trainable)
             ddp = DistributedDataParallelConfig(
                 grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.use_distributed_optimizer
