@@ -6,7 +6,6 @@ either complete or was changed afterwards; `Artifact.open` finds most changes an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,19 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ArtifactError
+from megatron_prism.pipeline.file_hash import hash_file, hash_files
 from megatron_prism.pipeline.json_text import read_object
 
 RECEIPT = "receipt.json"
 PARTIAL_SUFFIX = ".partial"
+# A folder inside `NAME.partial` with what an interrupted stage resumes from. It is no output: `seal` does not list it
+# and removes it after the rename, so that until then nothing that a killed run needs has been deleted.
+RESUME = "resume"
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file of an artifact: path relative to the folder, size in bytes, sha256 in hex."""
+    """One file of an artifact: path relative to the folder, size in bytes, and hash in hex.
+
+    `chunk_bytes` is 0 if `sha256` is that of the file's bytes, otherwise it is a tree hash (see file_hash.py).
+    """
 
     path: str
     size: int
     sha256: str
+    chunk_bytes: int = 0
 
 
 @dataclass
@@ -114,7 +121,7 @@ class Artifact:
     def verify(self) -> None:
         """Hash every output and compare with the receipt (slow; `open` checks sizes only)."""
         for output in self.receipt.outputs:
-            if hash_file(self.path / output.path) != output.sha256:
+            if hash_file(self.path / output.path, output.chunk_bytes) != output.sha256:
                 raise ArtifactError(
                     f"{self.path / output.path}: the contents do not match the hash in {RECEIPT}; "
                     "make the artifact again with --force"
@@ -136,12 +143,6 @@ def _receipt(raw: dict[str, Any]) -> Receipt:
     return receipt
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def folder_stamp(folder: Path) -> list[list[Any]]:
     """Name, size and modification time of every file directly in a folder: cheap, and different when a file changed."""
     if not folder.is_dir():
@@ -158,12 +159,17 @@ def partial_path(final: Path) -> Path:
 def seal(partial: Path, final: Path, receipt: Receipt) -> Artifact:
     """Record the outputs of `partial` in its receipt and move it to `final` in one rename.
 
-    An older folder at `final` is replaced only when the new one is complete.
+    An older folder at `final` is replaced only when the new one is complete. The folder `RESUME` is not an output; it
+    is removed at the end.
     """
-    receipt.outputs = [
-        OutputFile(str(path.relative_to(partial)), path.stat().st_size, hash_file(path))
+    paths = [
+        path
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name != RECEIPT
+        if path.is_file() and path.name != RECEIPT and path.relative_to(partial).parts[0] != RESUME
+    ]
+    receipt.outputs = [
+        OutputFile(str(path.relative_to(partial)), found.size, found.sha256, found.chunk_bytes)
+        for path, found in zip(paths, hash_files(paths), strict=True)
     ]
     write_json(partial / RECEIPT, asdict(receipt))
     if final.exists():
@@ -174,7 +180,13 @@ def seal(partial: Path, final: Path, receipt: Receipt) -> Artifact:
         shutil.rmtree(old)
     else:
         os.rename(partial, final)
+    remove_resume(final)
     return Artifact.open(final)
+
+
+def remove_resume(final: Path) -> None:
+    """Remove the folder `RESUME` of a sealed artifact, which a run that was killed right after the rename leaves."""
+    shutil.rmtree(final / RESUME, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,12 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.artifact import Artifact, remove_resume
+from megatron_prism.pipeline.artifact_lock import artifact_lock
 from megatron_prism.pipeline.launch import run_stage
 from megatron_prism.pipeline.node import Located, Node
 from megatron_prism.pipeline.pool import Result, WorkerPool, worker_pool
 from megatron_prism.pipeline.schedule import Job, startable
-from megatron_prism.pipeline.stage_run import StageRun, artifact_lock
+from megatron_prism.pipeline.stage_run import StageRun
 
 # How often the observer's `tick` is called while nothing else happens.
 TICK_SECONDS = 1.0
@@ -196,6 +197,7 @@ def _existing(each: Located, rerun: set[str], observer: Observer) -> Artifact | 
     if not each.folder.exists() or each.node.name in rerun:
         return None
     artifact = Artifact.open(each.folder, kind=each.node.stage.kind)
+    remove_resume(each.folder)
     observer.skipped(each.node, artifact)
     return artifact
 

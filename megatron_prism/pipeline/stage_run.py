@@ -1,17 +1,15 @@
-"""One run of one stage: the lock on its artifact, the folder it writes into, and the receipt that completes it."""
+"""One run of one stage: the folder it writes into, and the receipt that completes it."""
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import ArtifactError, DataError, PrismError
+from megatron_prism.errors import DataError, PrismError
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal
 from megatron_prism.pipeline.config import to_mapping
 from megatron_prism.pipeline.output_folder import is_full_disk
@@ -68,20 +66,3 @@ class StageRun:
             f"stage '{self.name}': the disk of {self.partial} is full; finished stages are kept: "
             "free some space or choose another --run-dir, and run again"
         )
-
-
-@contextmanager
-def artifact_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock on `folder`; in a second process this raises an ArtifactError."""
-    lock = folder.with_name(f".{folder.name}.lock")
-    with open(lock, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArtifactError(
-                f"{folder}: another process is writing this artifact; wait for it to finish, or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)

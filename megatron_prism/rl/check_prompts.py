@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from megatron_prism.data.readers import source_files
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.pipeline.artifact import Artifact, hash_file
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger

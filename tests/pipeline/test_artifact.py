@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.pipeline.artifact import RECEIPT, Artifact, Receipt, partial_path, seal, write_json
+from megatron_prism.pipeline.artifact import (
+    RECEIPT,
+    RESUME,
+    Artifact,
+    Receipt,
+    partial_path,
+    seal,
+    write_json,
+)
+from megatron_prism.pipeline.file_hash import hash_files
 
 
 @pytest.fixture
@@ -90,3 +102,45 @@ def test_write_json_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(target, {"a": object()})
     assert json.loads(target.read_text()) == {"a": 1}
+
+
+def test_what_a_run_resumes_from_is_kept_until_the_artifact_is_complete(tmp_path: Path, monkeypatch) -> None:
+    final = tmp_path / "train-1"
+    partial = partial_path(final)
+    (partial / RESUME / "step_1").mkdir(parents=True)
+    (partial / RESUME / "step_1" / "state").write_text("needed")
+    (partial / "model").write_text("made")
+    rename = os.rename
+
+    def checked(source, target):
+        assert (Path(source) / RESUME / "step_1" / "state").exists(), "deleted before the seal"
+        assert [each.path for each in receipt.outputs] == ["model"]
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", checked)
+    receipt = Receipt("train", "f" * 64, "train", {}, {})
+    sealed = seal(partial, final, receipt)
+    assert sorted(path.name for path in sealed.path.iterdir()) == ["model", RECEIPT]
+
+
+def test_long_files_have_a_tree_hash_and_old_receipts_still_verify(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10
+    (tmp_path / "long").write_bytes(content)
+    (tmp_path / "short").write_bytes(content[:1000])
+    (tmp_path / "empty").write_bytes(b"")
+    long, short, empty = hash_files([tmp_path / name for name in ("long", "short", "empty")], 1000)
+    parts = [content[start : start + 1000] for start in (0, 1000, 2000)]
+    tree = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    assert (long.size, long.sha256, long.chunk_bytes) == (2560, tree, 1000)
+    assert (short.sha256, short.chunk_bytes) == (hashlib.sha256(content[:1000]).hexdigest(), 0)
+    assert (empty.sha256, empty.chunk_bytes) == (hashlib.sha256().hexdigest(), 0)
+    plain = {"path": "long", "size": 2560, "sha256": hashlib.sha256(content).hexdigest()}
+    with_tree = {"path": "long", "size": 2560, "sha256": tree, "chunk_bytes": 1000}
+    for output in (plain, with_tree):
+        receipt = asdict(Receipt("x", "f" * 64, "x", {}, {})) | {"outputs": [output]}
+        write_json(tmp_path / RECEIPT, receipt)
+        Artifact.open(tmp_path).verify()
+        (tmp_path / "long").write_bytes(content[:-1] + b"?")
+        with pytest.raises(ArtifactError, match="contents do not match"):
+            Artifact.open(tmp_path).verify()
+        (tmp_path / "long").write_bytes(content)

@@ -18,8 +18,9 @@ from megatron_prism.evaluation.ruler.scoring import summary
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES
-from megatron_prism.pipeline.artifact import Artifact, hash_file, write_json
+from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
