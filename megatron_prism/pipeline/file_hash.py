@@ -40,11 +40,9 @@ def hash_files(paths: Sequence[Path], chunk_bytes: int = CHUNK_BYTES) -> list[Fi
     """Hash files in parallel; files longer than `chunk_bytes` get a tree hash."""
     sizes = [path.stat().st_size for path in paths]
     chunks = [range(0, max(size, 1), chunk_bytes) for size in sizes]
+    parts = [(path, start) for path, starts in zip(paths, chunks, strict=True) for start in starts]
     with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
-        digests = threads.map(
-            lambda part: _hash_chunk(*part, chunk_bytes),
-            [(path, start) for path, starts in zip(paths, chunks, strict=True) for start in starts],
-        )
+        digests = threads.map(lambda part: _hash_chunk(part[0], part[1], chunk_bytes), parts)
         return [
             _combine(size, [next(digests) for _ in starts], chunk_bytes)
             for size, starts in zip(sizes, chunks, strict=True)
