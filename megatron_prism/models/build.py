@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from megatron_prism.models import specs_te
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
-from megatron_prism.models.layers.multipliers import install_embedding_multiplier, install_logits_scaling
+from megatron_prism.models.layers.multipliers import install_embedding_multiplier
+from megatron_prism.models.layers.output_layer import install_output_layer
 from megatron_prism.models.rope import inverse_frequencies
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.cpu_seam import on_meta
@@ -165,7 +166,7 @@ def build_model(
     if shared["pre_process"]:
         install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
     if shared["post_process"]:
-        install_logits_scaling(model.output_layer, architecture.logits_scaling)
+        install_output_layer(model, architecture.logits_scaling)
     return model
 
 
@@ -186,23 +187,21 @@ def choose_backend(wanted: str, hybrid: bool) -> str:
 def _dense(
     architecture: Architecture, config: Any, shared: dict[str, Any], *, backend: str, vp_stage: int | None
 ) -> Any:
-    from megatron.core.models.gpt import GPTModel
-
     from megatron_prism.models import specs_torch
+    from megatron_prism.models.language_models import DenseModel
 
     specs = specs_te if backend == "te" else specs_torch
     spec = specs.dense_block_spec(config, architecture.residual_multiplier, vp_stage)
-    return GPTModel(config=config, transformer_layer_spec=spec, vp_stage=vp_stage, **shared)
+    return DenseModel(config=config, transformer_layer_spec=spec, vp_stage=vp_stage, **shared)
 
 
 def _hybrid(architecture: Architecture, config: Any, shared: dict[str, Any], backend: str) -> Any:
-    from megatron.core.models.mamba import MambaModel
-
     from megatron_prism.models import specs_torch
+    from megatron_prism.models.language_models import HybridModel
 
     specs = specs_te if backend == "te" else specs_torch
     spec = specs.hybrid_stack_spec(architecture.residual_multiplier)
-    return MambaModel(
+    return HybridModel(
         config=config, mamba_stack_spec=spec, hybrid_override_pattern=architecture.hybrid_pattern, **shared
     )
 

@@ -14,8 +14,8 @@ from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.models.checkpoint_io import unwrap
+from megatron_prism.models.layers.output_layer import install_vocabulary_limit
 from megatron_prism.models.layers.segments import check_packing, set_segments
-from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings, conclude, observe

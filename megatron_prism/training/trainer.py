@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
-from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
+from megatron_prism.models.layers.output_layer import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.batch import BatchConfig

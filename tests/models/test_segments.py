@@ -8,8 +8,8 @@ import torch
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
+from megatron_prism.models.layers.output_layer import install_vocabulary_limit
 from megatron_prism.models.layers.segments import Segments, check_packing, set_segments
-from megatron_prism.models.layers.vocabulary import install_vocabulary_limit
 from megatron_prism.platform.process_groups import session
 
 VOCABULARY = 50

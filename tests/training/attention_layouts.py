@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_imitation.fused_adam import fused_adam
 from parallel_runs import HYBRID, VOCABULARY, Motifs
 
 from megatron_prism.models.architecture import Architecture
@@ -32,16 +31,12 @@ TP, PP, DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data
 
 @dataclass(frozen=True)
 class Case:
-    """A model, by its name in `MODELS`, under a layout; `broken` runs are also interrupted and resumed.
-
-    `adam` names an implementation of `gpu_imitation.fused_adam`.
-    """
+    """A model, by its name in `MODELS`, under a layout; `broken` runs are also interrupted and resumed."""
 
     kind: str
     sizes: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
     broken: bool = False
-    adam: str = "torch"
 
 
 CASES = {
@@ -51,7 +46,6 @@ CASES = {
     "dense-pp2-tied": Case("dense", {PP: 2}, broken=True),
     "hybrid-pp2-idle-stage": Case("hybrid", {PP: 2}, broken=True),
     "hybrid-pp2-idle-stage-bf16": Case("hybrid", {PP: 2}, {"dtype": torch.bfloat16}, broken=True),
-    "hybrid-pp2-idle-stage-te": Case("hybrid", {PP: 2}, broken=True, adam="te"),
     "hybrid-tp2": Case("hybrid", {TP: 2}),
     "hybrid-twice-pp2-recompute": Case("hybrid-twice", {PP: 2}, {"recompute": "full"}),
 }
@@ -113,8 +107,5 @@ def resume(run: Trainer, saved: Path) -> list[tuple[float, float]]:
 
 
 def main(folder: Path) -> None:
-    results = {}
-    for name, case in CASES.items():
-        with fused_adam(case.adam):
-            results[name] = train(folder, name, case)
+    results = {name: train(folder, name, case) for name, case in CASES.items()}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(results))

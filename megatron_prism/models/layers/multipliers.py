@@ -34,9 +34,3 @@ def install_embedding_multiplier(embedding: nn.Module, multiplier: float) -> Non
     """Multiply the embedding's output `[seq, batch, hidden]`."""
     if multiplier != 1.0:
         embedding.register_forward_hook(lambda module, inputs, output: output * multiplier)
-
-
-def install_logits_scaling(output_layer: nn.Module, scaling: float) -> None:
-    """Divide the logits `[seq, batch, vocabulary]` by Granite's logits_scaling."""
-    if scaling != 1.0:
-        output_layer.register_forward_hook(lambda module, inputs, output: (output[0] / scaling, output[1]))
