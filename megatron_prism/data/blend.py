@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_prism.data.document_bounds import blended_documents_class
 from megatron_prism.data.mixture import check_blend, check_sources
 from megatron_prism.data.packed_dataset import is_packed, packed_dataset
 from megatron_prism.data.token_files import token_file_stamp, token_sources
@@ -55,11 +56,13 @@ def training_dataset(
     seed: int,
     cache: Path,
     tokenizer: Tokenizer,
+    documents: bool = False,
 ) -> Any:
     """At least `num_samples` samples of a tokens folder: `packed_dataset` if it is packed, else `blended_dataset`.
 
     The samples are dicts of `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`, in proportion to
-    `weights`. `source_counts` accepts both datasets. All ranks must call this. Only rank 0 writes into `cache`.
+    `weights`. `source_counts` accepts both datasets. With `documents` the samples also say where their documents are
+    (document_bounds.py). All ranks must call this. Only rank 0 writes into `cache`.
     """
     if is_packed(tokens):
         return packed_dataset(
@@ -70,6 +73,7 @@ def training_dataset(
             num_samples=num_samples,
             seed=seed,
             tokenizer=tokenizer,
+            documents=documents,
         )
     return blended_dataset(
         tokens,
@@ -80,6 +84,7 @@ def training_dataset(
         seed=seed,
         cache=cache,
         tokenizer=tokenizer,
+        documents=documents,
     )
 
 
@@ -93,6 +98,7 @@ def blended_dataset(
     seed: int,
     cache: Path,
     tokenizer: Tokenizer,
+    documents: bool = False,
 ) -> Dataset[dict[str, Any]]:
     """At least `num_samples` samples from `TOKENS/SPLIT/*.bin` in proportion to `weights`.
 
@@ -140,11 +146,12 @@ def blended_dataset(
         eod_mask_loss=False,
         create_attention_mask=False,
     )
+    kind = blended_documents_class() if documents else GPTDataset
     with _process_group():
         if dist.get_rank() == 0 and folder.exists() and not (folder / COMPLETE).exists():
             shutil.rmtree(folder)
         dist.barrier()
-        builder = BlendedMegatronDatasetBuilder(GPTDataset, [num_samples, 0, 0], lambda: True, config)
+        builder = BlendedMegatronDatasetBuilder(kind, [num_samples, 0, 0], lambda: True, config)
         dataset: Dataset[dict[str, Any]] = builder.build()[0]
         dist.barrier()
         if dist.get_rank() == 0:

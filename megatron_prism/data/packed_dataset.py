@@ -2,7 +2,7 @@
 
 A sequence of `sequence_length + 1` tokens gives `sequence_length` inputs and labels, shifted by one token, like
 Megatron's samples. A shorter sequence is padded at its end. The padding has no loss, and no token sees it, because
-attention is causal. There is no mask between documents: each sees those before it in its sequence, and position ids
+attention is causal. Without `documents` each document sees those before it in its sequence; position ids always
 continue.
 
 The arguments determine the samples. Sample i does not depend on the number of samples, so a resumed or longer run
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_prism.data.document_bounds import mark_documents
 from megatron_prism.data.mixture import check_blend, check_sources
 from megatron_prism.data.token_files import TokenFile, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
@@ -48,8 +49,10 @@ class PackedDataset:
         sequence_index: NDArray[int64],
         sequence_length: int,
         pad_id: int,
+        documents: bool = False,
     ) -> None:
         self.dataset_index = dataset_index
+        self._documents = documents
         self._sources, self._sequence_index = sources, sequence_index
         self._sequence_length, self._pad_id = sequence_length, pad_id
 
@@ -57,20 +60,25 @@ class PackedDataset:
         return len(self.dataset_index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`tokens`, `labels`, `position_ids` (int64) and `loss_mask` (fp32), each `[sequence_length]`."""
+        """`tokens`, `labels`, `position_ids` (int64) and `loss_mask` (fp32), each `[sequence_length]`.
+
+        With documents also those of `mark_documents`.
+        """
         import torch
 
         length = self._sequence_length
-        sequence = self._sources[self.dataset_index[index]].document(int(self._sequence_index[index]))
+        source, number = self._sources[self.dataset_index[index]], int(self._sequence_index[index])
+        sequence = source.document(number)
         row = torch.full((length + 1,), self._pad_id, dtype=torch.int64)
         row[: len(sequence)] = torch.from_numpy(sequence.astype("int64"))
         positions = torch.arange(length)
-        return {
+        sample = {
             "tokens": row[:-1],
             "labels": row[1:],
             "loss_mask": (positions < len(sequence) - 1).float(),
             "position_ids": positions,
         }
+        return mark_documents(sample, source.chunk_lengths(number)) if self._documents else sample
 
 
 def packed_dataset(
@@ -82,11 +90,12 @@ def packed_dataset(
     num_samples: int,
     seed: int,
     tokenizer: Tokenizer,
+    documents: bool = False,
 ) -> PackedDataset:
     """`num_samples` samples from `PACKED/SPLIT`, in proportion to `weights`.
 
     `seed` determines the order within each source, which is shuffled again for each epoch. Every rank computes the same
-    order.
+    order. With `documents` the samples say where their documents are (document_bounds.py).
 
     Raises:
         ConfigError: for invalid numbers, or a sequence length that is not that of the packing.
@@ -122,6 +131,7 @@ def packed_dataset(
         sequence_index=sequence_index,
         sequence_length=sequence_length,
         pad_id=tokenizer.pad_id,
+        documents=documents,
     )
 
 

@@ -57,10 +57,12 @@ class TokenFile:
     Attributes:
         tokens: `[tokens]`, in the file's integer type.
         bounds: `[documents + 1]`; document i is `tokens[bounds[i]:bounds[i + 1]]`.
+        chunk_bounds: `[chunks + 1]`; the chunks (Megatron's sequences) of document i are those inside its bounds.
     """
 
     tokens: NDArray[Any]
     bounds: NDArray[int64]
+    chunk_bounds: NDArray[int64]
 
     @classmethod
     def open(cls, prefix: Path, remedy: str = REMEDY) -> TokenFile:
@@ -100,7 +102,7 @@ class TokenFile:
         if not ordered or starts[-1] != sequences:
             raise DataError(f"{index}: its documents are not consecutive; {remedy}")
         tokens = numpy.memmap(data, dtype=DType.dtype_from_code(code), mode="r")
-        return cls(tokens, ends[starts])
+        return cls(tokens, ends[starts], ends)
 
     @property
     def lengths(self) -> NDArray[int64]:
@@ -110,3 +112,11 @@ class TokenFile:
     def document(self, number: int) -> NDArray[Any]:
         """The tokens of one document."""
         return self.tokens[self.bounds[number] : self.bounds[number + 1]]
+
+    def chunk_lengths(self, number: int) -> list[int]:
+        """The lengths of the chunks of one document, which add up to its length."""
+        import numpy
+
+        first, last = numpy.searchsorted(self.chunk_bounds, self.bounds[number : number + 2])
+        lengths: list[int] = numpy.diff(self.chunk_bounds[first : last + 1]).tolist()
+        return lengths

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.data.best_fit import best_fit_decreasing
-from megatron_prism.models.layers.segments import Segments
+from megatron_prism.models.layers.row_documents import RowDocuments
 from megatron_prism.platform.hardware import device
 
 
@@ -46,7 +46,7 @@ class MicroBatch:
         mask: 1.0 at positions that predict a token of an answer, else 0.0.
         advantages, weights, sampler_logprobs: the values of that token.
         texts: number of the text that a position belongs to, from 0.
-        segments: the texts of a packed row.
+        documents: the texts of a packed row, which do not see each other.
         old_logprobs, reference_logprobs: under the policy before the step and under the reference, once computed.
     """
 
@@ -58,7 +58,7 @@ class MicroBatch:
     weights: Tensor
     sampler_logprobs: Tensor
     texts: Tensor
-    segments: Segments | None = None
+    documents: RowDocuments | None = None
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
 
@@ -112,8 +112,8 @@ def build_micro_batch(
         start += text.length
     values = {name: torch.from_numpy(array).to(device()) for name, array in (integers | floats).items()}
     values["position_ids"] = torch.arange(row_length, device=device()).expand(rows, row_length)
-    segments = None
+    documents = None
     if packing and chosen:
         lengths = [texts[number].length for number in chosen]
-        segments = Segments(lengths, row_length, device()) if len(lengths) > 1 else None
-    return MicroBatch(**get_batch_on_this_cp_rank(values), segments=segments)
+        documents = RowDocuments([lengths], row_length, device()) if len(lengths) > 1 else None
+    return MicroBatch(**get_batch_on_this_cp_rank(values), documents=documents)

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.models.checkpoint_io import unwrap
 from megatron_prism.models.layers.output_layer import install_vocabulary_limit
-from megatron_prism.models.layers.segments import check_packing, set_segments
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings, conclude, observe
@@ -88,15 +86,8 @@ class Policy:
                 chunk.model_type = unwrap(self.trainer.models[0]).model_type
                 self.reference.append(chunk)
         for chunk in [*map(unwrap, self.trainer.models), *self.reference]:
-            if shape.packing:
-                check_packing(chunk)
             if chunk.post_process and chunk.vocab_size > vocabulary:
                 install_vocabulary_limit(chunk.output_layer, vocabulary)
-        if shape.packing and recompute == "full" and parallel.pipeline_model_parallel_size > 1:
-            raise ParallelError(
-                "recompute=full, packing=true: a pipeline works on several rows at once, and a recomputed layer "
-                "cannot know which row's texts to separate; use packing=false"
-            )
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.context_group = parallel_state.get_context_parallel_group()
 
@@ -224,8 +215,9 @@ class Policy:
     ) -> list[Any]:
         def forward_step(source: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
             batch = next(source)
-            set_segments(unwrap(model), batch.segments)
-            output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+            output = model(
+                batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.documents
+            )
             return output, partial(loss, batch)
 
         rows, length = batches[0].tokens.shape
@@ -233,18 +225,14 @@ class Policy:
         shape = (rows, length * self.parallel.context_parallel_size)
         for model in models:
             unwrap(model).train(not forward_only)
-        try:
-            return self.trainer.run_micro_batches(
-                lambda: iter(batches),
-                forward_step,
-                count=len(batches),
-                shape=shape,
-                forward_only=forward_only,
-                models=models,
-            )
-        finally:
-            for model in models:
-                set_segments(unwrap(model), None)
+        return self.trainer.run_micro_batches(
+            lambda: iter(batches),
+            forward_step,
+            count=len(batches),
+            shape=shape,
+            forward_only=forward_only,
+            models=models,
+        )
 
     def _row_multiple(self) -> int:
         """A row's length is a multiple of this: 2 pieces per context-parallel rank, 1 per sequence-parallel rank."""

@@ -37,6 +37,8 @@ class TrainConfig:
             All other tensors stay bit-identical. TFLOP/s and MFU always count the work of training all parameters.
         recompute: 'none', or 'full': each layer keeps only its input and is computed again in the backward pass. This
             takes a third more compute and far less memory, and gives the same numbers.
+        intra_document: the documents of a training row do not see each other: attention and the state of Mamba layers
+            end with each document, and its last token predicts nothing. Off, as in the paper.
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
@@ -53,6 +55,7 @@ class TrainConfig:
     fp8: str | None = None
     backend: str = tuning("auto")
     trainable: str = "all"
+    intra_document: bool = False
     recompute: str = tuning("none")
     batch: BatchConfig = field(default_factory=BatchConfig)
     schedule: Schedule = field(default_factory=Schedule)

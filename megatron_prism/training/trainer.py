@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.build import build_model
+from megatron_prism.models.build import build_model, choose_backend
 from megatron_prism.models.layers.output_layer import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.intra_document import PACKED, check_intra_document, place_documents
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.trainable import check_trainable, freeze
 
@@ -23,7 +24,7 @@ from megatron_prism.training.trainable import check_trainable, freeze
 class Trainer:
     """This rank's part of a model and its optimizer.
 
-    `backend`, `fp8`, `trainable` and `recompute` mean the same as in `TrainConfig`.
+    `backend`, `fp8`, `trainable`, `recompute` and `intra_document` mean the same as in `TrainConfig`.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
     Needs a running `platform.process_groups.session`.
@@ -41,6 +42,7 @@ class Trainer:
         fp8: str | None = None,
         trainable: str = "all",
         recompute: str = "none",
+        intra_document: bool = False,
     ) -> None:
         from megatron.core import parallel_state
         from megatron.core.distributed import (
@@ -53,6 +55,10 @@ class Trainer:
         parallel.check_sequence(batch.sequence_length)
         check_trainable(trainable, architecture, parallel)
         self.batch, self.parallel = batch, parallel
+        self.backend = choose_backend(backend, architecture.is_hybrid)
+        if intra_document:
+            check_intra_document(self.backend, architecture.is_hybrid, parallel)
+        self.joins_rows = intra_document and self.backend == "te"
         self.micro_batches = batch.micro_batches(parallel)
         self.data_rank = parallel_state.get_data_parallel_rank()
         virtual = parallel.virtual_pipeline_model_parallel_size
@@ -63,7 +69,7 @@ class Trainer:
                 dtype,
                 parallel,
                 vp_stage=stage if virtual else None,
-                backend=backend,
+                backend=self.backend,
                 recompute=recompute,
                 calculate_per_token_loss=True,
                 fp8=fp8,
@@ -113,11 +119,12 @@ class Trainer:
 
     def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> tuple[float, float]:
         """The summed loss of one global batch, and the number of tokens that it is summed over."""
+        rows, length = self.batch.micro_batch_size, self.batch.sequence_length
         reports = self.run_micro_batches(
             lambda: self._micro_batches(dataset, first_sample),
             _forward_step,
             count=self.micro_batches,
-            shape=(self.batch.micro_batch_size, self.batch.sequence_length),
+            shape=(1, rows * length) if self.joins_rows else (rows, length),
             forward_only=forward_only,
         )
         total, tokens = sum_over_ranks([report["loss"] for report in reports], size=2)
@@ -174,15 +181,15 @@ class Trainer:
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
 
-    def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, Any]]:
         """This data-parallel rank's micro-batches of the global batch that starts at `first_sample`."""
         from megatron.core.utils import get_batch_on_this_cp_rank
 
         size = self.batch.micro_batch_size
         for index in range(self.micro_batches):
             start = first_sample + (index * self.parallel.data_parallel_size + self.data_rank) * size
-            batch = collate([dataset[i] for i in range(start, start + size)])
-            yield get_batch_on_this_cp_rank(batch)
+            samples = [dataset[i] for i in range(start, start + size)]
+            yield place_documents(get_batch_on_this_cp_rank(collate(samples)), samples, self.backend)
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -191,9 +198,15 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([torch.as_tensor(s[key]) for s in samples]).to(device()) for key in keys}
 
 
-def _forward_step(batches: Iterator[dict[str, torch.Tensor]], model: Any) -> tuple[torch.Tensor, Any]:
+def _forward_step(batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.Tensor, Any]:
     batch = next(batches)
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        packed_seq_params=batch.get(PACKED),
+    )
     return output, partial(_token_loss, batch["loss_mask"])
 
 

@@ -69,6 +69,7 @@ def _trainer(config: TrainConfig) -> Trainer:
         fp8=config.fp8,
         trainable=config.trainable,
         recompute=config.recompute,
+        intra_document=config.intra_document,
     )
 
 
@@ -99,6 +100,7 @@ class _Data:
                 seed=config.seed,
                 cache=cache,
                 tokenizer=tokenizer,
+                documents=config.intra_document,
             )
 
         self.training = dataset("train", weights, config.steps * size)

@@ -15,6 +15,7 @@ from tiny_models import VOCABULARY, make_checkpoint
 from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.data.packed_dataset import packed_dataset
 from megatron_prism.data.packing import PackDocuments
+from megatron_prism.data.token_files import TokenFile
 from megatron_prism.data.tokenizer import ModelTokenizer, Tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, Receipt
@@ -52,6 +53,8 @@ def inputs(model, tmp_path_factory):
     for split in ("train", "valid"):
         write_documents(folder / "tokens" / split / "mixed", [33, 25, 18])
         write_documents(folder / "tokens" / split / "sparse", [6])
+        # Three sequences of 2, 3 and 2 documents.
+        write_documents(folder / "tokens" / split / "joined", [20, 13, 14, 11, 8, 17, 15])
     tokens = Artifact(folder / "tokens", Receipt("tokens", "0", "tokens", {}, {}))
     packed = make_artifact(PackDocuments(sequence_length=LENGTH), folder / "packed", tokens=tokens)
     imported = Artifact(model.parent, Receipt("import", "1", "import", {}, {}))
@@ -149,3 +152,25 @@ def test_another_sequence_length_is_refused(model, inputs, tmp_path):
         ConfigError, match=r"sequence_length=32, but sequence_length=16 .*batch.sequence_length"
     ):
         stage.run(inputs, tmp_path)
+
+
+def test_documents_apart_have_the_loss_of_each_alone(model, inputs, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    batch = BatchConfig(LENGTH, 1, 3)
+    made = make_artifact(
+        train(model, tmp_path, "joined", intra_document=True, batch=batch), tmp_path / "made", **inputs
+    )
+    network = AutoModelForCausalLM.from_pretrained(model).eval()
+    file = TokenFile.open(inputs["tokens"].path / "train" / "joined")
+    total, count = 0.0, 0
+    for document in numpy.split(numpy.asarray(file.tokens, numpy.int64), file.chunk_bounds[1:-1]):
+        ids = torch.from_numpy(document)
+        with torch.no_grad():
+            logits = network(ids[None]).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
+        count += len(ids) - 1
+    loss = records(made.path)[0]["loss"]
+    assert loss == pytest.approx(total / count, rel=1e-5)
+    joined = make_artifact(train(model, tmp_path, "joined", batch=batch), tmp_path / "off", **inputs)
+    assert abs(records(joined.path)[0]["loss"] - loss) > 1e-3

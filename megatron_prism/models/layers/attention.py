@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from megatron_prism.models.layers.blockwise import Blocks, Shards, blockwise_attention
 from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
-from megatron_prism.models.layers.segments import Segments
+from megatron_prism.models.layers.row_documents import RowDocuments, documents_of
 
 
 def chunk_positions(local_length: int, rank: int, size: int, device: torch.device | None) -> Tensor:
@@ -54,8 +54,7 @@ class SDPACoreAttention(MegatronModule):
         self.cp_group = group if group is not None else parallel_state.get_context_parallel_group()
         # How many earlier tokens a query sees; Megatron's window_size is (left, right).
         self.reach = None if config.window_size is None else config.window_size[0]
-        # The texts of a packed row (segments.py), and of a generation batch (decode_cache.py).
-        self.segments: Segments | None = None
+        # The texts of a generation batch (decode_cache.py).
         self.decode_cache: DecodeCache | None = None
 
     def forward(
@@ -68,13 +67,17 @@ class SDPACoreAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Returns `[seq, batch, heads * head_dim]`. With a KV cache, key and value are longer than query."""
+        """Returns `[seq, batch, heads * head_dim]`. With a KV cache, key and value are longer than query.
+
+        Args:
+            packed_seq_params: the documents of the rows, which do not see each other (row_documents.py).
+        """
         if self.decode_cache is not None:
             return self._generate(self.decode_cache, query, key, value)
-        if self.segments is None:
-            return self._attend(query, key, value)
-        unpack = self.segments.unpack
-        return self.segments.repack(self._attend(unpack(query), unpack(key), unpack(value)))
+        documents = documents_of(packed_seq_params)
+        if documents is None or self.cp_group.size() > 1:
+            return self._attend(query, key, value, documents)
+        return documents.apply(self._attend, query, key, value)
 
     def _generate(self, cache: DecodeCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         step = cache.step
@@ -98,14 +101,18 @@ class SDPACoreAttention(MegatronModule):
         out = weights @ values[:count, :, : step.length]
         return out.reshape(count, 1, -1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: RowDocuments | None = None
+    ) -> Tensor:
         length, reach = query.shape[0], self.reach
         dropout = self.dropout if self.training else 0.0
         blocks: Blocks | None = None
         # While generating, every context-parallel rank holds whole texts.
         if self.cp_group.size() > 1 and self.decode_cache is None:
             shards = self._shards(length)
-            blocks = Blocks(shards.starts[self.cp_group.rank()], self.scale, reach, dropout, shards)
+            blocks = Blocks(
+                shards.starts[self.cp_group.rank()], self.scale, reach, dropout, shards, documents
+            )
         elif 1 < length != key.shape[0] or (reach is not None and key.shape[0] > reach + 1):
             # With a KV cache the queries are the last positions.
             blocks = Blocks([key.shape[0] - length], self.scale, reach, dropout)

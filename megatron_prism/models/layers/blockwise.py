@@ -6,7 +6,8 @@ everything else at long context: 2 GiB in fp32 for 16k queries and 32k keys, kep
 
 - Each block of queries uses the keys up to its last query, and no further back than the window. Fully masked keys are
   never computed.
-- Relative to the end of a block the mask is always the same, so one small mask serves all blocks.
+- Relative to the end of a block the mask is always the same, so one small mask serves all blocks. If documents are
+  separate, a block also skips the keys before its first document and masks those of other documents.
 - Only the inputs are kept. Backward computes a block's attention again, then its gradient, and under context
   parallelism gathers the keys and values again, so the memory of a rank falls with the number of ranks.
 """
@@ -22,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from megatron_prism.models.layers.row_documents import RowDocuments
 
 # Rows of one block's scores. Query heads that share a key are rows of one block. The mask is [ROWS, keys].
 ROWS = 256
@@ -71,6 +74,7 @@ class Blocks:
         reach: how many earlier tokens a query sees; None for all of them.
         dropout: probability to drop an attention weight.
         shards: how keys and values are spread over ranks; None if this process has all of them.
+        documents: documents of the whole rows that do not see each other; None if a row is one text.
     """
 
     starts: list[int]
@@ -78,6 +82,7 @@ class Blocks:
     reach: int | None = None
     dropout: float = 0.0
     shards: Shards | None = None
+    documents: RowDocuments | None = None
 
 
 def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> Tensor:
@@ -138,7 +143,10 @@ def _whole(key: Tensor, value: Tensor, shards: Shards | None) -> tuple[Tensor, T
 
 
 def _split(query: Tensor, key: Tensor, blocks: Blocks) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Per block: its queries in the local sequence, the keys it sees in the whole one, and its mask."""
+    """Per block: its queries in the local sequence, the keys it sees in the whole one, and its mask.
+
+    The mask is `[rows, keys]`, with documents `[batch, 1, rows, keys]`.
+    """
     piece = query.shape[0] // len(blocks.starts)
     sharing = query.shape[2] // key.shape[2]
     size = min(piece, max(1, ROWS // sharing))
@@ -151,12 +159,13 @@ def _split(query: Tensor, key: Tensor, blocks: Blocks) -> Iterator[tuple[slice, 
             rows = min(size, piece - first)
             end = start + first + rows
             begin = 0 if blocks.reach is None else max(0, end - rows - blocks.reach)
+            if blocks.documents is not None:
+                begin = max(begin, int(blocks.documents.starts[:, end - rows : end].min()))
             offset = index * piece + first
-            yield (
-                slice(offset, offset + rows),
-                slice(begin, end),
-                mask[-rows * sharing :, width - (end - begin) :],
-            )
+            seen = mask[-rows * sharing :, width - (end - begin) :]
+            if blocks.documents is not None:
+                seen = seen + _other_documents(blocks.documents, end - rows, begin, end, seen)[:, None]
+            yield slice(offset, offset + rows), slice(begin, end), seen
 
 
 def _mask(size: int, width: int, reach: int | None, like: Tensor) -> Tensor:
@@ -166,6 +175,14 @@ def _mask(size: int, width: int, reach: int | None, like: Tensor) -> Tensor:
     if reach is None:
         return ahead
     return ahead.add_(like.new_full((size, width), float("-inf")).tril_(width - size - reach - 1))
+
+
+def _other_documents(documents: RowDocuments, first: int, begin: int, end: int, like: Tensor) -> Tensor:
+    """`[batch, rows, keys]`, 0 or -inf: queries `first` .. `end` see no key before their document's start."""
+    starts = documents.starts_on_device[:, first:end, None]
+    before = torch.arange(begin, end, device=starts.device) < starts
+    mask = like.new_zeros(before.shape).masked_fill_(before, float("-inf"))
+    return mask.repeat_interleave(like.shape[0] // (end - first), 1)
 
 
 def _attend(blocks: Blocks, seed: int, mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

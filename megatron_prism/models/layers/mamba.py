@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
 from megatron_prism.models.layers.norm import GatedRMSNorm
-from megatron_prism.models.layers.segments import Segments
+from megatron_prism.models.layers.row_documents import documents_of
 from megatron_prism.models.layers.ssd import ssd_scan, ssd_step
 
 
@@ -42,27 +42,28 @@ class TorchMambaMixer(upstream.MambaMixer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _without_mamba_ssm():
             super().__init__(*args, **kwargs)
-        # The texts of a packed row (segments.py), and of a generation batch (decode_cache.py).
-        self.segments: Segments | None = None
+        # The texts of a generation batch (decode_cache.py).
         self.decode_cache: DecodeCache | None = None
 
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
-        if packed_seq_params is not None:
-            raise ValueError(
-                "packed_seq_params: the torch Mamba kernel takes packed texts as `segments` (segments.py)"
-            )
-        segments = self.segments
-        y, z, _, _ = self._convolve_and_scan(zxBCdt if segments is None else segments.unpack(zxBCdt))
-        if segments is not None:
-            y, z = segments.repack(y), segments.repack(z)
-        y, z = self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z)
-        return self.norm(y, z)
+        """`[seq, batch, inner]` of whole sequences: context parallelism has moved them from tokens to heads."""
+        documents = documents_of(packed_seq_params)
+        y = self._scan_rows(zxBCdt) if documents is None else documents.apply(self._scan_rows, zxBCdt)
+        z = zxBCdt[..., : self.cp.d_inner_local_tpcp]
+        return self.norm(self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z))
 
-    def forward(self, hidden_states: Tensor, *args: Any, **keywords: Any) -> Any:
-        if self.decode_cache is None:
-            return super().forward(hidden_states, *args, **keywords)
+    def _scan_rows(self, zxBCdt: Tensor) -> Tensor:
+        return self._convolve_and_scan(zxBCdt)[0]
+
+    def forward(
+        self, hidden_states: Tensor, *args: Any, packed_seq_params: Any = None, **keywords: Any
+    ) -> Any:
         projected, _ = self.in_proj(hidden_states)
-        return self.out_proj(self._generate(self.decode_cache, projected))
+        if self.decode_cache is not None:
+            return self.out_proj(self._generate(self.decode_cache, projected))
+        # Not upstream's forward: with packed_seq_params it reorders documents for Transformer Engine's context
+        # parallelism (mamba_context_parallel.py:396), and ours are rows.
+        return self.out_proj(self._ssm_training(self.cp.pre_conv_ssm(projected), packed_seq_params))
 
     def _generate(self, cache: DecodeCache, zxBCdt: Tensor) -> Tensor:
         step = cache.step

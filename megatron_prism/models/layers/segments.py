@@ -1,25 +1,17 @@
-"""Several texts in one row that do not see each other: attention and the Mamba scan process each text separately.
+"""The prompts of one row while a model generates: the row, and the padded batch of its texts.
 
-A row of packed texts passes through the token-wise parts of a model unchanged, without padding. Where tokens
-interact (in core attention and in Mamba's convolution and scan) the row is unpacked to a padded batch of texts and
-packed again afterwards. Both are causal and the padding is on the right, so every text gets the same numbers as
-alone. Rotary positions count through the whole row, because attention scores depend only on their differences.
-
-Megatron's `packed_seq_params` do the same through Transformer Engine, but MambaModel does not support them.
+Where tokens interact (in core attention and in Mamba's convolution and scan) the row is unpacked to a padded batch and
+packed again afterwards. Both are causal and the padding is on the right, so every text gets the same numbers as alone.
+There is one batch and not several, because a cache has one slot per text in the order of the texts; training uses
+`row_documents.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from megatron_prism.errors import ParallelError
-
-# The name of the attribute in which modules hold the segments.
-SEGMENTS = "segments"
 
 
 class Segments:
@@ -56,28 +48,3 @@ class Segments:
     def repack(self, batch: Tensor) -> Tensor:
         """`[longest, texts, ...]` -> `[row_length, 1, ...]`."""
         return batch.flatten(0, 1)[self.scatter, None]
-
-
-def check_packing(model: Any) -> None:
-    """Raise a ParallelError if this model cannot process packed texts separately."""
-    modules = [module for module in model.modules() if hasattr(module, SEGMENTS)]
-    mixers = [m for m in model.modules() if hasattr(m, "d_inner_local_tp") or hasattr(m, "core_attention")]
-    if len(modules) < len(mixers):
-        raise ParallelError(
-            "packing=true: only the torch backend processes packed texts separately; use packing=false"
-        )
-    if model.config.context_parallel_size > 1:
-        raise ParallelError(
-            f"packing=true: not supported with context_parallel_size={model.config.context_parallel_size}, which cuts "
-            "rows inside a text; use packing=false"
-        )
-
-
-def set_segments(model: Any, segments: Segments | None) -> None:
-    """Set the texts of the next rows for `model` (an unwrapped chunk); None: each row is one text.
-
-    Recomputed layers use them again in the backward pass, so they must be reset after it, not after the forward pass.
-    """
-    for module in model.modules():
-        if hasattr(module, SEGMENTS):
-            setattr(module, SEGMENTS, segments)
