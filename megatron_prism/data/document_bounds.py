@@ -1,7 +1,7 @@
 """Which document each token of a training row belongs to, for training in which documents do not see each other.
 
-The numbers come from the index of the token files and not from end tokens in the text: a chunk of a long document has
-no end token, and a rendered chat may have several.
+The numbers come from the index of the token files and not from end tokens in the text: a rendered chat may have
+several end tokens, and a part of a long document has none.
 """
 
 from __future__ import annotations

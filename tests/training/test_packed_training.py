@@ -173,4 +173,4 @@ def test_documents_apart_have_the_loss_of_each_alone(model, inputs, tmp_path):
     loss = records(made.path)[0]["loss"]
     assert loss == pytest.approx(total / count, rel=1e-5)
     joined = make_artifact(train(model, tmp_path, "joined", batch=batch), tmp_path / "off", **inputs)
-    assert abs(records(joined.path)[0]["loss"] - loss) > 1e-3
+    assert abs(records(joined.path)[0]["loss"] - loss) > 5e-4
