@@ -11,16 +11,16 @@ from tiny_rl import MODELS, artifact, tiny_run
 
 from megatron_prism.models.layers import decode_cache
 
-# Layout and changes of the run; texts are packed unless context parallelism cuts the rows.
+# Layout and changes of the run; texts are packed unless PADDED.
 PADDED = {"packing": False, "micro_batch_size": 3}
 LAYOUTS = {
     1: {"one": (layout(), {}), "padded": (layout(), PADDED), "recomputed": (layout(), {"recompute": "full"})},
     2: {
         "tp2": (layout(tp=2), {}),
         "tp2sp": (layout(tp=2, sp=True), {}),
-        "pp2": (layout(pp=2), {}),
+        "pp2": (layout(pp=2), {"recompute": "full"}),
         "pp2vp2": (layout(pp=2, vp=2), {}),
-        "cp2": (layout(cp=2), PADDED),
+        "cp2": (layout(cp=2), {}),
         "dp2": (layout(dp=2), {}),
     },
     4: {"tp2pp2": (layout(tp=2, pp=2), {}), "tp2sp-cp2": (layout(tp=2, cp=2, sp=True), PADDED)},

@@ -31,4 +31,4 @@ def test_losses_and_gradient_norms_of_documents_alone(curves, kind, layout):
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
 def test_rows_of_one_text_train_differently(curves, kind):
-    assert gap(curves[f"{kind}-leaking"], curves[f"{kind}-alone"]) > 1e-2
+    assert gap(curves[f"{kind}-leaking"], curves[f"{kind}-alone"]) > 5e-3
