@@ -118,7 +118,7 @@ def compare(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with session(seed=1), tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
         peer.generation_config.eos_token_id = None
-        model = build_model(architecture, backend="torch").to(device())
+        model = build_model(architecture, backend="torch", initialize=False)
         load_hf_weights([model], architecture, Path(folder))
         assert local_parameter_count(model) == local_parameter_count(peer), (
             "the two models do not have the same shape"

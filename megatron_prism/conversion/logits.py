@@ -119,7 +119,7 @@ def checkpoint_outputs(
         rounded_to: round the weights to this dtype first, as an export to this dtype does.
     """
     with session():
-        model = build_model(weights.architecture, dtype).to(device())
+        model = build_model(weights.architecture, dtype, initialize=False)
         load_weights([model], weights.path / CHECKPOINT)
         if rounded_to is not None:
             for parameter in model.parameters():

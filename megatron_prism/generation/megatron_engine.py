@@ -112,7 +112,7 @@ class MegatronEngine:
         from megatron_prism.models.architecture import Architecture
         from megatron_prism.models.build import build_model
         from megatron_prism.models.checkpoint_io import load_weights
-        from megatron_prism.platform.hardware import device, has_gpu
+        from megatron_prism.platform.hardware import has_gpu
         from megatron_prism.platform.process_groups import session
 
         architecture = Architecture.load(Path(model_folder) / ARCHITECTURE)
@@ -124,7 +124,7 @@ class MegatronEngine:
             )
         with session():
             dtype = torch.bfloat16 if has_gpu() else torch.float32
-            model = build_model(architecture, dtype=dtype, backend="torch").to(device())
+            model = build_model(architecture, dtype=dtype, backend="torch", initialize=False)
             load_weights([model], Path(model_folder) / CHECKPOINT)
             yield cls(model, tokenizer, batch_size)
 

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from megatron_prism.models import specs_te
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
+from megatron_prism.models.layers.initialization import UNINITIALIZED, move_to_device
 from megatron_prism.models.layers.multipliers import install_embedding_multiplier
 from megatron_prism.models.layers.output_layer import install_output_layer
 from megatron_prism.models.rope import inverse_frequencies
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.cpu_seam import on_meta
+from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 
 FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -107,15 +109,17 @@ def build_model(
     vp_stage: int | None = None,
     backend: str = "auto",
     recompute: str = "none",
+    initialize: bool = True,
     **settings: Any,
 ) -> Any:
-    """This rank's model (one chunk of it under virtual pipelining), with fresh weights.
+    """This rank's model (one chunk of it under virtual pipelining), on this rank's device.
 
     Needs a running `platform.process_groups.session`.
 
     Args:
         backend: 'te' (Transformer Engine, mamba_ssm), 'torch', or 'auto': te if this machine supports it.
         recompute: 'full' keeps only each layer's input in training, and no activation inside the layer.
+        initialize: False leaves the weights undefined; only for a model whose weights are all loaded afterwards.
         settings: fields of Megatron's TransformerConfig that replace those made from the architecture.
 
     Raises:
@@ -131,6 +135,8 @@ def build_model(
     check_recompute(recompute, architecture, settings.get("fp8"))
     if recompute == "full" and not architecture.is_hybrid:
         settings = FULL_RECOMPUTE | settings
+    if not initialize:
+        settings = UNINITIALIZED | settings
     config = transformer_config(architecture, parallel, dtype, **settings)
     shared: dict[str, Any] = {
         "vocab_size": architecture.padded_vocab_size(parallel.tensor_model_parallel_size),
@@ -167,13 +173,14 @@ def build_model(
         install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
     if shared["post_process"]:
         install_output_layer(model, architecture.logits_scaling)
+    move_to_device(model, device())
     return model
 
 
 def build_on_meta(architecture: Architecture) -> Any:
     """The whole model with shapes only, without memory for its weights; it cannot compute. Needs a running session."""
     with on_meta():
-        return build_model(architecture, backend="torch", perform_initialization=False)
+        return build_model(architecture, backend="torch", initialize=False)
 
 
 def choose_backend(wanted: str, hybrid: bool) -> str:

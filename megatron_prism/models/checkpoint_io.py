@@ -74,10 +74,17 @@ def load_weights(models: list[Any], folder: Path) -> None:
 
 
 def install_weights(models: list[Any], loaded: dict[str, Any]) -> None:
-    """Copy loaded weights, which were read for `model_state(models)`, into the chunks."""
+    """Copy loaded weights, which were read for `model_state(models)`, into the chunks.
+
+    Raises:
+        CheckpointError: if a weight of the model is not among them.
+    """
     for model, name in zip(models, _chunk_names(models), strict=True):
         # Not strict, because Transformer Engine's `_extra_state` is not in the state.
-        unwrap(model).load_state_dict(loaded[name], strict=False)
+        result = unwrap(model).load_state_dict(loaded[name], strict=False)
+        missing = [key for key in result.missing_keys if not key.endswith("_extra_state")]
+        if missing:
+            raise CheckpointError(f"the checkpoint has no values for {', '.join(missing[:3])}")
 
 
 def _chunk_names(models: list[Any]) -> list[str]:

@@ -14,7 +14,6 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
 from megatron_prism.models.checkpoint_io import unwrap
 from megatron_prism.models.layers.output_layer import install_vocabulary_limit
-from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings, conclude, observe
 from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build_micro_batch, plan_rows
@@ -43,6 +42,7 @@ class BatchShape:
 class Policy:
     """This rank's part of the trained model, its optimizer, and a reference model with the same layout.
 
+    Its weights, and the reference's, are undefined until they are loaded, as `load_weights` and `copy_to_reference` do.
     Needs a running `platform.process_groups.session`.
 
     Args:
@@ -72,7 +72,14 @@ class Policy:
         )
         batch = BatchConfig(shape.context_length, 1, self.rows_multiple)
         self.trainer = Trainer(
-            architecture, parallel, batch, optimizer, dtype=dtype, backend="torch", recompute=recompute
+            architecture,
+            parallel,
+            batch,
+            optimizer,
+            dtype=dtype,
+            backend="torch",
+            recompute=recompute,
+            initialize=False,
         )
         self.parallel, self.shape, self.objective = parallel, shape, objective
         self.gate_settings = gate_settings
@@ -80,9 +87,14 @@ class Policy:
         if objective.kl_coefficient:
             for stage in range(virtual or 1):
                 chunk = build_model(
-                    architecture, dtype, parallel, vp_stage=stage if virtual else None, backend="torch"
+                    architecture,
+                    dtype,
+                    parallel,
+                    vp_stage=stage if virtual else None,
+                    backend="torch",
+                    initialize=False,
                 )
-                chunk = chunk.to(device=device(), dtype=dtype).eval().requires_grad_(False)
+                chunk = chunk.to(dtype).eval().requires_grad_(False)
                 chunk.model_type = unwrap(self.trainer.models[0]).model_type
                 self.reference.append(chunk)
         for chunk in [*map(unwrap, self.trainer.models), *self.reference]:
@@ -91,17 +103,22 @@ class Policy:
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.context_group = parallel_state.get_context_parallel_group()
 
+    @torch.no_grad()
     def copy_to_reference(self) -> None:
         """Make the reference a copy of the policy."""
-        self.soft_update_reference(1.0)
+        for source, target in self._pairs():
+            target.copy_(source)
 
     @torch.no_grad()
     def soft_update_reference(self, alpha: float) -> None:
         """reference <- alpha * policy + (1 - alpha) * reference (TR-DPO, arXiv 2404.09656, soft update)."""
+        for source, target in self._pairs():
+            target.copy_(target.float().lerp_(source.float(), alpha))
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter of the policy, with that of the reference, if there is one."""
         for chunk, reference in zip(self.trainer.models, self.reference, strict=False):
-            for source, target in zip(unwrap(chunk).parameters(), reference.parameters(), strict=True):
-                blended = target.float().lerp_(source.float(), alpha)
-                target.copy_(blended)
+            yield from zip(unwrap(chunk).parameters(), reference.parameters(), strict=True)
 
     def micro_batches(self, texts: Sequence[TrainingText]) -> list[MicroBatch]:
         """This data-parallel rank's micro-batches; all ranks pass the same texts."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_prism.models.architecture import ATTENTION, MAMBA, Architecture
+from megatron_prism.platform.hardware import device
 
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
@@ -47,6 +48,6 @@ def count_parameters(models: Sequence[Any], *, trainable: bool = False) -> int:
             tied_copy = getattr(parameter, "shared_embedding", False) and not first and "output_layer" in name
             skipped = replica or tied_copy or (trainable and not parameter.requires_grad)
             count += 0 if skipped else parameter.numel()
-    total = torch.tensor([count], dtype=torch.int64)
+    total = torch.tensor([count], dtype=torch.int64, device=device())
     dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
     return int(total.item())

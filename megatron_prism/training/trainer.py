@@ -24,7 +24,8 @@ from megatron_prism.training.trainable import check_trainable, freeze
 class Trainer:
     """This rank's part of a model and its optimizer.
 
-    `backend`, `fp8`, `trainable`, `recompute` and `intra_document` mean the same as in `TrainConfig`.
+    `backend`, `fp8`, `trainable`, `recompute` and `intra_document` mean the same as in `TrainConfig`. Without
+    `initialize` the weights are undefined until they are loaded.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
     Needs a running `platform.process_groups.session`.
@@ -43,6 +44,7 @@ class Trainer:
         trainable: str = "all",
         recompute: str = "none",
         intra_document: bool = False,
+        initialize: bool = True,
     ) -> None:
         from megatron.core import parallel_state
         from megatron.core.distributed import (
@@ -73,6 +75,7 @@ class Trainer:
                 recompute=recompute,
                 calculate_per_token_loss=True,
                 fp8=fp8,
+                initialize=initialize,
             )
             model.model_type = ModelType.encoder_or_decoder
             if dtype is torch.bfloat16:

@@ -14,14 +14,15 @@ import torch.distributed as dist
 from megatron_prism.data.blend import training_dataset
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import CheckpointError
 from megatron_prism.models.extension import describe
 from megatron_prism.platform.hardware import peak, peak_memory_bytes
-from megatron_prism.training.checkpoint import TrainingState
+from megatron_prism.training.checkpoint import TrainingState, latest_checkpoint
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.cost import count_parameters, flops_per_token
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.metrics import MetricsLog, StepRecord, logger
-from megatron_prism.training.run_folder import RunFolder
+from megatron_prism.training.run_folder import CHECKPOINTS, RunFolder
 from megatron_prism.training.trainer import Trainer
 
 INDEX_CACHE = "index_cache"
@@ -36,9 +37,10 @@ def train_on_text(
         tokens: folder of tokenized text.
         start: folder with the weights to start from; None for random weights.
     """
-    trainer = _trainer(config)
+    fresh = start is None and latest_checkpoint(out / CHECKPOINTS) is None
+    trainer = _trainer(config, initialize=fresh)
     folder = RunFolder(out, trainer)
-    state = _first_state(config, folder, start)
+    state = TrainingState() if fresh else _first_state(config, folder, start)
     run = _TextRun(config, trainer, _Data(config, tokens, out / INDEX_CACHE, tokenizer), state, out=out)
     run_steps(
         state,
@@ -58,7 +60,7 @@ def train_on_text(
     return metrics
 
 
-def _trainer(config: TrainConfig) -> Trainer:
+def _trainer(config: TrainConfig, initialize: bool) -> Trainer:
     return Trainer(
         config.trained_architecture,
         config.parallel,
@@ -70,16 +72,24 @@ def _trainer(config: TrainConfig) -> Trainer:
         trainable=config.trainable,
         recompute=config.recompute,
         intra_document=config.intra_document,
+        initialize=initialize,
     )
 
 
 def _first_state(config: TrainConfig, folder: RunFolder, start: Path | None) -> TrainingState:
-    """The state after the newest checkpoint, or step 0 with the weights of `start`."""
+    """The state after the newest checkpoint, or step 0 with the weights of `start`.
+
+    Raises:
+        CheckpointError: if there is neither, so that the weights would stay undefined.
+    """
     state = folder.resume()
     if state is not None:
         return state
-    if start is not None:
-        folder.load_start(start, config.architecture)
+    if start is None:
+        raise CheckpointError(
+            f"{folder.out / CHECKPOINTS}: no checkpoint could be loaded; remove the folder to start again"
+        )
+    folder.load_start(start, config.architecture)
     return TrainingState()
 
 
