@@ -8,9 +8,6 @@ B  `torch.cuda.synchronize` does nothing (p2p_communication.py:398, async_utils.
 C  the model-parallel random states are CPU generator states (tensor_parallel/random.py:235, 447 and every `fork`).
 D  `cuda_requests_on_cpu()`: a context in which `device="cuda"`, `.cuda()`, `pin_memory=True` and `.type()` mean the CPU
    (schedules.py:596, clip_grads.py:103, optimizer.py:481, distrib_optimizer.py:361, transformer/utils.py:35, ...).
-E  the distributed optimizer loads torch's AdamW state (distrib_optimizer.py:642, 811, 909): torch keeps a `step` per
-   parameter that Apex and Transformer Engine do not have. Call `prime_adam_state` before a load and
-   `unshare_adam_steps` after it.
 """
 
 from __future__ import annotations
@@ -69,14 +66,13 @@ def on_meta() -> Iterator[None]:
 
 
 def install() -> None:
-    """Install seams A, B, C and E once; does nothing on a machine with CUDA."""
+    """Install seams A, B and C once; does nothing on a machine with CUDA."""
     global _installed
     if _installed or has_gpu():
         return
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda device=None: None
     _install_random_states()
-    _install_adam_loading()
     _installed = True
 
 
@@ -112,52 +108,3 @@ def _install_random_states() -> None:
     upstream._get_cuda_rng_state = get_state
     upstream._set_cuda_rng_state = set_state
     upstream.CudaRNGStatesTracker = CpuRNGStatesTracker
-
-
-def _install_adam_loading() -> None:
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    def set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: Any) -> None:
-        group, order = self.model_param_group_index_map[model_param]
-        main = self.optimizer.param_groups[group]["params"][order]
-        with torch.no_grad():
-            for key, target in {"param": main, **self.optimizer.state[main]}.items():
-                if key != "step":
-                    target.copy_(tensors[key])
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
-
-
-def _torch_optimizers(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if getattr(part, "optimizer", None) is not None:
-            yield part.optimizer
-
-
-def prime_adam_state(optimizer: Any) -> None:
-    """Seam E, before a load: create the moments, which torch's AdamW otherwise creates in its first step."""
-    for inner in _torch_optimizers(optimizer):
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                if not inner.state[parameter]:
-                    inner.state[parameter].update(
-                        step=torch.tensor(0.0),
-                        exp_avg=torch.zeros_like(parameter.data),
-                        exp_avg_sq=torch.zeros_like(parameter.data),
-                    )
-
-
-def unshare_adam_steps(optimizer: Any) -> None:
-    """Seam E, after a load: give each state its own `step`; upstream shares one, which AdamW would count many times."""
-    for inner in _torch_optimizers(optimizer):
-        for state in inner.state.values():
-            if "step" in state:
-                state["step"] = state["step"].clone()
-
-
-def use_fused_adam(optimizer: Any) -> None:
-    """Let torch's AdamW update each parameter with one fused kernel, which exists on the CPU, too."""
-    for inner in _torch_optimizers(optimizer):
-        if isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
-            for group in inner.param_groups:
-                group["fused"], group["foreach"] = True, False

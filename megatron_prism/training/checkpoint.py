@@ -20,10 +20,9 @@ from megatron_prism.models.checkpoint_io import (
     read_checkpoint,
     write_checkpoint,
 )
-from megatron_prism.platform import cpu_seam
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu
 from megatron_prism.platform.randomness import random_state, restore_random_state
-from megatron_prism.training.optimizer import share_step_count
+from megatron_prism.training import adam_state
 
 STATE = "training_state.json"
 
@@ -59,9 +58,7 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     dist.barrier()
     with cuda_requests_on_cpu():
-        # Before the first step torch's AdamW has no moments, but upstream asserts that they exist.
-        cpu_seam.prime_adam_state(optimizer)
-        share_step_count(optimizer)
+        adam_state.prepare_state(optimizer)
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded, metadata=checkpoint_metadata())
         write_checkpoint(sharded, partial)
@@ -86,16 +83,14 @@ def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> Training
 
     state = TrainingState(**json.loads((folder / STATE).read_text()))
     with cuda_requests_on_cpu():
-        cpu_seam.prime_adam_state(optimizer)
-        share_step_count(optimizer)
+        adam_state.prepare_state(optimizer)
         sharded = model_state(models)
         sharded["optimizer"] = optimizer.sharded_state_dict(
             sharded, is_loading=True, metadata=checkpoint_metadata()
         )
         loaded = read_checkpoint(sharded, folder)
         install_weights(models, loaded)
-        optimizer.load_state_dict(loaded["optimizer"])
-        cpu_seam.unshare_adam_steps(optimizer)
+        adam_state.load_state(optimizer, loaded["optimizer"])
     random_file = folder / f"random_{dist.get_rank()}_of_{dist.get_world_size()}.pt"
     if random_file.exists():
         restore_random_state(torch.load(random_file, weights_only=True))

@@ -8,7 +8,6 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import positive
-from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 
 
@@ -47,7 +46,7 @@ def build_optimizer(
     import torch
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    from megatron_prism.platform import cpu_seam
+    from megatron_prism.training.adam_state import use_fused_kernel
 
     config = OptimizerConfig(
         optimizer="adam",
@@ -63,8 +62,7 @@ def build_optimizer(
     )
     with cuda_requests_on_cpu():
         optimizer = get_megatron_optimizer(config, models)
-    if not has_gpu():
-        cpu_seam.use_fused_adam(optimizer)
+    use_fused_kernel(optimizer)
     return optimizer
 
 
@@ -77,36 +75,3 @@ def set_group_values(optimizer: Any, lr: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["weight_decay"] = weight_decay * group["wd_mult"]
-
-
-def share_step_count(optimizer: Any) -> None:
-    """Copy the step count to ranks without trained parameters. All ranks call this before saving or loading.
-
-    Such ranks exist if only attention is trained and a pipeline stage has no attention layer. Upstream reads the step
-    count from the AdamW of every rank (distrib_optimizer.py:594), and the checkpoint stores that of rank 0 for all.
-    """
-    import torch
-    import torch.distributed as dist
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    parts = [each for each in optimizer.chained_optimizers if isinstance(each, DistributedOptimizer)]
-    steps = [_steps(each.optimizer) for each in parts]
-    largest = torch.tensor([max([0, *steps])], dtype=torch.int64, device=device())
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    for part in parts:
-        inner = part.optimizer
-        if any(group["params"] for group in inner.param_groups):
-            continue
-        for group in inner.param_groups:
-            group["step"] = int(largest)
-        if isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
-            # torch stores step counts in the state of parameters. It saves and loads other keys unchanged.
-            state: Any = inner.state
-            state["step count"] = {"step": largest[0].float().cpu()}
-
-
-def _steps(inner: Any) -> int:
-    """The step count: torch's AdamW keeps it per parameter, Transformer Engine's and Apex's per group."""
-    counts = [state["step"] for state in inner.state.values() if "step" in state]
-    counts += [group["step"] for group in inner.param_groups if group["params"] and "step" in group]
-    return int(max([0, *counts]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_imitation.fused_adam import fused_adam
 from parallel_runs import HYBRID, VOCABULARY, Motifs
 
 from megatron_prism.models.architecture import Architecture
@@ -31,12 +32,16 @@ TP, PP, DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data
 
 @dataclass(frozen=True)
 class Case:
-    """A model, by its name in `MODELS`, under a layout; `broken` runs are also interrupted and resumed."""
+    """A model, by its name in `MODELS`, under a layout; `broken` runs are also interrupted and resumed.
+
+    `adam` names an implementation of `gpu_imitation.fused_adam`.
+    """
 
     kind: str
     sizes: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
     broken: bool = False
+    adam: str = "torch"
 
 
 CASES = {
@@ -46,6 +51,7 @@ CASES = {
     "dense-pp2-tied": Case("dense", {PP: 2}, broken=True),
     "hybrid-pp2-idle-stage": Case("hybrid", {PP: 2}, broken=True),
     "hybrid-pp2-idle-stage-bf16": Case("hybrid", {PP: 2}, {"dtype": torch.bfloat16}, broken=True),
+    "hybrid-pp2-idle-stage-te": Case("hybrid", {PP: 2}, broken=True, adam="te"),
     "hybrid-tp2": Case("hybrid", {TP: 2}),
     "hybrid-twice-pp2-recompute": Case("hybrid-twice", {PP: 2}, {"recompute": "full"}),
 }
@@ -107,5 +113,8 @@ def resume(run: Trainer, saved: Path) -> list[tuple[float, float]]:
 
 
 def main(folder: Path) -> None:
-    results = {name: train(folder, name, case) for name, case in CASES.items()}
+    results = {}
+    for name, case in CASES.items():
+        with fused_adam(case.adam):
+            results[name] = train(folder, name, case)
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(results))
