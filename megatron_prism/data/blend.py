@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.data.document_bounds import blended_documents_class
 from megatron_prism.data.mixture import check_blend, check_sources
 from megatron_prism.data.packed_dataset import is_packed, packed_dataset
+from megatron_prism.data.rounds import in_rounds
 from megatron_prism.data.token_files import token_file_stamp, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
 
@@ -53,12 +54,16 @@ def training_dataset(
     *,
     sequence_length: int,
     num_samples: int,
+    round_samples: int,
     seed: int,
     cache: Path,
     tokenizer: Tokenizer,
     documents: bool = False,
 ) -> Any:
     """At least `num_samples` samples of a tokens folder: `packed_dataset` if it is packed, else `blended_dataset`.
+
+    Sample i does not depend on `num_samples`, so a run that is prolonged reads what the longer run would have read.
+    Token files are read in rounds of `round_samples` (rounds.py).
 
     The samples are dicts of `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`, in proportion to
     `weights`. `source_counts` accepts both datasets. With `documents` the samples also say where their documents are
@@ -75,17 +80,21 @@ def training_dataset(
             tokenizer=tokenizer,
             documents=documents,
         )
-    return blended_dataset(
-        tokens,
-        split,
-        weights,
-        sequence_length=sequence_length,
-        num_samples=num_samples,
-        seed=seed,
-        cache=cache,
-        tokenizer=tokenizer,
-        documents=documents,
-    )
+
+    def build(samples: int, seed: int) -> Any:
+        return blended_dataset(
+            tokens,
+            split,
+            weights,
+            sequence_length=sequence_length,
+            num_samples=samples,
+            seed=seed,
+            cache=cache,
+            tokenizer=tokenizer,
+            documents=documents,
+        )
+
+    return in_rounds(build, samples=num_samples, round_samples=round_samples, seed=seed)
 
 
 def blended_dataset(

@@ -39,7 +39,15 @@ class OutputFile:
 
 @dataclass
 class Receipt:
-    """How an artifact was made: everything a report or an audit needs, without reading the outputs."""
+    """How an artifact was made: everything a report or an audit needs, without reading the outputs.
+
+    Attributes:
+        config: of the last attempt; the earlier ones may have had other tuning fields.
+        version: of the stage; 0 in receipts of releases that did not record it.
+        lineage: see `Stage.lineage`.
+        continues: fingerprint of the shorter run whose state this one began from, if there was one.
+        attempts: start time, number of processes and tuning fields (with the layout) of each start of the stage.
+    """
 
     kind: str
     fingerprint: str
@@ -53,6 +61,10 @@ class Receipt:
     world_size: int = 1
     started: str = ""
     wall_seconds: float = 0.0
+    version: int = 0
+    lineage: str = ""
+    continues: str = ""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,16 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return {str(key): _jsonable(value) for key, value in dict(container).items()}  # type: ignore[arg-type]
 
 
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    merged: dict[str, Any] = {}
+    for key, value in values.items():
+        merged |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return merged
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)

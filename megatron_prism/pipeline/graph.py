@@ -16,7 +16,11 @@ from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import apply_overrides, field_names, to_mapping
 from megatron_prism.pipeline.execution import Observer, run_in_order, run_in_pool
 from megatron_prism.pipeline.node import Located, Node, locate
+from megatron_prism.pipeline.previous_run import GRAPH, explain_new_folders
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger
+
+log = get_logger(__name__)
 
 
 class Graph:
@@ -151,6 +155,8 @@ class Graph:
         run_dir = Path(run_dir)
         located = locate(self.needed(target), run_dir)
         rerun = self.stages_to_rerun(target, start_from, force)
+        for line in explain_new_folders(run_dir, located):
+            log.warning(line)
         try:
             (run_dir / "artifacts").mkdir(parents=True, exist_ok=True)
             self._record(run_dir, located)
@@ -168,7 +174,7 @@ class Graph:
 
     def _record(self, run_dir: Path, located: Mapping[str, Located]) -> None:
         write_json(
-            run_dir / "graph.json",
+            run_dir / GRAPH,
             {
                 "recipe": self.name,
                 "stages": [

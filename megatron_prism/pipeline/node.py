@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import to_mapping
+from megatron_prism.pipeline.config import flat, to_mapping
 from megatron_prism.pipeline.stage import Stage
 
 
@@ -47,7 +47,7 @@ class Node:
         """
         if self.derive is None:
             return
-        current, derived = _flat(to_mapping(self.stage)), _flat(to_mapping(self.derive(self.stage)))
+        current, derived = flat(to_mapping(self.stage)), flat(to_mapping(self.derive(self.stage)))
         for key in derived:
             if current.get(key) != derived[key]:
                 raise ConfigError(
@@ -72,16 +72,6 @@ class Located:
             temporary.unlink(missing_ok=True)
             os.symlink(self.folder.relative_to(link.parent), temporary)
             os.replace(temporary, link)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def locate(nodes: Iterable[Node], run_dir: Path) -> dict[str, Located]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import to_mapping
+from megatron_prism.pipeline.config import flat, to_mapping
 
 
 def tuning(default: Any = MISSING, *, default_factory: Callable[[], Any] | None = None) -> Any:
@@ -64,15 +64,41 @@ class Stage(ABC):
         """
         return _without_tuning(self, to_mapping(self))
 
+    def lineage(self, inputs: Mapping[str, str]) -> str | None:
+        """A fingerprint without the length of the run, for a stage that can continue a shorter run; otherwise None.
+
+        Runs with the same lineage do the same work as long as the shorter one lasts.
+        """
+        return None
+
+    def progress(self, folder: Path) -> int:
+        """The number of steps whose state this stage can continue from in another run's folder; 0 for none."""
+        return 0
+
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """sha256 over kind, version, `identity` and the inputs' fingerprints."""
+        return self.hash_of(self.identity(), inputs)
+
+    def hash_of(self, identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        """sha256 over kind, version, the given config and the inputs' fingerprints."""
         content = {
             "kind": self.kind,
             "version": self.version,
-            "config": self.identity(),
+            "config": identity,
             "inputs": dict(sorted(inputs.items())),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def decisive_fields(stage: Stage) -> dict[str, Any]:
+    """The fields that are not tuning, by dotted key, as they stand in the config."""
+    return flat(_without_tuning(stage, to_mapping(stage)))
+
+
+def tuning_fields(stage: Stage) -> dict[str, Any]:
+    """The fields declared with `tuning`, at any depth, by dotted key."""
+    decisive = decisive_fields(stage)
+    return {key: value for key, value in flat(to_mapping(stage)).items() if key not in decisive}
 
 
 def _without_tuning(config: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,16 @@ from typing import Any
 
 from megatron_prism.errors import DataError, PrismError
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal
+from megatron_prism.pipeline.artifact_lock import artifact_lock
 from megatron_prism.pipeline.config import to_mapping
+from megatron_prism.pipeline.continuation import shorter_run, take_over
 from megatron_prism.pipeline.output_folder import is_full_disk
-from megatron_prism.pipeline.stage import Stage
+from megatron_prism.pipeline.run_record import RunRecord, read_run_record
+from megatron_prism.pipeline.stage import Stage, tuning_fields
+from megatron_prism.platform.console import get_logger
 from megatron_prism.platform.hardware import machine_facts, versions
+
+log = get_logger(__name__)
 
 
 class StageRun:
@@ -33,8 +39,35 @@ class StageRun:
         self.folder, self.partial, self.inputs = folder, partial_path(folder), dict(inputs)
         if self.partial.exists() and not stage.resumable:
             shutil.rmtree(self.partial)
-        self.partial.mkdir(parents=True, exist_ok=True)
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
+        self.record = self._begin()
+
+    def _begin(self) -> RunRecord:
+        """Make the partial folder, or take over that of a shorter run, and record this attempt in it."""
+        stage = self.stage
+        lineage = stage.lineage({name: artifact.fingerprint for name, artifact in self.inputs.items()})
+        shorter = None if self.partial.exists() else shorter_run(stage, lineage, self.folder)
+        if shorter is not None and shorter.is_partial:
+            with artifact_lock(shorter.final):
+                take_over(shorter, self.folder)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        record = read_run_record(self.partial) or RunRecord(stage.kind, stage.version, self.fingerprint)
+        record.fingerprint, record.lineage = self.fingerprint, lineage or ""
+        if shorter is not None:
+            record.continues = shorter.record.fingerprint
+            record.continues_from = "" if shorter.is_partial else str(shorter.folder.resolve())
+            log.info(
+                "stage '%s': goes on from step %d of %s", self.name, shorter.progress, shorter.folder.name
+            )
+        record.attempts.append(
+            {
+                "started": self._started.isoformat(timespec="seconds"),
+                "world_size": stage.world_size,
+                "tuning": tuning_fields(stage),
+            }
+        )
+        record.save(self.partial)
+        return record
 
     @property
     def seconds(self) -> float:
@@ -55,6 +88,10 @@ class StageRun:
             world_size=self.stage.world_size,
             started=self._started.isoformat(timespec="seconds"),
             wall_seconds=round(self.seconds, 3),
+            version=self.record.version,
+            lineage=self.record.lineage,
+            continues=self.record.continues,
+            attempts=self.record.attempts,
         )
         return seal(self.partial, self.folder, receipt)
 

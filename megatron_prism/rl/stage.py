@@ -9,7 +9,11 @@ from typing import Any, ClassVar
 
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.rl.config import ReinforceConfig
+from megatron_prism.training.prolonging import lineage_of, resumable_steps, with_schedule_length
+
+log = get_logger(__name__)
 
 
 @dataclass
@@ -26,11 +30,23 @@ class Reinforce(ReinforceConfig, Stage):
     def world_size(self) -> int:
         return self.parallel.world_size
 
+    def identity(self) -> dict[str, Any]:
+        """The config, with the length of the schedule written out."""
+        return with_schedule_length(super().identity(), self)
+
+    def lineage(self, inputs: Mapping[str, str]) -> str | None:
+        return lineage_of(self, inputs)
+
+    def progress(self, folder: Path) -> int:
+        return resumable_steps(folder, self.steps)
+
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.platform.process_groups import session
         from megatron_prism.rl.rl_run import reinforce
 
+        if is_rank_zero() and (mismatch := self.schedule.mismatch(self.steps)):
+            log.warning(mismatch)
         vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
         tokenizer = Tokenizer.load_for(folder, vocab_size, self.engine.text)
         text = self.engine.describe(inputs)

@@ -23,8 +23,7 @@ from megatron_prism.models.checkpoint_io import (
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu
 from megatron_prism.platform.randomness import random_state, restore_random_state
 from megatron_prism.training import adam_state
-
-STATE = "training_state.json"
+from megatron_prism.training.prolonging import STATE
 
 
 @dataclass

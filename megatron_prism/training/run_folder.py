@@ -14,16 +14,20 @@ from megatron_prism.conversion.side_files.carry import carry_files
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import load_weights
 from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
+from megatron_prism.pipeline.run_record import read_run_record
 from megatron_prism.platform.console import get_logger
 from megatron_prism.training.checkpoint import (
+    STATE,
     TrainingState,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from megatron_prism.training.prolonging import CHECKPOINTS
 from megatron_prism.training.trainer import Trainer
 
-CHECKPOINTS = "checkpoints"
+# Files of a run that record its steps.
+LOGS = ("metrics.jsonl", "tensorboard", "answers")
 
 log = get_logger(__name__)
 
@@ -45,13 +49,31 @@ class RunFolder:
 
     def resume(self) -> TrainingState | None:
         """Restore the newest checkpoint of an interrupted run; None if the run has not written one yet."""
-        newest = latest_checkpoint(self.out / CHECKPOINTS)
+        newest = latest_checkpoint(self.out / CHECKPOINTS) or self._continued()
         if newest is None:
             return None
         state = load_checkpoint(newest, self.trainer.models, self.trainer.optimizer)
         for name, chunks in self.further_models.items():
             load_weights(chunks, newest / name)
         return state
+
+    def _continued(self) -> Path | None:
+        """The state of the finished shorter run that this run continues, whose logs become the beginning of its own."""
+        record = read_run_record(self.out)
+        if record is None or not record.continues_from:
+            return None
+        shorter = Path(record.continues_from)
+        if not (shorter / CHECKPOINT / STATE).is_file():
+            log.warning("%s is gone, so the run begins at step 1", shorter)
+            return None
+        if dist.get_rank() == 0:
+            for name in LOGS:
+                if (shorter / name).is_dir():
+                    shutil.copytree(shorter / name, self.out / name, dirs_exist_ok=True)
+                elif (shorter / name).is_file():
+                    shutil.copyfile(shorter / name, self.out / name)
+        dist.barrier()
+        return shorter / CHECKPOINT
 
     def load_start(self, start: Path, architecture: Architecture) -> None:
         """Load the weights of a Megatron or Hugging Face folder, and give them to the optimizer.

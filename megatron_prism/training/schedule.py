@@ -13,7 +13,11 @@ STYLES = ("cosine", "linear", "exponential", "constant")
 
 @dataclass
 class Schedule:
-    """Linear warm-up to `lr`, then decay to `lr * final_factor` at the last step.
+    """Linear warm-up to `lr`, then decay to `lr * final_factor` at the schedule's last step.
+
+    Attributes:
+        steps: the length of the schedule; null: the run's. A schedule whose length is named lets the run be prolonged:
+            with more steps the same run goes on. After its end, the rate stays at the final one.
 
     'exponential' is the schedule of dolomite-engine, which the paper names for its long-context phase:
     lr * (a exp(-x) + b) with a = (1-f) e / (e-1) and b = (f e - 1) / (e-1), where x in [0, 1] is the decay progress
@@ -24,18 +28,43 @@ class Schedule:
     style: str = "cosine"
     warmup_steps: int = 0
     final_factor: float = 0.1
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         positive(self, "lr")
         one_of(self.style, STYLES, "schedule.style")
+        if self.steps is not None:
+            positive(self, "steps")
         if self.warmup_steps < 0 or not 0 <= self.final_factor <= 1:
             raise ConfigError(
                 f"schedule: warmup_steps={self.warmup_steps} must be >= 0, and final_factor={self.final_factor} "
                 "must be in [0, 1]"
             )
 
+    def mismatch(self, steps: int) -> str:
+        """What a reader should know if the schedule does not end with the run of `steps`; empty if it does."""
+        length = self.length(steps)
+        if self.warmup_steps >= steps:
+            return f"schedule.warmup_steps={self.warmup_steps}: the run ends after {steps} steps, before its peak rate"
+        if length > steps and self.style != "constant":
+            return (
+                f"schedule.steps={length} is longer than the run of {steps} steps, so the learning rate ends at "
+                f"{self.at(steps - 1, steps):.2e} and not at {self.at(length, steps):.2e}"
+            )
+        if length < steps and self.style != "constant":
+            return (
+                f"schedule.steps={length} ends before the run of {steps} steps, so the learning rate stays at "
+                f"{self.at(length, steps):.2e} in the last {steps - length} steps"
+            )
+        return ""
+
+    def length(self, steps: int) -> int:
+        """The length of the schedule in a run of `steps`."""
+        return steps if self.steps is None else self.steps
+
     def at(self, step: int, steps: int) -> float:
         """Learning rate of `step` (counted from 0) in a run of `steps`."""
+        steps = self.length(steps)
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         x = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))

@@ -11,7 +11,11 @@ from megatron_prism.data.mixture import Mixture
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.training.config import TrainConfig
+from megatron_prism.training.prolonging import lineage_of, resumable_steps, with_schedule_length
+
+log = get_logger(__name__)
 
 
 @dataclass
@@ -32,7 +36,14 @@ class Train(TrainConfig, Stage):
         An edited mixture or an edited model folder therefore gives another fingerprint.
         """
         files = folder_stamp(Path(self.init_from)) if self.init_from else []
-        return super().identity() | {"mixture": Mixture.load(self.mixture).weights, "init_files": files}
+        named = {"mixture": Mixture.load(self.mixture).weights, "init_files": files}
+        return with_schedule_length(super().identity(), self) | named
+
+    def lineage(self, inputs: Mapping[str, str]) -> str | None:
+        return lineage_of(self, inputs)
+
+    def progress(self, folder: Path) -> int:
+        return resumable_steps(folder, self.steps)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.data.text_record import check_model, check_tokens
@@ -40,6 +51,8 @@ class Train(TrainConfig, Stage):
         from megatron_prism.platform.process_groups import session
         from megatron_prism.training.training_run import train_on_text
 
+        if is_rank_zero() and (mismatch := self.schedule.mismatch(self.steps)):
+            log.warning(mismatch)
         tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
         tokens = inputs["tokens"].path
         text = check_tokens(tokens, tokenizer, inputs["tokenizer"].path)

@@ -100,23 +100,23 @@ class _Data:
         size = config.batch.global_batch_size
         weights = Mixture.load(config.mixture).weights
 
-        def dataset(split: str, shares: Mapping[str, float], samples: int) -> Any:
+        def dataset(split: str, shares: Mapping[str, float], steps: int, round_steps: int) -> Any:
             return training_dataset(
                 tokens,
                 split,
                 shares,
                 sequence_length=config.batch.sequence_length,
-                num_samples=samples,
+                num_samples=steps * size,
+                round_samples=round_steps * size,
                 seed=config.seed,
                 cache=cache,
                 tokenizer=tokenizer,
                 documents=config.intra_document,
             )
 
-        self.training = dataset("train", weights, config.steps * size)
-        self.validation = {
-            source: dataset("valid", {source: 1.0}, config.validation_batches * size) for source in weights
-        }
+        batches = config.validation_batches
+        self.training = dataset("train", weights, config.steps, config.schedule.length(config.steps))
+        self.validation = {source: dataset("valid", {source: 1.0}, batches, batches) for source in weights}
 
 
 class _TextRun:

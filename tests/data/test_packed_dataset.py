@@ -157,7 +157,12 @@ def test_the_arguments_decide_the_order(blend):
 
 def test_training_dataset_recognises_a_packed_folder(packed, tokens, tokenizer, blend, tmp_path):
     arguments = {"sequence_length": LENGTH, "num_samples": 20, "seed": 1, "tokenizer": tokenizer}
-    arguments |= {"split": "train", "weights": {"math": 1.0}, "cache": tmp_path / "cache"}
+    arguments |= {
+        "round_samples": 20,
+        "split": "train",
+        "weights": {"math": 1.0},
+        "cache": tmp_path / "cache",
+    }
     expected = blend({"math": 1.0}, samples=20, pad=tokenizer.pad_id)
     assert torch.equal(rows(training_dataset(packed.path, **arguments), 20), rows(expected, 20))
     assert not (tmp_path / "cache").exists()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.run_record import read_run_record
 from megatron_prism.pipeline.stage import Stage, tuning
 
 
@@ -71,6 +72,38 @@ class Resume(Stage):
             marker.write_text("1")
             raise DataError("interrupted")
         return {"resumed_from": int(marker.read_text())}
+
+
+@dataclass
+class Count(Stage):
+    """Counts to `steps`, and fails at `fail_at`; a longer count goes on from a shorter one with the same `text`."""
+
+    kind: ClassVar[str] = "count"
+    resumable: ClassVar[bool] = True
+    text: str = "a"
+    steps: int = 4
+    fail_at: int = tuning(0)
+
+    def lineage(self, inputs: Mapping[str, str]) -> str | None:
+        return self.hash_of({"text": self.text}, inputs)
+
+    def progress(self, folder: Path) -> int:
+        counted = len((folder / "count").read_text()) if (folder / "count").exists() else 0
+        return counted if counted <= self.steps else 0
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        record = read_run_record(out)
+        assert record is not None
+        if record.continues_from and not (out / "count").exists():
+            (out / "count").write_bytes((Path(record.continues_from) / "count").read_bytes())
+        counted = self.progress(out)
+        began = counted
+        while counted < self.steps:
+            if counted == self.fail_at - 1:
+                raise DataError("interrupted")
+            counted += 1
+            (out / "count").write_text(self.text * counted)
+        return {"began": began}
 
 
 @dataclass

@@ -27,3 +27,23 @@ def test_exponential_is_dolomites_formula():
 def test_unknown_style_suggests():
     with pytest.raises(ConfigError, match="cosine"):
         Schedule(style="cosin")
+    with pytest.raises(ConfigError, match="steps=0"):
+        Schedule(steps=0)
+
+
+def test_a_named_length_holds_for_every_length_of_the_run():
+    named, own = Schedule(lr=1.0, warmup_steps=2, steps=20), Schedule(lr=1.0, warmup_steps=2)
+    assert [named.at(step, 7) for step in range(20)] == [own.at(step, 20) for step in range(20)]
+    assert named.at(30, 40) == named.at(20, 20) == pytest.approx(0.1)
+
+
+def test_a_schedule_that_does_not_end_with_the_run_is_told_in_one_line():
+    assert Schedule().mismatch(10) == Schedule(steps=10).mismatch(10) == ""
+    assert Schedule(style="constant", steps=99).mismatch(10) == ""
+    longer = Schedule(lr=1.0, steps=20).mismatch(10)
+    assert longer.startswith("schedule.steps=20 is longer than the run of 10 steps, ")
+    assert "ends at 6.20e-01 and not at 1.00e-01" in longer
+    shorter = Schedule(lr=1.0, steps=4).mismatch(10)
+    assert shorter.startswith("schedule.steps=4 ends before the run of 10 steps, ")
+    assert "stays at 1.00e-01 in the last 6 steps" in shorter
+    assert "warmup_steps=10: the run ends after 10 steps" in Schedule(warmup_steps=10).mismatch(10)

@@ -1,0 +1,42 @@
+"""A run that is given more steps goes on: which runs are the same up to their length, and what state they left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_prism.models.model_folder import CHECKPOINT
+from megatron_prism.pipeline.stage import Stage
+from megatron_prism.training.schedule import Schedule
+
+CHECKPOINTS = "checkpoints"
+STATE = "training_state.json"
+
+
+class HasLength(Protocol):
+    """A config with a number of steps and a schedule."""
+
+    steps: int
+    schedule: Schedule
+
+
+def with_schedule_length(identity: dict[str, Any], config: HasLength) -> dict[str, Any]:
+    """`identity` with the schedule's length written out, whether the config names it or leaves it to the run's."""
+    length = config.schedule.length(config.steps)
+    return identity | {"schedule": identity["schedule"] | {"steps": length}}
+
+
+def lineage_of(stage: Stage, inputs: Mapping[str, str]) -> str:
+    """The fingerprint of a run without its length: everything else, and so every step, is the same."""
+    identity = {key: value for key, value in stage.identity().items() if key != "steps"}
+    return stage.hash_of(identity, inputs)
+
+
+def resumable_steps(folder: Path, steps: int) -> int:
+    """The step of the newest training state in a run's folder; 0 if there is none, or if it is after `steps`."""
+    states = [*folder.glob(f"{CHECKPOINTS}/step_*/{STATE}"), folder / CHECKPOINT / STATE]
+    found = [int(json.loads(file.read_text())["step"]) for file in states if file.is_file()]
+    newest = max(found, default=0)
+    return newest if newest <= steps else 0
