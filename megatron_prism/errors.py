@@ -40,6 +40,10 @@ class ServerError(PrismError):
     """A server that does not answer, refuses a request, or sends an incomplete response."""
 
 
+class TrainingError(PrismError):
+    """A run whose loss or gradients are not finite, so that more steps would not help."""
+
+
 class StageFailed(PrismError):
     """A stage's worker processes failed; the message names the log."""
 

@@ -42,10 +42,10 @@ def run_until(stage: Stage, inputs: Mapping[str, Artifact], out: Path, step: int
 
     honest = Trainer.step
 
-    def step_until(self, dataset, consumed_samples, lr):
+    def step_until(self, dataset, consumed_samples, *rest):
         if consumed_samples >= step * stage.batch.global_batch_size:
             raise Stopped
-        return honest(self, dataset, consumed_samples, lr)
+        return honest(self, dataset, consumed_samples, *rest)
 
     Trainer.step = step_until
     try:

@@ -13,6 +13,7 @@ from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings, Objective
+from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.verification.settings import GradingSettings
@@ -60,6 +61,7 @@ class ReinforceConfig:
     )
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(weight_decay=0.0))
     parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
+    guard: GuardSettings = tuning(default_factory=lambda: GuardSettings(spike_zscore=0.0))
     context_length: int = 16384
     max_new_tokens: int = 16384
     stop: list[str] = field(default_factory=list)
@@ -87,6 +89,11 @@ class ReinforceConfig:
             "slots",
         )
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        if self.guard.spike_zscore or self.guard.on_spike != "log":
+            raise ConfigError(
+                "guard: the loss of reinforcement learning has no level that a spike could leave; use spike_zscore=0 "
+                "and on_spike=log (updates that are not finite are always left out)"
+            )
         check_recompute(self.recompute, self.architecture, None)
         if self.give_up_after < 0:
             raise ConfigError(

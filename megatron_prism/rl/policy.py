@@ -156,8 +156,18 @@ class Policy:
         for batch, logprobs in zip(batches, self._logprobs(batches, self.trainer.models), strict=False):
             batch.old_logprobs = logprobs
 
-    def update(self, batches: Sequence[MicroBatch], lr: float, step: int) -> Update:
+    def update(
+        self,
+        batches: Sequence[MicroBatch],
+        lr: float,
+        step: int,
+        *,
+        accept: Callable[[float, float], bool] | None = None,
+    ) -> Update:
         """One optimizer step.
+
+        Args:
+            accept: takes loss and gradient norm; if it returns False, on all ranks, the weights stay as they are.
 
         Raises:
             GateStop: if trainer and sampler disagree and the gate's action is 'stop'; the weights are unchanged.
@@ -168,7 +178,13 @@ class Policy:
         sums = sum_over_ranks([report["sums"] for report in reports], size=2 + len(names))
         gated = conclude([report["gate"] for report in reports], self.gate_settings, step)
         loss, tokens = sums[0], max(1.0, sums[1])
-        grad_norm = self.trainer.apply_gradients()
+        answers = [True]
+
+        def decide(norm: float) -> bool:
+            answers[0] = accept is None or accept(loss, norm)
+            return answers[0]
+
+        grad_norm = self.trainer.apply_gradients(decide)
         return Update(
             loss=loss,
             grad_norm=grad_norm,
@@ -176,6 +192,7 @@ class Policy:
             rows=len(batches) * self.parallel.data_parallel_size,
             metrics={name: value / tokens for name, value in zip(names, sums[2:], strict=True)},
             gate=gated,
+            applied=answers[0],
         )
 
     def _loss(self, count: int, batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:

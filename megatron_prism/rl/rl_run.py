@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import TrainingError
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.platform.console import get_logger
+from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.platform.hardware import peak_memory_bytes
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.evaluation_sets import EvaluationSet, evaluation_sets
@@ -33,6 +34,7 @@ from megatron_prism.rl.rollout_engine import RolloutEngine, open_rollout_engine
 from megatron_prism.rl.step import RLTrainer
 from megatron_prism.rl.step_report import StepReport
 from megatron_prism.training.checkpoint import TrainingState
+from megatron_prism.training.guard import Guard
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.run_folder import RunFolder, hf_files
 from megatron_prism.verification.grade import grader_versions
@@ -74,8 +76,9 @@ def reinforce(
             settings=config.loop,
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
+            guard=Guard(config.guard, state.guard),
         )
-        run = _RLRun(config, trainer, evaluation_sets(config, inputs), state, out=out)
+        run = _RLRun(config, trainer, evaluation_sets(config, inputs), state, folder=folder)
         if state.step == 0:
             run.evaluate()
         began = time.perf_counter()
@@ -85,7 +88,7 @@ def reinforce(
             take_step=run.step,
             evaluate=run.evaluate,
             evaluate_every=config.evaluate_every,
-            save=lambda: folder.save_step(state),
+            save=run.save,
             checkpoint_every=config.checkpoint_every,
         )
         run.evaluate()
@@ -166,9 +169,11 @@ class _RLRun:
         sets: Sequence[EvaluationSet],
         state: TrainingState,
         *,
-        out: Path,
+        folder: RunFolder,
     ) -> None:
-        self.config, self.trainer, self.sets, self.state, self.out = config, trainer, sets, state, out
+        self.config, self.trainer, self.sets, self.state = config, trainer, sets, state
+        self.folder, self.out = folder, folder.out
+        out = folder.out
         self.steps_without_signal = steps_without_signal(out, state.step)
         # The log removes the lines after the checkpoint, so all ranks must have read them before it opens.
         dist.barrier()
@@ -180,7 +185,11 @@ class _RLRun:
         return 0 < self.config.give_up_after <= self.steps_without_signal
 
     def step(self) -> bool:
-        """One step, logged; returns False if `give_up_after` ends the run."""
+        """One step, logged; returns False if `give_up_after` ends the run.
+
+        Raises:
+            TrainingError: if more updates in a row were not finite than `guard.max_skipped` allows.
+        """
         config, state = self.config, self.state
         lr = config.schedule.at(state.step, config.steps)
         self.report = report = self.trainer.step(state.step + 1, state.consumed_samples, lr)
@@ -189,6 +198,7 @@ class _RLRun:
             self.log.step(state.step, report, lr)
             if config.answers_every and state.step % config.answers_every == 0:
                 write_answers(self.out / ANSWERS, state.step, report.groups)
+        self._check_updates(report)
         self.steps_without_signal = 0 if report.kept else self.steps_without_signal + 1
         if self.given_up:
             log.warning(
@@ -197,6 +207,31 @@ class _RLRun:
                 self.steps_without_signal,
             )
         return not self.given_up
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the last update was not applied: the newest one is then before the bad ones."""
+        guard = self.trainer.guard
+        assert guard is not None
+        if not guard.streak:
+            self.state.guard = guard.state()
+            self.folder.save_step(self.state)
+
+    def _check_updates(self, report: StepReport) -> None:
+        guard = self.trainer.guard
+        assert guard is not None
+        if all(update.applied for update in report.updates):
+            return
+        prompts = ", ".join(group.problem.id for group in report.groups)
+        line = f"step {self.state.step}: {guard.reason}, so the update is not applied; prompts {prompts}"
+        if is_rank_zero():
+            log.warning(line)
+        if guard.must_stop:
+            newest = self.folder.newest_step()
+            kept = "no checkpoint" if newest is None else f"the checkpoint of step {newest} in {self.out}"
+            raise TrainingError(
+                f"{line}; {guard.streak} updates in a row were not applied (guard.max_skipped="
+                f"{guard.settings.max_skipped}); kept is {kept}"
+            )
 
     def evaluate(self) -> None:
         """Sample and grade all evaluation sets at the current weights."""
@@ -215,6 +250,7 @@ class _RLRun:
         return {
             "steps": self.state.step,
             "given_up": self.given_up,
+            "skipped_updates": self.trainer.guard.skipped if self.trainer.guard else 0,
             "consumed_prompts": self.state.consumed_samples,
             **rates_of_sets,
             "last_step": self.report.record() if self.report else {},

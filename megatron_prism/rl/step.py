@@ -16,6 +16,7 @@ from megatron_prism.rl.prompts import PromptOrder
 from megatron_prism.rl.rollout import Group, Rollouts
 from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.rl.step_report import StepReport
+from megatron_prism.training.guard import Guard
 from megatron_prism.verification.problems import Problem
 
 
@@ -27,6 +28,7 @@ class RLTrainer:
         prompt_ids: tokens of each problem's prompt.
         max_new_tokens: the longest answer that can be sampled.
         seed: of the prompt order.
+        guard: judges every update; None applies all.
 
     Raises:
         DataError: if two problems have the same id.
@@ -42,9 +44,10 @@ class RLTrainer:
         settings: LoopSettings,
         max_new_tokens: int,
         seed: int,
+        guard: Guard | None = None,
     ) -> None:
         self.policy, self.rollouts, self.settings = policy, rollouts, settings
-        self.problems = problems
+        self.problems, self.guard = problems, guard
         self.order = PromptOrder(len(problems), seed)
         self.max_new_tokens = max_new_tokens
         self._ids = {problem.id: ids for problem, ids in zip(problems, prompt_ids, strict=True)}
@@ -91,7 +94,8 @@ class RLTrainer:
             if len(parts) > 1:
                 self.policy.compute_old_logprobs(part)
         timer.finish_phase("logprobs")
-        updates = [self.policy.update(part, lr, step) for part in parts]
+        accept = None if self.guard is None else self.guard.accept
+        updates = [self.policy.update(part, lr, step, accept=accept) for part in parts]
         timer.finish_phase("update")
         if self.rollouts.push_weights:
             self.rollouts.push_weights()

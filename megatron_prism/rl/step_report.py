@@ -12,7 +12,12 @@ from megatron_prism.rl.rollout import Group
 
 @dataclass(frozen=True)
 class Update:
-    """The report of an optimizer step; `metrics` are means over the answers' tokens on all ranks."""
+    """The report of an optimizer step.
+
+    Attributes:
+        metrics: means over the answers' tokens on all ranks.
+        applied: False if the guard refused the update, so that the weights stayed as they were.
+    """
 
     loss: float
     grad_norm: float
@@ -20,6 +25,7 @@ class Update:
     rows: int
     metrics: dict[str, float]
     gate: GateReport
+    applied: bool = True
 
 
 @dataclass
@@ -59,16 +65,19 @@ class StepReport:
             "consumed_prompts": self.consumed_prompts,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
-        if self.updates:
-            last = self.updates[-1]
-            tokens = sum(update.tokens for update in self.updates)
+        applied = [update for update in self.updates if update.applied]
+        if len(applied) < len(self.updates):
+            record["skipped_updates"] = len(self.updates) - len(applied)
+        if applied:
+            last = applied[-1]
+            tokens = sum(update.tokens for update in applied)
             record |= {
-                "loss": sum(update.loss for update in self.updates) / len(self.updates),
+                "loss": sum(update.loss for update in applied) / len(applied),
                 "grad_norm": last.grad_norm,
                 "tokens": tokens,
-                "rows": sum(update.rows for update in self.updates),
+                "rows": sum(update.rows for update in applied),
                 **{
-                    name: sum(u.metrics[name] * u.tokens for u in self.updates) / max(1, tokens)
+                    name: sum(u.metrics[name] * u.tokens for u in applied) / max(1, tokens)
                     for name in last.metrics
                 },
                 "gap": last.gate.record(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,17 @@ from megatron_prism.training.prolonging import STATE
 
 @dataclass
 class TrainingState:
-    """The progress of a run: completed steps, and samples read, which is the position in the data."""
+    """The progress of a run.
+
+    Attributes:
+        step: completed steps.
+        consumed_samples: samples read, which is the position in the data.
+        guard: see `Guard.state`.
+    """
 
     step: int = 0
     consumed_samples: int = 0
+    guard: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -80,7 +87,7 @@ def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> Training
     import torch
     import torch.distributed as dist
 
-    state = TrainingState(**json.loads((folder / STATE).read_text()))
+    state = saved_state(folder)
     with cuda_requests_on_cpu():
         adam_state.prepare_state(optimizer)
         sharded = model_state(models)
@@ -94,6 +101,11 @@ def load_checkpoint(folder: Path, models: list[Any], optimizer: Any) -> Training
     if random_file.exists():
         restore_random_state(torch.load(random_file, weights_only=True))
     return state
+
+
+def saved_state(folder: Path) -> TrainingState:
+    """The progress of the run that wrote a checkpoint."""
+    return TrainingState(**json.loads((folder / STATE).read_text()))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable
@@ -61,6 +62,7 @@ class TrainConfig:
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
+    guard: GuardSettings = tuning(default_factory=GuardSettings)
     validation_batches: int = tuning(4)
     validate_every: int = tuning(0)
     checkpoint_every: int = tuning(0)
@@ -89,6 +91,11 @@ class TrainConfig:
             raise ConfigError(
                 f"batch.sequence_length={self.batch.sequence_length} is longer than "
                 f"{owner}.max_position_embeddings={trained.max_position_embeddings}{remedy}"
+            )
+        if self.guard.on_spike == "rollback" and not self.checkpoint_every:
+            raise ConfigError(
+                "guard.on_spike=rollback: there is no checkpoint to return to; set checkpoint_every, or "
+                "guard.on_spike=skip"
             )
         check_trainable(self.trainable, trained, self.parallel)
         check_recompute(self.recompute, trained, self.fp8)

@@ -15,13 +15,14 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import load_weights
 from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT, HF_FILES
 from megatron_prism.pipeline.run_record import read_run_record
-from megatron_prism.platform.console import get_logger
+from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.training.checkpoint import (
     STATE,
     TrainingState,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    saved_state,
 )
 from megatron_prism.training.prolonging import CHECKPOINTS
 from megatron_prism.training.trainer import Trainer
@@ -49,23 +50,18 @@ class RunFolder:
 
     def resume(self) -> TrainingState | None:
         """Restore the newest checkpoint of an interrupted run; None if the run has not written one yet."""
-        newest = latest_checkpoint(self.out / CHECKPOINTS) or self._continued()
+        newest = resume_point(self.out)
         if newest is None:
             return None
+        if newest.parent != self.out / CHECKPOINTS:
+            self._bring_logs(newest.parent)
         state = load_checkpoint(newest, self.trainer.models, self.trainer.optimizer)
         for name, chunks in self.further_models.items():
             load_weights(chunks, newest / name)
         return state
 
-    def _continued(self) -> Path | None:
-        """The state of the finished shorter run that this run continues, whose logs become the beginning of its own."""
-        record = read_run_record(self.out)
-        if record is None or not record.continues_from:
-            return None
-        shorter = Path(record.continues_from)
-        if not (shorter / CHECKPOINT / STATE).is_file():
-            log.warning("%s is gone, so the run begins at step 1", shorter)
-            return None
+    def _bring_logs(self, shorter: Path) -> None:
+        """Begin the logs of this run with those of the finished run that it continues."""
         if dist.get_rank() == 0:
             for name in LOGS:
                 if (shorter / name).is_dir():
@@ -73,7 +69,6 @@ class RunFolder:
                 elif (shorter / name).is_file():
                     shutil.copyfile(shorter / name, self.out / name)
         dist.barrier()
-        return shorter / CHECKPOINT
 
     def load_start(self, start: Path, architecture: Architecture) -> None:
         """Load the weights of a Megatron or Hugging Face folder, and give them to the optimizer.
@@ -90,6 +85,16 @@ class RunFolder:
         else:
             load_hf_weights(self.trainer.models, architecture, start)
         self.trainer.optimizer.reload_model_params()
+
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint to resume from; None if there is none."""
+        newest = latest_checkpoint(self.out / CHECKPOINTS)
+        return None if newest is None else saved_state(newest).step
+
+    def newest_position(self) -> int:
+        """The position in the data of the newest checkpoint; 0 if there is none."""
+        newest = latest_checkpoint(self.out / CHECKPOINTS)
+        return 0 if newest is None else saved_state(newest).consumed_samples
 
     def save_step(self, state: TrainingState) -> None:
         """Write a checkpoint from which the run can resume."""
@@ -118,6 +123,22 @@ class RunFolder:
             state,
             further_models=self.further_models,
         )
+
+
+def resume_point(out: Path) -> Path | None:
+    """The training state to go on from: the run's newest checkpoint, or that of the finished run that it continues."""
+    newest = latest_checkpoint(out / CHECKPOINTS)
+    if newest is not None:
+        return newest
+    record = read_run_record(out)
+    if record is None or not record.continues_from:
+        return None
+    finished = Path(record.continues_from) / CHECKPOINT
+    if (finished / STATE).is_file():
+        return finished
+    if is_rank_zero():
+        log.warning("%s is gone, so the run begins at step 1", finished)
+    return None
 
 
 def hf_files(start: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from megatron_prism.models.layers.output_layer import install_vocabulary_limit
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.conditional_step import step_if
 from megatron_prism.training.intra_document import PACKED, check_intra_document, place_documents
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.trainable import check_trainable, freeze
@@ -102,14 +104,24 @@ class Trainer:
             model.config.finalize_model_grads_func = finalize_model_grads
             model.config.grad_scale_func = partial(_call, scale_loss)
 
-    def step(self, dataset: Any, consumed_samples: int, lr: float) -> tuple[float, float]:
+    def step(
+        self,
+        dataset: Any,
+        consumed_samples: int,
+        lr: float,
+        accept: Callable[[float, float], bool] | None = None,
+    ) -> tuple[float, float]:
         """One optimizer step on the next global batch; returns the mean loss per token and the gradient norm.
 
         The last pipeline stage computes the loss, and all ranks return it.
+
+        Args:
+            accept: takes both; if it returns False, on all ranks, weights and optimizer stay as they are.
         """
         self.prepare_step(lr)
         total, tokens = self._run(dataset, consumed_samples, forward_only=False)
-        return total / tokens, self.apply_gradients()
+        loss = total / tokens if tokens else math.nan
+        return loss, self.apply_gradients(None if accept is None else partial(accept, loss))
 
     @torch.no_grad()
     def evaluate(self, dataset: Any, batches: int) -> float:
@@ -178,11 +190,14 @@ class Trainer:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def apply_gradients(self) -> float:
-        """Update the weights with the accumulated gradients; returns the norm of the gradients."""
+    def apply_gradients(self, accept: Callable[[float], bool] | None = None) -> float:
+        """Update the weights with the accumulated gradients; returns the norm of the gradients.
+
+        Args:
+            accept: takes the norm; if it returns False, on all ranks, weights and optimizer stay as they are.
+        """
         with cuda_requests_on_cpu():
-            _, grad_norm, _ = self.optimizer.step()
-        return float(grad_norm)
+            return step_if(self.optimizer, accept or (lambda norm: True))
 
     def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, Any]]:
         """This data-parallel rank's micro-batches of the global batch that starts at `first_sample`."""

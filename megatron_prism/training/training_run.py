@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,15 +15,17 @@ import torch.distributed as dist
 from megatron_prism.data.blend import training_dataset
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.tokenizer import Tokenizer
-from megatron_prism.errors import CheckpointError
+from megatron_prism.errors import CheckpointError, TrainingError
 from megatron_prism.models.extension import describe
 from megatron_prism.platform.hardware import peak, peak_memory_bytes
-from megatron_prism.training.checkpoint import TrainingState, latest_checkpoint
+from megatron_prism.training.bad_steps import BadSteps, RollBack
+from megatron_prism.training.checkpoint import TrainingState
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.cost import count_parameters, flops_per_token
 from megatron_prism.training.loop import run_steps
-from megatron_prism.training.metrics import MetricsLog, StepRecord, logger
-from megatron_prism.training.run_folder import CHECKPOINTS, RunFolder
+from megatron_prism.training.metrics import MetricsLog, StepRecord, last_loss, logger
+from megatron_prism.training.prolonging import CHECKPOINTS
+from megatron_prism.training.run_folder import RunFolder, resume_point
 from megatron_prism.training.trainer import Trainer
 
 INDEX_CACHE = "index_cache"
@@ -37,20 +40,27 @@ def train_on_text(
         tokens: folder of tokenized text.
         start: folder with the weights to start from; None for random weights.
     """
-    fresh = start is None and latest_checkpoint(out / CHECKPOINTS) is None
+    fresh = start is None and resume_point(out) is None
     trainer = _trainer(config, initialize=fresh)
     folder = RunFolder(out, trainer)
     state = TrainingState() if fresh else _first_state(config, folder, start)
-    run = _TextRun(config, trainer, _Data(config, tokens, out / INDEX_CACHE, tokenizer), state, out=out)
-    run_steps(
-        state,
-        config.steps,
-        take_step=run.step,
-        evaluate=run.validate,
-        evaluate_every=config.validate_every,
-        save=lambda: folder.save_step(state),
-        checkpoint_every=config.checkpoint_every,
-    )
+    data = _Data(config, tokens, out / INDEX_CACHE, tokenizer)
+    while True:
+        run = _TextRun(config, folder, data, state)
+        try:
+            run_steps(
+                state,
+                config.steps,
+                take_step=run.step,
+                evaluate=run.validate,
+                evaluate_every=config.validate_every,
+                save=run.save,
+                checkpoint_every=config.checkpoint_every,
+            )
+            break
+        except RollBack:
+            run.close()
+            state = _first_state(config, folder, start)
     metrics = run.finish()
     folder.save_model(state, config.trained_architecture, start)
     folder.remove_checkpoints()
@@ -122,12 +132,14 @@ class _Data:
 class _TextRun:
     """The steps of a run and its log, which only rank 0 writes."""
 
-    def __init__(
-        self, config: TrainConfig, trainer: Trainer, data: _Data, state: TrainingState, *, out: Path
-    ) -> None:
-        self.config, self.trainer, self.data, self.state = config, trainer, data, state
+    def __init__(self, config: TrainConfig, folder: RunFolder, data: _Data, state: TrainingState) -> None:
+        self.config, self.folder, self.data, self.state = config, folder, data, state
+        self.trainer, out = folder.trainer, folder.out
         self.peak = peak(config.dtype)
         self.flops = flops_per_token(config.trained_architecture, config.batch.sequence_length)
+        self.loss = last_loss(out, state.step)
+        # The log removes the lines after the checkpoint, so all ranks must have read it before it opens.
+        dist.barrier()
         self.log: MetricsLog | None = None
         if dist.get_rank() == 0:
             if config.extension is not None:
@@ -139,15 +151,29 @@ class _TextRun:
                 resume_step=state.step,
                 log_every=config.log_every,
             )
-        self.first_step, self.loss, self.began = state.step, float("nan"), time.perf_counter()
+        self.bad_steps = BadSteps(
+            config.guard,
+            folder,
+            state,
+            sources=list(data.validation),
+            write=self.log.write if self.log else lambda record: None,
+        )
+        self.first_step, self.began = state.step, time.perf_counter()
 
     def step(self) -> bool:
         """One optimizer step, logged; always asks for the next one."""
-        began = time.perf_counter()
-        lr = self.config.schedule.at(self.state.step, self.config.steps)
-        self.loss, grad_norm = self.trainer.step(self.data.training, self.state.consumed_samples, lr)
-        self.state.step += 1
-        self.state.consumed_samples += self.config.batch.global_batch_size
+        began, size = time.perf_counter(), self.config.batch.global_batch_size
+        before = TrainingState(self.state.step, self.state.consumed_samples)
+        lr = self.config.schedule.at(before.step, self.config.steps)
+        self.state.step, self.state.consumed_samples = before.step + 1, before.consumed_samples + size
+        if self.bad_steps.skips_batch(before):
+            return True
+        loss, grad_norm = self.trainer.step(
+            self.data.training, before.consumed_samples, lr, self.bad_steps.guard.accept
+        )
+        if not self.bad_steps.handle(before, self.data.training, size):
+            return True
+        self.loss = loss
         speed = self._tokens(1) / (time.perf_counter() - began)
         if self.log:
             tflops = self.flops * speed / self.config.parallel.world_size / 1e12
@@ -175,19 +201,42 @@ class _TextRun:
             self.log.validation(self.state.step, losses)
         return losses
 
+    def save(self) -> None:
+        """Write a checkpoint, unless the last update was not applied: the newest one is then before the bad steps."""
+        guard = self.bad_steps.guard
+        if not guard.streak:
+            self.state.guard = guard.state()
+            self.folder.save_step(self.state)
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.log:
+            self.log.close()
+
     def finish(self) -> dict[str, Any]:
-        """Validate, close the log, and return the metrics of the receipt."""
+        """Validate, close the log, and return the metrics of the receipt.
+
+        Raises:
+            TrainingError: if a loss is not finite.
+        """
         seconds = time.perf_counter() - self.began
         steps = self.state.step - self.first_step
         speed = self._tokens(steps) / seconds if steps else 0.0
         validation = self.validate()
-        if self.log:
-            self.log.close()
+        self.close()
+        losses = {"the last step": self.loss} | {f"validation on {k}": v for k, v in validation.items()}
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of {name} is {loss}, so the run is not finished; the checkpoint of step "
+                    f"{self.folder.newest_step()} is kept in {self.folder.out}"
+                )
         models = self.trainer.models
         return {
             "loss": self.loss,
             "validation": validation,
             "steps": self.state.step,
+            "skipped_steps": self.bad_steps.guard.skipped,
             "tokens": self.state.consumed_samples * self.config.batch.sequence_length,
             "tokens_per_second": round(speed, 1),
             "mfu": self.flops * speed / self.config.parallel.world_size / self.peak.flops_per_second,
