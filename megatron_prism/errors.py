@@ -11,6 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# The exit code of a run that stopped on request and goes on when it is started again: EX_TEMPFAIL of sysexits.h. A
+# batch script requeues the job on it.
+REQUEUE_EXIT = 75
+
+
+class Requeue(BaseException):
+    """A run that was asked to stop has stopped; the same command goes on from what it saved. Not an error."""
+
 
 class PrismError(Exception):
     """Base of all errors that the user can fix."""
@@ -46,6 +54,10 @@ class TrainingError(PrismError):
 
 class StageFailed(PrismError):
     """A stage's worker processes failed; the message names the log."""
+
+
+class WorkerLost(StageFailed):
+    """A worker process crashed or was killed, so that starting the stage again may help."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

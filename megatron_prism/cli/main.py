@@ -1,6 +1,7 @@
 """The entry point: registers the verbs and turns a PrismError into one line and exit code 2.
 
-Exit codes: 0 done, 2 a user's mistake or a failed stage, 130 interrupted. A bug ends with its traceback and code 1.
+Exit codes: 0 done, 2 a user's mistake or a failed stage, 75 stopped on request (the same command goes on), 130
+interrupted. A bug ends with its traceback and code 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typer
 
 from megatron_prism import __version__
 from megatron_prism.cli import convert, doctor, merge, recipes, report, ruler, run
-from megatron_prism.errors import PrismError
+from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue
 
 # Typer has its own copy of click; its UsageError is reachable as the base of BadParameter.
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except Requeue as stopped:
+        print(stopped, file=sys.stderr)
+        return REQUEUE_EXIT
     except PrismError as problem:
         return _complain(str(problem))
     except USAGE_ERROR as problem:

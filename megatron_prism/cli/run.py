@@ -52,6 +52,12 @@ def run(
             "--jobs", metavar="N", help="How many processes run stages in parallel; default: the recipe's."
         ),
     ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts", metavar="N", help="How often a stage that loses a process is started again."
+        ),
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -59,7 +65,10 @@ def run(
     check_json_target(json_file)
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: must be at least 1")
+    if max_restarts < 0:
+        raise ConfigError(f"--max-restarts {max_restarts}: must be at least 0")
     from megatron_prism.pipeline.node import locate
+    from megatron_prism.platform import stop_signals
     from megatron_prism.platform.console import setup_logging
     from megatron_prism.study.registry import load_recipe
 
@@ -87,13 +96,14 @@ def run(
         Estimate(nodes, processes, graph.expected_seconds),
         lambda artifacts: _show_scores(json_file, artifacts, "scores so far"),
     )
-    with progress.shown(live=processes > 1):
+    with stop_signals.handled(), progress.shown(live=processes > 1):
         artifacts = graph.run(
             folder,
             target=target,
             start_from=from_stage,
             force=force,
             jobs=processes,
+            max_restarts=max_restarts,
             observer=progress,
         )
     report = _finish(json_file, folder, artifacts)

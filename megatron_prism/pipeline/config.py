@@ -178,6 +178,14 @@ def positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{name}={value}: must be a finite number greater than zero")
 
 
+def not_negative(config: Any, *names: str) -> None:
+    """For `__post_init__`: raise a ConfigError unless the named fields are finite and at least zero."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name}={value}: must be a finite number of at least zero")
+
+
 def field_names(cls: type) -> list[str]:
     """The names of a dataclass's fields."""
     return [item.name for item in dataclasses.fields(cls)]

@@ -136,6 +136,7 @@ class Graph:
         start_from: str | None = None,
         force: bool = False,
         jobs: int | None = None,
+        max_restarts: int = 0,
         observer: Observer | None = None,
     ) -> dict[str, Artifact]:
         """Run every stage whose artifact is needed and missing; return the artifacts by stage name, in order.
@@ -147,9 +148,11 @@ class Graph:
             force: run the target (or, without one, every stage) even if done.
             jobs: how many worker processes run stages in parallel; 1 runs them in this process, one after the other.
                 None: the recipe's default.
+            max_restarts: how often a stage that lost a process is started again; it goes on from its last checkpoint.
             observer: receives the progress.
 
         Raises:
+            Requeue: if the run was asked to stop, and did.
             PrismError: from a stage, or for a damaged artifact; finished artifacts are kept.
         """
         run_dir = Path(run_dir)
@@ -167,9 +170,11 @@ class Graph:
         processes = self.jobs if jobs is None else jobs
         observer = observer or Observer()
         if processes == 1:
-            artifacts = run_in_order(located, run_dir, rerun, observer)
+            artifacts = run_in_order(located, run_dir, rerun, observer, max_restarts=max_restarts)
         else:
-            artifacts = run_in_pool(located, run_dir, rerun, observer, processes=processes)
+            artifacts = run_in_pool(
+                located, run_dir, rerun, observer, processes=processes, max_restarts=max_restarts
+            )
         return {name: artifacts[name] for name in located}
 
     def _record(self, run_dir: Path, located: Mapping[str, Located]) -> None:

@@ -12,17 +12,27 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import PrismError, StageFailed
+from megatron_prism.errors import PrismError, Requeue, StageFailed, WorkerLost
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import from_mapping, to_mapping
 from megatron_prism.pipeline.log_relay import relay_lines, show_lines
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.pipeline.stop_file import ask_to_stop
+from megatron_prism.platform import stop_signals
 
 TASK_FOLDER = ".launch"
 USER_ERROR_EXIT = 2
+STOPPED = "stopped.json"
+# Torchrun passes signals on to the workers, and kills those that still run after 30 s: too soon to save a large model.
+PATIENCE = {
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600",
+    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+}
 
 
 def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -30,6 +40,7 @@ def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[s
 
     Raises:
         StageFailed: if a worker process failed; the message has the worker's error or names its log.
+        Requeue: if the stage was asked to stop, and did.
     """
     if stage.world_size == 1:
         return stage.run(inputs, out)
@@ -44,6 +55,7 @@ def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
         stale.unlink()
     task = folder / "task.json"
     cls = type(stage)
+    launcher = os.getpid()
     write_json(
         task,
         {
@@ -51,25 +63,31 @@ def write_task(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> Path:
             "config": to_mapping(stage),
             "inputs": {name: str(artifact.path.resolve()) for name, artifact in inputs.items()},
             "out": str(out.resolve()),
+            "launcher": launcher,
         },
     )
     return task
 
 
 def run_task(task: Path) -> None:
-    """In a worker: run the stage of a task file; rank 0 writes the metrics next to the file."""
+    """In a worker: run the stage of a task file; rank 0 writes the metrics next to the file, or why it stopped."""
     data = json.loads(task.read_text())
     module, _, name = data["stage"].partition(":")
     cls = getattr(importlib.import_module(module), name)
     try:
         stage = from_mapping(cls, data["config"], where=str(task))
         inputs = {key: Artifact.open(Path(path)) for key, path in data["inputs"].items()}
-        with relay_lines(task.parent):
+        with relay_lines(task.parent), stop_signals.handled(worker=True):
             metrics = stage.run(inputs, Path(data["out"]))
     except PrismError as problem:
         write_json(task.with_name(f"error-{os.environ.get('RANK', '0')}.json"), {"error": str(problem)})
         print(f"error: {problem}", file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR_EXIT) from None
+    except Requeue as stopped:
+        # All ranks stop at the same step, and with this exit code torchrun does not take it for a failure.
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_json(task.with_name(STOPPED), {"reason": str(stopped)})
+        return
     if int(os.environ.get("RANK", "0")) == 0:
         write_json(task.with_name("metrics.json"), metrics)
 
@@ -87,7 +105,7 @@ def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) 
     executor = run.LocalExecutor(
         ntasks_per_node=stage.world_size,
         launcher="torchrun",
-        env_vars={"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
+        env_vars={"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **PATIENCE},
     )
     script = run.Script(
         path="megatron_prism.pipeline.torchrun_worker",
@@ -95,7 +113,9 @@ def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) 
         entrypoint="python",
         m=True,
     )
+    stoppable = stop_signals.forwarded(partial(ask_to_stop, out)) if stage.stoppable else nullcontext()
     with (
+        stoppable,
         show_lines(task.parent),
         run.Experiment(f"prism-{stage.kind}", log_level="ERROR", clean_mode=True) as experiment,
     ):
@@ -103,12 +123,15 @@ def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) 
         experiment.run(detach=False)
     states = [job.state for job in experiment.jobs]
     metrics = task.with_name("metrics.json")
+    if task.with_name(STOPPED).exists():
+        raise Requeue(json.loads(task.with_name(STOPPED).read_text())["reason"])
     if any(state != AppState.SUCCEEDED for state in states) or not metrics.exists():
         reasons = sorted({json.loads(p.read_text())["error"] for p in task.parent.glob("error-*.json")})
         reason = (
             f": {reasons[0]}" if reasons else f"; see its log in {os.environ['NEMORUN_HOME']}/experiments"
         )
-        raise StageFailed(f"a stage of kind '{stage.kind}' failed on {stage.world_size} processes{reason}")
+        failure = StageFailed if reasons else WorkerLost
+        raise failure(f"a stage of kind '{stage.kind}' failed on {stage.world_size} processes{reason}")
     result: dict[str, Any] = json.loads(metrics.read_text())
     for leftover in task.parent.iterdir():
         leftover.unlink()

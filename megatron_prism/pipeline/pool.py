@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import ConfigError, StageFailed
+from megatron_prism.errors import ConfigError, WorkerLost
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.pool_worker import Done, Failed, LogLine, Task, work
 from megatron_prism.pipeline.stage import Stage
@@ -88,7 +88,7 @@ class WorkerPool:
             except (EOFError, OSError):
                 worker.process.join(EXIT_SECONDS)
                 message = Failed(
-                    StageFailed(
+                    WorkerLost(
                         f"stage '{worker.task.name}': its worker process crashed or was killed "
                         f"(exit code {worker.process.exitcode}); run the same command again to continue"
                     )
@@ -114,6 +114,14 @@ class WorkerPool:
             self._metrics[task.name] = message.metrics
         if not others:
             yield Result(task.name, metrics=self._metrics.pop(task.name))
+
+    def kill(self, name: str) -> None:
+        """End the workers of a stage at once; there will be no result."""
+        members = [worker for worker in self._workers if worker.task and worker.task.name == name]
+        for member in members:
+            member.process.kill()
+            self._workers.remove(member)
+        _end(members)
 
     def _spawn(self) -> _Worker:
         # A new interpreter, because a fork would copy locks that other threads hold.

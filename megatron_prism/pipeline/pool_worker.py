@@ -11,9 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import PrismError
+from megatron_prism.errors import PrismError, Requeue
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform import stop_signals
 
 PR_SET_PDEATHSIG = 1
 LOCALHOST = "127.0.0.1"
@@ -83,16 +84,17 @@ def work(connection: Connection) -> None:
 
     forward = _Forward(connection)
     setup_logging(handler=forward)
-    while True:
-        try:
-            task: Task = connection.recv()
-        except (EOFError, OSError):
-            return
-        forward.name_of_stage = task.name
-        try:
-            connection.send(_run(task))
-        except (BrokenPipeError, ConnectionResetError):
-            return
+    with stop_signals.handled(worker=True):
+        while True:
+            try:
+                task: Task = connection.recv()
+            except (EOFError, OSError):
+                return
+            forward.name_of_stage = task.name
+            try:
+                connection.send(_run(task))
+            except (BrokenPipeError, ConnectionResetError):
+                return
 
 
 def _run(task: Task) -> Done | Failed:
@@ -111,7 +113,7 @@ def _run(task: Task) -> Done | Failed:
     try:
         inputs = {key: Artifact.open(path) for key, path in task.inputs.items()}
         return Done(task.stage.run(inputs, task.out))
-    except PrismError as problem:
+    except (PrismError, Requeue) as problem:
         return Failed(problem)
     except BaseException as problem:
         return Failed(_portable(problem))

@@ -41,12 +41,14 @@ class Stage(ABC):
     Class attributes:
         kind: the kind of the artifact; its folder name starts with it.
         version: the author raises it when the same config starts to give a different output.
+        stoppable: `run` asks whether it must stop (training/stopping.py), saves its state and raises `Requeue`.
         resumable: `run` continues from what an interrupted run left in `out`; otherwise `out` is emptied first.
     """
 
     kind: ClassVar[str] = ""
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
+    stoppable: ClassVar[bool] = False
 
     @property
     def world_size(self) -> int:

@@ -17,6 +17,7 @@ from megatron_prism.pipeline.continuation import shorter_run, take_over
 from megatron_prism.pipeline.output_folder import is_full_disk
 from megatron_prism.pipeline.run_record import RunRecord, read_run_record
 from megatron_prism.pipeline.stage import Stage, tuning_fields
+from megatron_prism.pipeline.stop_file import forget
 from megatron_prism.platform.console import get_logger
 from megatron_prism.platform.hardware import machine_facts, versions
 
@@ -59,15 +60,26 @@ class StageRun:
             log.info(
                 "stage '%s': goes on from step %d of %s", self.name, shorter.progress, shorter.folder.name
             )
+        self._add_attempt(record)
+        return record
+
+    def _add_attempt(self, record: RunRecord) -> None:
         record.attempts.append(
             {
-                "started": self._started.isoformat(timespec="seconds"),
-                "world_size": stage.world_size,
-                "tuning": tuning_fields(stage),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "world_size": self.stage.world_size,
+                "tuning": tuning_fields(self.stage),
             }
         )
+        forget(self.partial)
         record.save(self.partial)
-        return record
+
+    def restart(self) -> None:
+        """Make the folder ready for another attempt, after this one lost a process."""
+        if not self.stage.resumable:
+            shutil.rmtree(self.partial)
+            self.partial.mkdir()
+        self._add_attempt(self.record)
 
     @property
     def seconds(self) -> float:

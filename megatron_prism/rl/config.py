@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture, check_recompute
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings
@@ -42,6 +42,8 @@ class ReinforceConfig:
         keep_checkpoints: keep the checkpoints in the artifact, to study how the weights change.
         answers_every: steps between files of all sampled answers; 0 writes none.
         engine: 'megatron' reads the trained model directly; 'vllm' (one process) receives its weights after each step.
+        stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
+            for no limit.
         slots: maximum number of answers that 'megatron' samples at once, per replica of the model.
         grading: the grading processes, their limits, and how programs that the model wrote are isolated.
     """
@@ -75,6 +77,7 @@ class ReinforceConfig:
     keep_checkpoints: bool = tuning(False)
     answers_every: int = tuning(20)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    stop_after_minutes: float = tuning(0.0)
     slots: int = tuning(256)
     grading: GradingSettings = field(default_factory=GradingSettings)
 
@@ -88,6 +91,7 @@ class ReinforceConfig:
             "evaluation_samples",
             "slots",
         )
+        not_negative(self, "stop_after_minutes")
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         if self.guard.spike_zscore or self.guard.on_spike != "log":
             raise ConfigError(

@@ -37,6 +37,7 @@ from megatron_prism.training.checkpoint import TrainingState
 from megatron_prism.training.guard import Guard
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.run_folder import RunFolder, hf_files
+from megatron_prism.training.stopping import Stopping
 from megatron_prism.verification.grade import grader_versions
 
 REFERENCE = "reference"
@@ -45,7 +46,12 @@ log = get_logger(__name__)
 
 
 def reinforce(
-    config: ReinforceConfig, inputs: Mapping[str, Artifact], out: Path, tokenizer: Tokenizer
+    config: ReinforceConfig,
+    inputs: Mapping[str, Artifact],
+    out: Path,
+    tokenizer: Tokenizer,
+    *,
+    stopping: Stopping,
 ) -> dict[str, Any]:
     """Train to the last step and leave the model in `out`; returns the metrics of the receipt."""
     loaded = load_prompts(inputs["prompts"].path)
@@ -90,6 +96,7 @@ def reinforce(
             evaluate_every=config.evaluate_every,
             save=run.save,
             checkpoint_every=config.checkpoint_every,
+            stopping=stopping,
         )
         run.evaluate()
         folder.save_model(state, config.architecture, start)

@@ -12,6 +12,7 @@ from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.training.prolonging import lineage_of, resumable_steps, with_schedule_length
+from megatron_prism.training.stopping import may_stop
 
 log = get_logger(__name__)
 
@@ -25,6 +26,7 @@ class Reinforce(ReinforceConfig, Stage):
     kind: ClassVar[str] = "rl"
     version: ClassVar[int] = 3  # version 2 counted the layout as part of the config
     resumable: ClassVar[bool] = True
+    stoppable: ClassVar[bool] = True
 
     @property
     def world_size(self) -> int:
@@ -50,5 +52,8 @@ class Reinforce(ReinforceConfig, Stage):
         vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
         tokenizer = Tokenizer.load_for(folder, vocab_size, self.engine.text)
         text = self.engine.describe(inputs)
-        with session(self.parallel, self.seed):
-            return reinforce(self, inputs, out, tokenizer) | {"text": text}
+        with (
+            may_stop(out, self.stop_after_minutes) as stopping,
+            session(self.parallel, self.seed),
+        ):
+            return reinforce(self, inputs, out, tokenizer, stopping=stopping) | {"text": text}

@@ -9,7 +9,7 @@ from megatron_prism.data.mixture import YAML_SUFFIXES
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, extended
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.batch import BatchConfig
@@ -43,6 +43,8 @@ class TrainConfig:
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
+        stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
+            for no limit.
         log_every: steps between lines on the console; metrics.jsonl and TensorBoard get every step.
     """
 
@@ -67,9 +69,11 @@ class TrainConfig:
     validate_every: int = tuning(0)
     checkpoint_every: int = tuning(0)
     log_every: int = tuning(1)
+    stop_after_minutes: float = tuning(0.0)
 
     def __post_init__(self) -> None:
         positive(self, "steps", "validation_batches", "log_every")
+        not_negative(self, "stop_after_minutes")
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         if Path(self.mixture).suffix in YAML_SUFFIXES:
             # Launched workers may run in another working directory.

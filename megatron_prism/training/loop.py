@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from megatron_prism.errors import Requeue
 from megatron_prism.training.checkpoint import TrainingState
+from megatron_prism.training.stopping import DESCRIPTIONS, Reason, Stopping
 
 
 def run_steps(
@@ -16,6 +18,7 @@ def run_steps(
     evaluate_every: int,
     save: Callable[[], None],
     checkpoint_every: int,
+    stopping: Stopping,
 ) -> None:
     """Take steps until `state.step` reaches `steps` or a step asks to stop.
 
@@ -25,9 +28,26 @@ def run_steps(
         take_step: does one step and advances `state`; returns False to end the run early.
         evaluate_every: steps between evaluations; 0 for none.
         checkpoint_every: steps between checkpoints; 0 for none.
+        stopping: asked before every step whether the run must stop.
+
+    Raises:
+        Requeue: if the run must stop; the state of the last step is saved.
     """
-    while state.step < steps and take_step() and state.step < steps:
+    saved = state.step
+    while state.step < steps:
+        if reason := stopping.reason():
+            if state.step != saved:
+                save()
+            raise Requeue(stop_message(reason, state.step, steps))
+        if not take_step() or state.step == steps:
+            return
         if evaluate_every and state.step % evaluate_every == 0:
             evaluate()
         if checkpoint_every and state.step % checkpoint_every == 0:
             save()
+            saved = state.step
+
+
+def stop_message(reason: Reason, step: int, steps: int) -> str:
+    """One line for the reader of the log."""
+    return f"stopped after step {step} of {steps}, because {DESCRIPTIONS[reason]}; the same command goes on from there"

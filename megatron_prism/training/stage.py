@@ -14,6 +14,7 @@ from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.prolonging import lineage_of, resumable_steps, with_schedule_length
+from megatron_prism.training.stopping import may_stop
 
 log = get_logger(__name__)
 
@@ -25,6 +26,7 @@ class Train(TrainConfig, Stage):
     kind: ClassVar[str] = "train"
     version: ClassVar[int] = 3  # version 2 counted the layout as part of the config
     resumable: ClassVar[bool] = True
+    stoppable: ClassVar[bool] = True
 
     @property
     def world_size(self) -> int:
@@ -59,8 +61,11 @@ class Train(TrainConfig, Stage):
         if "init" in inputs:
             check_model(inputs["init"], tokenizer)
         start = self._start(inputs)
-        with session(self.parallel, self.seed):
-            metrics = train_on_text(self, tokens, tokenizer, start=start, out=out)
+        with (
+            may_stop(out, self.stop_after_minutes) as stopping,
+            session(self.parallel, self.seed),
+        ):
+            metrics = train_on_text(self, tokens, tokenizer, start=start, out=out, stopping=stopping)
         return metrics if text is None else metrics | {"text": text}
 
     def _start(self, inputs: Mapping[str, Artifact]) -> Path | None:

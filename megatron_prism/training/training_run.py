@@ -26,19 +26,30 @@ from megatron_prism.training.loop import run_steps
 from megatron_prism.training.metrics import MetricsLog, StepRecord, last_loss, logger
 from megatron_prism.training.prolonging import CHECKPOINTS
 from megatron_prism.training.run_folder import RunFolder, resume_point
+from megatron_prism.training.stopping import Stopping
 from megatron_prism.training.trainer import Trainer
 
 INDEX_CACHE = "index_cache"
 
 
 def train_on_text(
-    config: TrainConfig, tokens: Path, tokenizer: Tokenizer, *, start: Path | None, out: Path
+    config: TrainConfig,
+    tokens: Path,
+    tokenizer: Tokenizer,
+    *,
+    start: Path | None,
+    out: Path,
+    stopping: Stopping,
 ) -> dict[str, Any]:
     """Train to the last step and leave the model in `out`; returns the metrics of the receipt.
 
     Args:
         tokens: folder of tokenized text.
         start: folder with the weights to start from; None for random weights.
+        stopping: asked before every step whether the run must stop.
+
+    Raises:
+        Requeue: if it must stop; its state is saved.
     """
     fresh = start is None and resume_point(out) is None
     trainer = _trainer(config, initialize=fresh)
@@ -56,6 +67,7 @@ def train_on_text(
                 evaluate_every=config.validate_every,
                 save=run.save,
                 checkpoint_every=config.checkpoint_every,
+                stopping=stopping,
             )
             break
         except RollBack:

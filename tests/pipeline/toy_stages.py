@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.errors import ConfigError, DataError, Requeue
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.run_record import read_run_record
 from megatron_prism.pipeline.stage import Stage, tuning
+from megatron_prism.pipeline.stop_file import asked_to_stop
+from megatron_prism.platform import stop_signals
 
 
 @dataclass
@@ -107,6 +111,70 @@ class Count(Stage):
 
 
 @dataclass
+class Patient(Stage):
+    """Works until it is asked to stop, saves, and says so; the next attempt ends at once."""
+
+    kind: ClassVar[str] = "patient"
+    resumable: ClassVar[bool] = True
+    mark: str = ""
+    deaf: bool = False
+    seconds_to_save: float = 0.0
+    processes: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.processes
+
+    @property
+    def stoppable(self) -> bool:  # type: ignore[override]
+        return not self.deaf
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        if (out / "saved").exists():
+            return {"continued": True}
+        here = Path(self.mark + os.environ.get("RANK", "0"))
+        if self.deaf:
+            here.touch()
+            time.sleep(60)
+        with stop_signals.polled():
+            here.touch()
+            while not (asked_to_stop(out) or stop_signals.received()):
+                time.sleep(0.01)
+            here.with_name("saving0").touch()
+            time.sleep(self.seconds_to_save)
+            (out / "saved").touch()
+        raise Requeue("saved")
+
+
+@dataclass
+class Vanish(Stage):
+    """One of its processes is killed, `times` times."""
+
+    kind: ClassVar[str] = "vanish"
+    resumable: ClassVar[bool] = True
+    times: int = 1
+    mark: str = ""
+    processes: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.processes
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0:
+            attempt = int(Path(self.mark).read_text() or 0) + 1 if Path(self.mark).exists() else 1
+            Path(self.mark).write_text(str(attempt))
+            if attempt <= self.times:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"attempt": attempt}
+        while not Path(self.mark).exists() or int(Path(self.mark).read_text() or 0) <= self.times:
+            # As a rank that waits in a collective for one that is gone.
+            time.sleep(0.01)
+        return {}
+
+
+@dataclass
 class Fill(Stage):
     """Writes until the disk is full."""
 
@@ -170,7 +238,6 @@ class Meet(Stage):
     seconds: float = 20.0
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        import time
 
         from megatron_prism.platform.console import get_logger
 
@@ -193,7 +260,6 @@ class Break(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         import errno
-        import signal
 
         if self.way == "disk":
             raise OSError(errno.ENOSPC, "No space left on device")
