@@ -12,7 +12,6 @@ are computed on the calling thread (CUDA's would need a CUDA build of torch), an
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -133,17 +132,8 @@ class DeviceTensor(torch.Tensor):
         return f"{self.inside!r} on {self.device}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _unpickled, (self.inside.detach(), self.requires_grad, getattr(self, "_is_param", False))
-
-
-def _unpickled(inside: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
-    made = DeviceTensor(inside).requires_grad_(requires_grad)
-    if is_parameter:
-        made._is_param = True  # type: ignore[attr-defined]
-    return made
-
-
-copyreg.pickle(DeviceTensor, lambda tensor: tensor.__reduce_ex__(2))
+        """Saved like a CPU tensor, so that it loads with `weights_only`; it comes back on the CPU (`map_location`)."""
+        return self.inside.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
 
 def is_imitated(device: Any) -> bool:
