@@ -16,8 +16,9 @@ from megatron_prism.platform.process_groups import ParallelConfig
 MAMBA, ATTENTION, MLP = "M", "*", "-"
 # te: Transformer Engine and mamba_ssm; torch: plain torch; auto: the first of these that the machine can run.
 BACKENDS = ("auto", "te", "torch")
-# none: a layer keeps all activations for the backward pass; full: it keeps only its input.
-RECOMPUTE = ("none", "full")
+# none: a layer keeps all activations for the backward pass; selective: those that take a matrix product to compute
+# again; full: its input only.
+RECOMPUTE = ("none", "selective", "full")
 SIZES = (
     *(
         "vocab_size",

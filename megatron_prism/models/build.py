@@ -10,21 +10,22 @@ from torch.nn import functional as F
 
 from megatron_prism.models import specs_te
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
+from megatron_prism.models.layers.activation import squared_relu
 from megatron_prism.models.layers.initialization import UNINITIALIZED, move_to_device
 from megatron_prism.models.layers.multipliers import install_embedding_multiplier
 from megatron_prism.models.layers.output_layer import install_output_layer
+from megatron_prism.models.layers.recompute import install_recompute, install_selective
 from megatron_prism.models.rope import inverse_frequencies
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.cpu_seam import on_meta
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 
-FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-
-
-def squared_relu(x: torch.Tensor) -> torch.Tensor:
-    """relu(x)^2, Nemotron-H's activation."""
-    return F.relu(x).square()
+# Megatron's settings. The te backend's norms are inside its linear layers, so selective recomputes whole MLPs there.
+MEGATRON_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 def softmax_scale(architecture: Architecture) -> float | None:
@@ -118,7 +119,8 @@ def build_model(
 
     Args:
         backend: 'te' (Transformer Engine, mamba_ssm), 'torch', or 'auto': te if this machine supports it.
-        recompute: 'full' keeps only each layer's input in training, and no activation inside the layer.
+        recompute: 'selective' computes norms, activation functions and scans again in the backward pass (te: the
+            MLPs); 'full' keeps only each layer's input in training, and no activation inside the layer.
         initialize: False leaves the weights undefined; only for a model whose weights are all loaded afterwards.
         settings: fields of Megatron's TransformerConfig that replace those made from the architecture.
 
@@ -133,8 +135,8 @@ def build_model(
     backend = choose_backend(backend, architecture.is_hybrid)
     specs_te.require_fp8(settings.get("fp8"), backend)
     check_recompute(recompute, architecture, settings.get("fp8"))
-    if recompute == "full" and not architecture.is_hybrid:
-        settings = FULL_RECOMPUTE | settings
+    if (recompute == "full" and not architecture.is_hybrid) or (recompute == "selective" and backend == "te"):
+        settings = MEGATRON_RECOMPUTE[recompute] | settings
     if not initialize:
         settings = UNINITIALIZED | settings
     config = transformer_config(architecture, parallel, dtype, **settings)
@@ -165,10 +167,11 @@ def build_model(
         model.rotary_pos_emb.inv_freq = inverse_frequencies(
             architecture.head_dim, architecture.rope_theta, architecture.rope_scaling
         )
+    if recompute == "selective" and backend == "torch":
+        install_selective(model.decoder.layers)
     if recompute == "full" and architecture.is_hybrid:
-        from megatron_prism.models.layers.recompute import install_recompute
-
         install_recompute(model.decoder.layers)
+    model.recompute = recompute
     if shared["pre_process"]:
         install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
     if shared["post_process"]:

@@ -8,43 +8,61 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron.core import parallel_state
 from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.ssm.mamba_mixer import MambaMixerSubmodules
 from megatron.core.ssm.mlp_layer import MLPLayer
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_prism.models.layers.activation import TorchMLP
 from megatron_prism.models.layers.attention import SDPACoreAttention
 from megatron_prism.models.layers.mamba import TorchMambaMixer
 from megatron_prism.models.layers.multipliers import scaled_bias_dropout_add
 from megatron_prism.models.layers.norm import RMSNorm
+from megatron_prism.models.layers.recompute import KeepsRecipe
+from megatron_prism.models.layers.rotary import RotatingSelfAttention
 
 ATTENTION_KEYS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 MLP_KEYS = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 MAMBA_KEYS = {"norm.": "mixer.in_proj.layer_norm_"}
 
 
+class ColumnLinear(KeepsRecipe, ColumnParallelLinear):
+    """Megatron's linear layer, which may keep a recipe in place of its input."""
+
+
+class RowLinear(KeepsRecipe, RowParallelLinear):
+    """Megatron's linear layer, which may keep a recipe in place of its input."""
+
+
 def _attention() -> ModuleSpec:
     return ModuleSpec(
-        module=SelfAttention,
+        module=RotatingSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear, core_attention=SDPACoreAttention, linear_proj=RowParallelLinear
+            linear_qkv=ColumnLinear, core_attention=SDPACoreAttention, linear_proj=RowLinear
         ),
     )
 
 
-def _mlp() -> ModuleSpec:
-    return ModuleSpec(
-        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    )
+class PlainMLP(TorchMLP):
+    """An MLP that is built without a spec: upstream warns of specs for other modules than its own MLP."""
+
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+        super().__init__(
+            config,
+            MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear),
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+        )
 
 
 def dense_block_spec(
@@ -59,7 +77,7 @@ def dense_block_spec(
             self_attention=_attention(),
             self_attn_bda=add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=_mlp(),
+            mlp=PlainMLP,
             mlp_bda=add,
             sharded_state_dict_keys_map={**ATTENTION_KEYS, **MLP_KEYS},
         ),
@@ -95,7 +113,7 @@ def hybrid_stack_spec(residual_multiplier: float) -> ModuleSpec:
     add = scaled_bias_dropout_add(residual_multiplier)
     mixer = ModuleSpec(
         module=TorchMambaMixer,
-        submodules=MambaMixerSubmodules(in_proj=ColumnParallelLinear, out_proj=RowParallelLinear),
+        submodules=MambaMixerSubmodules(in_proj=ColumnLinear, out_proj=RowLinear),
     )
     return ModuleSpec(
         module=HybridStack,
@@ -118,7 +136,7 @@ def hybrid_stack_spec(residual_multiplier: float) -> ModuleSpec:
             mlp_layer=ModuleSpec(
                 module=MLPLayer,
                 submodules=TransformerLayerSubmodules(
-                    pre_mlp_layernorm=RMSNorm, mlp=_mlp(), mlp_bda=add, sharded_state_dict_keys_map=MLP_KEYS
+                    pre_mlp_layernorm=RMSNorm, mlp=PlainMLP, mlp_bda=add, sharded_state_dict_keys_map=MLP_KEYS
                 ),
             ),
         ),

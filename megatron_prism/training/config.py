@@ -36,8 +36,9 @@ class TrainConfig:
         backend: 'te', 'torch', or 'auto', which chooses 'te' if this machine has what it needs.
         trainable: 'all' parameters, or 'attention': the query, key, value and output projections of self-attention.
             All other tensors stay bit-identical. TFLOP/s and MFU always count the work of training all parameters.
-        recompute: 'none', or 'full': each layer keeps only its input and is computed again in the backward pass. This
-            takes a third more compute and far less memory, and gives the same numbers.
+        recompute: what is computed again in the backward pass, which changes memory and time but not the numbers.
+            'none'; 'selective': what takes no matrix product, and Mamba's scan; 'full': each layer but its input, for a
+            third more compute.
         intra_document: the documents of a training row do not see each other: attention and the state of Mamba layers
             end with each document, and its last token predicts nothing. Off, as in the paper.
         validation_batches: global batches of held-out text per source.

@@ -55,7 +55,7 @@ def freeze(model: Any, trainable: str) -> None:
         return
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_PROJECTION.search(name) is not None)
-    if model.pre_process and model.config.recompute_granularity == "full":
+    if model.pre_process and model.recompute == "full":
         # A recomputed layer propagates gradients only if its input requires one, and the output of a frozen embedding
         # does not.
         model.embedding.register_forward_hook(_require_gradient)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from megatron_prism.models.layers.blockwise import Blocks, Shards, blockwise_attention
 from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
+from megatron_prism.models.layers.rotary import rotate
 from megatron_prism.models.layers.row_documents import RowDocuments, documents_of
 
 
@@ -33,6 +34,9 @@ def chunk_positions(local_length: int, rank: int, size: int, device: torch.devic
 
 class SDPACoreAttention(MegatronModule):
     """softmax(q k^T * scale) v for q `[seq, batch, heads, head_dim]` and k, v `[seq, batch, groups, head_dim]`."""
+
+    # Rotary angles `[seq, 1, 1, head_dim]` during a call (rotary.py).
+    angles: Tensor | None = None
 
     def __init__(
         self,
@@ -72,8 +76,12 @@ class SDPACoreAttention(MegatronModule):
         Args:
             packed_seq_params: the documents of the rows, which do not see each other (row_documents.py).
         """
+        if self.angles is not None:
+            query, key = rotate(query, self.angles), rotate(key, self.angles)
         if self.decode_cache is not None:
             return self._generate(self.decode_cache, query, key, value)
+        # Copies, because these are views of the projection's output, which would be kept for backward with them.
+        key, value = key.contiguous(), value.contiguous()
         documents = documents_of(packed_seq_params)
         if documents is None or self.cp_group.size() > 1:
             return self._attend(query, key, value, documents)

@@ -18,9 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
+from megatron_prism.models.layers.mamba_scan import (
+    MixerShape,
+    MixerWeights,
+    convolve_and_scan,
+    mamba_scan,
+)
 from megatron_prism.models.layers.norm import GatedRMSNorm
 from megatron_prism.models.layers.row_documents import documents_of
-from megatron_prism.models.layers.ssd import ssd_scan, ssd_step
+from megatron_prism.models.layers.ssd import ssd_step
 
 
 @contextmanager
@@ -39,6 +45,8 @@ def _without_mamba_ssm() -> Iterator[None]:
 class TorchMambaMixer(upstream.MambaMixer):
     """Mamba-2 mixer on `[seq, batch, hidden]` with the scan of `ssd.py`."""
 
+    recompute_output = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _without_mamba_ssm():
             super().__init__(*args, **kwargs)
@@ -53,7 +61,9 @@ class TorchMambaMixer(upstream.MambaMixer):
         return self.norm(self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z))
 
     def _scan_rows(self, zxBCdt: Tensor) -> Tensor:
-        return self._convolve_and_scan(zxBCdt)[0]
+        shape, weights = self._parts(self.cp)
+        _, xBC, dt = zxBCdt.split([shape.widths[0], sum(shape.widths), shape.heads], -1)
+        return mamba_scan(xBC, dt, weights, shape, again=self.recompute_output)
 
     def forward(
         self, hidden_states: Tensor, *args: Any, packed_seq_params: Any = None, **keywords: Any
@@ -77,10 +87,7 @@ class TorchMambaMixer(upstream.MambaMixer):
         if isinstance(step, Prefill):
             unpacked, texts = step.segments.unpack(zxBCdt), len(step.slots)
             lengths = torch.tensor(step.segments.lengths, device=unpacked.device)
-            y, z, last_inputs, last_state = self._convolve_and_scan(
-                unpacked, lengths, self._without_context_parallelism()
-            )
-            assert last_inputs is not None
+            y, z, last_inputs, last_state = self._prefill(unpacked, lengths)
             window[step.slots], state[step.slots] = last_inputs[:texts], last_state[:texts]
             return self.norm(step.segments.repack(y), step.segments.repack(z))
         assert step is not None
@@ -98,48 +105,30 @@ class TorchMambaMixer(upstream.MambaMixer):
             *(self.conv1d, self.dt_bias, self.A_log, self.D, self.D_has_hdim),
         )
 
-    def _convolve_and_scan(
-        self, zxBCdt: Tensor, lengths: Tensor | None = None, cp: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def _parts(self, cp: Any) -> tuple[MixerShape, MixerWeights]:
+        """Sizes and parameters of a rank; `cp` is upstream's view of its context-parallel part."""
+        shape = MixerShape(cp.nheads_local_tpcp, self.headdim, cp.ngroups_local_tpcp, self.d_state)
+        weights = MixerWeights(
+            cp.get_conv1d_weight(), cp.get_conv1d_bias(), cp.get_dt_bias(), cp.get_A_log(), cp.get_D()
+        )
+        return shape, weights
+
+    def _prefill(self, zxBCdt: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """y and z `[seq, batch, inner]`, the last d_conv conv inputs `[batch, channels, d_conv]`, the last state.
 
         Args:
             lengths: `[batch]`, length of each text: the tokens after it do not affect the conv inputs and the state.
-                Without lengths the conv inputs are not needed.
-            cp: the sizes and parameters to use; None: those of this context-parallel rank.
         """
-        cp = cp or self.cp
-        inner, state_dim = cp.d_inner_local_tpcp, self.d_state
-        groups, heads = cp.ngroups_local_tpcp, cp.nheads_local_tpcp
-        z, xBC, dt = zxBCdt.split([inner, inner + 2 * groups * state_dim, heads], -1)
-        length, batch, _ = xBC.shape
-        channels_first = xBC.permute(1, 2, 0)
-        # [batch, channels, seq]: the causal convolution sees d_conv - 1 zeros before the first token.
-        padded = F.pad(channels_first, (self.d_conv - 1, 0))
-        weight, bias = cp.get_conv1d_weight(), cp.get_conv1d_bias()
-        mixed = F.silu(
-            F.conv1d(padded, weight.to(padded.dtype), bias.to(padded.dtype), groups=weight.shape[0])
-        )
-        x, B, C = mixed.transpose(1, 2).split([inner, groups * state_dim, groups * state_dim], -1)
-        step = F.softplus(dt.transpose(0, 1).float() + cp.get_dt_bias().float())
-        if lengths is not None:
-            # A token with dt = 0 neither decays the state nor adds to it.
-            step = step * (torch.arange(length, device=step.device) < lengths[:, None])[..., None]
-        y, state = ssd_scan(
-            x.reshape(batch, length, heads, self.headdim),
-            step,
-            -torch.exp(cp.get_A_log().float()),
-            B.reshape(batch, length, groups, state_dim),
-            C.reshape(batch, length, groups, state_dim),
-            cp.get_D(),
-        )
-        window = None
-        if lengths is not None:
-            ends = lengths[:, None] + torch.arange(self.d_conv, device=lengths.device)
-            window = F.pad(channels_first, (self.d_conv, 0)).gather(
-                2, ends[:, None].expand(-1, channels_first.shape[1], -1)
-            )
-        return y.flatten(2).transpose(0, 1).contiguous(), z, window, state
+        shape, weights = self._parts(self._without_context_parallelism())
+        inner = shape.widths[0]
+        z, xBC, dt = zxBCdt.split([inner, sum(shape.widths), shape.heads], -1)
+        mask = (torch.arange(xBC.shape[0], device=lengths.device) < lengths[:, None])[..., None]
+        padded = F.pad(xBC, (0, 0, 0, 0, self.d_conv, 0))
+        y, state = convolve_and_scan(shape, padded[1:], dt, *weights.all(), mask=mask)
+        ends = lengths[:, None] + torch.arange(self.d_conv, device=lengths.device)
+        channels_first = padded.permute(1, 2, 0)
+        window = channels_first.gather(2, ends[:, None].expand(-1, channels_first.shape[1], -1))
+        return y, z, window, state
 
     def _ssm_decode(
         self, zxBCdt: Tensor, conv_state: Tensor, ssm_state: Tensor, batch_indices: Tensor | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from torch import nn
 
@@ -19,6 +20,8 @@ def scaled_bias_dropout_add(residual_multiplier: float) -> Callable[[bool, bool]
 
         def scaled(x_with_bias: Any, residual: Any, probability: float) -> Any:
             x, bias = x_with_bias
+            if bias is None and not probability and x.dtype == residual.dtype:
+                return torch.add(residual, x, alpha=residual_multiplier)
             return add(
                 (x * residual_multiplier, None if bias is None else bias * residual_multiplier),
                 residual,

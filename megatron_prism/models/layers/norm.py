@@ -1,11 +1,59 @@
-"""RMSNorm in plain torch that also works under sequence parallelism (upstream's torch_norm.py:32 refuses it)."""
+"""RMSNorm, plain and gated, in plain torch. Upstream's (torch_norm.py:32) refuses sequence parallelism."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from megatron_prism.models.layers.pointwise import pointwise
+from megatron_prism.models.layers.recompute import with_recipe
+
+
+@pointwise
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """The normalised x in its own precision, and 1 / rms(x), at least fp32."""
+    h = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    h = h * scale
+    return (h if weight is None else h.mul_(weight)).to(x.dtype), scale
+
+
+@pointwise
+def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """With n = x * scale: d_weight = sum(grad * n), d_x = scale * (grad * weight - n * mean(grad * weight * n))."""
+    exact = scale.dtype
+    normal, grad = x.to(exact) * scale, grad.to(exact)
+    product = grad * normal
+    mean = (product @ weight.to(exact)).div_(x.shape[-1])[..., None]
+    d_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+    d_x = (grad * weight).sub_(normal.mul_(mean)).mul_(scale)
+    return d_x.to(x.dtype), d_weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps x and one number per token, as torch's kernel on a GPU does. torch's CPU form keeps four copies of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        output, scale = _rms_norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_rms_norm_backward(grads[0], *ctx.saved_tensors), None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    output: Tensor = _RMSNorm.apply(x, weight, eps)
+    return output
 
 
 class RMSNorm(nn.Module):
@@ -13,6 +61,8 @@ class RMSNorm(nn.Module):
 
     Without `eps` the model's epsilon is used; upstream's Mamba layer passes none (mamba_layer.py:85).
     """
+
+    recompute_output = False
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float | None = None) -> None:
         super().__init__()
@@ -24,7 +74,49 @@ class RMSNorm(nn.Module):
         self.eps = config.layernorm_epsilon if eps is None else eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        output = rms_norm(x, self.weight, self.eps)
+        return with_recipe(output, rms_norm, x, self.weight, self.eps) if self.recompute_output else output
+
+
+@pointwise
+def _gated_norm(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int) -> Tensor:
+    h = y.float()
+    if z is not None:
+        h = h * F.silu(z.float())
+    h = F.rms_norm(h.unflatten(-1, (-1, group)), (group,), None, eps)
+    return (h.flatten(-2) * weight.float()).to(y.dtype)
+
+
+@pointwise
+def _gated_norm_backward(
+    grad: Tensor, y: Tensor, z: Tensor, weight: Tensor, eps: float, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    yf, zf = y.float(), z.float()
+    gate = F.silu(zf)
+    h = (yf * gate).unflatten(-1, (-1, group))
+    scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    normal, g = h.mul_(scale), grad.float()
+    product = g * normal.flatten(-2)
+    d_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+    mean = product.mul_(weight.float()).unflatten(-1, (-1, group)).mean(-1, keepdim=True)
+    d_h = (g * weight.float()).unflatten(-1, (-1, group)).sub_(normal.mul_(mean)).mul_(scale).flatten(-2)
+    d_y = (d_h * gate).to(y.dtype)
+    d_z = torch.ops.aten.silu_backward(d_h.mul_(yf), zf).to(z.dtype)
+    return d_y, d_z, d_weight
+
+
+class _GatedNorm(torch.autograd.Function):
+    """Keeps y and z."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor, weight: Tensor, eps: float, group: int) -> Tensor:
+        ctx.save_for_backward(y, z, weight)
+        ctx.settings = eps, group
+        return _gated_norm(y, z, weight, eps, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gated_norm_backward(grads[0], *ctx.saved_tensors, *ctx.settings), None, None
 
 
 class GatedRMSNorm(nn.Module):
@@ -32,6 +124,8 @@ class GatedRMSNorm(nn.Module):
 
     Parameter names are those of mamba_ssm's RMSNormGated, so checkpoints are shared with it.
     """
+
+    recompute_output = False
 
     def __init__(
         self,
@@ -50,11 +144,11 @@ class GatedRMSNorm(nn.Module):
         self.group_size = group_size or hidden_size
 
     def forward(self, y: Tensor, z: Tensor | None = None) -> Tensor:
-        h = y.float()
-        if z is not None:
-            h = h * F.silu(z.float())
-        h = F.rms_norm(h.unflatten(-1, (-1, self.group_size)), (self.group_size,), None, self.eps)
-        return (h.flatten(-2) * self.weight.float()).to(y.dtype)
+        settings = self.weight, self.eps, self.group_size
+        if z is None:
+            return _gated_norm(y, None, *settings)
+        output: Tensor = _GatedNorm.apply(y, z, *settings)
+        return with_recipe(output, _gated_norm, y, z, *settings) if self.recompute_output else output
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
