@@ -25,9 +25,9 @@ MODEL = "mistralai/Mistral-Small-24B-Base-2501"
 STEPS, LEARNING_RATE = 25_000, 5e-5
 # The layouts are for a node of eight GPUs. For more nodes, set midtrain.parallel.data_parallel_size=N.
 PARALLEL = ParallelConfig(tensor_model_parallel_size=8, sequence_parallel=True)
-# The extension to 128k tokens.
+# The extension to 128k tokens, on two nodes: on one, the optimizer leaves too little memory (docs/training.md).
 LONG_CONTEXT = LongContext(
-    ParallelConfig(tensor_model_parallel_size=8, sequence_parallel=True),
+    ParallelConfig(tensor_model_parallel_size=8, context_parallel_size=2, sequence_parallel=True),
     # Mistral-Small-3.1 has more positions, with this rotary base.
     rope_theta=1e9,
 )

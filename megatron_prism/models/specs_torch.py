@@ -54,12 +54,14 @@ def _attention() -> ModuleSpec:
 
 
 class PlainMLP(TorchMLP):
-    """An MLP that is built without a spec: upstream warns of specs for other modules than its own MLP."""
+    """An MLP that is its own spec: upstream warns of specs for other modules than its own MLP."""
+
+    submodules = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__(
             config,
-            MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear),
+            self.submodules,
             ffn_hidden_size=config.ffn_hidden_size,
             tp_group=parallel_state.get_tensor_model_parallel_group(),
         )

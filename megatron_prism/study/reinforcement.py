@@ -75,6 +75,8 @@ def paper_rl_stages(
         architecture=architecture,
         seed=seed,
         dtype="bf16",
+        # Policy, optimizer and reference leave no room for the activations of a row (docs/training.md).
+        recompute="full",
         loop=chosen.loop(settings),
         objective=chosen.objective,
         rewards=chosen.rewards(CONTEXT),

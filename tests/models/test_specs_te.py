@@ -91,14 +91,16 @@ NAMES = specs_te.Modules(
 MIXER = ("A_log", "D", "dt_bias", "conv1d.weight", "conv1d.bias", "norm.weight")
 # The parameters of the other modules of both trees; the comparison with built models checks them.
 OWNED = {
-    "ColumnParallelLinear": ("weight",),
-    "RowParallelLinear": ("weight",),
+    "ColumnLinear": ("weight",),
+    "RowLinear": ("weight",),
     "RMSNorm": ("weight",),
     "SDPACoreAttention": (),
     "MambaMixer": MIXER,
     "TorchMambaMixer": MIXER,
     "SelfAttention": (),
+    "RotatingSelfAttention": (),
     "MLP": (),
+    "PlainMLP": (),
     "MambaLayer": (),
     "MLPLayer": (),
     "TransformerLayer": (),
@@ -121,7 +123,8 @@ def owned(module):
 
 def spec_keys(spec, prefix):
     """Checkpoint keys of what a spec builds: its modules' own, its submodules', then its renames."""
-    module, submodules = (spec.module, spec.submodules) if isinstance(spec, ModuleSpec) else (spec, None)
+    module = spec.module if isinstance(spec, ModuleSpec) else spec
+    submodules = getattr(spec, "submodules", None)
     keys = {prefix + name for name in owned(module)}
     renames = {}
     for field in dataclasses.fields(submodules) if submodules else ():

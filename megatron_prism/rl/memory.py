@@ -1,0 +1,25 @@
+"""The memory of one GPU in reinforcement learning, on paper."""
+
+from __future__ import annotations
+
+from megatron_prism.rl.config import ReinforceConfig
+from megatron_prism.training.memory import ELEMENT, Memory, Workload, training_memory
+
+
+def reinforcement_memory(config: ReinforceConfig) -> Memory:
+    """The memory of an `rl` stage with the longest rows that it can have."""
+    loop = config.loop
+    answers = loop.prompts_per_step * loop.samples_per_prompt // loop.minibatches
+    work = Workload(
+        config.context_length,
+        micro_batch_size=1 if config.packing else config.micro_batch_size,
+        # At most one row per answer.
+        micro_batches=max(1, answers // config.parallel.data_parallel_size),
+        recompute=config.recompute,
+        element=ELEMENT[config.dtype],
+        reference=bool(config.objective.kl_coefficient),
+        cached_tokens=config.slots * config.context_length if config.engine.name == "megatron" else 0,
+        # The texts of a packed row are computed in padded batches of fewer than twice its tokens (row_documents.py).
+        padding=2.0 if config.packing else 1.0,
+    )
+    return training_memory(config.architecture, config.parallel, work)
