@@ -30,6 +30,11 @@ def memory(request, monkeypatch):
     return request.param
 
 
+def small_chunks(monkeypatch) -> None:
+    monkeypatch.setattr(token_loss, "CACHED_BYTES", 1)
+    monkeypatch.setattr(token_loss, "FEWEST_TOKENS", 64)
+
+
 def head(**settings) -> Head:
     from megatron.core import parallel_state
 
@@ -58,7 +63,7 @@ def gradients(losses: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize(("scaling", "limit"), [(1.0, None), (3.0, None), (3.0, 47)])
 def test_losses_and_gradients_are_exact(memory, monkeypatch, scaling, limit):
-    monkeypatch.setattr(token_loss, "CACHED_BYTES", 1)  # chunks of 64 tokens: three whole ones and a rest
+    small_chunks(monkeypatch)  # of 64 tokens: three whole ones and a rest
     h, w, labels = inputs(torch.float64)
     expected = plain(h, w, labels, scaling, limit)
     found = token_losses(h, w, labels, head(scaling=scaling, limit=limit))
@@ -87,7 +92,7 @@ def test_kept_and_recomputed_exponentials_give_the_same_bits(monkeypatch):
 
 def test_bf16_gradients_of_the_weight_do_not_lose_small_chunks(monkeypatch):
     """512 chunks: summed in bf16, the later ones would vanish."""
-    monkeypatch.setattr(token_loss, "CACHED_BYTES", 1)
+    small_chunks(monkeypatch)
     h, w, labels = inputs(torch.bfloat16, seq=64 * 512, batch=1)
     with torch.no_grad():
         h.abs_()

@@ -24,6 +24,8 @@ from torch import Tensor
 # Bytes of a chunk's logits in fp32: what fits into a CPU's cache, or fills a GPU with one matrix product.
 CACHED_BYTES = 2 * 2**20
 DEVICE_BYTES = 512 * 2**20
+# With fewer tokens, a product with a large vocabulary is slow, because it reads all weights for them.
+FEWEST_TOKENS = 256
 # Exponentials of at most this size are kept for backward.
 KEPT_BYTES = 64 * 2**20
 
@@ -176,4 +178,4 @@ def _logits(tokens: Tensor, weight: Tensor, head: Head) -> Tensor:
 def _chunk_size(weight: Tensor) -> int:
     """Tokens per chunk."""
     size = DEVICE_BYTES if weight.is_cuda else CACHED_BYTES
-    return max(64, size // (weight.shape[0] * _exact(weight).itemsize))
+    return max(FEWEST_TOKENS, size // (weight.shape[0] * _exact(weight).itemsize))
