@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from megatron_prism.data.packed_dataset import is_packed, packed_dataset
 from megatron_prism.data.rounds import in_rounds
 from megatron_prism.data.token_files import token_file_stamp, token_sources
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.platform.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -31,6 +33,25 @@ if TYPE_CHECKING:
 COMPLETE = "complete"
 # Megatron's default share of extra samples per source, so that no source runs out because of rounding.
 SURPLUS = 0.005
+
+
+@dataclass(frozen=True)
+class IndexFolder:
+    """Where the index files are, and whether this process writes them.
+
+    Attributes:
+        writes: exactly one process per copy of the folder writes: rank 0, or one per node if each node has its own.
+        minutes: how long the others wait.
+    """
+
+    path: Path
+    writes: bool = True
+    minutes: float = 120
+
+    @classmethod
+    def of(cls, path: Path, *, per_node: bool, minutes: float) -> IndexFolder:
+        """A folder that all nodes share, or one of each node, as torchrun's ranks see it."""
+        return cls(path, os.environ.get("LOCAL_RANK" if per_node else "RANK", "0") == "0", minutes)
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,7 @@ def training_dataset(
     num_samples: int,
     round_samples: int,
     seed: int,
-    cache: Path,
+    indices: IndexFolder,
     tokenizer: Tokenizer,
     documents: bool = False,
 ) -> Any:
@@ -67,7 +88,7 @@ def training_dataset(
 
     The samples are dicts of `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`, in proportion to
     `weights`. `source_counts` accepts both datasets. With `documents` the samples also say where their documents are
-    (document_bounds.py). All ranks must call this. Only rank 0 writes into `cache`.
+    (document_bounds.py). All ranks must call this.
     """
     if is_packed(tokens):
         return packed_dataset(
@@ -89,7 +110,7 @@ def training_dataset(
             sequence_length=sequence_length,
             num_samples=samples,
             seed=seed,
-            cache=cache,
+            indices=indices,
             tokenizer=tokenizer,
             documents=documents,
         )
@@ -105,7 +126,7 @@ def blended_dataset(
     sequence_length: int,
     num_samples: int,
     seed: int,
-    cache: Path,
+    indices: IndexFolder,
     tokenizer: Tokenizer,
     documents: bool = False,
 ) -> Dataset[dict[str, Any]]:
@@ -115,13 +136,13 @@ def blended_dataset(
     `[sequence_length]`: documents are joined end to end and cut anywhere. The arguments determine the order; `seed`
     shuffles documents and samples within each source.
 
-    If torch.distributed is running, all ranks must call this: rank 0 writes the index files, the others wait.
+    If torch.distributed is running, all ranks must call this: those that write the index files do so while the others
+    wait.
 
     Raises:
         ConfigError: for invalid numbers.
         DataError: for a source that is damaged or not in the folder (the nearest name is suggested).
     """
-    import torch.distributed as dist
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
@@ -140,7 +161,7 @@ def blended_dataset(
         "seed": seed,
         "eos": tokenizer.eos_id,
     }
-    folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    folder = indices.path / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     pad = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else -1
     config = GPTDatasetConfig(
         random_seed=seed,
@@ -156,16 +177,21 @@ def blended_dataset(
         create_attention_mask=False,
     )
     kind = blended_documents_class() if documents else GPTDataset
+
+    def build(writes: bool) -> Dataset[dict[str, Any]]:
+        with _building_alone(writes):
+            builder = BlendedMegatronDatasetBuilder(kind, [num_samples, 0, 0], lambda: True, config)
+            built: Dataset[dict[str, Any]] = builder.build()[0]
+        return built
+
     with _process_group():
-        if dist.get_rank() == 0 and folder.exists() and not (folder / COMPLETE).exists():
-            shutil.rmtree(folder)
-        dist.barrier()
-        builder = BlendedMegatronDatasetBuilder(kind, [num_samples, 0, 0], lambda: True, config)
-        dataset: Dataset[dict[str, Any]] = builder.build()[0]
-        dist.barrier()
-        if dist.get_rank() == 0:
+        if indices.writes:
+            if folder.exists() and not (folder / COMPLETE).exists():
+                shutil.rmtree(folder)
+            dataset = build(writes=True)
             (folder / COMPLETE).touch()
-    return dataset
+        wait_for_all(indices.minutes)
+        return dataset if indices.writes else build(writes=False)
 
 
 def source_counts(dataset: Any, sources: Sequence[str], samples: int) -> dict[str, int]:
@@ -191,6 +217,27 @@ def _surplus(shares: Sequence[float], num_samples: int) -> float:
     """
     fewest = min(math.ceil(share * num_samples) for share in shares)
     return max(SURPLUS, len(shares) / num_samples + 1 / fewest)
+
+
+@contextmanager
+def _building_alone(writes: bool) -> Iterator[None]:
+    """Megatron's builder as the only process, which writes indices, or as one that only reads them.
+
+    Upstream writes on rank 0 only (gpt_dataset.py:444, blended_dataset.py:153), and its other ranks wait in a barrier
+    of the default group (blended_megatron_dataset_builder.py:398, 542), over NCCL with a GPU. Here each node may have
+    a writer, and `wait_for_all` is the barrier.
+    """
+    import torch.distributed as dist
+
+    replaced = {"get_rank": lambda group=None: 0 if writes else 1, "barrier": lambda *args, **keywords: None}
+    before = {name: getattr(dist, name) for name in replaced}
+    for name, function in replaced.items():
+        setattr(dist, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(dist, name, function)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class PackedDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`tokens`, `labels`, `position_ids` (int64) and `loss_mask` (fp32), each `[sequence_length]`.
 
-        With documents also those of `mark_documents`.
+        With `dataset_id`, the number of its source; with documents also what `mark_documents` adds.
         """
         import torch
 
@@ -77,6 +77,7 @@ class PackedDataset:
             "labels": row[1:],
             "loss_mask": (positions < len(sequence) - 1).float(),
             "position_ids": positions,
+            "dataset_id": int(self.dataset_index[index]),
         }
         return mark_documents(sample, source.chunk_lengths(number)) if self._documents else sample
 

@@ -13,6 +13,7 @@ from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.data_settings import DataSettings
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -41,6 +42,7 @@ class TrainConfig:
             third more compute.
         intra_document: the documents of a training row do not see each other: attention and the state of Mamba layers
             end with each document, and its last token predicts nothing. Off, as in the paper.
+        data: how the samples are read.
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
@@ -60,6 +62,7 @@ class TrainConfig:
     backend: str = tuning("auto")
     trainable: str = "all"
     intra_document: bool = False
+    data: DataSettings = tuning(default_factory=DataSettings)
     recompute: str = tuning("none")
     batch: BatchConfig = field(default_factory=BatchConfig)
     schedule: Schedule = field(default_factory=Schedule)
@@ -106,7 +109,7 @@ class TrainConfig:
         check_recompute(self.recompute, trained, self.fp8)
         self.architecture.check_parallel(self.parallel)
         self.parallel.check_sequence(self.batch.sequence_length)
-        self.batch.micro_batches(self.parallel)
+        self.batch.check_layout(self.parallel)
 
     @property
     def trained_architecture(self) -> Architecture:

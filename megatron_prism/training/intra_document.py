@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from megatron_prism.data.document_bounds import DOCUMENTS
 from megatron_prism.errors import ConfigError, ParallelError
+from megatron_prism.models import specs_te
 from megatron_prism.models.layers.row_documents import RowDocuments, thd_parameters
 from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig
@@ -34,6 +32,7 @@ def check_intra_document(backend: str, hybrid: bool, parallel: ParallelConfig) -
             "context_parallel_size=1"
         )
     if hybrid:
+        specs_te.require(hybrid=True)
         from megatron.core.ssm.mamba_mixer import _check_mamba_sequence_packing_support
 
         # The kernel of training takes seq_idx (ssm/mamba_mixer.py:652-677).
@@ -42,14 +41,17 @@ def check_intra_document(backend: str, hybrid: bool, parallel: ParallelConfig) -
             raise ConfigError(f"intra_document=true, backend=te: {reason}; upgrade it, or use backend=torch")
 
 
-def place_documents(batch: dict[str, Any], samples: Sequence[dict[str, Any]], backend: str) -> dict[str, Any]:
-    """A micro-batch with the `packed_seq_params` that separate its documents, if its samples say where they are.
+def place_documents(batch: dict[str, Any], numbers: Tensor | None, backend: str) -> dict[str, Any]:
+    """A micro-batch with the `packed_seq_params` that separate its documents.
 
     For Transformer Engine, rows are joined to one row `[1, rows * sequence_length]`, as its format 'thd' requires.
+
+    Args:
+        numbers: of each token's document, `[rows, sequence_length]`, on the CPU; None: rows are not separated.
     """
-    if DOCUMENTS not in samples[0]:
+    if numbers is None:
         return batch
-    documents = RowDocuments.from_numbers(torch.stack([sample[DOCUMENTS] for sample in samples]), device())
+    documents = RowDocuments.from_numbers(numbers, device())
     if backend != "te":
         return batch | {PACKED: documents}
     joined: dict[str, Tensor] = {key: value.flatten()[None] for key, value in batch.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,8 @@ from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.conditional_step import step_if
-from megatron_prism.training.intra_document import PACKED, check_intra_document, place_documents
+from megatron_prism.training.intra_document import PACKED, check_intra_document
+from megatron_prism.training.micro_batches import SOURCE, RankShare, ReadsBatches, place
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.trainable import check_trainable, freeze
 
@@ -29,8 +31,14 @@ class Trainer:
     `backend`, `fp8`, `trainable`, `recompute` and `intra_document` mean the same as in `TrainConfig`. Without
     `initialize` the weights are undefined until they are loaded.
 
-    A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`.
+    A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`,
+    and optionally `dataset_id`, the number of the sample's source. `step` also accepts what reads whole batches itself.
     Needs a running `platform.process_groups.session`.
+
+    Attributes:
+        share: which samples of a step this rank works on.
+        source_count: number of sources whose losses are summed separately; 1 sums all together.
+        sums: the losses of the last step.
     """
 
     def __init__(
@@ -58,13 +66,15 @@ class Trainer:
 
         parallel.check_sequence(batch.sequence_length)
         check_trainable(trainable, architecture, parallel)
+        batch.check_layout(parallel)
         self.batch, self.parallel = batch, parallel
         self.backend = choose_backend(backend, architecture.is_hybrid)
         if intra_document:
             check_intra_document(self.backend, architecture.is_hybrid, parallel)
         self.joins_rows = intra_document and self.backend == "te"
-        self.micro_batches = batch.micro_batches(parallel)
-        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.share = RankShare(batch, parallel, parallel_state.get_data_parallel_rank())
+        self.source_count = 1
+        self.sums = LossSums(0.0, 0.0, [])
         virtual = parallel.virtual_pipeline_model_parallel_size
         self.models: list[Any] = []
         for stage in range(virtual or 1):
@@ -118,9 +128,13 @@ class Trainer:
         Args:
             accept: takes both; if it returns False, on all ranks, weights and optimizer stay as they are.
         """
+        if isinstance(dataset, ReadsBatches):
+            batches = dataset.batch(consumed_samples)
+        else:
+            batches = self.share.read(dataset, consumed_samples, self.batch.size_after(consumed_samples))
         self.prepare_step(lr)
-        total, tokens = self._run(dataset, consumed_samples, forward_only=False)
-        loss = total / tokens if tokens else math.nan
+        self.sums = self._run(batches, forward_only=False)
+        loss = self.sums.mean
         return loss, self.apply_gradients(None if accept is None else partial(accept, loss))
 
     @torch.no_grad()
@@ -129,21 +143,27 @@ class Trainer:
         for model in self.models:
             model.eval()
         size = self.batch.global_batch_size
-        sums = [self._run(dataset, i * size, forward_only=True) for i in range(batches)]
-        return sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
+        sums = [
+            self._run(self.share.read(dataset, index * size, size), forward_only=True)
+            for index in range(batches)
+        ]
+        return sum(each.total for each in sums) / sum(each.tokens for each in sums)
 
-    def _run(self, dataset: Any, first_sample: int, forward_only: bool) -> tuple[float, float]:
-        """The summed loss of one global batch, and the number of tokens that it is summed over."""
+    def _run(self, batches: Sequence[dict[str, Any]], forward_only: bool) -> LossSums:
+        """The losses of one global batch; all ranks return the same."""
         rows, length = self.batch.micro_batch_size, self.batch.sequence_length
         reports = self.run_micro_batches(
-            lambda: self._micro_batches(dataset, first_sample),
-            _forward_step,
-            count=self.micro_batches,
+            lambda: (place(each, self.backend) for each in batches),
+            partial(_forward_step, self.source_count),
+            count=len(batches),
             shape=(1, rows * length) if self.joins_rows else (rows, length),
             forward_only=forward_only,
         )
-        total, tokens = sum_over_ranks([report["loss"] for report in reports], size=2)
-        return total, tokens
+        total, tokens, *by_source = sum_over_ranks(
+            [report["loss"] for report in reports], size=2 + 2 * self.source_count
+        )
+        count = self.source_count
+        return LossSums(total, tokens, list(zip(by_source[:count], by_source[count:], strict=True)))
 
     def run_micro_batches(
         self,
@@ -199,24 +219,8 @@ class Trainer:
         with cuda_requests_on_cpu():
             return step_if(self.optimizer, accept or (lambda norm: True))
 
-    def _micro_batches(self, dataset: Any, first_sample: int) -> Iterator[dict[str, Any]]:
-        """This data-parallel rank's micro-batches of the global batch that starts at `first_sample`."""
-        from megatron.core.utils import get_batch_on_this_cp_rank
 
-        size = self.batch.micro_batch_size
-        for index in range(self.micro_batches):
-            start = first_sample + (index * self.parallel.data_parallel_size + self.data_rank) * size
-            samples = [dataset[i] for i in range(start, start + size)]
-            yield place_documents(get_batch_on_this_cp_rank(collate(samples)), samples, self.backend)
-
-
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack samples into `[batch, sequence_length]` tensors on this rank's device."""
-    keys = ("tokens", "labels", "loss_mask", "position_ids")
-    return {key: torch.stack([torch.as_tensor(s[key]) for s in samples]).to(device()) for key in keys}
-
-
-def _forward_step(batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.Tensor, Any]:
+def _forward_step(sources: int, batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.Tensor, Any]:
     batch = next(batches)
     output = model(
         batch["tokens"],
@@ -225,15 +229,38 @@ def _forward_step(batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.
         labels=batch["labels"],
         packed_seq_params=batch.get(PACKED),
     )
-    return output, partial(_token_loss, batch["loss_mask"])
+    return output, partial(_token_loss, batch["loss_mask"], batch[SOURCE], sources)
 
 
 def _token_loss(
-    mask: torch.Tensor, losses: torch.Tensor
+    mask: torch.Tensor, source: torch.Tensor, sources: int, losses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Summed loss and token count. Megatron divides the gradients by the count of all ranks and micro-batches."""
-    total, tokens = (losses.float() * mask).sum(), mask.sum()
-    return total, tokens.int(), {"loss": torch.stack([total.detach(), tokens.detach()])}
+    """Summed loss and token count. Megatron divides the gradients by the count of all ranks and micro-batches.
+
+    The report has both, and then the sums and the counts of each source.
+    """
+    masked = losses.float() * mask
+    total, tokens = masked.sum(), mask.sum()
+    # `source` is that of each row; rows may have been joined to one.
+    rows = torch.stack([masked.detach(), mask]).view(2, len(source), -1).sum(2)
+    by_source = rows.new_zeros(2, sources).index_add_(
+        1, source if sources > 1 else torch.zeros_like(source), rows
+    )
+    report = torch.cat([torch.stack([total.detach(), tokens]), by_source.flatten()])
+    return total, tokens.int(), {"loss": report}
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """The losses of a global batch: their sum, the number of tokens, and both for each source."""
+
+    total: float
+    tokens: float
+    by_source: list[tuple[float, float]]
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.tokens if self.tokens else math.nan
 
 
 def _call(method: weakref.WeakMethod[Callable[[Any], Any]], argument: Any) -> Any:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_prism.data.blend import training_dataset
-from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import CheckpointError, TrainingError
 from megatron_prism.models.extension import describe
@@ -27,9 +23,8 @@ from megatron_prism.training.metrics import MetricsLog, StepRecord, last_loss, l
 from megatron_prism.training.prolonging import CHECKPOINTS
 from megatron_prism.training.run_folder import RunFolder, resume_point
 from megatron_prism.training.stopping import Stopping
+from megatron_prism.training.text_data import TextData
 from megatron_prism.training.trainer import Trainer
-
-INDEX_CACHE = "index_cache"
 
 
 def train_on_text(
@@ -55,30 +50,32 @@ def train_on_text(
     trainer = _trainer(config, initialize=fresh)
     folder = RunFolder(out, trainer)
     state = TrainingState() if fresh else _first_state(config, folder, start)
-    data = _Data(config, tokens, out / INDEX_CACHE, tokenizer)
-    while True:
-        run = _TextRun(config, folder, data, state)
-        try:
-            run_steps(
-                state,
-                config.steps,
-                take_step=run.step,
-                evaluate=run.validate,
-                evaluate_every=config.validate_every,
-                save=run.save,
-                checkpoint_every=config.checkpoint_every,
-                stopping=stopping,
-            )
-            break
-        except RollBack:
-            run.close()
-            state = _first_state(config, folder, start)
-    metrics = run.finish()
+    data = TextData(config, trainer.share, tokens=tokens, tokenizer=tokenizer, out=out)
+    trainer.source_count = len(data.sources)
+    try:
+        while True:
+            run = _TextRun(config, folder, data, state)
+            try:
+                run_steps(
+                    state,
+                    config.steps,
+                    take_step=run.step,
+                    evaluate=run.validate,
+                    evaluate_every=config.validate_every,
+                    save=run.save,
+                    checkpoint_every=config.checkpoint_every,
+                    stopping=stopping,
+                )
+                break
+            except RollBack:
+                run.close()
+                state = _first_state(config, folder, start)
+        metrics = run.finish()
+    finally:
+        data.close()
     folder.save_model(state, config.trained_architecture, start)
     folder.remove_checkpoints()
-    if dist.get_rank() == 0:
-        shutil.rmtree(out / INDEX_CACHE, ignore_errors=True)
-    dist.barrier()
+    data.remove_indices()
     return metrics
 
 
@@ -115,36 +112,10 @@ def _first_state(config: TrainConfig, folder: RunFolder, start: Path | None) -> 
     return TrainingState()
 
 
-class _Data:
-    """The training set of the mixture, and the validation set of each of its sources."""
-
-    def __init__(self, config: TrainConfig, tokens: Path, cache: Path, tokenizer: Tokenizer) -> None:
-        size = config.batch.global_batch_size
-        weights = Mixture.load(config.mixture).weights
-
-        def dataset(split: str, shares: Mapping[str, float], steps: int, round_steps: int) -> Any:
-            return training_dataset(
-                tokens,
-                split,
-                shares,
-                sequence_length=config.batch.sequence_length,
-                num_samples=steps * size,
-                round_samples=round_steps * size,
-                seed=config.seed,
-                cache=cache,
-                tokenizer=tokenizer,
-                documents=config.intra_document,
-            )
-
-        batches = config.validation_batches
-        self.training = dataset("train", weights, config.steps, config.schedule.length(config.steps))
-        self.validation = {source: dataset("valid", {source: 1.0}, batches, batches) for source in weights}
-
-
 class _TextRun:
     """The steps of a run and its log, which only rank 0 writes."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, data: _Data, state: TrainingState) -> None:
+    def __init__(self, config: TrainConfig, folder: RunFolder, data: TextData, state: TrainingState) -> None:
         self.config, self.folder, self.data, self.state = config, folder, data, state
         self.trainer, out = folder.trainer, folder.out
         self.peak = peak(config.dtype)
@@ -170,23 +141,24 @@ class _TextRun:
             sources=list(data.validation),
             write=self.log.write if self.log else lambda record: None,
         )
-        self.first_step, self.began = state.step, time.perf_counter()
+        self.first_sample, self.began = state.consumed_samples, time.perf_counter()
 
     def step(self) -> bool:
         """One optimizer step, logged; always asks for the next one."""
-        began, size = time.perf_counter(), self.config.batch.global_batch_size
+        began = time.perf_counter()
         before = TrainingState(self.state.step, self.state.consumed_samples)
+        size = self.config.batch.size_after(before.consumed_samples)
         lr = self.config.schedule.at(before.step, self.config.steps)
         self.state.step, self.state.consumed_samples = before.step + 1, before.consumed_samples + size
         if self.bad_steps.skips_batch(before):
             return True
         loss, grad_norm = self.trainer.step(
-            self.data.training, before.consumed_samples, lr, self.bad_steps.guard.accept
+            self.data, before.consumed_samples, lr, self.bad_steps.guard.accept
         )
         if not self.bad_steps.handle(before, self.data.training, size):
             return True
         self.loss = loss
-        speed = self._tokens(1) / (time.perf_counter() - began)
+        speed = self._tokens_since(before.consumed_samples) / (time.perf_counter() - began)
         if self.log:
             tflops = self.flops * speed / self.config.parallel.world_size / 1e12
             self.log.step(
@@ -232,8 +204,7 @@ class _TextRun:
             TrainingError: if a loss is not finite.
         """
         seconds = time.perf_counter() - self.began
-        steps = self.state.step - self.first_step
-        speed = self._tokens(steps) / seconds if steps else 0.0
+        speed = self._tokens_since(self.first_sample) / seconds
         validation = self.validate()
         self.close()
         losses = {"the last step": self.loss} | {f"validation on {k}": v for k, v in validation.items()}
@@ -258,5 +229,5 @@ class _TextRun:
             "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
         }
 
-    def _tokens(self, steps: int) -> int:
-        return steps * self.config.batch.global_batch_size * self.config.batch.sequence_length
+    def _tokens_since(self, sample: int) -> int:
+        return (self.state.consumed_samples - sample) * self.config.batch.sequence_length

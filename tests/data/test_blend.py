@@ -1,3 +1,4 @@
+import os
 import shutil
 import warnings
 
@@ -6,11 +7,12 @@ import torch
 import torch.distributed as dist
 import warm
 
-from megatron_prism.data.blend import blended_dataset, source_counts, token_sources
+from megatron_prism.data.blend import IndexFolder, blended_dataset, source_counts, token_sources
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.tokenization import write_tokens
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.platform.waiting import wait_for_all
 
 LENGTH = 64
 SHARES = Mixture.load("shoebox-mcs").weights
@@ -31,7 +33,7 @@ def blend(tokens, tokenizer, tmp_path):
             sequence_length=length,
             num_samples=samples,
             seed=seed,
-            cache=tmp_path / "cache",
+            indices=IndexFolder(tmp_path / "cache"),
             tokenizer=tokenizer,
         )
 
@@ -136,7 +138,7 @@ def test_one_token_for_end_and_padding(tokens, tokenizer, tmp_path):
             sequence_length=LENGTH,
             num_samples=20,
             seed=1,
-            cache=tmp_path / "cache",
+            indices=IndexFolder(tmp_path / "cache"),
             tokenizer=shared,
         )
     # The end token of a document is trained on, and not masked as padding.
@@ -177,7 +179,7 @@ def _rows_of_a_rank(tokens, tokenizer, work):
         sequence_length=LENGTH,
         num_samples=100,
         seed=3,
-        cache=work / "cache",
+        indices=IndexFolder.of(work / "cache", per_node=False, minutes=5),
         tokenizer=Tokenizer.load(tokenizer),
     )
     torch.save(rows(dataset, 100), work / f"{dist.get_rank()}.pt")
@@ -188,3 +190,50 @@ def test_two_ranks_see_the_same_samples(tokens, tokenizer_artifact, blend, tmp_p
     alone = rows(blend(weights={"math": 0.6, "web": 0.4}, samples=100, seed=3), 100)
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone)
+
+
+def _rows_of_a_node(tokens, tokenizer, work):
+    rank = dist.get_rank()
+    os.environ["LOCAL_RANK"] = "0"
+    dataset = blended_dataset(
+        tokens,
+        "train",
+        {"math": 0.6, "web": 0.4},
+        sequence_length=LENGTH,
+        num_samples=100,
+        seed=3,
+        indices=IndexFolder.of(work / f"node{rank}", per_node=True, minutes=5),
+        tokenizer=Tokenizer.load(tokenizer),
+    )
+    torch.save(rows(dataset, 100), work / f"{rank}.pt")
+    assert dist.get_rank() == rank, "Megatron's builder saw another rank, but nobody else"
+    try:
+        if rank == 0:
+            wait_for_all(0.02)
+    except RuntimeError as problem:
+        (work / "late.txt").write_text(str(problem))
+
+
+def test_each_node_writes_its_own_indices_and_a_late_rank_is_named(
+    tokens, tokenizer_artifact, blend, tmp_path
+):
+    warm.ranks(_rows_of_a_node, tokens.path, tokenizer_artifact.path, tmp_path, world=2)
+    alone = rows(blend(weights={"math": 0.6, "web": 0.4}, samples=100, seed=3), 100)
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone)
+        [folder] = (tmp_path / f"node{rank}").iterdir()
+        assert (folder / "complete").exists()
+        assert list(folder.glob("*.npy"))
+    assert "1" in (tmp_path / "late.txt").read_text()
+
+
+def test_who_writes_the_indices(tmp_path, monkeypatch):
+    # The second process of the second of two nodes with two processes each, and the first one there.
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not IndexFolder.of(tmp_path, per_node=False, minutes=1).writes
+    assert not IndexFolder.of(tmp_path, per_node=True, minutes=1).writes
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not IndexFolder.of(tmp_path, per_node=False, minutes=1).writes
+    assert IndexFolder.of(tmp_path, per_node=True, minutes=1).writes

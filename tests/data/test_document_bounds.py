@@ -6,7 +6,7 @@ import pytest
 import torch
 from data_artifacts import make_artifact
 
-from megatron_prism.data.blend import training_dataset
+from megatron_prism.data.blend import IndexFolder, training_dataset
 from megatron_prism.data.document_bounds import mark_documents
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenizer import Tokenizer
@@ -27,8 +27,9 @@ def samples(folder, tokenizer, cache, **settings):
         WEIGHTS,
         sequence_length=LENGTH,
         num_samples=60,
+        round_samples=60,
         seed=3,
-        cache=cache,
+        indices=IndexFolder(cache),
         tokenizer=tokenizer,
         **settings,
     )

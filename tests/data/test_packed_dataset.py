@@ -9,7 +9,7 @@ import pytest
 import torch
 from data_artifacts import make_artifact
 
-from megatron_prism.data.blend import source_counts, training_dataset
+from megatron_prism.data.blend import IndexFolder, source_counts, training_dataset
 from megatron_prism.data.packed_dataset import PACKING, packed_dataset
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.token_files import TokenFile
@@ -66,7 +66,7 @@ def test_a_sample_is_a_packed_sequence(blend, packed):
     found, padded = [], 0
     for index in range(len(dataset)):
         sample = dataset[index]
-        assert {key: (value.dtype, value.shape) for key, value in sample.items()} == {
+        assert {key: (value.dtype, value.shape) for key, value in sample.items() if key != "dataset_id"} == {
             key: (kind, (LENGTH,))
             for key, kind in (
                 ("tokens", torch.int64),
@@ -161,7 +161,7 @@ def test_training_dataset_recognises_a_packed_folder(packed, tokens, tokenizer, 
         "round_samples": 20,
         "split": "train",
         "weights": {"math": 1.0},
-        "cache": tmp_path / "cache",
+        "indices": IndexFolder(tmp_path / "cache"),
     }
     expected = blend({"math": 1.0}, samples=20, pad=tokenizer.pad_id)
     assert torch.equal(rows(training_dataset(packed.path, **arguments), 20), rows(expected, 20))

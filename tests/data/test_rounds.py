@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_prism.data.blend import source_counts, training_dataset
+from megatron_prism.data.blend import IndexFolder, source_counts, training_dataset
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.rounds import Rounds
 from megatron_prism.data.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ def rows(tokens, tokenizer_artifact, tmp_path):
             num_samples=samples,
             round_samples=round_samples,
             seed=1,
-            cache=tmp_path / "cache",
+            indices=IndexFolder(tmp_path / "cache"),
             tokenizer=Tokenizer.load(tokenizer_artifact.path),
         )
         return torch.stack([dataset[index]["tokens"] for index in range(samples)])
@@ -52,7 +52,7 @@ def test_rounds_differ_and_keep_the_shares(tokens, tokenizer_artifact, tmp_path,
     assert not torch.equal(data[:1000], data[1000:])
     dataset = training_dataset(
         tokens.path, "train", SHARES, sequence_length=LENGTH, num_samples=2000, round_samples=1000, seed=1,
-        cache=tmp_path / "cache", tokenizer=Tokenizer.load(tokenizer_artifact.path),
+        indices=IndexFolder(tmp_path / "cache"), tokenizer=Tokenizer.load(tokenizer_artifact.path),
     )  # fmt: skip
     assert isinstance(dataset, Rounds)
     assert len(dataset) == 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import guard_layouts
 import pytest
@@ -20,6 +21,7 @@ from megatron_prism.training.guard import FEWEST_LOSSES, Guard, GuardSettings, V
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
+from megatron_prism.training.text_data import TextData
 from megatron_prism.training.trainer import Trainer
 
 TINY = Architecture("granite", 700, 32, 2, 48, 4, 2, 8, max_position_embeddings=64)
@@ -45,16 +47,16 @@ def stage(**changes) -> Train:
 @contextmanager
 def poisoned(monkeypatch, *steps: int, factor: float = math.nan):
     """Batches of these steps (from 1) have their loss multiplied by `factor`."""
-    honest = Trainer._micro_batches
+    honest = TextData.batch
 
-    def batches(self, dataset, first_sample):
-        for batch in honest(self, dataset, first_sample):
-            if self.models[0].training and first_sample // SIZE + 1 in steps:
-                batch = batch | {"loss_mask": batch["loss_mask"] * factor}
-            yield batch
+    def poisoned_batch(self, consumed_samples):
+        batches = honest(self, consumed_samples)
+        if consumed_samples // SIZE + 1 not in steps:
+            return batches
+        return [batch | {"loss_mask": batch["loss_mask"] * factor} for batch in batches]
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_micro_batches", batches)
+        patched.setattr(TextData, "batch", poisoned_batch)
         yield patched
 
 
@@ -141,13 +143,19 @@ def test_a_spike(reaction, inputs, tmp_path, monkeypatch):
 @contextmanager
 def scaled(monkeypatch, spiking: int):
     """The loss of one step is ten times as large (the mask counts in the number of tokens, so it cannot show this)."""
-    honest = Trainer._run
+    honest_batch, honest_run, position = TextData.batch, Trainer._run, [0]
 
-    def run_batch(self, dataset, first_sample, forward_only):
-        total, tokens = honest(self, dataset, first_sample, forward_only)
-        return (10 * total if not forward_only and first_sample // SIZE + 1 == spiking else total), tokens
+    def batch(self, consumed_samples):
+        position[0] = consumed_samples
+        return honest_batch(self, consumed_samples)
+
+    def run_batch(self, batches, forward_only):
+        sums = honest_run(self, batches, forward_only)
+        spikes = not forward_only and position[0] // SIZE + 1 == spiking
+        return replace(sums, total=10 * sums.total) if spikes else sums
 
     with monkeypatch.context() as patched:
+        patched.setattr(TextData, "batch", batch)
         patched.setattr(Trainer, "_run", run_batch)
         yield
 

@@ -7,7 +7,7 @@ import torch
 from stage_runs import begin, records, run, run_until, weights
 
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.training import training_run
+from megatron_prism.training import text_data
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -47,9 +47,9 @@ def assert_same(made, whole):
 
 def test_six_steps_and_then_twelve_are_twelve_steps(inputs, whole, tmp_path, caplog, monkeypatch):
     rounds = []
-    build = training_run.training_dataset
+    build = text_data.training_dataset
     monkeypatch.setattr(
-        training_run,
+        text_data,
         "training_dataset",
         lambda folder, split, *a, **k: (
             rounds.append((split, k["round_samples"])) or build(folder, split, *a, **k)
