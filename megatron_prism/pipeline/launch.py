@@ -24,6 +24,7 @@ from megatron_prism.pipeline.log_relay import relay_lines, show_lines
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.pipeline.stop_file import ask_to_stop
 from megatron_prism.platform import stop_signals
+from megatron_prism.platform.hardware import check_devices
 
 TASK_FOLDER = ".launch"
 USER_ERROR_EXIT = 2
@@ -93,6 +94,7 @@ def run_task(task: Path) -> None:
 
 
 def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    check_devices(stage.world_size)
     task = write_task(stage, inputs, out)
     # nemo-run takes seconds to import, so it is imported only here. It looks up `python` and `torchrun` on PATH, so the
     # folder of the running interpreter comes first there.

@@ -19,6 +19,7 @@ from megatron_prism.errors import ConfigError, WorkerLost
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.pool_worker import Done, Failed, LogLine, Task, work
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.platform.hardware import check_devices
 from megatron_prism.platform.ports import free_port
 
 EXIT_SECONDS = 5.0
@@ -57,9 +58,10 @@ class WorkerPool:
         """Start `stage` on one free worker per rank; `events` yields its result.
 
         Raises:
-            ConfigError: for a stage whose class a worker cannot import.
+            ConfigError: for a stage whose class a worker cannot import, or that needs more GPUs than there are.
         """
         count = stage.world_size
+        check_devices(count)
         try:
             pickle.dumps(stage)
         except (pickle.PicklingError, AttributeError):

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.errors import ParallelError
 from megatron_prism.platform.lean_imports import may_have_gpu
 from megatron_prism.platform.source_tree import ROOT
 
@@ -53,6 +54,20 @@ def device() -> Any:
     import torch
 
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu() else torch.device("cpu")
+
+
+def check_devices(processes: int) -> None:
+    """Raise a ParallelError if this machine has GPUs, but fewer than the processes that a stage starts on it."""
+    if processes < 2 or not has_gpu():
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise ParallelError(
+            f"the layout needs {processes} processes on this machine, which has {count} GPUs; choose smaller sizes in "
+            "`parallel`"
+        )
 
 
 def device_name() -> str:

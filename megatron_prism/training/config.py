@@ -14,6 +14,7 @@ from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.data_settings import DataSettings
+from megatron_prism.training.fp8_shapes import check_fp8_shapes
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -110,6 +111,8 @@ class TrainConfig:
         self.architecture.check_parallel(self.parallel)
         self.parallel.check_sequence(self.batch.sequence_length)
         self.batch.check_layout(self.parallel)
+        if self.fp8 is not None:
+            check_fp8_shapes(trained, self.parallel, self.batch)
 
     @property
     def trained_architecture(self) -> Architecture:
