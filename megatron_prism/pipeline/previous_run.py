@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_prism.errors import PrismError
 from megatron_prism.pipeline.artifact import partial_path
+from megatron_prism.pipeline.continuation import shorter_run
 from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.pipeline.node import Located, flat
 from megatron_prism.pipeline.run_record import read_run_record
@@ -42,6 +43,9 @@ def _explain(
     exists = [path for path in (folder, partial_path(folder)) if path.is_dir()]
     here = each.folder.exists() or partial_path(each.folder).exists()
     if folder == each.folder or here or not exists or before["kind"] != stage.kind:
+        return ""
+    inputs = {key: located[parent.name].fingerprint for key, parent in each.node.inputs.items()}
+    if shorter_run(stage, stage.lineage(inputs), each.folder) is not None:
         return ""
     old = flat(before["config"])
     changes = [

@@ -37,9 +37,10 @@ def interrupt(stage: Count, run_dir: Path) -> Path:
     return partial_path(graph(stage).node("count").folder(run_dir))
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
+def test_a_longer_run_goes_on_from_a_finished_one(tmp_path, caplog):
     short = run(Count(steps=3), tmp_path)
     longer = run(Count(steps=5), tmp_path)
+    assert caplog.messages == [], "the older folder is used"
     assert longer.metrics == {"began": 3}
     assert longer.file("count").read_text() == "aaaaa"
     assert longer.receipt.continues == short.fingerprint != longer.fingerprint
