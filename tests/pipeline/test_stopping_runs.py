@@ -11,6 +11,7 @@ import pytest
 import warm
 from toy_stages import Patient, Vanish, Write
 
+from megatron_prism.cli import main
 from megatron_prism.errors import REQUEUE_EXIT, Requeue, WorkerLost
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform import stop_signals
@@ -124,3 +125,14 @@ def test_through_torchrun(tmp_path, monkeypatch):
     assert child.wait(60) == REQUEUE_EXIT, child.stderr
     assert list((tmp_path / "run" / "artifacts").glob("patient-*.partial/saved"))
     child.wait_for_descendants(20)
+
+
+def test_the_command_line_ends_with_the_code_to_requeue(monkeypatch, capsys):
+    def stop(*arguments, **named):
+        raise Requeue("stage 'train': stopped after step 3 of 9")
+
+    monkeypatch.setattr(main, "app", stop)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["run", "shoebox"])
+    assert ended.value.code == REQUEUE_EXIT == os.EX_TEMPFAIL
+    assert capsys.readouterr().err == "stage 'train': stopped after step 3 of 9\n"
