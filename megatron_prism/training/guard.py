@@ -7,7 +7,6 @@ not applied leaves weights, moments and the optimizer's step count as they were.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,8 +109,9 @@ class Guard:
         """Standard deviations of `loss` above the mean of the last losses; 0 while there are too few."""
         if len(self.losses) < FEWEST_LOSSES:
             return 0.0
-        mean = statistics.fmean(self.losses)
-        spread = max(statistics.pstdev(self.losses, mean), SMALLEST_SPREAD * abs(mean))
+        mean = math.fsum(self.losses) / len(self.losses)
+        variance = math.fsum((each - mean) ** 2 for each in self.losses) / len(self.losses)
+        spread = max(math.sqrt(variance), SMALLEST_SPREAD * abs(mean))
         return (loss - mean) / spread if spread else 0.0
 
     def _judge(self, loss: float, grad_norm: float) -> Verdict:
