@@ -145,6 +145,7 @@ def _planned(each: Located, rerun: bool) -> dict[str, str]:
 
 def _state(each: Located, rerun: bool) -> str:
     from megatron_prism.pipeline.artifact import Artifact, partial_path
+    from megatron_prism.pipeline.continuation import shorter_run
 
     if rerun and each.folder.exists():
         return "again"
@@ -154,7 +155,10 @@ def _state(each: Located, rerun: bool) -> str:
         except ArtifactError:
             return "damaged"
         return "done"
-    return "to resume" if partial_path(each.folder).exists() and each.node.stage.resumable else "to do"
+    stage = each.node.stage
+    if stage.resumable and partial_path(each.folder).exists():
+        return "to resume"
+    return "to do" if shorter_run(stage, each.lineage, each.folder) is None else "to prolong"
 
 
 def _finish(json_file: str | None, run_dir: Path, artifacts: Mapping[str, Artifact]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,12 @@ class Located:
     node: Node
     fingerprint: str
     folder: Path
+    input_fingerprints: Mapping[str, str]
+
+    @property
+    def lineage(self) -> str | None:
+        """See `Stage.lineage`."""
+        return self.node.stage.lineage(self.input_fingerprints)
 
     def link(self, run_dir: Path) -> None:
         """Link RUN_DIR/NAME to the artifact, unless a file or folder with that name exists."""
@@ -78,7 +84,12 @@ def locate(nodes: Iterable[Node], run_dir: Path) -> dict[str, Located]:
     """The nodes by name, in the same order; each fingerprint is computed once."""
     known: dict[str, str] = {}
     return {
-        node.name: Located(node, fingerprint, _folder(node, fingerprint, run_dir))
+        node.name: Located(
+            node,
+            fingerprint,
+            _folder(node, fingerprint, run_dir),
+            {key: known[parent.name] for key, parent in node.inputs.items()},
+        )
         for node in nodes
         for fingerprint in [_fingerprint(node, known)]
     }

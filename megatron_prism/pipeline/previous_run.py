@@ -44,8 +44,7 @@ def _explain(
     here = each.folder.exists() or partial_path(each.folder).exists()
     if folder == each.folder or here or not exists or before["kind"] != stage.kind:
         return ""
-    inputs = {key: located[parent.name].fingerprint for key, parent in each.node.inputs.items()}
-    if shorter_run(stage, stage.lineage(inputs), each.folder) is not None:
+    if shorter_run(stage, each.lineage, each.folder) is not None:
         return ""
     old = flat(before["config"])
     changes = [

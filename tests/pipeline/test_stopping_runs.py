@@ -136,3 +136,17 @@ def test_the_command_line_ends_with_the_code_to_requeue(monkeypatch, capsys):
         main.main(["run", "shoebox"])
     assert ended.value.code == REQUEUE_EXIT == os.EX_TEMPFAIL
     assert capsys.readouterr().err == "stage 'train': stopped after step 3 of 9\n"
+
+
+@pytest.mark.slow
+def test_torchrun_ends_the_ranks_that_wait_for_a_lost_one(tmp_path, monkeypatch):
+    """The other rank ignores SIGTERM, as one that waits in a collective would; torchrun kills it after 30 s."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
+    began = time.monotonic()
+    made = graph(Vanish(times=1, mark=str(tmp_path / "m"), processes=2)).run(
+        tmp_path / "run", jobs=1, max_restarts=1
+    )
+    assert made["s0"].metrics == {"attempt": 2}
+    assert len(made["s0"].receipt.attempts) == 2
+    assert time.monotonic() - began < 120
