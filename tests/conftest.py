@@ -2,10 +2,12 @@
 
 import gc
 import logging
+import os
 from pathlib import Path
 
 import pytest
 from data_artifacts import make_artifact, small_corpus
+from leftover_processes import describe, leftovers, mark_this_run
 
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
@@ -20,6 +22,23 @@ LONGEST = (
     "generation/test_transformers_serve.py", "generation/test_engine_config.py", "examples/test_examples.py",
     "pipeline/test_launch.py", "data/test_shoebox_corpus.py", "conversion/test_import_export.py",
 )  # fmt: skip
+
+
+def pytest_configure():
+    mark_this_run()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """The run fails if a process outlives it. Under pytest-xdist the controller looks, after its workers have ended."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    found = leftovers()
+    for process in found:
+        print(f"\nthe tests left a process behind: {describe(process)}")
+        process.kill()
+    if found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_modifyitems(items):

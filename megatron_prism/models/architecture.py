@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
 from megatron_prism.models.rope import RopeScaling
@@ -161,7 +162,11 @@ class Architecture:
     @classmethod
     def load(cls, path: Path) -> Architecture:
         """Read `architecture.json`; a CheckpointError names the file and the key at fault."""
-        data = read_object(Path(path), CheckpointError)
+        return cls.from_json(read_object(Path(path), CheckpointError), str(path))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], path: str) -> Architecture:
+        """The architecture in a JSON object of the file `path`; the same errors as `load`."""
         known = {each.name for each in fields(cls)}
         for key in data:
             if key not in known:

@@ -10,7 +10,7 @@ from megatron_prism.pipeline.launch import run_task
 from megatron_prism.pipeline.orphans import end_with
 from megatron_prism.platform.console import setup_logging
 
-# Saving a checkpoint spawns helper processes that import this file again; without the guard they would run the task.
+# Libraries may start processes that import this file again; without the guard they would run the task.
 if __name__ == "__main__":
     setup_logging()
     end_with(json.loads(Path(sys.argv[1]).read_text())["launcher"])

@@ -13,6 +13,7 @@ from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings, Objective
+from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -39,7 +40,8 @@ class ReinforceConfig:
         evaluation_problems, evaluation_samples: problems per suite, and answers per problem, which are sampled
             at the temperature of training.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
-        keep_checkpoints: keep the checkpoints in the artifact, to study how the weights change.
+        checkpoints: how many checkpoints are kept, and how they are written. `checkpoints.weights_every=20` keeps the
+            weights of every 20th step, as the paper did, to study how they change.
         answers_every: steps between files of all sampled answers; 0 writes none.
         engine: 'megatron' reads the trained model directly; 'vllm' (one process) receives its weights after each step.
         stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
@@ -74,7 +76,7 @@ class ReinforceConfig:
     evaluation_problems: int | None = None
     evaluation_samples: int = 1
     checkpoint_every: int = tuning(20)
-    keep_checkpoints: bool = tuning(False)
+    checkpoints: CheckpointSettings = tuning(default_factory=CheckpointSettings)
     answers_every: int = tuning(20)
     engine: EngineConfig = field(default_factory=EngineConfig)
     stop_after_minutes: float = tuning(0.0)

@@ -60,8 +60,15 @@ def reinforce(
     prompt_ids = {problem.id: each for problem, each in zip(loaded, ids, strict=True)}
     problems, too_long = check_lengths(loaded, [len(each) for each in ids], config.context_length)
     policy = _policy(config, tokenizer)
-    folder = RunFolder(out, policy.trainer, {REFERENCE: policy.reference} if policy.reference else {})
     start = inputs["model"].path
+    folder = RunFolder(
+        out,
+        policy.trainer,
+        config.checkpoints,
+        steps=config.steps,
+        start=start,
+        further_models={REFERENCE: policy.reference} if policy.reference else {},
+    )
     state = _first_state(config, policy, folder, start)
     with ExitStack() as stack:
         engine = stack.enter_context(
@@ -88,21 +95,22 @@ def reinforce(
         if state.step == 0:
             run.evaluate()
         began = time.perf_counter()
-        run_steps(
-            state,
-            config.steps,
-            take_step=run.step,
-            evaluate=run.evaluate,
-            evaluate_every=config.evaluate_every,
-            save=run.save,
-            checkpoint_every=config.checkpoint_every,
-            stopping=stopping,
-        )
+        if not folder.finished:
+            with folder.stopped_after_saving():
+                run_steps(
+                    state,
+                    config.steps,
+                    take_step=run.step,
+                    evaluate=run.evaluate,
+                    evaluate_every=config.evaluate_every,
+                    save=run.save,
+                    checkpoint_every=config.checkpoint_every,
+                    stopping=stopping,
+                    after_step=lambda: folder.after_step(state),
+                )
+        folder.save_model(state)
         run.evaluate()
-        folder.save_model(state, config.architecture, start)
         metrics = run.finish() | {"seconds": round(time.perf_counter() - began, 1)}
-    if not config.keep_checkpoints:
-        folder.remove_checkpoints()
     dist.barrier()
     return metrics | {
         "prompts": count_by_domain(problems),
@@ -248,9 +256,14 @@ class _RLRun:
     def finish(self) -> dict[str, Any]:
         """Close the log and return the metrics of the receipt; those of the evaluation sets on rank 0 only."""
         rates_of_sets: dict[str, Any] = {}
+        last_step = self.report.record() if self.report else {}
         if self.log:
             self.log.close()
             lines = read_metrics(self.out)
+            # A run that was killed after its last step takes none; the log has the report of the last one.
+            logged = [line for line in lines if "lr" in line]
+            if not last_step and logged:
+                last_step = {key: value for key, value in logged[-1].items() if key not in ("step", "lr")}
             for each in self.sets:
                 rates = evaluations(lines, each.name)
                 rates_of_sets[each.name] = {"before": rates[min(rates)], "after": rates[max(rates)]}
@@ -260,5 +273,5 @@ class _RLRun:
             "skipped_updates": self.trainer.guard.skipped if self.trainer.guard else 0,
             "consumed_prompts": self.state.consumed_samples,
             **rates_of_sets,
-            "last_step": self.report.record() if self.report else {},
+            "last_step": last_step,
         }

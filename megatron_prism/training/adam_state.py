@@ -143,7 +143,8 @@ def _load_part(part: Any, state: dict[str, Any]) -> None:
     # As upstream's load_state_dict, in two halves: the steps and groups, and then the tensors of the parameters.
     tensors, kind = state.pop("param_state"), state.pop("param_state_sharding_type")
     part.load_state_dict(state)
-    with _without_steps(part.optimizer):
+    # Unlike the others, upstream's load of 'dp_reshardable' (distrib_optimizer.py:1772) does not switch off gradients.
+    with torch.no_grad(), _without_steps(part.optimizer):
         getattr(part, f"load_parameter_state_from_{kind}")(tensors)
 
 

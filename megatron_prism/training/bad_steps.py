@@ -122,6 +122,7 @@ class BadSteps:
         if newest != self.last_good.step and self.last_good.step and _finite(self.folder.trainer.models):
             # No update was applied since, so the weights still are those of that step.
             self.folder.save_step(self.last_good)
+            self.folder.wait()
             newest = self.last_good.step
         if newest is None:
             return f"{message}; the run has no checkpoint"

@@ -13,6 +13,7 @@ from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.data_settings import DataSettings
 from megatron_prism.training.fp8_shapes import check_fp8_shapes
 from megatron_prism.training.guard import GuardSettings
@@ -47,6 +48,7 @@ class TrainConfig:
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
+        checkpoints: how many checkpoints are kept, and how they are written.
         stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
             for no limit.
         log_every: steps between lines on the console; metrics.jsonl and TensorBoard get every step.
@@ -73,6 +75,7 @@ class TrainConfig:
     validation_batches: int = tuning(4)
     validate_every: int = tuning(0)
     checkpoint_every: int = tuning(0)
+    checkpoints: CheckpointSettings = tuning(default_factory=CheckpointSettings)
     log_every: int = tuning(1)
     stop_after_minutes: float = tuning(0.0)
 

@@ -19,6 +19,7 @@ def run_steps(
     save: Callable[[], None],
     checkpoint_every: int,
     stopping: Stopping,
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Take steps until `state.step` reaches `steps` or a step asks to stop.
 
@@ -29,6 +30,7 @@ def run_steps(
         evaluate_every: steps between evaluations; 0 for none.
         checkpoint_every: steps between checkpoints; 0 for none.
         stopping: asked before every step whether the run must stop.
+        after_step: called after every step.
 
     Raises:
         Requeue: if the run must stop; the state of the last step is saved.
@@ -39,7 +41,9 @@ def run_steps(
             if state.step != saved:
                 save()
             raise Requeue(stop_message(reason, state.step, steps))
-        if not take_step() or state.step == steps:
+        go_on = take_step()
+        after_step()
+        if not go_on or state.step == steps:
             return
         if evaluate_every and state.step % evaluate_every == 0:
             evaluate()

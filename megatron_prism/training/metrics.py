@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,15 +29,16 @@ class StepRecord:
     mfu: float
 
 
-def last_loss(out: Path, step: int) -> float:
-    """The loss of the last step up to `step` in metrics.jsonl; nan if there is none."""
-    loss, path = math.nan, out / "metrics.jsonl"
+def last_step(out: Path, step: int) -> dict[str, Any]:
+    """The line of the last step up to `step` that has a loss in metrics.jsonl; empty if there is none."""
+    last: dict[str, Any] = {}
+    path = out / "metrics.jsonl"
     for line in path.read_text().splitlines() if step and path.exists() else ():
         # A killed run may have left an incomplete last line.
         record = json.loads(line) if line.endswith("}") else {}
         if record.get("step", step + 1) <= step and "loss" in record:
-            loss = float(record["loss"])
-    return loss
+            last = record
+    return last
 
 
 class RunLog:

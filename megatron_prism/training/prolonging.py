@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_prism.models.model_folder import CHECKPOINT
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.training.saved_state import resumable_states
 from megatron_prism.training.schedule import Schedule
-
-CHECKPOINTS = "checkpoints"
-STATE = "training_state.json"
 
 
 class HasLength(Protocol):
@@ -35,8 +31,9 @@ def lineage_of(stage: Stage, inputs: Mapping[str, str]) -> str:
 
 
 def resumable_steps(folder: Path, steps: int) -> int:
-    """The step of the newest training state in a run's folder; 0 if there is none, or if it is after `steps`."""
-    states = [*folder.glob(f"{CHECKPOINTS}/step_*/{STATE}"), folder / CHECKPOINT / STATE]
-    found = [int(json.loads(file.read_text())["step"]) for file in states if file.is_file()]
-    newest = max(found, default=0)
+    """The step of the newest training state in a run's folder; 0 if there is none, or if it is after `steps`.
+
+    A finished artifact has one if it was made with `checkpoints.keep_optimizer`.
+    """
+    newest = max((saved.step for saved in resumable_states(folder) if saved.has_optimizer), default=0)
     return newest if newest <= steps else 0

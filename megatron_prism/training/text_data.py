@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_prism.data.blend import IndexFolder, training_dataset
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.pipeline.artifact import RESUME
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.micro_batches import RankShare
 from megatron_prism.training.prefetch import Prefetcher
@@ -37,7 +38,7 @@ class TextData:
         self.sources = list(weights)
         per_node = bool(settings.index_folder)
         # Runs that share a node's folder have different names.
-        self.folder = Path(settings.index_folder) / out.name if per_node else out / INDEX_CACHE
+        self.folder = Path(settings.index_folder) / out.name if per_node else out / RESUME / INDEX_CACHE
         self._indices = IndexFolder.of(self.folder, per_node=per_node, minutes=settings.index_minutes)
 
         def dataset(split: str, shares: Mapping[str, float], samples: int, round_samples: int) -> Any:

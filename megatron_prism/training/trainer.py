@@ -67,7 +67,7 @@ class Trainer:
         parallel.check_sequence(batch.sequence_length)
         check_trainable(trainable, architecture, parallel)
         batch.check_layout(parallel)
-        self.batch, self.parallel = batch, parallel
+        self.architecture, self.batch, self.parallel = architecture, batch, parallel
         self.backend = choose_backend(backend, architecture.is_hybrid)
         if intra_document:
             check_intra_document(self.backend, architecture.is_hybrid, parallel)

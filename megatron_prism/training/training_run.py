@@ -13,15 +13,15 @@ import torch.distributed as dist
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import CheckpointError, TrainingError
 from megatron_prism.models.extension import describe
+from megatron_prism.pipeline.artifact import RESUME
 from megatron_prism.platform.hardware import peak, peak_memory_bytes
 from megatron_prism.training.bad_steps import BadSteps, RollBack
 from megatron_prism.training.checkpoint import TrainingState
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.cost import count_parameters, flops_per_token
 from megatron_prism.training.loop import run_steps
-from megatron_prism.training.metrics import MetricsLog, StepRecord, last_loss, logger
-from megatron_prism.training.prolonging import CHECKPOINTS
-from megatron_prism.training.run_folder import RunFolder, resume_point
+from megatron_prism.training.metrics import MetricsLog, StepRecord, last_step, logger
+from megatron_prism.training.run_folder import RunFolder, from_rank_0, usable_states
 from megatron_prism.training.stopping import Stopping
 from megatron_prism.training.text_data import TextData
 from megatron_prism.training.trainer import Trainer
@@ -46,9 +46,9 @@ def train_on_text(
     Raises:
         Requeue: if it must stop; its state is saved.
     """
-    fresh = start is None and resume_point(out) is None
+    fresh = start is None and not from_rank_0(lambda: usable_states(out, config.steps))
     trainer = _trainer(config, initialize=fresh)
-    folder = RunFolder(out, trainer)
+    folder = RunFolder(out, trainer, config.checkpoints, steps=config.steps, start=start)
     state = TrainingState() if fresh else _first_state(config, folder, start)
     data = TextData(config, trainer.share, tokens=tokens, tokenizer=tokenizer, out=out)
     trainer.source_count = len(data.sources)
@@ -56,25 +56,27 @@ def train_on_text(
         while True:
             run = _TextRun(config, folder, data, state)
             try:
-                run_steps(
-                    state,
-                    config.steps,
-                    take_step=run.step,
-                    evaluate=run.validate,
-                    evaluate_every=config.validate_every,
-                    save=run.save,
-                    checkpoint_every=config.checkpoint_every,
-                    stopping=stopping,
-                )
+                with folder.stopped_after_saving():
+                    run_steps(
+                        state,
+                        config.steps,
+                        take_step=run.step,
+                        evaluate=run.validate,
+                        evaluate_every=config.validate_every,
+                        save=run.save,
+                        checkpoint_every=config.checkpoint_every,
+                        stopping=stopping,
+                        after_step=run.after_step,
+                    )
                 break
             except RollBack:
                 run.close()
                 state = _first_state(config, folder, start)
+        run.require_finite({"the last step": run.loss})
+        folder.save_model(state)
         metrics = run.finish()
     finally:
         data.close()
-    folder.save_model(state, config.trained_architecture, start)
-    folder.remove_checkpoints()
     data.remove_indices()
     return metrics
 
@@ -106,7 +108,7 @@ def _first_state(config: TrainConfig, folder: RunFolder, start: Path | None) -> 
         return state
     if start is None:
         raise CheckpointError(
-            f"{folder.out / CHECKPOINTS}: no checkpoint could be loaded; remove the folder to start again"
+            f"{folder.out / RESUME}: no checkpoint could be loaded; remove the folder to start again"
         )
     folder.load_start(start, config.architecture)
     return TrainingState()
@@ -120,7 +122,8 @@ class _TextRun:
         self.trainer, out = folder.trainer, folder.out
         self.peak = peak(config.dtype)
         self.flops = flops_per_token(config.trained_architecture, config.batch.sequence_length)
-        self.loss = last_loss(out, state.step)
+        last = last_step(out, state.step)
+        self.loss, self.speed = last.get("loss", math.nan), last.get("tokens_per_second", 0.0)
         # The log removes the lines after the checkpoint, so all ranks must have read it before it opens.
         dist.barrier()
         self.log: MetricsLog | None = None
@@ -197,6 +200,19 @@ class _TextRun:
         if self.log:
             self.log.close()
 
+    def after_step(self) -> None:
+        self.folder.after_step(self.state)
+
+    def require_finite(self, losses: Mapping[str, float]) -> None:
+        """Raise a TrainingError if a loss is not finite: the run is not finished then, and its model is not kept."""
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                self.folder.withdraw_model()
+                raise TrainingError(
+                    f"the loss of {name} is {loss}, so the run is not finished; the checkpoint of step "
+                    f"{self.folder.newest_step()} is kept in {self.folder.out}"
+                )
+
     def finish(self) -> dict[str, Any]:
         """Validate, close the log, and return the metrics of the receipt.
 
@@ -204,16 +220,12 @@ class _TextRun:
             TrainingError: if a loss is not finite.
         """
         seconds = time.perf_counter() - self.began
-        speed = self._tokens_since(self.first_sample) / seconds
+        tokens = self._tokens_since(self.first_sample)
+        # A run that was killed after its last step has no steps left to measure.
+        speed = tokens / seconds if tokens else self.speed
         validation = self.validate()
         self.close()
-        losses = {"the last step": self.loss} | {f"validation on {k}": v for k, v in validation.items()}
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss of {name} is {loss}, so the run is not finished; the checkpoint of step "
-                    f"{self.folder.newest_step()} is kept in {self.folder.out}"
-                )
+        self.require_finite({f"validation on {source}": loss for source, loss in validation.items()})
         models = self.trainer.models
         return {
             "loss": self.loss,

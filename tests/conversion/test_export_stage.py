@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -13,7 +12,7 @@ from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models import granite
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
-from megatron_prism.models.checkpoint_io import model_state
+from megatron_prism.models.checkpoint_io import model_state, write_checkpoint
 from megatron_prism.pipeline.artifact import Artifact, Receipt, seal
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
@@ -50,7 +49,7 @@ def inputs(tmp_path_factory):
     with session(seed=7):
         model = build_model(ARCHITECTURE)
         with cuda_requests_on_cpu():
-            dist_checkpointing.save(model_state([model]), str(trained / "checkpoint"))
+            write_checkpoint(model_state([model]), trained / "checkpoint")
         weight = model.embedding.word_embeddings.weight.detach().clone()
     return {"model": sealed(trained, "train"), "tokenizer": sealed(tokens, "tokenizer")}, weight
 

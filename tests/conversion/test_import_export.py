@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint, make_tokenizer
 
@@ -21,7 +20,7 @@ from megatron_prism.conversion.torch_dist.reader import CheckpointReader
 from megatron_prism.conversion.weights import MegatronWeights, open_weights
 from megatron_prism.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from megatron_prism.models.build import build_model
-from megatron_prism.models.checkpoint_io import load_weights, model_state
+from megatron_prism.models.checkpoint_io import load_weights, model_state, write_checkpoint
 from megatron_prism.models.families import architecture_from_config
 from megatron_prism.pipeline.output_folder import whole_folder
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
@@ -72,7 +71,7 @@ def test_a_checkpoint_that_megatron_wrote_is_read_the_same(name, tmp_path):
         load_weights([model], megatron / "checkpoint")
         (tmp_path / "again/checkpoint").mkdir(parents=True)
         with cuda_requests_on_cpu():
-            dist_checkpointing.save(model_state([model]), str(tmp_path / "again/checkpoint"))
+            write_checkpoint(model_state([model]), tmp_path / "again/checkpoint")
     MegatronWeights(megatron).architecture.save(tmp_path / "again/architecture.json")
     out = tmp_path / "back"
     after = export(tmp_path / "again", out, tokenizer=hf)

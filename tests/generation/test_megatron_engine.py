@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 from tokenizers import Tokenizer as Tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +17,7 @@ from megatron_prism.generation.megatron_engine import MegatronEngine, _tokens_th
 from megatron_prism.generation.token_sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
-from megatron_prism.models.checkpoint_io import model_state
+from megatron_prism.models.checkpoint_io import model_state, write_checkpoint
 from megatron_prism.models.layers.decode_cache import Decode, DecodeCache, Prefill, install_decode_cache
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu, session
 
@@ -254,7 +253,7 @@ def test_load_reads_a_train_artifact(model, tokenizer, tokenizer_folder, tmp_pat
     (folder / "checkpoint").mkdir()
     architecture.save(folder / "architecture.json")
     with cuda_requests_on_cpu():
-        dist_checkpointing.save(model_state([model]), str(folder / "checkpoint"))
+        write_checkpoint(model_state([model]), folder / "checkpoint")
     params = SamplingParams(max_new_tokens=6, temperature=0)
     with MegatronEngine.load(folder, tokenizer_folder) as loaded:
         assert loaded.generate(PROMPTS, params) == MegatronEngine(model, tokenizer, 64).generate(

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.extensions import transformer_engine as upstream
 from megatron.core.ssm import mamba_block
 from megatron.core.ssm.mamba_mixer import MambaMixer
@@ -33,7 +32,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.models import specs_te, specs_torch
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model
-from megatron_prism.models.checkpoint_io import load_weights, model_state
+from megatron_prism.models.checkpoint_io import load_weights, model_state, write_checkpoint
 from megatron_prism.models.layers.attention import SDPACoreAttention
 from megatron_prism.models.layers.mamba import TorchMambaMixer
 from megatron_prism.models.layers.multipliers import scaled_bias_dropout_add
@@ -294,7 +293,7 @@ def logits(model):
 def through_a_checkpoint(source, target, folder):
     folder.mkdir()
     with cuda_requests_on_cpu():
-        dist_checkpointing.save(model_state([source]), str(folder))
+        write_checkpoint(model_state([source]), folder)
     load_weights([target], folder)
 
 

@@ -9,6 +9,7 @@ import torch
 from stage_runs import run, weights
 from tiny_rl import make_inputs, tiny_run
 
+from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.schedule import Schedule
 
 SCHEDULE = Schedule(lr=3e-3, style="linear", final_factor=0.0, steps=4)
@@ -23,7 +24,8 @@ def lines(folder):
 
 def test_two_steps_and_then_four_are_four_steps(tmp_path):
     inputs = make_inputs(tmp_path / "inputs", "dense")
-    stage = tiny_run("dense", schedule=SCHEDULE, steps=4)
+    kept = CheckpointSettings(keep_optimizer=True)
+    stage = tiny_run("dense", schedule=SCHEDULE, steps=4, checkpoints=kept)
     whole = run(stage, inputs, tmp_path / "whole")
     short = run(replace(stage, steps=2), inputs, tmp_path / "run")
     longer = run(stage, inputs, tmp_path / "run")

@@ -183,7 +183,7 @@ def test_twenty_kills_at_any_moment(kind, inputs, tmp_path):
 
 def latest_step(out):
     """Of the last whole checkpoint."""
-    found = [int(folder.name.removeprefix("step_")) for folder in (out / "checkpoints").glob("step_*[0-9]")]
+    found = [int(folder.name.removeprefix("step_")) for folder in (out / "resume").glob("step_*[0-9]")]
     return max(found, default=0)
 
 

@@ -99,7 +99,7 @@ def test_too_many_in_a_row_stop_the_run_at_the_checkpoint_before(inputs, tmp_pat
     assert "steps 4 to 6: loss nan" in message
     assert "the checkpoint of step 3, before the first of them, is kept in" in message
     (partial,) = tmp_path.glob("artifacts/train-*.partial")
-    assert sorted(path.name for path in (partial / "checkpoints").iterdir())[-1] == "step_0000003"
+    assert sorted(path.name for path in (partial / "resume").glob("step_*"))[-1] == "step_0000003"
     # Without the bad batches the same command goes on from there, as if nothing had happened.
     made = run(config, inputs, tmp_path)
     whole = run(config, inputs, tmp_path / "whole")

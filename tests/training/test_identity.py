@@ -45,7 +45,7 @@ TUNING = {
         "evaluate_every": 3,
         "answers_every": 4,
         "checkpoint_every": 5,
-        "keep_checkpoints": True,
+        "checkpoints.weights_every": 20,
         "grading.workers": 5,
     },
     "evaluation": {"batch_size": 5, "grading.workers": 5},

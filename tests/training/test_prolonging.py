@@ -9,6 +9,7 @@ from stage_runs import begin, records, run, run_until, weights
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.training import text_data
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
@@ -26,6 +27,7 @@ def stage(steps: int, length: int | None = 12, **changes) -> Train:
             "schedule": Schedule(lr=1e-2, warmup_steps=1, steps=length),
             "optimizer": OptimizerSettings(eps=1e-8),
             "validation_batches": 1,
+            "checkpoints": CheckpointSettings(keep_optimizer=True),
         }
         | changes
     )

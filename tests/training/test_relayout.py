@@ -12,7 +12,7 @@ from parallel_runs import layout
 from stage_runs import begin, records, run, run_until
 
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.training import checkpoint
+from megatron_prism.training import adam_state
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -61,17 +61,19 @@ def test_tensor_then_data_parallel_then_one_process(inputs, reference, tmp_path,
 
 
 def forget_moments(patched: pytest.MonkeyPatch) -> None:
-    install = checkpoint.install_weights
+    honest = adam_state.load_state
 
-    def install_and_forget(models, loaded):
-        install(models, loaded)
-        for key in loaded["optimizer"]:
-            forget(loaded["optimizer"][key])
+    def forget_and_load(optimizer, loaded):
+        forget(loaded)
+        honest(optimizer, loaded)
 
-    patched.setattr(checkpoint, "install_weights", install_and_forget)
+    patched.setattr(adam_state, "load_state", forget_and_load)
 
 
 def forget(state) -> None:
+    if isinstance(state, list):
+        for part in state:
+            forget(part)
     if isinstance(state, dict):
         for key, value in state.items():
             if key in ("exp_avg", "exp_avg_sq"):
