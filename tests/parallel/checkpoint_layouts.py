@@ -18,6 +18,7 @@ from megatron_prism.training import checkpoint as module
 from megatron_prism.training import optimizer_buckets
 from megatron_prism.training.checkpoint import Contents, TrainingState, load_checkpoint, save_contents
 from megatron_prism.training.checkpoint_saver import CheckpointSaver
+from megatron_prism.training.run_folder import RunFolder
 from megatron_prism.training.saved_state import read_state
 
 LAYOUTS = {
@@ -80,9 +81,33 @@ def main(folder: Path) -> None:
                 state = load_checkpoint(saved, run.models, run.optimizer)
                 save(again, run, FULLY_RESHARDABLE, state.step)
                 results[f"{model}-{source}-{target}"] = [state.step, differences(whole, again)]
-    if world == 1:
-        results |= negative_control(folder)
+    results |= negative_control(folder) if world == 1 else damage(folder)
     write_results(folder, results)
+
+
+def damage(folder: Path) -> dict[str, Any]:
+    """The step from which each rank goes on when a file that only rank 1 reads is unreadable."""
+    out = folder / "damage"
+    with session(LAYOUTS["dp2"], seed=6):
+        run = RunFolder(out, trainer(MODELS["dense"], LAYOUTS["dp2"]), steps=9)
+        state = TrainingState()
+        for step in range(2):
+            run.trainer.step(Motifs(LENGTH), step * BATCH, 1e-2)
+            state.step += 1
+            run.save_step(state)
+        files = list((out / "resume" / "step_0000002").glob("__1_*"))
+        if dist.get_rank() == 0:
+            for file in files:
+                file.write_bytes(bytes(file.stat().st_size))
+        dist.barrier()
+        again = RunFolder(out, trainer(MODELS["dense"], LAYOUTS["dp2"]), steps=9).resume()
+        steps: list[Any] = [None, None]
+        dist.all_gather_object(steps, again.step if again else 0)
+        sizes = [
+            sum(path.stat().st_size for path in (out / "resume" / "step_0000001").glob(f"__{rank}_*"))
+            for rank in (0, 1)
+        ]
+        return {"damage": {"files": len(files), "steps": steps, "sizes": sizes}}
 
 
 def negative_control(folder: Path) -> dict[str, Any]:

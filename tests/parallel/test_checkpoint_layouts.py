@@ -25,3 +25,11 @@ def test_every_layout_reads_the_same_numbers(model, source, targets, results):
 
 def test_the_comparison_sees_a_shifted_index(results):
     assert results["shifted"] > 10
+
+
+def test_ranks_share_the_writing_and_leave_a_damaged_checkpoint_together(results):
+    damage = results["damage"]
+    assert damage["files"] == 2
+    assert damage["steps"] == [1, 1]
+    # The weights are on both ranks, yet each writes a half.
+    assert max(damage["sizes"]) < 1.2 * min(damage["sizes"])
