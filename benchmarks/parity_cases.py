@@ -1,0 +1,234 @@
+"""The models and layouts of `parity.py`, as data.
+
+Each model has the features of a real family at a size of some ten thousand parameters. Weights are drawn with a large
+standard deviation, so that attention, norms, dt and multipliers all matter for the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.platform.process_groups import ParallelConfig
+
+VOCABULARY, LENGTH, BATCH, STEPS, HALF = 96, 64, 8, 10, 5
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "ffn_hidden_size": 64,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "initializer_range": 0.1,
+}
+MULTIPLIERS: dict[str, Any] = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 4.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
+MAMBA: dict[str, Any] = {"mamba_num_heads": 8, "mamba_head_dim": 8, "mamba_state_dim": 8}
+MODELS = {
+    "granite": Architecture("granite", num_layers=4, num_query_groups=2, **SHAPE, **MULTIPLIERS),
+    "mistral": Architecture(
+        "mistral",
+        num_layers=4,
+        num_query_groups=4,
+        sliding_window=20,
+        tie_word_embeddings=False,
+        **SHAPE,
+    ),
+    "granite-h": Architecture(
+        "granitemoehybrid",
+        num_layers=8,
+        num_query_groups=2,
+        position_embedding="none",
+        hybrid_pattern="M-*-M-M-",
+        **SHAPE,
+        **MULTIPLIERS,
+        **MAMBA,
+    ),
+    "nemotron-h": Architecture(
+        "nemotron_h",
+        num_layers=4,
+        num_query_groups=4,
+        activation="squared_relu",
+        position_embedding="none",
+        hybrid_pattern="M-M*",
+        tie_word_embeddings=False,
+        mamba_num_groups=4,
+        **SHAPE,
+        **MAMBA,
+    ),
+}
+# The relative difference of the loss, at the worst of ten steps, that a layout may have in fp32.
+BOUNDS = {name: 1e-4 if model.is_hybrid else 1e-5 for name, model in MODELS.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Ten steps of a model under a layout, compared with ten steps of one process.
+
+    Attributes:
+        settings: keyword arguments of the Trainer, such as `recompute`.
+        before: train the first five steps under this layout, save, and resume under `parallel`.
+        control: a fault to plant on purpose (`parity_ranks.CONTROLS`); such a case must exceed its bound.
+    """
+
+    model: str
+    parallel: ParallelConfig
+    dtype: str = "fp32"
+    micro_batch_size: int = 2
+    settings: tuple[tuple[str, Any], ...] = ()
+    before: ParallelConfig | None = None
+    control: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The name of the single-process run that this case is compared with."""
+        return f"{self.model}/{self.dtype}"
+
+    @property
+    def name(self) -> str:
+        """A unique description, such as 'granite: TP 2, SP, CP 2, recompute full'."""
+        parts = [layout_name(self.parallel)]
+        if self.before is not None:
+            parts = [f"{layout_name(self.before)} -> {parts[0]}"]
+        if self.micro_batch_size != 2:
+            parts.append(f"micro-batch {self.micro_batch_size}")
+        parts += [f"{key} {value}" for key, value in self.settings]
+        parts += [self.dtype] if self.dtype != "fp32" else []
+        return f"{self.model}: {', '.join(parts)}" + (f" [{self.control}]" if self.control else "")
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks that take part."""
+        return max(self.parallel.world_size, self.before.world_size if self.before else 1)
+
+
+def layout(
+    tp: int = 1,
+    *,
+    pp: int = 1,
+    vp: int | None = None,
+    cp: int = 1,
+    dp: int = 1,
+    sp: bool = False,
+    zero: bool = True,
+) -> ParallelConfig:
+    """A layout in short; `zero` is the distributed optimizer."""
+    return ParallelConfig(
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=vp,
+        context_parallel_size=cp,
+        data_parallel_size=dp,
+        sequence_parallel=sp,
+        use_distributed_optimizer=zero,
+    )
+
+
+def layout_name(parallel: ParallelConfig) -> str:
+    """'TP 2, SP, DP 2' for a layout; 'one' for a single process."""
+    sizes = {
+        "TP": parallel.tensor_model_parallel_size,
+        "PP": parallel.pipeline_model_parallel_size,
+        "VPP": parallel.virtual_pipeline_model_parallel_size or 1,
+        "CP": parallel.context_parallel_size,
+        "DP": parallel.data_parallel_size,
+    }
+    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    if parallel.sequence_parallel:
+        parts.insert(1, "SP")
+    if not parallel.use_distributed_optimizer:
+        parts.append("plain optimizer")
+    return ", ".join(parts) or "one"
+
+
+ONE = layout()
+FULL = (("recompute", "full"),)
+
+
+def _cases() -> list[Case]:
+    dense: list[Case] = [
+        Case("granite", ONE, settings=FULL),
+        Case("granite", ONE, micro_batch_size=1),
+        Case("granite", ONE, micro_batch_size=8),
+        Case("granite", layout(zero=False)),
+        Case("granite", layout(2)),
+        Case("granite", layout(2, sp=True)),
+        Case("granite", layout(2, sp=True), settings=FULL),
+        Case("granite", layout(pp=2)),
+        Case("granite", layout(pp=2), settings=FULL),
+        Case("granite", layout(pp=2, vp=2)),
+        Case("granite", layout(cp=2)),
+        Case("granite", layout(dp=2)),
+        Case("granite", layout(dp=2, zero=False)),
+        Case("granite", layout(dp=2), micro_batch_size=1),
+        Case("granite", layout(2, pp=2)),
+        Case("granite", layout(2, cp=2, sp=True)),
+        Case("granite", layout(2, dp=2, sp=True)),
+        Case("granite", layout(pp=2, dp=2)),
+        Case("granite", layout(cp=2, dp=2)),
+        Case("granite", layout(cp=2, dp=2, zero=False)),
+        Case("granite", layout(pp=2, vp=2, dp=2)),
+        Case("granite", layout(pp=2, cp=2), settings=FULL),
+        Case("granite", layout(cp=4)),
+        Case("granite", layout(pp=4)),
+        Case("granite", layout(dp=4), micro_batch_size=1),
+        Case("granite", ONE, before=layout(2, sp=True)),
+        Case("granite", layout(2, sp=True), before=layout(pp=2)),
+        Case("granite", layout(pp=2), before=layout(dp=4)),
+        Case("granite", layout(2, cp=2, sp=True), before=layout(dp=2)),
+        Case("mistral", layout(2, sp=True)),
+        Case("mistral", layout(cp=2)),
+        Case("mistral", layout(pp=2, vp=2)),
+        Case("mistral", layout(4, sp=True)),
+        Case("mistral", layout(2, cp=2, sp=True)),
+        Case("mistral", layout(cp=4)),
+        Case("mistral", layout(cp=2), before=layout(2, pp=2)),
+    ]
+    hybrid: list[Case] = [
+        Case("granite-h", ONE, settings=FULL),
+        Case("granite-h", layout(pp=2)),
+        Case("granite-h", layout(cp=2)),
+        Case("granite-h", layout(dp=2)),
+        Case("granite-h", layout(pp=2, cp=2)),
+        Case("granite-h", layout(cp=2, dp=2), settings=FULL),
+        Case("granite-h", layout(pp=4)),
+        Case("granite-h", layout(cp=2), before=layout(pp=2)),
+        Case("nemotron-h", layout(2)),
+        Case("nemotron-h", layout(2, sp=True)),
+        Case("nemotron-h", layout(2, sp=True), settings=FULL),
+        Case("nemotron-h", layout(pp=2)),
+        Case("nemotron-h", layout(cp=2)),
+        Case("nemotron-h", layout(dp=2, zero=False)),
+        Case("nemotron-h", layout(2, pp=2)),
+        Case("nemotron-h", layout(2, cp=2, sp=True)),
+        Case("nemotron-h", layout(4, sp=True)),
+        Case("nemotron-h", layout(cp=4)),
+        Case("nemotron-h", layout(cp=2, dp=2)),
+        Case("nemotron-h", layout(dp=2), before=layout(2, sp=True)),
+        Case("nemotron-h", layout(2, pp=2), before=layout(cp=2)),
+    ]
+    half = [
+        Case("granite", layout(2, sp=True), dtype="bf16"),
+        Case("granite", layout(pp=2), dtype="bf16"),
+        Case("granite", layout(cp=2), dtype="bf16"),
+        Case("granite", layout(dp=2), dtype="bf16"),
+        Case("nemotron-h", layout(2, sp=True), dtype="bf16"),
+        Case("nemotron-h", layout(cp=2), dtype="bf16"),
+    ]
+    controls = [
+        Case("granite", layout(cp=2, zero=False), control="gradients not reduced"),
+        Case("granite", layout(cp=2), control="chunks in a wrong order"),
+        Case("granite", layout(2, sp=True), control="norm gradients not summed over TP"),
+        Case("granite", layout(dp=2), control="each replica reads the first one's samples"),
+        Case("granite", layout(dp=2), before=layout(2, sp=True), control="optimizer state not restored"),
+        Case("nemotron-h", layout(cp=2, zero=False), control="gradients not reduced"),
+        Case("nemotron-h", layout(2, sp=True), control="norm gradients not summed over TP"),
+    ]
+    return dense + hybrid + half + controls
+
+
+CASES = _cases()
