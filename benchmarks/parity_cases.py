@@ -86,7 +86,12 @@ class Case:
     @property
     def reference(self) -> str:
         """The name of the single-process run that this case is compared with."""
-        return f"{self.model}/{self.dtype}"
+        return f"{self.model}/{self.dtype}" + ("/documents" if self.separates_documents else "")
+
+    @property
+    def separates_documents(self) -> bool:
+        """Whether the documents of a row do not see each other."""
+        return bool(dict(self.settings).get("intra_document"))
 
     @property
     def name(self) -> str:
@@ -96,7 +101,7 @@ class Case:
             parts = [f"{layout_name(self.before)} -> {parts[0]}"]
         if self.micro_batch_size != 2:
             parts.append(f"micro-batch {self.micro_batch_size}")
-        parts += [f"{key} {value}" for key, value in self.settings]
+        parts += [key if value is True else f"{key} {value}" for key, value in self.settings]
         parts += [self.dtype] if self.dtype != "fp32" else []
         return f"{self.model}: {', '.join(parts)}" + (f" [{self.control}]" if self.control else "")
 
@@ -147,88 +152,58 @@ def layout_name(parallel: ParallelConfig) -> str:
 
 ONE = layout()
 FULL = (("recompute", "full"),)
-
-
-def _cases() -> list[Case]:
-    dense: list[Case] = [
-        Case("granite", ONE, settings=FULL),
-        Case("granite", ONE, micro_batch_size=1),
-        Case("granite", ONE, micro_batch_size=8),
-        Case("granite", layout(zero=False)),
-        Case("granite", layout(2)),
-        Case("granite", layout(2, sp=True)),
-        Case("granite", layout(2, sp=True), settings=FULL),
-        Case("granite", layout(pp=2)),
-        Case("granite", layout(pp=2), settings=FULL),
-        Case("granite", layout(pp=2, vp=2)),
-        Case("granite", layout(cp=2)),
-        Case("granite", layout(dp=2)),
-        Case("granite", layout(dp=2, zero=False)),
-        Case("granite", layout(dp=2), micro_batch_size=1),
-        Case("granite", layout(2, pp=2)),
-        Case("granite", layout(2, cp=2, sp=True)),
-        Case("granite", layout(2, dp=2, sp=True)),
-        Case("granite", layout(pp=2, dp=2)),
-        Case("granite", layout(cp=2, dp=2)),
-        Case("granite", layout(cp=2, dp=2, zero=False)),
-        Case("granite", layout(pp=2, vp=2, dp=2)),
-        Case("granite", layout(pp=2, cp=2), settings=FULL),
-        Case("granite", layout(cp=4)),
-        Case("granite", layout(pp=4)),
-        Case("granite", layout(dp=4), micro_batch_size=1),
-        Case("granite", ONE, before=layout(2, sp=True)),
-        Case("granite", layout(2, sp=True), before=layout(pp=2)),
-        Case("granite", layout(pp=2), before=layout(dp=4)),
-        Case("granite", layout(2, cp=2, sp=True), before=layout(dp=2)),
-        Case("mistral", layout(2, sp=True)),
-        Case("mistral", layout(cp=2)),
-        Case("mistral", layout(pp=2, vp=2)),
-        Case("mistral", layout(4, sp=True)),
-        Case("mistral", layout(2, cp=2, sp=True)),
-        Case("mistral", layout(cp=4)),
-        Case("mistral", layout(cp=2), before=layout(2, pp=2)),
-    ]
-    hybrid: list[Case] = [
-        Case("granite-h", ONE, settings=FULL),
-        Case("granite-h", layout(pp=2)),
-        Case("granite-h", layout(cp=2)),
-        Case("granite-h", layout(dp=2)),
-        Case("granite-h", layout(pp=2, cp=2)),
-        Case("granite-h", layout(cp=2, dp=2), settings=FULL),
-        Case("granite-h", layout(pp=4)),
-        Case("granite-h", layout(cp=2), before=layout(pp=2)),
-        Case("nemotron-h", layout(2)),
-        Case("nemotron-h", layout(2, sp=True)),
-        Case("nemotron-h", layout(2, sp=True), settings=FULL),
-        Case("nemotron-h", layout(pp=2)),
-        Case("nemotron-h", layout(cp=2)),
-        Case("nemotron-h", layout(dp=2, zero=False)),
-        Case("nemotron-h", layout(2, pp=2)),
-        Case("nemotron-h", layout(2, cp=2, sp=True)),
-        Case("nemotron-h", layout(4, sp=True)),
-        Case("nemotron-h", layout(cp=4)),
-        Case("nemotron-h", layout(cp=2, dp=2)),
-        Case("nemotron-h", layout(dp=2), before=layout(2, sp=True)),
-        Case("nemotron-h", layout(2, pp=2), before=layout(cp=2)),
-    ]
-    half = [
-        Case("granite", layout(2, sp=True), dtype="bf16"),
-        Case("granite", layout(pp=2), dtype="bf16"),
-        Case("granite", layout(cp=2), dtype="bf16"),
-        Case("granite", layout(dp=2), dtype="bf16"),
-        Case("nemotron-h", layout(2, sp=True), dtype="bf16"),
-        Case("nemotron-h", layout(cp=2), dtype="bf16"),
-    ]
-    controls = [
-        Case("granite", layout(cp=2, zero=False), control="gradients not reduced"),
-        Case("granite", layout(cp=2), control="chunks in a wrong order"),
-        Case("granite", layout(2, sp=True), control="norm gradients not summed over TP"),
-        Case("granite", layout(dp=2), control="each replica reads the first one's samples"),
-        Case("granite", layout(dp=2), before=layout(2, sp=True), control="optimizer state not restored"),
-        Case("nemotron-h", layout(cp=2, zero=False), control="gradients not reduced"),
-        Case("nemotron-h", layout(2, sp=True), control="norm gradients not summed over TP"),
-    ]
-    return dense + hybrid + half + controls
-
-
-CASES = _cases()
+DOCUMENTS = (("intra_document", True),)
+SP2, SP2_CP2, PP2, CP2, DP2 = (
+    layout(2, sp=True),
+    layout(2, cp=2, sp=True),
+    layout(pp=2),
+    layout(cp=2),
+    layout(dp=2),
+)
+CASES = [
+    Case("granite", ONE, settings=FULL),
+    Case("granite", ONE, micro_batch_size=1),
+    Case("granite", layout(2)),
+    Case("granite", SP2, settings=FULL),
+    Case("granite", PP2),
+    Case("granite", layout(pp=2, vp=2)),
+    Case("granite", CP2),
+    Case("granite", DP2),
+    Case("granite", layout(dp=2, zero=False), micro_batch_size=1),
+    Case("granite", layout(2, pp=2)),
+    Case("granite", SP2_CP2),
+    Case("granite", layout(cp=2, dp=2, zero=False)),
+    Case("granite", layout(pp=4), settings=FULL),
+    Case("granite", ONE, before=SP2),
+    Case("granite", PP2, before=layout(dp=4)),
+    Case("granite", SP2_CP2, before=DP2),
+    Case("granite", SP2, settings=DOCUMENTS),
+    Case("granite", CP2, settings=DOCUMENTS),
+    Case("granite", PP2, settings=DOCUMENTS),
+    Case("mistral", layout(4, sp=True)),
+    Case("mistral", CP2),
+    Case("mistral", layout(pp=2, vp=2)),
+    Case("mistral", CP2, before=layout(2, pp=2)),
+    Case("granite-h", PP2),
+    Case("granite-h", CP2),
+    Case("granite-h", DP2, settings=FULL),
+    Case("granite-h", CP2, before=PP2),
+    Case("nemotron-h", layout(2)),
+    Case("nemotron-h", SP2, settings=FULL),
+    Case("nemotron-h", PP2),
+    Case("nemotron-h", CP2),
+    Case("nemotron-h", layout(2, pp=2)),
+    Case("nemotron-h", SP2_CP2),
+    Case("nemotron-h", DP2, before=SP2),
+    Case("nemotron-h", SP2, settings=DOCUMENTS),
+    Case("nemotron-h", CP2, settings=DOCUMENTS),
+    Case("granite", layout(cp=2, zero=False), control="gradients not reduced"),
+    Case("granite", CP2, control="chunks in a wrong order"),
+    Case("granite", SP2, control="norm gradients not summed over TP"),
+    Case("granite", DP2, control="each replica reads the first one's samples"),
+    Case("granite", DP2, before=SP2, control="optimizer state not restored"),
+    Case("nemotron-h", layout(cp=2, zero=False), control="gradients not reduced"),
+    Case("granite", SP2, dtype="bf16"),
+    Case("granite", CP2, dtype="bf16"),
+    Case("nemotron-h", SP2, dtype="bf16"),
+]

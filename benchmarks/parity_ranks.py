@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch.distributed as dist
 from parity_cases import BATCH, HALF, LENGTH, MODELS, ONE, STEPS, VOCABULARY, Case
 
 from megatron_prism.conversion.gather import gather_hf
+from megatron_prism.data.document_bounds import DOCUMENTS
 from megatron_prism.models.checkpoint_io import load_weights, model_state, unwrap, write_checkpoint
 from megatron_prism.models.layers import attention
 from megatron_prism.platform.process_groups import ParallelConfig, session
@@ -41,6 +41,9 @@ class Motifs:
     The number of counted tokens differs from sample to sample, so an average of averages shows as a wrong loss.
     """
 
+    def __init__(self, with_documents: bool) -> None:
+        self.with_documents = with_documents
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index % 6)
         motif = torch.randint(0, VOCABULARY, (3 + index % 6,), generator=generator)
@@ -48,7 +51,9 @@ class Motifs:
         mask = torch.ones(LENGTH)
         mask[: 3 * (index % 4)] = 0
         positions = torch.arange(LENGTH)
-        return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask, "position_ids": positions}
+        sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask, "position_ids": positions}
+        # The first document ends at another position in each sample.
+        return sample | ({DOCUMENTS: (positions > 20 + index % 7).int()} if self.with_documents else {})
 
 
 def trainer_of(case: Case, parallel: ParallelConfig) -> Trainer:
@@ -63,8 +68,9 @@ def trainer_of(case: Case, parallel: ParallelConfig) -> Trainer:
     )
 
 
-def losses(trainer: Trainer, first: int, end: int) -> list[float]:
-    return [trainer.step(Motifs(), step * BATCH, LEARNING_RATE)[0] for step in range(first, end)]
+def losses(trainer: Trainer, case: Case, first: int, end: int) -> list[float]:
+    data = Motifs(case.separates_documents)
+    return [trainer.step(data, step * BATCH, LEARNING_RATE)[0] for step in range(first, end)]
 
 
 def weights(trainer: Trainer, case: Case) -> dict[str, torch.Tensor] | None:
@@ -74,7 +80,7 @@ def weights(trainer: Trainer, case: Case) -> dict[str, torch.Tensor] | None:
 
 
 def initial(folder: Path, case: Case) -> Path:
-    return folder / f"{case.model}-{case.dtype}-initial"
+    return folder / f"{case.reference.replace('/', '-')}-initial"
 
 
 def run_reference(case: Case, folder: Path) -> None:
@@ -84,8 +90,14 @@ def run_reference(case: Case, folder: Path) -> None:
         start = initial(folder, case)
         start.mkdir()
         write_checkpoint(model_state(trainer.models), start)
-        found = losses(trainer, 0, STEPS)
+        found = losses(trainer, case, 0, STEPS)
         torch.save({"losses": found, "weights": weights(trainer, case)}, reference_file(folder, case))
+
+
+def of_one_process(case: Case) -> Case:
+    """The run that a case is compared with."""
+    settings = tuple(item for item in case.settings if item[0] == "intra_document")
+    return Case(case.model, ONE, dtype=case.dtype, settings=settings)
 
 
 def reference_file(folder: Path, case: Case) -> Path:
@@ -105,14 +117,14 @@ def run_case(
     if case.before is not None and taking_part(case.before.world_size):
         with session(case.before, seed=5):
             trainer = fresh(case, case.before, folder)
-            found = losses(trainer, 0, HALF)
+            found = losses(trainer, case, 0, HALF)
             save_checkpoint(halfway, trainer.models, trainer.optimizer, TrainingState(HALF, HALF * BATCH))
     if taking_part(case.parallel.world_size):
         with CONTROLS[case.control](), session(case.parallel, seed=6):
             trainer = fresh(case, case.parallel, folder)
             if case.before is not None:
                 load_checkpoint(halfway, trainer.models, trainer.optimizer)
-            found = found[:HALF] + losses(trainer, len(found[:HALF]) if case.before else 0, STEPS)
+            found = found + losses(trainer, case, HALF if case.before else 0, STEPS)
             final = weights(trainer, case)
     if final is None:
         return {}
@@ -261,9 +273,7 @@ def serve(
         if case.reference not in started:
             started.add(case.reference)
             if pool.join(1):
-                run_reference(
-                    replace(case, parallel=ONE, before=None, settings=(), micro_batch_size=2), folder
-                )
+                run_reference(of_one_process(case), folder)
             pool.meet(size, f"reference {case.reference}")
         try:
             found = run_case(case, folder, pool.join)
