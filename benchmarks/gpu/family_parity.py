@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_prism.conversion.export_hf import export_running
 from megatron_prism.conversion.init_from_hf import load_hf_weights
 from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.models.checkpoint_io import unwrap
+from megatron_prism.models.families import FAMILIES
 from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu, session
 from megatron_prism.training.batch import BatchConfig
@@ -99,14 +101,16 @@ def _resumed(hf: Path, dtype: str, scratch: Path) -> dict[str, Any]:
 
 def _exported(hf: Path, trainer: Trainer, out: Path) -> dict[str, Any]:
     """How far transformers' logits of the exported model are from ours."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     out.mkdir()
     export_running(trainer.models, HFWeights(hf).architecture, out, files=hf)
-    peer = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
-    changes = {"time_step_min": 0.0} if peer.config.model_type == "nemotron_h" else {}
-    for key, value in changes.items():
-        setattr(peer.config, key, value)
+    config = AutoConfig.from_pretrained(out)
+    for key, value in FAMILIES[config.model_type].for_comparison.items():
+        setattr(config, key, value)
+    peer = AutoModelForCausalLM.from_pretrained(
+        out, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         theirs = peer.eval()(input_ids=Samples()[0]["tokens"][None], use_cache=False).logits.float()
     return {"exported": relative(logits_of(trainer), theirs)}
@@ -149,8 +153,6 @@ def reference(out: Path, families: list[str]) -> dict[tuple[str, str], dict[str,
 
 def piece_1(record: Recorder, out: Path, families: list[str]) -> None:
     """Every family and precision against the CPU."""
-    import tempfile
-
     cpu: dict[Any, Any] = {}
     record.measure("reference on the CPU", lambda: cpu.update(reference(out, families)) or "made", 300)
     for name, folder in make_folders(out, families).items():

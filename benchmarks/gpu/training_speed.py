@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,12 +86,13 @@ def train_speed(
     peak: float,
     steps: int,
     warmup: int = 2,
+    compiled: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Tokens per second, MFU and memory of a training step on one sequence."""
     data = RandomTokens(architecture.vocab_size, length)
     settings = {"backend": "torch"} | settings
-    with _trainer(architecture, length, recompute=recompute, **settings) as trainer:
+    with _compiled(compiled), _trainer(architecture, length, recompute=recompute, **settings) as trainer:
         losses: list[float] = []
         seconds = seconds_of(lambda: losses.append(trainer.step(data, 0, 1e-5)[0]), steps, warmup)
         memory = peak_memory_bytes() / GIB
@@ -125,18 +127,24 @@ def piece_2(record: Recorder, models: dict[str, Architecture], lengths: dict[str
             if compiled and tiny:
                 continue
 
-            def variant(recompute: str = recompute, compiled: bool = compiled) -> dict[str, Any]:
-                with _compiled(compiled):
-                    return train_speed(architecture, length, recompute=recompute, peak=peak, steps=steps)
-
+            measured = partial(
+                train_speed,
+                *(architecture, length),
+                recompute=recompute,
+                compiled=compiled,
+                peak=peak,
+                steps=steps,
+            )
             name = f"{kind}, 8k, recompute {recompute}" + (", compiled" if compiled else "")
-            record.measure(name, variant, 100)
+            record.measure(name, measured, 100)
     hybrid = models["hybrid"]
     record.measure("scan, ours against mamba_ssm", lambda: compare_scans(hybrid, length), 60)
 
     def with_triton_scan() -> dict[str, Any]:
-        with scan_of_mamba_ssm(), _compiled(not tiny):
-            return train_speed(hybrid, length, recompute="selective", peak=peak, steps=steps)
+        with scan_of_mamba_ssm():
+            return train_speed(
+                hybrid, length, recompute="selective", compiled=not tiny, peak=peak, steps=steps
+            )
 
     record.measure("hybrid, 8k, recompute selective, compiled, scan of mamba_ssm", with_triton_scan, 100)
     for kind, architecture in models.items():
@@ -155,14 +163,16 @@ def piece_3(record: Recorder, models: dict[str, Architecture], lengths: dict[str
     peak = measure_peak(record, tiny)
     for name, steps, warmup in (("32k", 2, 1), ("128k", 1, 1)):
         for kind, architecture in models.items():
-
-            def long(name: str = name, steps: int = steps, warmup: int = warmup) -> dict[str, Any]:
-                with _compiled(not tiny):
-                    return train_speed(
-                        architecture, lengths[name], recompute="full", peak=peak, steps=steps, warmup=warmup
-                    )
-
-            record.measure(f"{kind}, {name}, recompute full", long, 150)
+            measured = partial(
+                train_speed,
+                *(architecture, lengths[name]),
+                recompute="full",
+                compiled=not tiny,
+                peak=peak,
+                steps=steps,
+                warmup=warmup,
+            )
+            record.measure(f"{kind}, {name}, recompute full", measured, 150)
 
 
 def piece_5(record: Recorder, models: dict[str, Architecture], lengths: dict[str, int], tiny: bool) -> None:

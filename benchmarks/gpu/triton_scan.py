@@ -1,8 +1,8 @@
 """The Triton scan of mamba_ssm, without its CUDA extension, next to this project's scan.
 
-`import mamba_ssm` needs the compiled extension of Mamba-1 (`selective_scan_interface.py` imports `selective_scan_cuda`).
-The scan of Mamba-2 is pure Triton and does not, so the folder `mamba_ssm` of its source distribution is made a package
-whose `__init__` is not run.
+`import mamba_ssm` needs the compiled extension of Mamba-1 (ops/selective_scan_interface.py imports
+`selective_scan_cuda`). The scan of Mamba-2 is pure Triton and does not, so the folder `mamba_ssm` of its source
+distribution is made a package whose `__init__` is not run.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ def combined_scan() -> Any:
     return importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
 
 
-def triton_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None, **_: Any
-) -> tuple[Tensor, Tensor]:
-    """`ssd_scan` by mamba_ssm: the same arguments and results."""
+def triton_scan(*inputs: Any, state: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` by mamba_ssm: the same arguments (x, dt, A, B, C, D, and optionally the state) and results."""
+    x, dt, A, B, C, D, *carried = inputs
     found: tuple[Tensor, Tensor] = combined_scan()(
-        x, dt, A, B, C, CHUNK, D=D, initial_states=state, return_final_states=True
+        *(x, dt, A, B, C, CHUNK),
+        D=D,
+        initial_states=carried[0] if carried else state,
+        return_final_states=True,
     )
     return found
 
