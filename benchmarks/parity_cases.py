@@ -152,6 +152,7 @@ def layout_name(parallel: ParallelConfig) -> str:
 
 ONE = layout()
 FULL = (("recompute", "full"),)
+SELECTIVE = (("recompute", "selective"),)
 DOCUMENTS = (("intra_document", True),)
 SP2, SP2_CP2, PP2, CP2, DP2 = (
     layout(2, sp=True),
@@ -166,6 +167,7 @@ CASES = [
     Case("granite", layout(2)),
     Case("granite", SP2, settings=FULL),
     Case("granite", PP2),
+    Case("granite", SP2, settings=SELECTIVE),
     Case("granite", layout(pp=2, vp=2)),
     Case("granite", CP2),
     Case("granite", DP2),
@@ -191,6 +193,7 @@ CASES = [
     Case("nemotron-h", layout(2)),
     Case("nemotron-h", SP2, settings=FULL),
     Case("nemotron-h", PP2),
+    Case("nemotron-h", CP2, settings=SELECTIVE),
     Case("nemotron-h", CP2),
     Case("nemotron-h", layout(2, pp=2)),
     Case("nemotron-h", SP2_CP2),

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import positive
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
+from megatron_prism.training.bucket_bounds import count_inner_padding
 
 
 @dataclass
@@ -62,6 +63,7 @@ def build_optimizer(
     )
     with cuda_requests_on_cpu():
         optimizer = get_megatron_optimizer(config, models)
+    count_inner_padding(optimizer)
     use_fused_kernel(optimizer)
     return optimizer
 
