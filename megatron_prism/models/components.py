@@ -78,5 +78,12 @@ def components(architecture: Architecture) -> dict[str, str]:
     return {name: parts.component for name, parts in tensor_parts(architecture).items()}
 
 
+def component_of(name: str) -> str:
+    """The component of a parameter by its name in `named_parameters()` of either backend."""
+    from megatron_prism.models.specs_te import unfused_name
+
+    return _ending(unfused_name(name))[0]
+
+
 def _ending(megatron: str) -> tuple[str, tuple[str, ...]]:
     return next(entry for ending, entry in ENDINGS.items() if megatron.endswith(ending))

@@ -140,6 +140,20 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def memory_gib() -> dict[str, float]:
+    """Memory of this process in GiB: on a GPU allocated, reserved and their peaks; else the largest resident size."""
+    found = {"peak": peak_memory_bytes()}
+    if has_gpu():
+        import torch
+
+        found |= {
+            "allocated": torch.cuda.memory_allocated(),
+            "reserved": torch.cuda.memory_reserved(),
+            "reserved_peak": torch.cuda.max_memory_reserved(),
+        }
+    return {name: round(size / 2**30, 3) for name, size in found.items()}
+
+
 def memory_total_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -17,6 +17,7 @@ from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.data_settings import DataSettings
 from megatron_prism.training.fp8_shapes import check_fp8_shapes
 from megatron_prism.training.guard import GuardSettings
+from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable
@@ -51,6 +52,7 @@ class TrainConfig:
         checkpoints: how many checkpoints are kept, and how they are written.
         stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
             for no limit.
+        logging: trackers, traces and further measurements.
         log_every: steps between lines on the console; metrics.jsonl and TensorBoard get every step.
     """
 
@@ -77,6 +79,7 @@ class TrainConfig:
     checkpoint_every: int = tuning(0)
     checkpoints: CheckpointSettings = tuning(default_factory=CheckpointSettings)
     log_every: int = tuning(1)
+    logging: LogSettings = tuning(default_factory=LogSettings)
     stop_after_minutes: float = tuning(0.0)
 
     def __post_init__(self) -> None:

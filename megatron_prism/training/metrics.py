@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_prism.platform.console import get_logger
 from megatron_prism.platform.hardware import Peak
+from megatron_prism.training.trackers import Tracker
 
 logger = get_logger(__name__)
 
 
 @dataclass
 class StepRecord:
-    """One line of metrics.jsonl. `tflops` is per device, and `mfu` is its share of the peak named in the receipt."""
+    """One line of metrics.jsonl. `tflops` is per device, and `mfu` is its share of the peak named in the receipt.
+
+    Attributes:
+        source_loss, source_tokens: mean loss, and tokens with a loss, of each source in this step.
+        seconds: the parts of the step, and of the checkpoint before it.
+        memory_gib: of rank 0's process.
+        component_norms: gradient norm of each component, if it was measured.
+    """
 
     step: int
     consumed_tokens: int
@@ -27,6 +35,11 @@ class StepRecord:
     tokens_per_second: float
     tflops: float
     mfu: float
+    source_loss: dict[str, float] = field(default_factory=dict)
+    source_tokens: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory_gib: dict[str, float] = field(default_factory=dict)
+    component_norms: dict[str, float] = field(default_factory=dict)
 
 
 def last_step(out: Path, step: int) -> dict[str, Any]:
@@ -80,18 +93,27 @@ class RunLog:
 class MetricsLog(RunLog):
     """The log of training on text, with a console line every `log_every` steps."""
 
-    def __init__(self, out: Path, *, steps: int, peak: Peak, resume_step: int, log_every: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        steps: int,
+        peak: Peak,
+        resume_step: int,
+        log_every: int,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         super().__init__(out, resume_step)
-        self.steps, self.peak, self.log_every = steps, peak, log_every
+        self.steps, self.peak, self.log_every, self.trackers = steps, peak, log_every, trackers
 
     def step(self, record: StepRecord) -> None:
-        self.write(asdict(record))
-        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "mfu"):
-            self.board.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        values = {name: value for name, value in asdict(record).items() if value != {}}
+        self.write(values)
+        self.scalars("train", values, record.step)
         if record.step % self.log_every == 0 or record.step == self.steps:
             logger.info(
                 "step %d/%d | tokens %s | loss %.4f | lr %.2e | grad norm %.3f | %.0f tokens/s | "
-                "%.3f TFLOP/s | MFU %.1f%% of %s | ETA %.0f s",
+                "%.3f TFLOP/s | MFU %.1f%% of %s | %s | ETA %.0f s",
                 record.step,
                 self.steps,
                 f"{record.consumed_tokens:,}",
@@ -102,11 +124,32 @@ class MetricsLog(RunLog):
                 record.tflops,
                 100 * record.mfu,
                 self.peak.name,
+                " ".join(f"{name} {1000 * value:.0f} ms" for name, value in record.seconds.items()),
                 self.seconds_left(record.step, self.steps),
             )
 
     def validation(self, step: int, losses: dict[str, float]) -> None:
         self.write({"step": step, "validation": losses})
-        for source, loss in losses.items():
-            self.board.add_scalar(f"validation/{source}", loss, step)
+        self.scalars("validation", losses, step)
         logger.info("step %d | validation %s", step, " | ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+
+    def scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
+        """Numbers for TensorBoard and the trackers; nested ones get longer names."""
+        flat = dict(_flat(prefix, values))
+        for name, value in flat.items():
+            self.board.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.log(flat, step)
+
+    def close(self) -> None:
+        super().close()
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}/{name}", value)
+        elif name != "step":
+            yield f"{prefix}/{name}", value

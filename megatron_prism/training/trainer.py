@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Trainer:
         share: which samples of a step this rank works on.
         source_count: number of sources whose losses are summed separately; 1 sums all together.
         sums: the losses of the last step.
+        seconds: how long the parts of the last step took. The loss and the norm of the gradients are read from the
+            device, so the first two parts include its work; the update itself may end during the next step.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Trainer:
         self.share = RankShare(batch, parallel, parallel_state.get_data_parallel_rank())
         self.source_count = 1
         self.sums = LossSums(0.0, 0.0, [])
+        self.seconds: dict[str, float] = {}
         virtual = parallel.virtual_pipeline_model_parallel_size
         self.models: list[Any] = []
         for stage in range(virtual or 1):
@@ -128,14 +132,22 @@ class Trainer:
         Args:
             accept: takes both; if it returns False, on all ranks, weights and optimizer stay as they are.
         """
+        began = time.perf_counter()
         if isinstance(dataset, ReadsBatches):
             batches = dataset.batch(consumed_samples)
         else:
             batches = self.share.read(dataset, consumed_samples, self.batch.size_after(consumed_samples))
+        read = time.perf_counter()
         self.prepare_step(lr)
         self.sums = self._run(batches, forward_only=False)
-        loss = self.sums.mean
-        return loss, self.apply_gradients(None if accept is None else partial(accept, loss))
+        loss, computed = self.sums.mean, time.perf_counter()
+        grad_norm = self.apply_gradients(None if accept is None else partial(accept, loss))
+        self.seconds = {
+            "data": read - began,
+            "forward_backward": computed - read,
+            "optimizer": time.perf_counter() - computed,
+        }
+        return loss, grad_norm
 
     @torch.no_grad()
     def evaluate(self, dataset: Any, batches: int) -> float:

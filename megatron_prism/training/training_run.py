@@ -15,16 +15,19 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import CheckpointError, TrainingError
 from megatron_prism.models.extension import describe
 from megatron_prism.pipeline.artifact import RESUME
-from megatron_prism.platform.hardware import peak, peak_memory_bytes
+from megatron_prism.platform.hardware import memory_gib, peak, peak_memory_bytes
 from megatron_prism.training.bad_steps import BadSteps, RollBack
 from megatron_prism.training.checkpoint import TrainingState
+from megatron_prism.training.component_norms import ComponentNorms
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.cost import count_parameters, flops_per_token
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.metrics import MetricsLog, StepRecord, last_step, logger
 from megatron_prism.training.run_folder import RunFolder, from_rank_0, usable_states
+from megatron_prism.training.profiling import profiled
 from megatron_prism.training.stopping import Stopping
 from megatron_prism.training.text_data import TextData
+from megatron_prism.training.trackers import open_trackers
 from megatron_prism.training.trainer import Trainer
 
 
@@ -47,6 +50,7 @@ def train_on_text(
     Raises:
         Requeue: if it must stop; its state is saved.
     """
+    config.logging.check_installed()
     fresh = start is None and not from_rank_0(lambda: usable_states(out, config.steps))
     trainer = _trainer(config, initialize=fresh)
     folder = RunFolder(out, trainer, config.checkpoints, steps=config.steps, start=start)
@@ -137,6 +141,7 @@ class _TextRun:
                 peak=self.peak,
                 resume_step=state.step,
                 log_every=config.log_every,
+                trackers=open_trackers(config.logging, out),
             )
         self.bad_steps = BadSteps(
             config.guard,
@@ -145,6 +150,10 @@ class _TextRun:
             sources=list(data.validation),
             write=self.log.write if self.log else lambda record: None,
         )
+        every = config.logging.component_norms_every
+        self.norms = ComponentNorms(self.trainer.models, self.trainer.optimizer) if every else None
+        self.component_norms: dict[str, float] = {}
+        self.save_seconds = 0.0
         self.first_sample, self.began = state.consumed_samples, time.perf_counter()
 
     def step(self) -> bool:
@@ -156,9 +165,8 @@ class _TextRun:
         self.state.step, self.state.consumed_samples = before.step + 1, before.consumed_samples + size
         if self.bad_steps.skips_batch(before):
             return True
-        loss, grad_norm = self.trainer.step(
-            self.data, before.consumed_samples, lr, self.bad_steps.guard.accept
-        )
+        with profiled(self.state.step, self.config.logging.profile_steps, self.folder.out):
+            loss, grad_norm = self.trainer.step(self.data, before.consumed_samples, lr, self._accept)
         if not self.bad_steps.handle(before, self.data.training, size):
             return True
         self.loss = loss
@@ -175,9 +183,30 @@ class _TextRun:
                     tokens_per_second=round(speed, 1),
                     tflops=tflops,
                     mfu=tflops * 1e12 / self.peak.flops_per_second,
+                    **self._measurements(),
                 )
             )
         return True
+
+    def _accept(self, loss: float, grad_norm: float) -> bool:
+        """The guard's decision on an update; the gradients are complete here, and not clipped yet."""
+        self.component_norms = {}
+        if self.norms and self.state.step % self.config.logging.component_norms_every == 0:
+            self.component_norms = self.norms.measure()
+        return self.bad_steps.guard.accept(loss, grad_norm)
+
+    def _measurements(self) -> dict[str, dict[str, float]]:
+        """What a step's record has besides its loss and speed."""
+        by_source = dict(zip(self.data.sources, self.trainer.sums.by_source, strict=True))
+        seconds = self.trainer.seconds | ({"checkpoint": self.save_seconds} if self.save_seconds else {})
+        self.save_seconds = 0.0
+        return {
+            "source_loss": {name: total / count for name, (total, count) in by_source.items() if count},
+            "source_tokens": {name: int(count) for name, (_, count) in by_source.items()},
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+            "memory_gib": memory_gib(),
+            "component_norms": self.component_norms,
+        }
 
     def validate(self) -> dict[str, float]:
         """The validation loss of every source, logged."""
@@ -194,7 +223,9 @@ class _TextRun:
         guard = self.bad_steps.guard
         if not guard.streak:
             self.state.guard = guard.state()
+            began = time.perf_counter()
             self.folder.save_step(self.state)
+            self.save_seconds = time.perf_counter() - began
 
     def close(self) -> None:
         """Close the log."""

@@ -1,0 +1,42 @@
+"""What a run logs besides metrics.jsonl, TensorBoard and its console line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from megatron_prism.errors import ConfigError
+
+
+@dataclass
+class LogSettings:
+    """The fields of `logging`. None of them changes the run.
+
+    Attributes:
+        wandb: name of a project of Weights & Biases that gets every scalar; empty for none.
+        mlflow: name of an MLflow experiment that gets every scalar; empty for none.
+        component_norms_every: steps between gradient norms of each component (attention, mlp, ...); 0 for none.
+        profile_steps: steps of which rank 0 writes a trace to `profile/`, and on CUDA a memory snapshot.
+    """
+
+    wandb: str = ""
+    mlflow: str = ""
+    component_norms_every: int = 0
+    profile_steps: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.component_norms_every < 0:
+            raise ConfigError(
+                f"logging.component_norms_every={self.component_norms_every}: must be a number of steps, or 0 for none"
+            )
+        if any(step < 1 for step in self.profile_steps):
+            raise ConfigError(f"logging.profile_steps={self.profile_steps}: steps are counted from 1")
+
+    def check_installed(self) -> None:
+        """Raise a ConfigError if a tracker is named whose package this machine does not have."""
+        for package in ("wandb", "mlflow"):
+            if getattr(self, package) and find_spec(package) is None:
+                raise ConfigError(
+                    f"logging.{package}={getattr(self, package)}: {package} is not installed; "
+                    f"pip install 'megatron-prism[{package}]', or set logging.{package} to nothing"
+                )
