@@ -19,6 +19,7 @@ from megatron_prism.training.fp8_shapes import check_fp8_shapes
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.retention_watch import RetentionWatch
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable
 
@@ -53,6 +54,7 @@ class TrainConfig:
         stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
             for no limit.
         logging: trackers, traces and further measurements.
+        watch: losses on text that the model should not forget, and when they end the run.
         log_every: steps between lines on the console; metrics.jsonl and TensorBoard get every step.
     """
 
@@ -80,6 +82,7 @@ class TrainConfig:
     checkpoints: CheckpointSettings = tuning(default_factory=CheckpointSettings)
     log_every: int = tuning(1)
     logging: LogSettings = tuning(default_factory=LogSettings)
+    watch: RetentionWatch = field(default_factory=RetentionWatch)
     stop_after_minutes: float = tuning(0.0)
 
     def __post_init__(self) -> None:

@@ -133,6 +133,16 @@ class MetricsLog(RunLog):
         self.scalars("validation", losses, step)
         logger.info("step %d | validation %s", step, " | ".join(f"{k} {v:.3f}" for k, v in losses.items()))
 
+    def retention(self, step: int, found: Mapping[str, Mapping[str, float]]) -> None:
+        """What the model forgot and gained since the first step."""
+        self.write({"step": step, "retention": found})
+        self.scalars("retention", found, step)
+        logger.info(
+            "step %d | forgotten %s | gained %s",
+            step,
+            *(" ".join(f"{k} {v:+.3f}" for k, v in found[name].items()) for name in ("loss", "gain")),
+        )
+
     def scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
         """Numbers for TensorBoard and the trackers; nested ones get longer names."""
         flat = dict(_flat(prefix, values))

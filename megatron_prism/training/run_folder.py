@@ -34,11 +34,12 @@ from megatron_prism.training.saved_state import (
     resumable_states,
     step_folder,
 )
+from megatron_prism.training.retention_watch import BASELINE
 from megatron_prism.training.trainer import Trainer
 
 METRICS = "metrics.jsonl"
 # Files of a run that record its steps.
-LOGS = (METRICS, "tensorboard", "answers")
+LOGS = (METRICS, "tensorboard", "answers", BASELINE)
 
 log = get_logger(__name__)
 T = TypeVar("T")

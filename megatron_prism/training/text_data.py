@@ -28,6 +28,7 @@ class TextData:
         training: the samples of the mixture.
         sources: names of the mixture's sources; `dataset_id` of a sample counts them.
         validation: source -> dataset.
+        retained: the same for the sources of `watch`.
     """
 
     def __init__(
@@ -59,6 +60,11 @@ class TextData:
         self.training = dataset("train", weights, total, batch.samples(config.schedule.length(config.steps)))
         held_out = config.validation_batches * batch.global_batch_size
         self.validation = {source: dataset("valid", {source: 1.0}, held_out, held_out) for source in weights}
+
+        watched = config.watch.batches * batch.global_batch_size
+        self.retained = {
+            source: dataset("valid", {source: 1.0}, watched, watched) for source in config.watch.sources
+        }
 
         def following(consumed: int) -> int | None:
             after = consumed + batch.size_after(consumed)

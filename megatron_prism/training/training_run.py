@@ -25,6 +25,7 @@ from megatron_prism.training.loop import run_steps
 from megatron_prism.training.metrics import MetricsLog, StepRecord, last_step, logger
 from megatron_prism.training.run_folder import RunFolder, from_rank_0, usable_states
 from megatron_prism.training.profiling import profiled
+from megatron_prism.training.retention_watch import Retention
 from megatron_prism.training.stopping import Stopping
 from megatron_prism.training.text_data import TextData
 from megatron_prism.training.trackers import open_trackers
@@ -150,6 +151,9 @@ class _TextRun:
             sources=list(data.validation),
             write=self.log.write if self.log else lambda record: None,
         )
+        self.retention = Retention(
+            config.watch, self._retained_and_learned, out=out, writes=dist.get_rank() == 0
+        )
         every = config.logging.component_norms_every
         self.norms = ComponentNorms(self.trainer.models, self.trainer.optimizer) if every else None
         self.component_norms: dict[str, float] = {}
@@ -186,7 +190,25 @@ class _TextRun:
                     **self._measurements(),
                 )
             )
-        return True
+        return self._remembers()
+
+    def _remembers(self) -> bool:
+        """Watch what the model forgets; whether the run may go on."""
+        watch = self.retention
+        if not watch.due(self.state.step):
+            return True
+        found = watch.check(self.state.step)
+        if self.log:
+            self.log.retention(self.state.step, found)
+            if watch.stopped:
+                logger.warning(watch.stopped)
+        return not watch.stopped
+
+    def _retained_and_learned(self) -> tuple[dict[str, float], dict[str, float]]:
+        batches = min(self.config.watch.batches, self.config.validation_batches)
+        kept = {k: self.trainer.evaluate(v, self.config.watch.batches) for k, v in self.data.retained.items()}
+        learned = {k: self.trainer.evaluate(v, batches) for k, v in self.data.validation.items()}
+        return kept, learned
 
     def _accept(self, loss: float, grad_norm: float) -> bool:
         """The guard's decision on an update; the gradients are complete here, and not clipped yet."""
@@ -271,6 +293,8 @@ class _TextRun:
             "parameters": count_parameters(models),
             "trainable_parameters": count_parameters(models, trainable=True),
             "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
+            **({"retention": self.retention.last} if self.retention.last else {}),
+            **({"stopped": self.retention.stopped} if self.retention.stopped else {}),
         }
 
     def _tokens_since(self, sample: int) -> int:
