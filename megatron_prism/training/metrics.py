@@ -36,7 +36,7 @@ class StepRecord:
     tflops: float
     mfu: float
     source_loss: dict[str, float] = field(default_factory=dict)
-    source_tokens: dict[str, int] = field(default_factory=dict)
+    source_tokens: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     memory_gib: dict[str, float] = field(default_factory=dict)
     component_norms: dict[str, float] = field(default_factory=dict)
