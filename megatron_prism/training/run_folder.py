@@ -24,6 +24,7 @@ from megatron_prism.platform.console import get_logger
 from megatron_prism.training.checkpoint import Contents, TrainingState, restore, save_contents
 from megatron_prism.training.checkpoint_saver import CheckpointSaver
 from megatron_prism.training.checkpoint_settings import CheckpointSettings
+from megatron_prism.training.retention_watch import BASELINE
 from megatron_prism.training.saved_state import (
     KEPT,
     RECORD,
@@ -34,7 +35,6 @@ from megatron_prism.training.saved_state import (
     resumable_states,
     step_folder,
 )
-from megatron_prism.training.retention_watch import BASELINE
 from megatron_prism.training.trainer import Trainer
 
 METRICS = "metrics.jsonl"

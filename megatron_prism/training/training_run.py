@@ -16,6 +16,7 @@ from megatron_prism.errors import CheckpointError, TrainingError
 from megatron_prism.models.extension import describe
 from megatron_prism.pipeline.artifact import RESUME
 from megatron_prism.platform.hardware import memory_gib, peak, peak_memory_bytes
+from megatron_prism.platform.profiling import profiled
 from megatron_prism.training.bad_steps import BadSteps, RollBack
 from megatron_prism.training.checkpoint import TrainingState
 from megatron_prism.training.component_norms import ComponentNorms
@@ -23,9 +24,8 @@ from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.cost import count_parameters, flops_per_token
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.metrics import MetricsLog, StepRecord, last_step, logger
-from megatron_prism.training.run_folder import RunFolder, from_rank_0, usable_states
-from megatron_prism.training.profiling import profiled
 from megatron_prism.training.retention_watch import Retention
+from megatron_prism.training.run_folder import RunFolder, from_rank_0, usable_states
 from megatron_prism.training.stopping import Stopping
 from megatron_prism.training.text_data import TextData
 from megatron_prism.training.trackers import open_trackers
