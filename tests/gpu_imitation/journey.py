@@ -62,9 +62,9 @@ def train(architecture: Architecture, **changes: Any) -> Train:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, without what depends on the machine's speed."""
+    """The lines of a run's log, without what depends on the machine."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("tokens_per_second", "tflops", "mfu", "seconds")
+    timed = ("tokens_per_second", "tflops", "mfu", "seconds", "memory_gib")
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
