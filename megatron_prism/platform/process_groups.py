@@ -86,6 +86,7 @@ def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[N
     from megatron.core import parallel_state
 
     from megatron_prism.platform import cpu_seam
+    from megatron_prism.platform.collectives import check_connections, prepare_environment
     from megatron_prism.platform.hardware import device, has_gpu
     from megatron_prism.platform.randomness import seed_everything
 
@@ -98,7 +99,10 @@ def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[N
     started_here = not dist.is_initialized()
     if started_here:
         if has_gpu():
+            model_parallel = parallel.tensor_model_parallel_size > 1 or parallel.context_parallel_size > 1
+            prepare_environment(model_parallel)
             torch.cuda.set_device(device())
+            check_connections(model_parallel, torch.cuda.get_device_capability())
         backend = "nccl" if has_gpu() else "gloo"
         if "RANK" in os.environ:
             dist.init_process_group(backend)

@@ -19,6 +19,7 @@ class OptimizerSettings:
     Attributes:
         weight_decay: of every matrix, convolution and embedding, the output layer included, as in Megatron-LM.
             One-dimensional parameters (norms, biases, Mamba's A_log, D and dt_bias) are never decayed.
+        clip_grad: gradients whose global norm is larger are scaled down to it; 0 for no clipping.
     """
 
     beta1: float = 0.9
@@ -28,7 +29,9 @@ class OptimizerSettings:
     clip_grad: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "eps", "clip_grad")
+        positive(self, "eps")
+        if not 0 <= self.clip_grad < math.inf:
+            raise ConfigError(f"clip_grad={self.clip_grad}: must be 0 (no clipping) or more, and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0 and less than 1")
