@@ -17,8 +17,12 @@ def check_fp8_shapes(architecture: Architecture, parallel: ParallelConfig, batch
     a, tp = architecture, parallel.tensor_model_parallel_size
     attention = a.num_attention_heads * a.head_dim
     rows = batch.micro_batch_size * batch.sequence_length // parallel.context_parallel_size
+    tokens = "batch.micro_batch_size x sequence_length / context_parallel_size"
+    if parallel.sequence_parallel:
+        # The tokens are quantized before they are gathered.
+        rows, tokens = rows // tp, f"{tokens} / tensor_model_parallel_size"
     sizes = {
-        "batch.micro_batch_size x sequence_length / context_parallel_size": (rows, OUTER),
+        tokens: (rows, OUTER),
         "hidden_size": (a.hidden_size, INNER),
         "ffn_hidden_size / tensor_model_parallel_size": (a.ffn_hidden_size // tp, INNER),
         "num_attention_heads x head_dim / tensor_model_parallel_size": (attention // tp, INNER),
