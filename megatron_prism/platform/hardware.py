@@ -201,3 +201,10 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def compute_capability() -> tuple[int, int]:
+    """The compute capability of this process's GPU; only where there is one."""
+    import torch
+
+    return torch.cuda.get_device_capability()

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from megatron_prism.errors import ParallelError
 
@@ -73,10 +74,15 @@ class ParallelConfig:
 
 
 @contextlib.contextmanager
-def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[None]:
+def session(
+    parallel: ParallelConfig | None = None, seed: int = 0, timeout_minutes: float | None = None
+) -> Iterator[None]:
     """Process groups, Megatron's parallel state and random states, for the duration of the block.
 
     Inside another session this does nothing. A single process needs no launcher; several are started by torchrun.
+
+    Args:
+        timeout_minutes: a collective that not all ranks join ends the run after this time; None: torch's default.
 
     Raises:
         ParallelError: if the product of the sizes is not the number of processes.
@@ -97,6 +103,7 @@ def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[N
     parallel.check_world(int(os.environ.get("WORLD_SIZE", "1")))
     cpu_seam.install()
     started_here = not dist.is_initialized()
+    timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
     if started_here:
         if has_gpu():
             model_parallel = parallel.tensor_model_parallel_size > 1 or parallel.context_parallel_size > 1
@@ -105,15 +112,16 @@ def session(parallel: ParallelConfig | None = None, seed: int = 0) -> Iterator[N
             check_connections(model_parallel, torch.cuda.get_device_capability())
         backend = "nccl" if has_gpu() else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
             context_parallel_size=parallel.context_parallel_size,
+            **({} if timeout_minutes is None else {"distributed_timeout_minutes": timeout_minutes}),
         )
         seed_everything(seed)
         yield

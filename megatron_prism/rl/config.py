@@ -15,7 +15,9 @@ from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.guard import GuardSettings
+from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.verification.settings import GradingSettings
 
@@ -35,6 +37,9 @@ class ReinforceConfig:
         max_new_tokens: maximum number of tokens of an answer.
         stop: strings that end an answer; the text of the answer does not include them.
         packing, micro_batch_size: how answers become micro-batches, see `policy.BatchShape`.
+        kernels: as in the `train` stage, without overlapped gathers of weights. Ranks wait for the one that samples
+            longest, so the default timeout of collectives is two hours.
+        precision: of the optimizer's state, as in the `train` stage.
         evaluate_every: steps between evaluations, with one more at the start and one at the end; 0 for none.
         evaluation_suites: names of the corpus's suites to evaluate; an empty list for all.
         evaluation_problems, evaluation_samples: problems per suite, and answers per problem, which are sampled
@@ -66,6 +71,8 @@ class ReinforceConfig:
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(weight_decay=0.0))
     parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
     guard: GuardSettings = tuning(default_factory=lambda: GuardSettings(spike_zscore=0.0))
+    kernels: KernelSettings = tuning(default_factory=lambda: KernelSettings(collective_timeout=120.0))
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     context_length: int = 16384
     max_new_tokens: int = 16384
     stop: list[str] = field(default_factory=list)
@@ -125,4 +132,10 @@ class ReinforceConfig:
                 f"{self.parallel.world_size}; use 'megatron'"
             )
         self.architecture.check_parallel(self.parallel)
+        if self.kernels.overlap_param_gather:
+            raise ConfigError(
+                "kernels.overlap_param_gather=true: reinforcement learning samples between its steps; set it to null"
+            )
+        self.kernels.check(self.architecture, self.parallel, "torch")
+        self.precision.check(self.architecture, self.parallel, self.dtype, None)
         self.parallel.check_sequence(self.context_length)

@@ -20,7 +20,9 @@ from megatron_prism.rl.micro_batches import MicroBatch, TrainingText, build_micr
 from megatron_prism.rl.objective import METRICS, LossInputs, Objective, policy_loss, sequence_log_ratio
 from megatron_prism.rl.step_report import Update
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.trainer import Trainer, sum_over_ranks
 
 
@@ -62,6 +64,8 @@ class Policy:
         vocabulary: int,
         dtype: torch.dtype,
         recompute: str = "none",
+        kernels: KernelSettings | None = None,
+        precision: PrecisionSettings | None = None,
     ) -> None:
         from megatron.core import parallel_state
 
@@ -79,6 +83,8 @@ class Policy:
             dtype=dtype,
             backend="torch",
             recompute=recompute,
+            kernels=kernels,
+            precision=precision,
             initialize=False,
         )
         self.parallel, self.shape, self.objective = parallel, shape, objective

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ def _policy(config: ReinforceConfig, tokenizer: Tokenizer) -> Policy:
         vocabulary=tokenizer.vocab_size,
         dtype=torch.bfloat16 if config.dtype == "bf16" else torch.float32,
         recompute=config.recompute,
+        kernels=replace(config.kernels, overlap_param_gather=False),
+        precision=config.precision,
     )
 
 

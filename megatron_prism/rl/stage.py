@@ -54,6 +54,6 @@ class Reinforce(ReinforceConfig, Stage):
         text = self.engine.describe(inputs)
         with (
             may_stop(out, self.stop_after_minutes) as stopping,
-            session(self.parallel, self.seed),
+            session(self.parallel, self.seed, self.kernels.collective_timeout),
         ):
             return reinforce(self, inputs, out, tokenizer, stopping=stopping) | {"text": text}

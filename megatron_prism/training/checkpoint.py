@@ -22,7 +22,7 @@ from megatron_prism.models.checkpoint_io import (
 )
 from megatron_prism.platform.process_groups import cuda_requests_on_cpu
 from megatron_prism.platform.randomness import random_state, restore_random_state
-from megatron_prism.training import adam_state
+from megatron_prism.training import adam_state, parameter_gather
 from megatron_prism.training.optimizer_buckets import (
     bucket_hash,
     bucket_pieces,
@@ -95,6 +95,7 @@ def save_contents(
     import torch
     import torch.distributed as dist
 
+    parameter_gather.finish(contents.models)
     kind, pieces = "", None
     fp8_history = uses_fp8(contents.models)
     with cuda_requests_on_cpu():

@@ -17,8 +17,10 @@ from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.data_settings import DataSettings
 from megatron_prism.training.fp8_shapes import check_fp8_shapes
 from megatron_prism.training.guard import GuardSettings
+from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.retention_watch import RetentionWatch
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.trainable import check_trainable
@@ -47,6 +49,8 @@ class TrainConfig:
         intra_document: the documents of a training row do not see each other: attention and the state of Mamba layers
             end with each document, and its last token predicts nothing. Off, as in the paper.
         data: how the samples are read.
+        kernels: overlap of communication, fused kernels, and the timeout of collectives.
+        precision: FP8 recipe, and the precision and place of optimizer state.
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
@@ -76,6 +80,8 @@ class TrainConfig:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
     guard: GuardSettings = tuning(default_factory=GuardSettings)
+    kernels: KernelSettings = tuning(default_factory=KernelSettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     validation_batches: int = tuning(4)
     validate_every: int = tuning(0)
     checkpoint_every: int = tuning(0)
@@ -117,6 +123,8 @@ class TrainConfig:
             )
         check_trainable(self.trainable, trained, self.parallel)
         check_recompute(self.recompute, trained, self.fp8)
+        self.kernels.check(trained, self.parallel, self.backend)
+        self.precision.check(trained, self.parallel, self.dtype, self.fp8)
         self.architecture.check_parallel(self.parallel)
         self.parallel.check_sequence(self.batch.sequence_length)
         self.batch.check_layout(self.parallel)

@@ -40,12 +40,19 @@ class OptimizerSettings:
 
 
 def build_optimizer(
-    models: list[Any], settings: OptimizerSettings, parallel: ParallelConfig, dtype: Any
+    models: list[Any],
+    settings: OptimizerSettings,
+    parallel: ParallelConfig,
+    dtype: Any,
+    **fields: Any,
 ) -> Any:
     """Megatron's optimizer for this rank's (DDP-wrapped) model chunks.
 
     Upstream sorts the parameters into groups (`wd_mult` is 0 for one-dimensional ones), but does not apply `wd_mult`.
     `set_group_values` applies it before every step.
+
+    Args:
+        fields: further fields of Megatron's OptimizerConfig.
     """
     import torch
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -59,10 +66,12 @@ def build_optimizer(
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         adam_eps=settings.eps,
-        clip_grad=settings.clip_grad,
+        # Without a limit upstream would not compute the norm at all.
+        clip_grad=settings.clip_grad or math.inf,
         bf16=dtype is torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        **fields,
     )
     with cuda_requests_on_cpu():
         optimizer = get_megatron_optimizer(config, models)

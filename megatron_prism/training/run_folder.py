@@ -139,6 +139,7 @@ class RunFolder:
         self.saver.poll()
         every = self.settings.weights_every
         if every and state.step % every == 0:
+            self.trainer.finish_update()
             self.saver.save(
                 step_folder(self.out / WEIGHTS, state.step),
                 {CHECKPOINT: lambda: model_state(self.trainer.models)},

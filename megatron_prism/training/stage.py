@@ -63,7 +63,7 @@ class Train(TrainConfig, Stage):
         start = self._start(inputs)
         with (
             may_stop(out, self.stop_after_minutes) as stopping,
-            session(self.parallel, self.seed),
+            session(self.parallel, self.seed, self.kernels.collective_timeout),
         ):
             metrics = train_on_text(self, tokens, tokenizer, start=start, out=out, stopping=stopping)
         return metrics if text is None else metrics | {"text": text}

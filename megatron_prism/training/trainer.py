@@ -16,21 +16,26 @@ import torch.distributed as dist
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model, choose_backend
 from megatron_prism.models.layers.output_layer import install_vocabulary_limit
-from megatron_prism.platform.hardware import device
+from megatron_prism.models.specs_te import require_fp8
+from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
+from megatron_prism.training import parameter_gather
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.conditional_step import step_if
 from megatron_prism.training.intra_document import PACKED, check_intra_document
+from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.micro_batches import SOURCE, RankShare, ReadsBatches, place
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
+from megatron_prism.training.parameter_gather import wait_for_whole_layers
+from megatron_prism.training.precision import PrecisionSettings, check_recipe_here
 from megatron_prism.training.trainable import check_trainable, freeze
 
 
 class Trainer:
     """This rank's part of a model and its optimizer.
 
-    `backend`, `fp8`, `trainable`, `recompute` and `intra_document` mean the same as in `TrainConfig`. Without
-    `initialize` the weights are undefined until they are loaded.
+    `backend`, `fp8`, `trainable`, `recompute`, `intra_document`, `kernels` and `precision` mean the same as in
+    `TrainConfig`. Without `initialize` the weights are undefined until they are loaded.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`,
     and optionally `dataset_id`, the number of the sample's source. `step` also accepts what reads whole batches itself.
@@ -57,6 +62,8 @@ class Trainer:
         trainable: str = "all",
         recompute: str = "none",
         intra_document: bool = False,
+        kernels: KernelSettings | None = None,
+        precision: PrecisionSettings | None = None,
         initialize: bool = True,
     ) -> None:
         from megatron.core import parallel_state
@@ -70,10 +77,18 @@ class Trainer:
         parallel.check_sequence(batch.sequence_length)
         check_trainable(trainable, architecture, parallel)
         batch.check_layout(parallel)
+        kernels, precision = kernels or KernelSettings(), precision or PrecisionSettings()
         self.architecture, self.batch, self.parallel = architecture, batch, parallel
         self.backend = choose_backend(backend, architecture.is_hybrid)
         if intra_document:
             check_intra_document(self.backend, architecture.is_hybrid, parallel)
+        gpu = has_gpu()
+        kernels.check(architecture, parallel, self.backend)
+        fields = kernels.transformer_fields(architecture, parallel, self.backend, gpu)
+        fields |= precision.transformer_fields(fp8)
+        if fp8 is not None:
+            require_fp8(fp8, self.backend)
+            check_recipe_here(precision.fp8_recipe)
         self.joins_rows = intra_document and self.backend == "te"
         self.share = RankShare(batch, parallel, parallel_state.get_data_parallel_rank())
         self.source_count = 1
@@ -89,9 +104,9 @@ class Trainer:
                 vp_stage=stage if virtual else None,
                 backend=self.backend,
                 recompute=recompute,
-                calculate_per_token_loss=True,
-                fp8=fp8,
                 initialize=initialize,
+                calculate_per_token_loss=True,
+                **fields,
             )
             model.model_type = ModelType.encoder_or_decoder
             if dtype is torch.bfloat16:
@@ -106,17 +121,34 @@ class Trainer:
                 install_vocabulary_limit(model.output_layer, architecture.vocab_size)
             freeze(model, trainable)
             ddp = DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.use_distributed_optimizer
+                use_distributed_optimizer=parallel.use_distributed_optimizer,
+                **kernels.ddp_fields(parallel, gpu),
+                **precision.ddp_fields(),
             )
             self.models.append(DistributedDataParallel(model.config, ddp, model, disable_bucketing=stage > 0))
+            if ddp.overlap_param_gather:
+                wait_for_whole_layers(self.models[-1])
         self.config = self.models[0].config
-        self.optimizer = build_optimizer(self.models, optimizer, parallel, dtype)
+        self.optimizer = build_optimizer(
+            self.models,
+            optimizer,
+            parallel,
+            dtype,
+            overlap_param_gather=self.models[0].ddp_config.overlap_param_gather,
+            **precision.optimizer_fields(fp8),
+        )
         self.weight_decay = optimizer.weight_decay
         # The reference is weak: if a config held the optimizer, the model and its process groups would never be freed.
         scale_loss = weakref.WeakMethod(self.optimizer.scale_loss)
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
             model.config.grad_scale_func = partial(_call, scale_loss)
+        if self.models[0].ddp_config.overlap_grad_reduce:
+            # Gradients are reduced in the backward pass of the last micro-batch only.
+            hold = [weakref.WeakMethod(model.no_sync) for model in self.models]
+            for model in self.models:
+                functions = [partial(_call_without_argument, each) for each in hold]
+                model.config.no_sync_func = functions if len(functions) > 1 else functions[0]
 
     def step(
         self,
@@ -149,9 +181,14 @@ class Trainer:
         }
         return loss, grad_norm
 
+    def finish_update(self) -> None:
+        """Gather the weights of the last step; before anything reads them outside of a training step, on all ranks."""
+        parameter_gather.finish(self.models)
+
     @torch.no_grad()
     def evaluate(self, dataset: Any, batches: int) -> float:
         """Mean loss per token over the first `batches` global batches, which may have different numbers of tokens."""
+        self.finish_update()
         for model in self.models:
             model.eval()
         size = self.batch.global_batch_size
@@ -280,6 +317,13 @@ def _call(method: weakref.WeakMethod[Callable[[Any], Any]], argument: Any) -> An
     bound = method()
     assert bound is not None
     return bound(argument)
+
+
+def _call_without_argument(method: weakref.WeakMethod[Callable[[], Any]]) -> Any:
+    """Call a weakly referenced method whose object still exists."""
+    bound = method()
+    assert bound is not None
+    return bound()
 
 
 def sum_over_ranks(reports: Sequence[torch.Tensor], size: int) -> list[float]:

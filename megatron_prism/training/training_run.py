@@ -99,6 +99,8 @@ def _trainer(config: TrainConfig, initialize: bool) -> Trainer:
         trainable=config.trainable,
         recompute=config.recompute,
         intra_document=config.intra_document,
+        kernels=config.kernels,
+        precision=config.precision,
         initialize=initialize,
     )
 
