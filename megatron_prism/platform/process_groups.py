@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,6 +130,9 @@ def session(
         parallel_state.destroy_model_parallel()
         if started_here:
             dist.destroy_process_group()
+            # A model, its configs and its hooks refer to each other, so only the collector frees its memory, and with
+            # it some 50 threads of its process groups.
+            gc.collect()
 
 
 def cuda_requests_on_cpu() -> contextlib.AbstractContextManager[object]:

@@ -226,7 +226,9 @@ class _TextRun:
         self.save_seconds = 0.0
         return {
             "source_loss": {name: total / count for name, (total, count) in by_source.items() if count},
-            "source_tokens": {name: int(count) for name, (_, count) in by_source.items()},
+            "source_tokens": {
+                name: int(count) for name, (_, count) in by_source.items() if math.isfinite(count)
+            },
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "memory_gib": memory_gib(),
             "component_norms": self.component_norms,
