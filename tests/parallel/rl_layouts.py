@@ -10,6 +10,7 @@ from parallel_runs import layout, write_results
 from tiny_rl import MODELS, artifact, tiny_run
 
 from megatron_prism.models.layers import decode_cache
+from megatron_prism.training.kernels import KernelSettings
 
 # Layout and changes of the run; texts are packed unless PADDED.
 PADDED = {"packing": False, "micro_batch_size": 3}
@@ -21,7 +22,7 @@ LAYOUTS = {
         "pp2": (layout(pp=2), {"recompute": "full"}),
         "pp2vp2": (layout(pp=2, vp=2), {}),
         "cp2": (layout(cp=2), {}),
-        "dp2": (layout(dp=2), {}),
+        "dp2": (layout(dp=2), {"kernels": KernelSettings(overlap_grad_reduce=True, bucket_size=1000)}),
     },
     4: {"tp2pp2": (layout(tp=2, pp=2), {}), "tp2sp-cp2": (layout(tp=2, cp=2, sp=True), PADDED)},
 }
