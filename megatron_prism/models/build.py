@@ -82,7 +82,8 @@ def transformer_config(
         "bf16": dtype is torch.bfloat16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        # Whole tensors are initialised and then split, so every tensor-parallel layout has the same initial weights.
+        # Whole matrices are initialised and then split, so they are the same in every tensor-parallel layout. (Upstream
+        # draws Mamba's convolution, dt_bias and A_log for each rank.)
         "use_cpu_initialization": True,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
