@@ -61,6 +61,10 @@ def train_on_text(
     try:
         while True:
             run = _TextRun(config, folder, data, state)
+            if folder.finished:
+                # Killed after its last step, which may have come before `steps`.
+                run.measure_retention_again()
+                break
             try:
                 with folder.stopped_after_saving():
                     run_steps(
@@ -205,6 +209,11 @@ class _TextRun:
             if watch.stopped:
                 logger.warning(watch.stopped)
         return not watch.stopped
+
+    def measure_retention_again(self) -> None:
+        """What the watch found after the last step of a run that was killed then; the log has it already."""
+        if self.retention.due(self.state.step):
+            self.retention.check(self.state.step)
 
     def _retained_and_learned(self) -> tuple[dict[str, float], dict[str, float]]:
         batches = min(self.config.watch.batches, self.config.validation_batches)

@@ -12,6 +12,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.launch import run_task, write_task
 from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.training import training_run
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.retention_watch import RetentionWatch
 from megatron_prism.training.schedule import Schedule
@@ -92,6 +93,25 @@ def test_a_run_that_forgets_ends_and_a_resumed_one_ends_at_the_same_step(
     resumed = stage(1.0, watch=watch).run(inputs, broken)
     assert resumed["stopped"] == metrics["stopped"]
     assert lines(broken, "retention") == lines(whole, "retention")
+
+
+def test_a_run_that_forgot_and_was_killed_before_its_end_makes_no_further_step(
+    stage, inputs, tmp_path, monkeypatch
+):
+    watch = RetentionWatch(every=2, sources=["web"], batches=1, stop_if_loss_rises_by=1.0)
+    out = made(tmp_path / "run")
+
+    def killed(*arguments):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run._TextRun, "finish", killed)
+        with pytest.raises(OSError, match="killed"):
+            stage(1.0, watch=watch).run(inputs, out)
+    monkeypatch.setattr(Trainer, "step", killed)
+    metrics = stage(1.0, watch=watch).run(inputs, out)
+    assert metrics["steps"] == 2
+    assert "stopped after step 2" in metrics["stopped"]
 
 
 def test_two_ranks_stop_together(stage, inputs, tmp_path):
