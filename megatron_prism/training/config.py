@@ -46,6 +46,7 @@ class TrainConfig:
         recompute: what is computed again in the backward pass, which changes memory and time but not the numbers.
             'none'; 'selective': what takes no matrix product, and Mamba's scan; 'full': each layer but its input, for a
             third more compute.
+        compile: fuse norms, activation functions, rotary positions and gates of the `torch` backend with torch.compile.
         intra_document: the documents of a training row do not see each other: attention and the state of Mamba layers
             end with each document, and its last token predicts nothing. Off, as in the paper.
         data: how the samples are read.
@@ -75,6 +76,7 @@ class TrainConfig:
     intra_document: bool = False
     data: DataSettings = tuning(default_factory=DataSettings)
     recompute: str = tuning("none")
+    compile: bool = tuning(False)
     batch: BatchConfig = field(default_factory=BatchConfig)
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model, choose_backend
 from megatron_prism.models.layers.output_layer import install_vocabulary_limit
+from megatron_prism.models.layers.pointwise import use_compiled
 from megatron_prism.models.specs_te import require_fp8
 from megatron_prism.platform.hardware import device, has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
@@ -34,8 +35,8 @@ from megatron_prism.training.trainable import check_trainable, freeze
 class Trainer:
     """This rank's part of a model and its optimizer.
 
-    `backend`, `fp8`, `trainable`, `recompute`, `intra_document`, `kernels` and `precision` mean the same as in
-    `TrainConfig`. Without `initialize` the weights are undefined until they are loaded.
+    `backend`, `fp8`, `trainable`, `recompute`, `compile`, `intra_document`, `kernels` and `precision` mean the same as
+    in `TrainConfig`. Without `initialize` the weights are undefined until they are loaded.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`,
     and optionally `dataset_id`, the number of the sample's source. `step` also accepts what reads whole batches itself.
@@ -61,6 +62,7 @@ class Trainer:
         fp8: str | None = None,
         trainable: str = "all",
         recompute: str = "none",
+        compile: bool = False,
         intra_document: bool = False,
         kernels: KernelSettings | None = None,
         precision: PrecisionSettings | None = None,
@@ -75,6 +77,7 @@ class Trainer:
         from megatron.core.transformer.enums import ModelType
 
         parallel.check_sequence(batch.sequence_length)
+        use_compiled(compile)
         check_trainable(trainable, architecture, parallel)
         batch.check_layout(parallel)
         kernels, precision = kernels or KernelSettings(), precision or PrecisionSettings()

@@ -102,6 +102,7 @@ def _trainer(config: TrainConfig, initialize: bool) -> Trainer:
         fp8=config.fp8,
         trainable=config.trainable,
         recompute=config.recompute,
+        compile=config.compile,
         intra_document=config.intra_document,
         kernels=config.kernels,
         precision=config.precision,

@@ -28,6 +28,9 @@ from megatron_prism.models.layers.row_documents import RowDocuments
 
 # Rows of one block's scores. Query heads that share a key are rows of one block. The mask is [ROWS, keys].
 ROWS = 256
+# A GPU starts a kernel in the time that it needs for a small block, so blocks there are as large as a mask of this many
+# elements (256 MiB in bf16) allows, but not above MOST_ROWS: a window's block computes rows * rows / 2 masked scores.
+DEVICE_MASK, MOST_ROWS = 2**27, 4096
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,8 @@ def _split(query: Tensor, key: Tensor, blocks: Blocks) -> Iterator[tuple[slice, 
     """
     piece = query.shape[0] // len(blocks.starts)
     sharing = query.shape[2] // key.shape[2]
-    size = min(piece, max(1, ROWS // sharing))
     width = max(blocks.starts) + piece
+    size = min(piece, max(1, _rows(query, width, blocks.reach) // sharing))
     if blocks.reach is not None:
         width = min(width, size + blocks.reach)
     mask = _mask(size, width, blocks.reach, query).repeat_interleave(sharing, 0)
@@ -166,6 +169,13 @@ def _split(query: Tensor, key: Tensor, blocks: Blocks) -> Iterator[tuple[slice, 
             if blocks.documents is not None:
                 seen = seen + _other_documents(blocks.documents, end - rows, begin, end, seen)[:, None]
             yield slice(offset, offset + rows), slice(begin, end), seen
+
+
+def _rows(query: Tensor, width: int, reach: int | None) -> int:
+    if not query.is_cuda:
+        return ROWS
+    seen = width if reach is None else min(width, reach + MOST_ROWS)
+    return max(ROWS, min(MOST_ROWS, DEVICE_MASK // seen))
 
 
 def _mask(size: int, width: int, reach: int | None, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_prism.models.layers.fused_scan import scan_kernel
 from megatron_prism.models.layers.ssd import SEGMENT, ssd_scan
 
 
@@ -118,15 +119,16 @@ def convolve_and_scan(
 class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: MixerShape, xBC: Tensor, dt: Tensor, *weights: Tensor) -> Tensor:
-        ctx.shape, ctx.taps = shape, weights[0].shape[-1]
+        ctx.shape, ctx.taps, size = shape, weights[0].shape[-1], _piece_length(xBC)
+        ctx.size = size
         state = torch.zeros(
             xBC.shape[1], shape.heads, shape.head_dim, shape.state, dtype=torch.float32, device=xBC.device
         )
         outputs, states = [], []
-        for start in range(0, xBC.shape[0], SEGMENT):
+        for start in range(0, xBC.shape[0], size):
             states.append(state)
-            piece = _piece(xBC, start, ctx.taps)
-            y, state = convolve_and_scan(shape, piece, dt[start : start + SEGMENT], *weights, state=state)
+            piece = _piece(xBC, start, size, ctx.taps)
+            y, state = convolve_and_scan(shape, piece, dt[start : start + size], *weights, state=state)
             outputs.append(y)
         ctx.save_for_backward(xBC, dt, *weights, *states)
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
@@ -140,16 +142,16 @@ class _Again(torch.autograd.Function):
         d_state = torch.zeros_like(states[0])
         before = ctx.taps - 1
         for index in reversed(range(len(states))):
-            start = index * SEGMENT
-            span = slice(start, start + SEGMENT)
-            inputs = [_piece(xBC, start, ctx.taps), dt[span], *weights, states[index]]
+            start = index * ctx.size
+            span = slice(start, start + ctx.size)
+            inputs = [_piece(xBC, start, ctx.size, ctx.taps), dt[span], *weights, states[index]]
             inputs = [each.detach().requires_grad_() for each in inputs]
             with torch.enable_grad():
                 outputs = convolve_and_scan(ctx.shape, *inputs[:-1], state=inputs[-1])
             found = torch.autograd.grad(outputs, inputs, (grads[0][span], d_state))
             d_piece, d_dt[span], d_state = found[0], found[1], found[-1]
             missing = max(0, before - start)
-            d_xBC[start - before + missing : start + SEGMENT] += d_piece[missing:]
+            d_xBC[start - before + missing : span.stop] += d_piece[missing:]
             for number, each in enumerate(found[2:-1]):
                 total = d_weights[number]
                 d_weights[number] = each.float() if total is None else total.add_(each)
@@ -161,8 +163,14 @@ class _Again(torch.autograd.Function):
         return None, d_xBC, d_dt, *cast
 
 
-def _piece(xBC: Tensor, start: int, taps: int) -> Tensor:
-    """The tokens of the segment at `start` and the `taps - 1` before it, zeros before the first token."""
+def _piece_length(xBC: Tensor) -> int:
+    """The fused kernel's products do not grow with the sequence."""
+    fused = xBC.is_cuda and scan_kernel() is not None
+    return xBC.shape[0] if fused else SEGMENT
+
+
+def _piece(xBC: Tensor, start: int, size: int, taps: int) -> Tensor:
+    """The tokens of the piece at `start` and the `taps - 1` before it, zeros before the first token."""
     begin = start - taps + 1
-    piece = xBC[max(0, begin) : start + SEGMENT]
+    piece = xBC[max(0, begin) : start + size]
     return F.pad(piece, (0, 0, 0, 0, -begin, 0)) if begin < 0 else piece

@@ -33,7 +33,8 @@ def pointwise(function: Callable[P, R]) -> Callable[P, R]:
         if not _enabled:
             return function(*inputs, **keywords)
         if compiled is None:
-            compiled = torch.compile(function)
+            # One kernel per shape: the rows of a training run all have the same.
+            compiled = torch.compile(function, dynamic=False)
         result: R = compiled(*inputs, **keywords)
         return result
 

@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_prism.models.layers.fused_scan import fused_scan, scan_kernel
+
 CHUNK = 32
+# A GPU prefers larger products to fewer exponentials.
+DEVICE_CHUNK = 128
 SEGMENT = 2048
 
 
@@ -32,7 +36,7 @@ def ssd_scan(
     C: Tensor,
     D: Tensor,
     state: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     segment: int = SEGMENT,
 ) -> tuple[Tensor, Tensor]:
     """Run the scan over a whole sequence.
@@ -44,12 +48,15 @@ def ssd_scan(
         B, C: `[batch, seq, groups, state]`; heads of a group share them.
         D: `[heads]`.
         state: `[batch, heads, head_dim, state]` carried in, or None for zeros.
-        chunk: tokens per chunk. A larger chunk needs more memory and fewer state updates.
+        chunk: tokens per chunk; None: what suits the device. A larger chunk needs more memory and fewer state updates.
         segment: tokens per segment. A sequence of one segment keeps everything for backward.
 
     Returns:
         y `[batch, seq, heads, head_dim]` in x's dtype, and the last state in fp32.
     """
+    if x.is_cuda and scan_kernel() is not None:
+        return fused_scan(x, dt, A, B, C, D, state)
+    chunk = chunk or (DEVICE_CHUNK if x.is_cuda else CHUNK)
     if x.shape[1] <= segment:
         return _scan(chunk, x, dt, A, B, C, D, state)
     if state is None:
