@@ -17,6 +17,7 @@ from megatron_prism.models.layers.activation import squared_relu, swiglu
 from megatron_prism.models.layers.norm import GatedRMSNorm, rms_norm
 from megatron_prism.models.layers.rotary import rotate
 from megatron_prism.models.layers.row_documents import RowDocuments
+from megatron_prism.models.layers.wide_attention import wide_attention
 from megatron_prism.platform.process_groups import session
 from megatron_prism.study.small_models import MODELS
 
@@ -113,3 +114,25 @@ def test_a_recipe_for_another_tensor_would_be_seen(monkeypatch):
     wrong = [name for name in expected if not torch.allclose(found[name], expected[name], rtol=1e-3)]
     assert any("linear_qkv" in name for name in wrong)
     assert any("linear_fc2" in name for name in wrong)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_in_fp32_is_closer_to_the_exact_one(groups):
+    query, key, value = (random(2, heads, 33, 16) for heads in (4, groups, groups))
+    exact = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
+    probe = random(2, 4, 33, 16).detach()
+    expected = torch.autograd.grad(exact, (query, key, value), probe)
+
+    def errors(wide: bool) -> list[float]:
+        low = [each.detach().bfloat16().requires_grad_() for each in (query, key, value)]
+        if wide:
+            found = wide_attention(*low, 0.3)
+        else:
+            found = F.scaled_dot_product_attention(*low, is_causal=True, scale=0.3, enable_gqa=True)
+        gradients = torch.autograd.grad(found, low, probe.bfloat16())
+        pairs = zip((found, *gradients), (exact, *expected), strict=True)
+        return [float((one.double() - other).norm() / other.norm()) for one, other in pairs]
+
+    wide, narrow = errors(True), errors(False)
+    assert max(wide) < 6e-3
+    assert all(one < 1.1 * other for one, other in zip(wide, narrow, strict=True))

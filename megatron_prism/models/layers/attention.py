@@ -22,6 +22,7 @@ from megatron_prism.models.layers.blockwise import Blocks, Shards, blockwise_att
 from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
 from megatron_prism.models.layers.rotary import rotate
 from megatron_prism.models.layers.row_documents import RowDocuments, documents_of
+from megatron_prism.models.layers.wide_attention import applies_to, wide_attention
 
 
 def chunk_positions(local_length: int, rank: int, size: int, device: torch.device | None) -> Tensor:
@@ -127,6 +128,9 @@ class SDPACoreAttention(MegatronModule):
         if blocks is not None:
             return blockwise_attention(query, key, value, blocks).flatten(2)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        if length > 1 and applies_to(q, dropout):
+            out = wide_attention(q, k, v, self.scale)
+            return out.permute(2, 0, 1, 3).reshape(length, query.shape[1], -1)
         out = F.scaled_dot_product_attention(
             q,
             k,
