@@ -14,6 +14,12 @@ from megatron_prism.platform.process_groups import ParallelConfig
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 # The first version of Transformer Engine with the recipe (fp8_utils.py:554-571).
 RECIPE_VERSIONS = {"delayed": "1.0", "tensorwise": "2.2.0", "blockwise": "2.3.0", "mxfp8": "2.1.0"}
+# The least compute capability of a GPU, and the first one that Transformer Engine refuses again; others need 8.9.
+CAPABILITIES: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
+    "blockwise": ((9, 0), None),
+    "mxfp8": ((10, 0), (12, 0)),
+}
+BLOCKWISE_CUDA = (12, 9)
 MOMENT_DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -180,13 +186,27 @@ def check_recipe_here(recipe: str) -> None:
         raise ConfigError(
             f"precision.fp8_recipe={recipe} needs Transformer Engine {RECIPE_VERSIONS[recipe]} or newer; use delayed"
         )
-    major, minor = compute_capability()
-    least = {"mxfp8": (10, 0), "blockwise": (9, 0)}.get(recipe, (8, 9))
-    if (major, minor) < least:
+    least, below = CAPABILITIES.get(recipe, ((8, 9), None))
+    found = compute_capability()
+    if found < least or (below is not None and found >= below):
+        wanted = f"{least[0]}.{least[1]}" + (f" or more, below {below[0]}.{below[1]}" if below else " or more")
         raise ConfigError(
-            f"precision.fp8_recipe={recipe} needs a GPU of compute capability {least[0]}.{least[1]}; this one has "
-            f"{major}.{minor}"
+            f"precision.fp8_recipe={recipe} needs a GPU of compute capability {wanted}; this one has "
+            f"{found[0]}.{found[1]}"
         )
+    if recipe == "blockwise" and (cuda := _cuda_version()) < BLOCKWISE_CUDA:
+        raise ConfigError(
+            f"precision.fp8_recipe={recipe} needs CUDA {BLOCKWISE_CUDA[0]}.{BLOCKWISE_CUDA[1]} or newer; torch was built "
+            f"with {cuda[0]}.{cuda[1]}"
+        )
+
+
+def _cuda_version() -> tuple[int, int]:
+    """(major, minor) of the CUDA that torch was built with; (0, 0) for a build without it."""
+    import torch
+
+    major, minor = (torch.version.cuda or "0.0").split(".")[:2]
+    return int(major), int(minor)
 
 
 def _torch_dtype(name: str) -> Any:

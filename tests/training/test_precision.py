@@ -106,6 +106,7 @@ def test_precision_of_distributed_state_needs_the_distributed_optimizer():
 def test_a_recipe_is_refused_on_a_gpu_without_it(monkeypatch, recipe, capability, enough):
     monkeypatch.setattr("megatron.core.utils.is_te_min_version", lambda version: True)
     monkeypatch.setattr(module, "compute_capability", lambda: capability)
+    monkeypatch.setattr("torch.version.cuda", "12.9")
     if enough:
         check_recipe_here(recipe)
         return
