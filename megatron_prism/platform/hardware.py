@@ -203,6 +203,14 @@ def _read(path: str) -> str:
         return ""
 
 
+def cuda_version() -> tuple[int, int]:
+    """(major, minor) of the CUDA that torch was built with; (0, 0) for a build without it."""
+    import torch
+
+    major, minor = (torch.version.cuda or "0.0").split(".")[:2]
+    return int(major), int(minor)
+
+
 def compute_capability() -> tuple[int, int]:
     """The compute capability of this process's GPU; only where there is one."""
     import torch

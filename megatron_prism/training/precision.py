@@ -8,7 +8,7 @@ from typing import Any
 from megatron_prism.errors import ConfigError, ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.config import one_of
-from megatron_prism.platform.hardware import compute_capability
+from megatron_prism.platform.hardware import compute_capability, cuda_version
 from megatron_prism.platform.process_groups import ParallelConfig
 
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
@@ -189,24 +189,18 @@ def check_recipe_here(recipe: str) -> None:
     least, below = CAPABILITIES.get(recipe, ((8, 9), None))
     found = compute_capability()
     if found < least or (below is not None and found >= below):
-        wanted = f"{least[0]}.{least[1]}" + (f" or more, below {below[0]}.{below[1]}" if below else " or more")
+        wanted = f"{least[0]}.{least[1]}" + (
+            f" or more, below {below[0]}.{below[1]}" if below else " or more"
+        )
         raise ConfigError(
             f"precision.fp8_recipe={recipe} needs a GPU of compute capability {wanted}; this one has "
             f"{found[0]}.{found[1]}"
         )
-    if recipe == "blockwise" and (cuda := _cuda_version()) < BLOCKWISE_CUDA:
+    if recipe == "blockwise" and (cuda := cuda_version()) < BLOCKWISE_CUDA:
         raise ConfigError(
-            f"precision.fp8_recipe={recipe} needs CUDA {BLOCKWISE_CUDA[0]}.{BLOCKWISE_CUDA[1]} or newer; torch was built "
-            f"with {cuda[0]}.{cuda[1]}"
+            f"precision.fp8_recipe={recipe} needs CUDA {BLOCKWISE_CUDA[0]}.{BLOCKWISE_CUDA[1]} or newer; torch was "
+            f"built with {cuda[0]}.{cuda[1]}"
         )
-
-
-def _cuda_version() -> tuple[int, int]:
-    """(major, minor) of the CUDA that torch was built with; (0, 0) for a build without it."""
-    import torch
-
-    major, minor = (torch.version.cuda or "0.0").split(".")[:2]
-    return int(major), int(minor)
 
 
 def _torch_dtype(name: str) -> Any:
