@@ -53,6 +53,8 @@ def _explain(
         if key in old and old[key] != value
     ]
     record = read_run_record(exists[0])
+    if record is not None and record.lineage == each.lineage and (lack := stage.why_not_continued(exists[0])):
+        changes.append(lack)
     version = record.version if record is not None else 0
     if version != stage.version:
         made = f"version {version}" if version else "an older version"

@@ -77,6 +77,10 @@ class Stage(ABC):
         """The number of steps whose state this stage can continue from in another run's folder; 0 for none."""
         return 0
 
+    def why_not_continued(self, folder: Path) -> str:
+        """What another run's folder lacks, so that this stage cannot continue it, for a reader; empty if nothing."""
+        return ""
+
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """sha256 over kind, version, `identity` and the inputs' fingerprints."""
         return self.hash_of(self.identity(), inputs)

@@ -37,3 +37,12 @@ def resumable_steps(folder: Path, steps: int) -> int:
     """
     newest = max((saved.step for saved in resumable_states(folder) if saved.has_optimizer), default=0)
     return newest if newest <= steps else 0
+
+
+def missing_state(folder: Path, steps: int) -> str:
+    """What a finished run in `folder` lacks, so that one of `steps` cannot go on from it; empty if that is not why."""
+    states = resumable_states(folder)
+    shorter = any(saved.step < steps for saved in states)
+    if not shorter or any(saved.has_optimizer for saved in states):
+        return ""
+    return "it has no optimizer to go on from, which checkpoints.keep_optimizer=true would have kept"

@@ -13,7 +13,12 @@ from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.training.config import TrainConfig
-from megatron_prism.training.prolonging import lineage_of, resumable_steps, with_schedule_length
+from megatron_prism.training.prolonging import (
+    lineage_of,
+    missing_state,
+    resumable_steps,
+    with_schedule_length,
+)
 from megatron_prism.training.stopping import may_stop
 
 log = get_logger(__name__)
@@ -46,6 +51,9 @@ class Train(TrainConfig, Stage):
 
     def progress(self, folder: Path) -> int:
         return resumable_steps(folder, self.steps)
+
+    def why_not_continued(self, folder: Path) -> str:
+        return missing_state(folder, self.steps)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         from megatron_prism.data.text_record import check_model, check_tokens

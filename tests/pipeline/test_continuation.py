@@ -74,6 +74,27 @@ def test_other_runs_are_not_continued(tmp_path):
     assert run(Count(steps=2), tmp_path).metrics == {"began": 0}, "a state after the last step is of no use"
 
 
+@dataclass
+class CountForgetful(Count):
+    """Leaves nothing that a longer run could go on from."""
+
+    def progress(self, folder: Path) -> int:
+        return 0
+
+    def why_not_continued(self, folder: Path) -> str:
+        return f"{folder.name} has no state"
+
+
+def test_a_shorter_run_that_lacks_its_state_is_named_with_what_it_lacks(tmp_path, caplog):
+    short = run(CountForgetful(steps=2), tmp_path).path.name
+    assert run(CountForgetful(steps=3), tmp_path).metrics == {"began": 0}
+    reason = f"steps was 2 and is 3, {short} has no state"
+    assert caplog.messages == [f"stage 'count': {short} is kept but not used: {reason}"]
+    caplog.clear()
+    run(CountForgetful(steps=4, text="b"), tmp_path)
+    assert "no state" not in caplog.text, "another text is reason enough"
+
+
 def test_the_receipt_has_the_layout_of_every_attempt(tmp_path):
     interrupt(Count(steps=4, fail_at=2), tmp_path)
     interrupt(Count(steps=4, fail_at=3), tmp_path)

@@ -93,3 +93,11 @@ def test_without_a_named_length_another_number_of_steps_is_another_run(inputs, t
     longer = run(stage(3, length=None), inputs, tmp_path)
     assert longer.receipt.continues == ""
     assert stage(2, length=None).fingerprint({}) == stage(2, length=2).fingerprint({})
+
+
+def test_a_finished_run_without_its_optimizer_says_what_would_have_kept_it(inputs, tmp_path):
+    lean = run(stage(2, checkpoints=CheckpointSettings()), inputs, tmp_path).path
+    whole = run(stage(2), inputs, tmp_path / "whole").path
+    assert "checkpoints.keep_optimizer=true" in stage(3).why_not_continued(lean)
+    assert stage(3).why_not_continued(whole) == ""
+    assert stage(2).why_not_continued(lean) == "", "its steps are not fewer"
