@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def _same_samples() -> Iterator[None]:
 
     def as_first_replica(self: Trainer, *arguments: Any, **settings: Any) -> None:
         build(self, *arguments, **settings)
-        self.data_rank = 0
+        self.share = replace(self.share, data_rank=0)
 
     with replaced(Trainer, "__init__", as_first_replica):
         yield
