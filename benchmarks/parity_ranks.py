@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -160,7 +161,7 @@ def compare(found: list[float], final: dict[str, torch.Tensor], reference: dict[
 def _gradients_not_reduced() -> Iterator[None]:
     from megatron.core.distributed import DistributedDataParallel
 
-    with replaced(DistributedDataParallel, "finish_grad_sync", lambda self, *_, **__: None):
+    with patch.object(DistributedDataParallel, "finish_grad_sync", lambda self, *_, **__: None):
         yield
 
 
@@ -169,7 +170,7 @@ def _wrong_chunk_order() -> Iterator[None]:
     def contiguous(length: int, rank: int, size: int, device: Any) -> torch.Tensor:
         return torch.arange(rank * length, (rank + 1) * length, device=device)
 
-    with replaced(attention, "chunk_positions", contiguous):
+    with patch.object(attention, "chunk_positions", contiguous):
         yield
 
 
@@ -184,7 +185,7 @@ def _norms_not_summed() -> Iterator[None]:
                 if getattr(parameter, "sequence_parallel", False):
                     parameter.sequence_parallel = False
 
-    with replaced(Trainer, "__init__", without_marks):
+    with patch.object(Trainer, "__init__", without_marks):
         yield
 
 
@@ -196,7 +197,7 @@ def _same_samples() -> Iterator[None]:
         build(self, *arguments, **settings)
         self.share = replace(self.share, data_rank=0)
 
-    with replaced(Trainer, "__init__", as_first_replica):
+    with patch.object(Trainer, "__init__", as_first_replica):
         yield
 
 
@@ -206,18 +207,8 @@ def _optimizer_not_restored() -> Iterator[None]:
         load_weights(models, folder)
         optimizer.reload_model_params()
 
-    with replaced(sys.modules[__name__], "load_checkpoint", only_weights):
+    with patch.object(sys.modules[__name__], "load_checkpoint", only_weights):
         yield
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 CONTROLS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {

@@ -7,9 +7,7 @@ killed trainer. Threads end with the trainer. They also write in the background,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_prism.platform.host_copy import HostBuffers
+from megatron_prism.platform.torch_save import without_checksums
 
 # Files that one rank writes at the same time.
 FILES_PER_RANK = 2
@@ -169,7 +168,7 @@ class ThreadedWriter(FileSystemWriterAsync):
 
     def write(self) -> None:
         try:
-            with ThreadPoolExecutor(max(1, len(self.files))) as threads, _without_checksums():
+            with ThreadPoolExecutor(max(1, len(self.files))) as threads, without_checksums():
                 written = list(threads.map(self._write_file, self.files))
             self.results = [result for results in written for result in results]
         except Exception as problem:
@@ -201,14 +200,3 @@ def _compact(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.cpu()
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
-
-
-@contextmanager
-def _without_checksums() -> Iterator[None]:
-    """Turn off torch.save's checksum: it takes longer than the write itself, and torch.load does not check it."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)

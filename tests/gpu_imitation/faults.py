@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from parallel_runs import HYBRID, VOCABULARY, Motifs
@@ -23,16 +23,6 @@ from megatron_prism.training.trainer import Trainer
 
 MODELS = {"dense": Architecture("llama", VOCABULARY, 32, 2, 48, 4, 2, 8), "hybrid": HYBRID}
 LENGTH = 16
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def trainer(
@@ -140,7 +130,7 @@ def outcomes(folder: Path) -> dict[str, list[str]]:
         found[name] = [_outcome(case, folder / name / "without")]
         with contextlib.ExitStack() as changes:
             for change in fault:
-                changes.enter_context(replaced(*change))
+                changes.enter_context(patch.object(*change))
             found[name].append(_outcome(case, folder / name / "with"))
     return found
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +31,7 @@ from megatron_prism.conversion.torch_dist.reader import METADATA, data_offset
 from megatron_prism.errors import CheckpointError
 from megatron_prism.models.mappings import Shape
 from megatron_prism.models.model_folder import CHECKPOINT_METADATA
+from megatron_prism.platform.torch_save import without_checksums
 
 # The contents of Megatron's metadata.json (dist_checkpointing/core.py, CheckpointingConfig).
 BACKEND = {
@@ -114,7 +114,7 @@ def _write(
     )
     writing = ""
     try:
-        with open(folder / DATA_FILE, "w+b") as file, _without_checksums():
+        with open(folder / DATA_FILE, "w+b") as file, without_checksums():
             for key, tensor in tensors.items():
                 writing = key
                 for offset, piece in tensor.pieces.items():
@@ -169,14 +169,3 @@ def _write_container(file: BinaryIO, size: Shape, dtype: torch.dtype) -> int:
     offset = data_offset(file, start, end - start)
     file.seek(end)
     return offset
-
-
-@contextmanager
-def _without_checksums() -> Iterator[None]:
-    """Turn off torch.save's checksum: it takes longer than the write itself, and torch.load does not check it."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
