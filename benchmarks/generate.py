@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy
 import torch
+from plain_tokens import PlainTokens
 
 from megatron_prism.conversion.init_from_hf import load_hf_weights
 from megatron_prism.generation.engine import SamplingParams
@@ -31,22 +32,6 @@ from megatron_prism.platform.process_groups import session
 from megatron_prism.study.small_models import MODELS
 
 PAD = 0
-
-
-class PlainTokens:
-    """A tokenizer for token ids written as numbers, because the benchmark measures the model only."""
-
-    # No token ends an answer.
-    eos_id = -1
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[int(word) for word in text.split()] for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
 
 
 class ForcedLengths(MegatronEngine):

@@ -27,9 +27,9 @@ SECONDS = 500
 
 
 def _prepare_path() -> None:
-    """Find this folder, the package and the tests' models in the working tree, and carried wheels."""
+    """Find the benchmarks, the package and the models of the tests in the working tree, and carried wheels."""
     wheels = Path(os.environ.get("PRISM_WHEELS", HERE / "wheels"))
-    for path in (wheels / "site", ROOT / "tests", ROOT, HERE):
+    for path in (wheels / "site", ROOT / "tests", ROOT, HERE.parent, HERE):
         sys.path.insert(0, str(path))
 
 

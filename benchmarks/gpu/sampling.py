@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from plain_tokens import PlainTokens
 from recorder import Recorder, seconds_of
 
 from megatron_prism.generation.engine import SamplingParams
@@ -19,22 +19,6 @@ from megatron_prism.platform.hardware import device, peak_memory_bytes
 from megatron_prism.platform.process_groups import session
 
 PROMPT = 128
-
-
-class PlainTokens:
-    """A tokenizer for token ids written as numbers."""
-
-    # No token ends an answer.
-    eos_id = -1
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[int(word) for word in text.split()] for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
 
 
 def sampling_speed(architecture: Architecture, batch: int, prompt: int, answer: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.config import positive
 
 BASELINE = "retention.json"
@@ -88,7 +89,7 @@ class Retention:
         kept, learned = measure()
         self._baseline = {"kept": dict(kept), "learned": dict(learned)}
         if writes:
-            file.write_text(json.dumps(self._baseline))
+            write_json(file, self._baseline)
 
     def due(self, step: int) -> bool:
         """Whether the watch measures after this step."""
