@@ -118,7 +118,7 @@ def conclude(observations: Sequence[Observation], settings: GateSettings, step: 
     """
     import torch.distributed as dist
 
-    from megatron_prism.training.trainer import sum_over_ranks
+    from megatron_prism.training.text_losses import sum_over_ranks
 
     tokens, gaps, ratios, masked, nan_tokens = sum_over_ranks([each.sums for each in observations], size=5)
     largest = max((each.largest_gap.tolist() for each in observations), default=[0.0, 0.0, 0.0, 0.0])

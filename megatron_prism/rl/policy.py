@@ -23,7 +23,8 @@ from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.precision import PrecisionSettings
-from megatron_prism.training.trainer import Trainer, sum_over_ranks
+from megatron_prism.training.text_losses import sum_over_ranks
+from megatron_prism.training.trainer import Trainer
 
 
 @dataclass

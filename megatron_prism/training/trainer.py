@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.build import build_model, choose_backend
-from megatron_prism.models.layers.output_layer import install_vocabulary_limit
+from megatron_prism.models.build import choose_backend
 from megatron_prism.models.layers.pointwise import use_compiled
 from megatron_prism.models.specs_te import require_fp8
-from megatron_prism.platform.hardware import device, has_gpu
+from megatron_prism.platform.hardware import has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training import parameter_gather
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.conditional_step import step_if
-from megatron_prism.training.intra_document import PACKED, check_intra_document
+from megatron_prism.training.intra_document import check_intra_document
 from megatron_prism.training.kernels import KernelSettings
-from megatron_prism.training.micro_batches import SOURCE, RankShare, ReadsBatches, place
+from megatron_prism.training.micro_batches import RankShare, ReadsBatches, place
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
-from megatron_prism.training.parameter_gather import wait_for_whole_layers
 from megatron_prism.training.precision import PrecisionSettings, check_recipe_here
-from megatron_prism.training.trainable import check_trainable, freeze
+from megatron_prism.training.text_losses import LossSums, forward_step, sum_over_ranks
+from megatron_prism.training.trainable import check_trainable
+from megatron_prism.training.wrapped_model import build_chunks, connect
 
 
 class Trainer:
@@ -69,12 +65,6 @@ class Trainer:
         initialize: bool = True,
     ) -> None:
         from megatron.core import parallel_state
-        from megatron.core.distributed import (
-            DistributedDataParallel,
-            DistributedDataParallelConfig,
-            finalize_model_grads,
-        )
-        from megatron.core.transformer.enums import ModelType
 
         parallel.check_sequence(batch.sequence_length)
         use_compiled(compile)
@@ -97,40 +87,17 @@ class Trainer:
         self.source_count = 1
         self.sums = LossSums(0.0, 0.0, [])
         self.seconds: dict[str, float] = {}
-        virtual = parallel.virtual_pipeline_model_parallel_size
-        self.models: list[Any] = []
-        for stage in range(virtual or 1):
-            model = build_model(
-                architecture,
-                dtype,
-                parallel,
-                vp_stage=stage if virtual else None,
-                backend=self.backend,
-                recompute=recompute,
-                initialize=initialize,
-                calculate_per_token_loss=True,
-                **fields,
-            )
-            model.model_type = ModelType.encoder_or_decoder
-            if dtype is torch.bfloat16:
-                # Mamba's A_log and D are converted too, as upstream does; the optimizer's main weights stay fp32.
-                model.bfloat16()
-            if architecture.tie_word_embeddings and parallel.pipeline_model_parallel_size > 1:
-                with cuda_requests_on_cpu():
-                    model.setup_embeddings_and_output_layer()
-            if model.post_process and model.vocab_size > architecture.vocab_size:
-                # Without this, the rows that fill up the last tensor-parallel rank would make the loss depend on the
-                # layout.
-                install_vocabulary_limit(model.output_layer, architecture.vocab_size)
-            freeze(model, trainable)
-            ddp = DistributedDataParallelConfig(
-                use_distributed_optimizer=parallel.use_distributed_optimizer,
-                **kernels.ddp_fields(parallel, gpu),
-                **precision.ddp_fields(),
-            )
-            self.models.append(DistributedDataParallel(model.config, ddp, model, disable_bucketing=stage > 0))
-            if ddp.overlap_param_gather:
-                wait_for_whole_layers(self.models[-1])
+        self.models = build_chunks(
+            architecture,
+            parallel,
+            dtype,
+            trainable=trainable,
+            ddp_fields=kernels.ddp_fields(parallel, gpu) | precision.ddp_fields(),
+            backend=self.backend,
+            recompute=recompute,
+            initialize=initialize,
+            **fields,
+        )
         self.config = self.models[0].config
         self.optimizer = build_optimizer(
             self.models,
@@ -141,17 +108,7 @@ class Trainer:
             **precision.optimizer_fields(fp8),
         )
         self.weight_decay = optimizer.weight_decay
-        # The reference is weak: if a config held the optimizer, the model and its process groups would never be freed.
-        scale_loss = weakref.WeakMethod(self.optimizer.scale_loss)
-        for model in self.models:
-            model.config.finalize_model_grads_func = finalize_model_grads
-            model.config.grad_scale_func = partial(_call, scale_loss)
-        if self.models[0].ddp_config.overlap_grad_reduce:
-            # Gradients are reduced in the backward pass of the last micro-batch only.
-            hold = [weakref.WeakMethod(model.no_sync) for model in self.models]
-            for model in self.models:
-                functions = [partial(_call_without_argument, each) for each in hold]
-                model.config.no_sync_func = functions if len(functions) > 1 else functions[0]
+        connect(self.models, self.optimizer)
 
     def step(
         self,
@@ -206,7 +163,7 @@ class Trainer:
         rows, length = self.batch.micro_batch_size, self.batch.sequence_length
         reports = self.run_micro_batches(
             lambda: (place(each, self.backend) for each in batches),
-            partial(_forward_step, self.source_count),
+            partial(forward_step, self.source_count),
             count=len(batches),
             shape=(1, rows * length) if self.joins_rows else (rows, length),
             forward_only=forward_only,
@@ -270,79 +227,3 @@ class Trainer:
         """
         with cuda_requests_on_cpu():
             return step_if(self.optimizer, accept or (lambda norm: True))
-
-
-def _forward_step(sources: int, batches: Iterator[dict[str, Any]], model: Any) -> tuple[torch.Tensor, Any]:
-    batch = next(batches)
-    output = model(
-        batch["tokens"],
-        batch["position_ids"],
-        None,
-        labels=batch["labels"],
-        packed_seq_params=batch.get(PACKED),
-    )
-    return output, partial(_token_loss, batch["loss_mask"], batch[SOURCE], sources)
-
-
-def _token_loss(
-    mask: torch.Tensor, source: torch.Tensor, sources: int, losses: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Summed loss and token count. Megatron divides the gradients by the count of all ranks and micro-batches.
-
-    The report has both, and then the sums and the counts of each source.
-    """
-    masked = losses.float() * mask
-    total, tokens = masked.sum(), mask.sum()
-    # `source` is that of each row; rows may have been joined to one.
-    rows = torch.stack([masked.detach(), mask]).view(2, len(source), -1).sum(2)
-    by_source = rows.new_zeros(2, sources).index_add_(
-        1, source if sources > 1 else torch.zeros_like(source), rows
-    )
-    report = torch.cat([torch.stack([total.detach(), tokens]), by_source.flatten()])
-    return total, tokens.int(), {"loss": report}
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """The losses of a global batch: their sum, the number of tokens, and both for each source."""
-
-    total: float
-    tokens: float
-    by_source: list[tuple[float, float]]
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.tokens if self.tokens else math.nan
-
-
-def _call(method: weakref.WeakMethod[Callable[[Any], Any]], argument: Any) -> Any:
-    """Call a weakly referenced method whose object still exists."""
-    bound = method()
-    assert bound is not None
-    return bound(argument)
-
-
-def _call_without_argument(method: weakref.WeakMethod[Callable[[], Any]]) -> Any:
-    """Call a weakly referenced method whose object still exists."""
-    bound = method()
-    assert bound is not None
-    return bound()
-
-
-def sum_over_ranks(reports: Sequence[torch.Tensor], size: int) -> list[float]:
-    """Sum vectors of `size` numbers over micro-batches, data- and context-parallel ranks and pipeline stages.
-
-    Only the last pipeline stage passes reports. All ranks get the same sums, computed in fp64.
-    """
-    from megatron.core import parallel_state
-
-    summed = (
-        torch.stack(list(reports)).double().sum(0)
-        if reports
-        else torch.zeros(size, dtype=torch.float64, device=device())
-    )
-    dist.all_reduce(summed, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        dist.all_reduce(summed, group=parallel_state.get_pipeline_model_parallel_group())
-    values: list[float] = summed.tolist()
-    return values

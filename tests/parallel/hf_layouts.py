@@ -24,7 +24,7 @@ from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.checkpoint_io import load_weights, unwrap
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training import trainer as trainer_module
+from megatron_prism.training import wrapped_model
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.trainer import BatchConfig, Trainer
 
@@ -202,12 +202,12 @@ def loss(hf: Path, parallel: ParallelConfig) -> float:
 @contextmanager
 def padding_with_probability() -> Iterator[None]:
     """Negative control: the rows that pad the vocabulary take part in the softmax."""
-    honest = trainer_module.install_vocabulary_limit
-    trainer_module.install_vocabulary_limit = lambda output_layer, limit: None
+    honest = wrapped_model.install_vocabulary_limit
+    wrapped_model.install_vocabulary_limit = lambda output_layer, limit: None
     try:
         yield
     finally:
-        trainer_module.install_vocabulary_limit = honest
+        wrapped_model.install_vocabulary_limit = honest
 
 
 def refusals(folder: Path) -> dict[str, str]:

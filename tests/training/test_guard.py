@@ -15,7 +15,7 @@ from stage_runs import begin, records, run
 
 from megatron_prism.errors import ConfigError, TrainingError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.training import bad_steps, guard, training_run
+from megatron_prism.training import bad_steps, guard, text_run
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.guard import FEWEST_LOSSES, Guard, GuardSettings, Verdict
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -164,14 +164,14 @@ def test_the_window_of_losses_survives_a_restart(inputs, tmp_path, monkeypatch):
     from stage_runs import run_until
 
     kept = []
-    honest = training_run.BadSteps
+    honest = text_run.BadSteps
 
     def watched(*arguments, **named):
         made = honest(*arguments, **named)
         kept.append(list(made.guard.losses))
         return made
 
-    monkeypatch.setattr(training_run, "BadSteps", watched)
+    monkeypatch.setattr(text_run, "BadSteps", watched)
     left = begin(stage(), inputs, tmp_path)
     run_until(stage(), inputs, left.partial, 5)
     made = run(stage(), inputs, tmp_path)

@@ -14,7 +14,7 @@ from stage_runs import begin, records, run, weights
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline import artifact
 from megatron_prism.pipeline.artifact import RECEIPT, RESUME, Artifact
-from megatron_prism.training import training_run
+from megatron_prism.training import text_run
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
@@ -40,7 +40,7 @@ def repeat(*arguments, **keywords):
 
 # What the process is doing when it is killed, in the order in which a run does it.
 MOMENTS = {
-    "validating": lambda: setattr(training_run._TextRun, "finish", die),
+    "validating": lambda: setattr(text_run.TextRun, "finish", die),
     "hashing": lambda: setattr(artifact, "hash_files", die),
     "writing the receipt": lambda: setattr(artifact, "write_json", die),
     "renaming": lambda: setattr(os, "rename", die),

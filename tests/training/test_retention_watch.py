@@ -12,7 +12,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.launch import run_task, write_task
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training import training_run
+from megatron_prism.training import text_run
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.retention_watch import RetentionWatch
 from megatron_prism.training.schedule import Schedule
@@ -105,7 +105,7 @@ def test_a_run_that_forgot_and_was_killed_before_its_end_makes_no_further_step(
         raise OSError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(training_run._TextRun, "finish", killed)
+        patched.setattr(text_run.TextRun, "finish", killed)
         with pytest.raises(OSError, match="killed"):
             stage(1.0, watch=watch).run(inputs, out)
     monkeypatch.setattr(Trainer, "step", killed)
