@@ -86,7 +86,12 @@ def run(
         show_table(
             json_file, f"{loaded.name} in {folder}", list(rows[0]), [list(row.values()) for row in rows]
         )
-        write_result(json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": rows})
+        remarks = {name: each.node.stage.remarks() for name, each in located.items()}
+        for name, lines in remarks.items():
+            for line in lines:
+                show_line(json_file, f"{name}: {line}")
+        stages = [row | {"remarks": remarks[row["stage"]]} for row in rows]
+        write_result(json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": stages})
         return
     from megatron_prism.cli.run_progress import Estimate, RunProgress
 
@@ -107,9 +112,9 @@ def run(
             observer=progress,
         )
     report = _finish(json_file, folder, artifacts)
-    stages = [_result(stage, artifact, progress.events[stage]) for stage, artifact in artifacts.items()]
+    results = [_result(stage, artifact, progress.events[stage]) for stage, artifact in artifacts.items()]
     write_result(
-        json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": stages, "report": report}
+        json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": results, "report": report}
     )
 
 

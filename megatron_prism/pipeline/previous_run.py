@@ -8,11 +8,12 @@ from typing import Any
 
 from megatron_prism.errors import PrismError
 from megatron_prism.pipeline.artifact import partial_path
+from megatron_prism.pipeline.config import to_mapping
 from megatron_prism.pipeline.continuation import shorter_run
 from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.pipeline.node import Located, flat
 from megatron_prism.pipeline.run_record import read_run_record
-from megatron_prism.pipeline.stage import decisive_fields
+from megatron_prism.pipeline.stage import Stage, decisive_fields
 
 GRAPH = "graph.json"
 MOST_CHANGES = 3
@@ -46,12 +47,7 @@ def _explain(
         return ""
     if shorter_run(stage, each.lineage, each.folder) is not None:
         return ""
-    old = flat(before["config"])
-    changes = [
-        f"{key} was {old[key]} and is {value}"
-        for key, value in decisive_fields(stage).items()
-        if key in old and old[key] != value
-    ]
+    changes = _changes(before["config"], stage)
     record = read_run_record(exists[0])
     if record is not None and record.lineage == each.lineage and (lack := stage.why_not_continued(exists[0])):
         changes.append(lack)
@@ -71,3 +67,29 @@ def _explain(
         ", ".join(changes[:MOST_CHANGES]) or "the files it names have changed, or an older release made it"
     )
     return f"stage '{each.node.name}': {exists[0].name} is kept but not used: {reason}"
+
+
+def _changes(before: Mapping[str, Any], stage: Stage) -> list[str]:
+    """The settings in which an older config differs; a key that only one of them has is in a mapping of free keys."""
+    old, new = flat(before), flat(to_mapping(stage))
+    decisive = decisive_fields(stage)
+    lines = [
+        f"{key} was {old[key]} and is {value}"
+        for key, value in decisive.items()
+        if key in old and old[key] != value
+    ]
+    lines += [
+        f"{key} was not set and is {new[key]}" for key in decisive if key not in old and _free(before, key)
+    ]
+    now = to_mapping(stage)
+    return lines + [
+        f"{key} was {old[key]} and is not set" for key in old if key not in new and _free(now, key)
+    ]
+
+
+def _free(config: Mapping[str, Any], key: str) -> bool:
+    """Whether `config` has the mapping that holds the dotted `key`, so that the key itself is the user's."""
+    inside: Any = config
+    for part in key.split(".")[:-1]:
+        inside = inside.get(part) if isinstance(inside, Mapping) else None
+    return "." in key and isinstance(inside, Mapping)

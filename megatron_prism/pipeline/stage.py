@@ -62,9 +62,13 @@ class Stage(ABC):
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the output: every field not declared with `tuning`, at any depth.
 
-        A nested config with a method `identity` is replaced by what that returns.
+        A nested config with a method `identity` is replaced by what that returns, and left out if that is None.
         """
         return _without_tuning(self, to_mapping(self))
+
+    def remarks(self) -> list[str]:
+        """What `--dry-run` says about this config, a line each, for a reader."""
+        return []
 
     def lineage(self, inputs: Mapping[str, str]) -> str | None:
         """A fingerprint without the length of the run, for a stage that can continue a shorter run; otherwise None.
@@ -116,7 +120,10 @@ def _without_tuning(config: Any, values: dict[str, Any]) -> dict[str, Any]:
         value = getattr(config, each.name)
         kept[each.name] = values[each.name]
         if hasattr(value, "identity"):
-            kept[each.name] = value.identity()
+            if (identity := value.identity()) is None:
+                del kept[each.name]
+            else:
+                kept[each.name] = identity
         elif dataclasses.is_dataclass(value):
             kept[each.name] = _without_tuning(value, values[each.name])
     return kept

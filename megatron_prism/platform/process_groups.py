@@ -76,7 +76,12 @@ class ParallelConfig:
 
 @contextlib.contextmanager
 def session(
-    parallel: ParallelConfig | None = None, seed: int = 0, timeout_minutes: float | None = None
+    parallel: ParallelConfig | None = None,
+    seed: int = 0,
+    timeout_minutes: float | None = None,
+    *,
+    te_rng_tracker: bool = False,
+    graphable_rng: bool = False,
 ) -> Iterator[None]:
     """Process groups, Megatron's parallel state and random states, for the duration of the block.
 
@@ -84,6 +89,7 @@ def session(
 
     Args:
         timeout_minutes: a collective that not all ranks join ends the run after this time; None: torch's default.
+        te_rng_tracker, graphable_rng: the kind of Megatron's random states, see `randomness.seed_everything`.
 
     Raises:
         ParallelError: if the product of the sizes is not the number of processes.
@@ -124,7 +130,7 @@ def session(
             context_parallel_size=parallel.context_parallel_size,
             **({} if timeout_minutes is None else {"distributed_timeout_minutes": timeout_minutes}),
         )
-        seed_everything(seed)
+        seed_everything(seed, te_rng_tracker=te_rng_tracker, graphable_rng=graphable_rng)
         yield
     finally:
         parallel_state.destroy_model_parallel()

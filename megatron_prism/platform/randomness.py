@@ -6,8 +6,13 @@ import random
 from typing import Any
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy, torch and Megatron's model-parallel states (which differ per TP and PP rank)."""
+def seed_everything(seed: int, *, te_rng_tracker: bool = False, graphable_rng: bool = False) -> None:
+    """Seed Python, numpy, torch and Megatron's model-parallel states (which differ per TP and PP rank).
+
+    Args:
+        te_rng_tracker: Transformer Engine keeps the model-parallel states.
+        graphable_rng: they can be used in CUDA graphs.
+    """
     import numpy
     import torch
     from megatron.core import tensor_parallel
@@ -18,7 +23,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     upstream._CUDA_RNG_STATE_TRACKER = None
     upstream._CUDA_RNG_STATE_TRACKER_INITIALIZED = False
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(
+        seed, te_rng_tracker=te_rng_tracker, use_cudagraphable_rng=graphable_rng
+    )
 
 
 def random_state() -> dict[str, Any]:
@@ -26,6 +33,7 @@ def random_state() -> dict[str, Any]:
     import numpy
     import torch
     from megatron.core import tensor_parallel
+    from megatron.core.tensor_parallel import random as upstream
 
     generator: Any = numpy.random.get_state(legacy=False)
     generator["state"]["key"] = generator["state"]["key"].tolist()
@@ -35,7 +43,11 @@ def random_state() -> dict[str, Any]:
         "numpy": generator,
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+        "tracker": {
+            # States of CUDA graphs are generators, which a checkpoint cannot hold.
+            name: upstream.convert_cuda_rng_state(state)
+            for name, state in tensor_parallel.get_cuda_rng_tracker().get_states().items()
+        },
     }
 
 
@@ -44,6 +56,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     import numpy
     import torch
     from megatron.core import tensor_parallel
+    from megatron.core.tensor_parallel import random as upstream
 
     random.setstate(state["python"])
     generator = state["numpy"]
@@ -52,4 +65,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["device"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["device"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    graphable = upstream.is_graph_safe_cuda_rng_tracker(tracker)
+    tracker.set_states(
+        {name: upstream.convert_cuda_rng_state(each, graphable) for name, each in state["tracker"].items()}
+    )

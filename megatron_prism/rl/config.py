@@ -16,6 +16,7 @@ from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.kernels import KernelSettings
+from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.schedule import Schedule
@@ -40,6 +41,7 @@ class ReinforceConfig:
         kernels: as in the `train` stage, without overlapped gathers of weights. Ranks wait for the one that samples
             longest, so the default timeout of collectives is two hours.
         precision: of the optimizer's state, as in the `train` stage.
+        megatron: any other field of Megatron-Core's configs, as in the `train` stage; the reference model has the same.
         evaluate_every: steps between evaluations, with one more at the start and one at the end; 0 for none.
         evaluation_suites: names of the corpus's suites to evaluate; an empty list for all.
         evaluation_problems, evaluation_samples: problems per suite, and answers per problem, which are sampled
@@ -73,6 +75,7 @@ class ReinforceConfig:
     guard: GuardSettings = tuning(default_factory=lambda: GuardSettings(spike_zscore=0.0))
     kernels: KernelSettings = tuning(default_factory=lambda: KernelSettings(collective_timeout=120.0))
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
+    megatron: MegatronBlock = field(default_factory=MegatronBlock)
     context_length: int = 16384
     max_new_tokens: int = 16384
     stop: list[str] = field(default_factory=list)
@@ -138,4 +141,5 @@ class ReinforceConfig:
             )
         self.kernels.check(self.architecture, self.parallel, "torch")
         self.precision.check(self.architecture, self.parallel, self.dtype, None)
+        self.megatron.check(self.kernels, self.recompute, fixed_shapes=False)
         self.parallel.check_sequence(self.context_length)

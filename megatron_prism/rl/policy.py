@@ -21,6 +21,7 @@ from megatron_prism.rl.objective import METRICS, LossInputs, Objective, policy_l
 from megatron_prism.rl.step_report import Update
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.kernels import KernelSettings
+from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.text_losses import sum_over_ranks
@@ -67,6 +68,7 @@ class Policy:
         recompute: str = "none",
         kernels: KernelSettings | None = None,
         precision: PrecisionSettings | None = None,
+        megatron: MegatronBlock | None = None,
     ) -> None:
         from megatron.core import parallel_state
 
@@ -86,6 +88,7 @@ class Policy:
             recompute=recompute,
             kernels=kernels,
             precision=precision,
+            megatron=megatron,
             initialize=False,
         )
         self.parallel, self.shape, self.objective = parallel, shape, objective
@@ -100,6 +103,7 @@ class Policy:
                     vp_stage=stage if virtual else None,
                     backend="torch",
                     initialize=False,
+                    **(megatron.transformer if megatron else {}),
                 )
                 chunk = chunk.to(dtype).eval().requires_grad_(False)
                 chunk.model_type = unwrap(self.trainer.models[0]).model_type

@@ -134,6 +134,7 @@ def _policy(config: ReinforceConfig, tokenizer: Tokenizer) -> Policy:
         recompute=config.recompute,
         kernels=replace(config.kernels, overlap_param_gather=False),
         precision=config.precision,
+        megatron=config.megatron,
     )
 
 

@@ -41,6 +41,9 @@ class Reinforce(ReinforceConfig, Stage):
         """The config, with the length of the schedule written out."""
         return with_schedule_length(super().identity(), self)
 
+    def remarks(self) -> list[str]:
+        return self.megatron.settings()
+
     def lineage(self, inputs: Mapping[str, str]) -> str | None:
         return lineage_of(self, inputs)
 
@@ -62,6 +65,11 @@ class Reinforce(ReinforceConfig, Stage):
         text = self.engine.describe(inputs)
         with (
             may_stop(out, self.stop_after_minutes) as stopping,
-            session(self.parallel, self.seed, self.kernels.collective_timeout),
+            session(
+                self.parallel,
+                self.seed,
+                self.kernels.collective_timeout,
+                **self.megatron.random_states(),
+            ),
         ):
             return reinforce(self, inputs, out, tokenizer, stopping=stopping) | {"text": text}

@@ -19,6 +19,7 @@ from megatron_prism.training.fp8_shapes import check_fp8_shapes
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.log_settings import LogSettings
+from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.retention_watch import RetentionWatch
@@ -52,6 +53,7 @@ class TrainConfig:
         data: how the samples are read.
         kernels: overlap of communication, fused kernels, and the timeout of collectives.
         precision: FP8 recipe, and the precision and place of optimizer state.
+        megatron: any other field of Megatron-Core's configs, by its upstream name.
         validation_batches: global batches of held-out text per source.
         validate_every: steps between validations; 0 validates at the end only.
         checkpoint_every: steps between checkpoints to resume from; 0 writes none before the end.
@@ -84,6 +86,7 @@ class TrainConfig:
     guard: GuardSettings = tuning(default_factory=GuardSettings)
     kernels: KernelSettings = tuning(default_factory=KernelSettings)
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
+    megatron: MegatronBlock = field(default_factory=MegatronBlock)
     validation_batches: int = tuning(4)
     validate_every: int = tuning(0)
     checkpoint_every: int = tuning(0)
@@ -127,6 +130,7 @@ class TrainConfig:
         check_recompute(self.recompute, trained, self.fp8)
         self.kernels.check(trained, self.parallel, self.backend)
         self.precision.check(trained, self.parallel, self.dtype, self.fp8)
+        self.megatron.check(self.kernels, self.recompute, fixed_shapes=not self.intra_document)
         self.architecture.check_parallel(self.parallel)
         self.parallel.check_sequence(self.batch.sequence_length)
         self.batch.check_layout(self.parallel)

@@ -46,6 +46,9 @@ class Train(TrainConfig, Stage):
         named = {"mixture": Mixture.load(self.mixture).weights, "init_files": files}
         return with_schedule_length(super().identity(), self) | named
 
+    def remarks(self) -> list[str]:
+        return self.megatron.settings()
+
     def lineage(self, inputs: Mapping[str, str]) -> str | None:
         return lineage_of(self, inputs)
 
@@ -71,7 +74,12 @@ class Train(TrainConfig, Stage):
         start = self._start(inputs)
         with (
             may_stop(out, self.stop_after_minutes) as stopping,
-            session(self.parallel, self.seed, self.kernels.collective_timeout),
+            session(
+                self.parallel,
+                self.seed,
+                self.kernels.collective_timeout,
+                **self.megatron.random_states(),
+            ),
         ):
             metrics = train_on_text(self, tokens, tokenizer, start=start, out=out, stopping=stopping)
         return metrics if text is None else metrics | {"text": text}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.conditional_step import step_if
 from megatron_prism.training.intra_document import check_intra_document
 from megatron_prism.training.kernels import KernelSettings
+from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.micro_batches import RankShare, ReadsBatches, place
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
 from megatron_prism.training.precision import PrecisionSettings, check_recipe_here
@@ -31,8 +33,8 @@ from megatron_prism.training.wrapped_model import build_chunks, connect
 class Trainer:
     """This rank's part of a model and its optimizer.
 
-    `backend`, `fp8`, `trainable`, `recompute`, `compile`, `intra_document`, `kernels` and `precision` mean the same as
-    in `TrainConfig`. Without `initialize` the weights are undefined until they are loaded.
+    `backend`, `fp8`, `trainable`, `recompute`, `compile`, `intra_document`, `kernels`, `precision` and `megatron` mean
+    the same as in `TrainConfig`. Without `initialize` the weights are undefined until they are loaded.
 
     A dataset is any sequence of dicts with `tokens`, `labels`, `loss_mask`, `position_ids`, each `[sequence_length]`,
     and optionally `dataset_id`, the number of the sample's source. `step` also accepts what reads whole batches itself.
@@ -62,6 +64,7 @@ class Trainer:
         intra_document: bool = False,
         kernels: KernelSettings | None = None,
         precision: PrecisionSettings | None = None,
+        megatron: MegatronBlock | None = None,
         initialize: bool = True,
     ) -> None:
         from megatron.core import parallel_state
@@ -71,14 +74,18 @@ class Trainer:
         check_trainable(trainable, architecture, parallel)
         batch.check_layout(parallel)
         kernels, precision = kernels or KernelSettings(), precision or PrecisionSettings()
+        megatron = megatron or MegatronBlock()
         self.architecture, self.batch, self.parallel = architecture, batch, parallel
         self.backend = choose_backend(backend, architecture.is_hybrid)
         if intra_document:
             check_intra_document(self.backend, architecture.is_hybrid, parallel)
         gpu = has_gpu()
+        megatron.check_here(gpu)
+        if megatron.cuda_graphs:
+            kernels = replace(kernels, overlap_param_gather=False)
         kernels.check(architecture, parallel, self.backend)
         fields = kernels.transformer_fields(architecture, parallel, self.backend, gpu)
-        fields |= precision.transformer_fields(fp8)
+        fields |= precision.transformer_fields(fp8) | megatron.transformer
         if fp8 is not None:
             require_fp8(fp8, self.backend)
             check_recipe_here(precision.fp8_recipe)
@@ -87,26 +94,27 @@ class Trainer:
         self.source_count = 1
         self.sums = LossSums(0.0, 0.0, [])
         self.seconds: dict[str, float] = {}
-        self.models = build_chunks(
-            architecture,
-            parallel,
-            dtype,
-            trainable=trainable,
-            ddp_fields=kernels.ddp_fields(parallel, gpu) | precision.ddp_fields(),
-            backend=self.backend,
-            recompute=recompute,
-            initialize=initialize,
-            **fields,
-        )
+        with megatron.named_in_errors():
+            self.models = build_chunks(
+                architecture,
+                parallel,
+                dtype,
+                trainable=trainable,
+                ddp_fields=kernels.ddp_fields(parallel, gpu) | precision.ddp_fields() | megatron.ddp,
+                backend=self.backend,
+                recompute=recompute,
+                initialize=initialize,
+                **fields,
+            )
+            self.optimizer = build_optimizer(
+                self.models,
+                optimizer,
+                parallel,
+                dtype,
+                overlap_param_gather=self.models[0].ddp_config.overlap_param_gather,
+                **(precision.optimizer_fields(fp8) | megatron.optimizer),
+            )
         self.config = self.models[0].config
-        self.optimizer = build_optimizer(
-            self.models,
-            optimizer,
-            parallel,
-            dtype,
-            overlap_param_gather=self.models[0].ddp_config.overlap_param_gather,
-            **precision.optimizer_fields(fp8),
-        )
         self.weight_decay = optimizer.weight_decay
         connect(self.models, self.optimizer)
 

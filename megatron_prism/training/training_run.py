@@ -95,6 +95,7 @@ def _trainer(config: TrainConfig, initialize: bool) -> Trainer:
         intra_document=config.intra_document,
         kernels=config.kernels,
         precision=config.precision,
+        megatron=config.megatron,
         initialize=initialize,
     )
 

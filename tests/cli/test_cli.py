@@ -97,6 +97,16 @@ def test_dry_run_shows_and_runs_nothing(toy: Path, capsys: pytest.CaptureFixture
         assert [row["state"] for row in json.loads(capsys.readouterr().out)["stages"]] == states
 
 
+def test_dry_run_shows_the_fields_of_megatron(capsys: pytest.CaptureFixture[str]) -> None:
+    override = "midtrain.megatron.transformer.attention_dropout=0.1"
+    assert prism("run", "shoebox:midtrain", override, "--dry-run", "--json", "-") == 0
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert rows["midtrain"]["remarks"] == [override.removeprefix("midtrain.")]
+    assert rows["base"]["remarks"] == []
+    assert prism("run", "shoebox:midtrain", override, "--dry-run") == 0
+    assert override.replace("midtrain.", "midtrain: ", 1) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

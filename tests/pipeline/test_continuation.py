@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from toy_stages import Count, Write
@@ -19,6 +19,14 @@ from megatron_prism.pipeline.graph import Graph
 @dataclass
 class CountNext(Count):
     version: ClassVar[int] = 2
+
+
+@dataclass
+class CountFreely(Count):
+    free: dict[str, Any] = field(default_factory=dict)
+
+    def lineage(self, inputs):
+        return None
 
 
 def graph(stage: Count) -> Graph:
@@ -114,6 +122,17 @@ def test_an_old_folder_that_is_not_used_is_named_with_the_reason(tmp_path, caplo
     assert caplog.messages == [], "a tuning field needs no other folder"
     run(CountNext(steps=4, text="y"), tmp_path)
     assert "it was made by version 1 of the stage 'count', which has version 2" in caplog.messages[0]
+
+
+def test_keys_of_a_mapping_that_one_run_has_and_the_other_lacks_are_named(tmp_path, caplog):
+    plain = run(CountFreely(steps=4), tmp_path)
+    with_key = run(CountFreely(steps=4, free={"width": 3}), tmp_path)
+    run(CountFreely(steps=4, free={"depth": 2}), tmp_path)
+    assert caplog.messages == [
+        f"stage 'count': {plain.path.name} is kept but not used: free.width was not set and is 3",
+        f"stage 'count': {with_key.path.name} is kept but not used: "
+        "free.depth was not set and is 2, free.width was 3 and is not set",
+    ]
 
 
 def test_a_folder_of_an_older_release_is_named(tmp_path, caplog):
