@@ -29,7 +29,9 @@ from megatron_prism.verification.sandbox.isolation import (
     require_sandbox,
     run_tests,
 )
-from megatron_prism.verification.sandbox.judge import PASSED, Runner
+from megatron_prism.verification.sandbox.judge import Limits
+from megatron_prism.verification.sandbox.machine_speed import time_factor as measured_time_factor
+from megatron_prism.verification.sandbox.session import PASSED, Runner
 
 KINDS = ("math", "choice", "short", "code")
 # Kinds whose comparison may need sympy.
@@ -44,13 +46,15 @@ class Grade:
     Attributes:
         correct: whether the answer counts as correct.
         reason: "correct", "wrong", "no_answer", "timeout", "memory", "crashed" or "error: NAME"; for code
-            also "assertion", "output", "exit" and "exception: NAME" (docs/verification.md).
+            also "assertion", "output", "exit", "exception: NAME" and "checker: REASON" (docs/verification.md).
         extracted: the answer that was graded (the letter, the box's content, the program), if one was found.
+        tests: for code, the verdict on each test: a reason as above, or "not_run".
     """
 
     correct: bool
     reason: str
     extracted: str | None = None
+    tests: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ def grade(
     memory_mib: int = 512,
     sandbox: str = STRONG,
     runner: Runner | None = None,
+    stop_early: bool = False,
+    time_factor: float = 1.0,
 ) -> Grade:
     """Grade one completion in this process (code runs in its own). Prefer `grade_all` for text a model wrote.
 
@@ -83,6 +89,7 @@ def grade(
         memory_mib: address space of a program.
         sandbox: "strong" or "weak": how a program is isolated.
         runner: starts programs; by default one is made for this call.
+        stop_early, time_factor: as in `sandbox.judge.Limits`.
 
     Raises:
         DataError: for an unknown kind, or for tests that are missing or malformed.
@@ -101,15 +108,9 @@ def grade(
         extracted = extract_code(completion)
         if extracted is None:
             return Grade(False, NO_ANSWER)
-        reason = run_tests(
-            extracted,
-            tests,
-            timeout_seconds=timeout_seconds,
-            memory_mib=memory_mib,
-            sandbox=sandbox,
-            runner=runner,
-        )
-        return Grade(reason == PASSED, reason, extracted)
+        limits = Limits(timeout_seconds, memory_mib, stop_early, time_factor)
+        judged = run_tests(extracted, tests, limits, sandbox=sandbox, runner=runner)
+        return Grade(judged.reason == PASSED, judged.reason, extracted, judged.tests)
     raise DataError(f"problem kind '{kind}' cannot be graded{suggest(kind, KINDS)}")
 
 
@@ -137,7 +138,9 @@ def grade_all(
             raise DataError(f"problem kind '{item.kind}' cannot be graded{suggest(item.kind, KINDS)}")
     if any(item.kind == "code" for item in items):
         require_sandbox(sandbox)
-    results = pool.map([{**asdict(item), "sandbox": sandbox} for item in items], progress)
+    results = pool.map(
+        [{**asdict(item), "sandbox": sandbox, **_options(item, pool)} for item in items], progress
+    )
     return [Grade(False, r["failed"]) if "failed" in r else Grade(**r) for r in results]
 
 
@@ -146,6 +149,7 @@ def grader_versions(kinds: Iterable[str], sandbox: str = STRONG) -> dict[str, st
     versions = {"math-verify": package_version("math-verify")}
     if "code" in kinds:
         versions["sandbox"] = sandbox
+        versions["time_factor"] = str(measured_time_factor())
         if sandbox == STRONG:
             versions["bubblewrap"] = bubblewrap_version()
     return versions
@@ -171,6 +175,10 @@ def _warm_runner(sandbox: str, memory_mib: int) -> Runner:
     opened = ExitStack()
     atexit.register(opened.close)
     return opened.enter_context(open_runner(sandbox, memory_mib))
+
+
+def _options(item: GradeItem, pool: GradingPool) -> Mapping[str, Any]:
+    return pool.code_options if item.kind == "code" else {}
 
 
 def _compared(extracted: str | None, correct: bool) -> Grade:

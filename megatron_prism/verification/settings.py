@@ -11,6 +11,7 @@ from megatron_prism.verification import grade
 from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.sandbox.isolation import STRONG, check_mode, require_sandbox
+from megatron_prism.verification.sandbox.machine_speed import time_factor
 
 
 @dataclass
@@ -19,15 +20,19 @@ class GradingSettings:
 
     Attributes:
         workers: number of processes; not part of a stage's fingerprint.
-        timeout_seconds: wall time for one completion.
+        timeout_seconds: wall time for one completion, in seconds of the reference machine: a slower machine gets more
+            (sandbox/machine_speed.py).
         memory_mib: address space of a worker, and of a program under test, in MiB.
         sandbox: how programs that a model wrote are isolated: "strong", or "weak", which is no isolation.
+        stop_early: end a program after the first test that it fails. The verdict is the same; those on the other tests
+            are then "not_run".
     """
 
     workers: int = tuning(2)
     timeout_seconds: float = 5.0
     memory_mib: int = 2048
     sandbox: str = STRONG
+    stop_early: bool = False
 
     def __post_init__(self) -> None:
         positive(self, "workers", "timeout_seconds", "memory_mib")
@@ -46,9 +51,11 @@ class GradingSettings:
 
     def open_pool(self) -> GradingPool:
         """A pool with these limits; use it as a context manager."""
+        factor = time_factor()
         return GradingPool(
             grade.__name__,
             workers=self.workers,
-            timeout_seconds=self.timeout_seconds,
+            timeout_seconds=self.timeout_seconds * factor,
             memory_mib=self.memory_mib,
+            code_options={"stop_early": self.stop_early, "time_factor": factor},
         )

@@ -10,12 +10,13 @@ from megatron_prism.pipeline.config import apply_overrides
 from megatron_prism.rl.check_prompts import CheckPrompts
 from megatron_prism.rl.difficulty import Difficulty
 from megatron_prism.verification.grade import GradeItem, grade_all
+from megatron_prism.verification.sandbox.machine_speed import time_factor
 from megatron_prism.verification.settings import GradingSettings
 
 
 def test_the_pool_has_the_settings_of_the_stage():
     with GradingSettings(workers=1, timeout_seconds=30.0).open_pool() as pool:
-        assert pool.timeout_seconds == 30.0
+        assert pool.timeout_seconds == 30.0 * time_factor()
         assert grade_all([GradeItem("choice", "(B)", "B")], pool)[0].correct
         assert len(pool.pids()) == 1
 

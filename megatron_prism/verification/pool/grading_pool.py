@@ -45,6 +45,7 @@ class GradingPool:
         workers: number of processes.
         timeout_seconds: wall time for one task; start-up and imports are not counted.
         memory_mib: address space of a worker in MiB (RLIMIT_AS; sympy alone needs about 300).
+        code_options: what `grade.grade_all` adds to the tasks that run a program.
 
     Raises:
         ConfigError: if a number or limit is not positive.
@@ -57,7 +58,9 @@ class GradingPool:
         workers: int = 1,
         timeout_seconds: float = 5.0,
         memory_mib: int = 2048,
+        code_options: Mapping[str, Any] | None = None,
     ) -> None:
+        self.code_options = dict(code_options or {})
         for name, value in (
             ("workers", workers),
             ("timeout_seconds", timeout_seconds),

@@ -235,7 +235,7 @@ def _arguments(rules: int, information: int, control: int) -> list[str]:
     root = os.getuid() == 0
     shown = [*files.folders, *files.files, files.python]
     # Created here because only the owner may read the folders that bubblewrap creates itself on the way to a mount.
-    parents = sorted({str(parent) for path in shown for parent in Path(path).parents} - {"/"})
+    parents = sorted({"/dev", *(str(parent) for path in shown for parent in Path(path).parents)} - {"/"})
     return [
         *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         # Root needs no user namespace: it changes to an unused user id. Other users need one.

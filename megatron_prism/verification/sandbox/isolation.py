@@ -10,7 +10,8 @@ from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.platform.console import get_logger
 from megatron_prism.verification.sandbox.bubblewrap import Sandbox, SandboxError
 from megatron_prism.verification.sandbox.code_tests import CodeTest, parse_tests
-from megatron_prism.verification.sandbox.judge import PASSED, Runner, judge
+from megatron_prism.verification.sandbox.judge import Judgement, Limits, judge
+from megatron_prism.verification.sandbox.session import PASSED, Runner
 from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 
 STRONG, WEAK = "strong", "weak"
@@ -25,36 +26,36 @@ log = get_logger(__name__)
 def run_tests(
     program: str,
     tests: Sequence[CodeTest],
+    limits: Limits | None = None,
     *,
-    timeout_seconds: float = 5.0,
-    memory_mib: int = 512,
     sandbox: str = STRONG,
     runner: Runner | None = None,
-) -> str:
+) -> Judgement:
     """Run `program` and its tests (see code_tests.py); all of them must pass.
 
     Args:
         program: Python source; it can import only the standard library.
-        timeout_seconds: wall time for the program with all its tests.
-        memory_mib: address space of a process in MiB.
+        limits: by default those of `Limits`.
         sandbox: "strong" or "weak".
         runner: starts the program; by default a runner is made for this call.
 
     Returns:
-        "correct"; "wrong" (a value or an output differs), "assertion" (an assert fails), "timeout", "memory", "output"
-        (it printed far more than expected), "exit" (it called sys.exit), "exception: NAME", or "crashed" (killed by a
-        signal, or ended without a verdict).
+        The reason and the verdict on each test: "correct"; "wrong" (a value or an output differs), "assertion" (an
+        assert fails), "timeout", "memory", "output" (it printed far more than expected), "exit" (it called sys.exit),
+        "exception: NAME", "checker: REASON" (the checker failed), or "crashed" (killed by a signal, or ended without a
+        verdict).
 
     Raises:
         DataError: for tests that are missing or not in the form that code_tests.py describes.
         ConfigError: for an unknown mode, or if the strong mode does not work on this machine.
     """
     parsed = parse_tests(tests)
+    limits = limits or Limits()
     if runner is not None:
-        return judge(runner, program, parsed, timeout_seconds=timeout_seconds, memory_mib=memory_mib)
+        return judge(runner, program, parsed, limits)
     require_sandbox(sandbox)
-    with open_runner(sandbox, memory_mib) as made:
-        return judge(made, program, parsed, timeout_seconds=timeout_seconds, memory_mib=memory_mib)
+    with open_runner(sandbox, limits.memory_mib) as made:
+        return judge(made, program, parsed, limits)
 
 
 @contextlib.contextmanager
@@ -97,13 +98,8 @@ def sandbox_problem() -> str | None:
     """Why the strong mode does not work here, or None. The first call runs a program in it to find out."""
     try:
         with Sandbox(_PROBE_MIB) as strong:
-            verdict = judge(
-                strong,
-                "x = 6 * 7",
-                parse_tests(["assert x == 42"]),
-                timeout_seconds=_PROBE_SECONDS,
-                memory_mib=_PROBE_MIB,
-            )
+            limits = Limits(_PROBE_SECONDS, _PROBE_MIB)
+            verdict = judge(strong, "x = 6 * 7", parse_tests(["assert x == 42"]), limits).reason
     except (SandboxError, ConfigError, OSError) as reason:
         return str(reason)
     return None if verdict == PASSED else f"a test program in it ended with '{verdict}'"

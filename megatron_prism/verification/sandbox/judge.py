@@ -1,237 +1,176 @@
-"""The host's side of the protocol with one running program: send it the tests and compare its replies.
+"""The verdicts on a program: one for each test, and the reason that counts, the first one that is not "correct".
 
-It is the same for both modes of isolation: a `Runner` starts a process that speaks the protocol of `inside/program.py`,
-and ends it on request. The program's replies are never parsed, only compared with the expected lines. The time limit is
-enforced here.
+Functions and statements run in one process of the program; a script runs once per test, each time in a new process.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
-import selectors
-import socket
-import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-from megatron_prism.verification.sandbox.code_tests import Case, CodeTests, Step, normal_output
+from megatron_prism.verification.sandbox import checker
+from megatron_prism.verification.sandbox.code_tests import Case, CodeTests
+from megatron_prism.verification.sandbox.output_comparison import same_output
+from megatron_prism.verification.sandbox.session import (
+    CRASHED,
+    FINISHED,
+    PASSED,
+    Runner,
+    Session,
+    Stop,
+    reason_of,
+    run_script,
+)
 
-PASSED = "correct"
-CRASHED = "crashed"
-TIMEOUT = "timeout"
-_REASON = re.compile(r"!(memory|assertion|exit|exception: \w{1,100})")
+NOT_RUN = "not_run"
 LARGEST_FILE_BYTES = 1 << 20
 OPEN_FILES = 64
-# A program may print or reply this much more than expected.
-LARGEST_OUTPUT_BYTES = 1 << 20
-_CHUNK = 1 << 16
+# LiveCodeBench's harness sets this limit before each program.
+LIVECODEBENCH_RECURSION = 50_000
 
 
-class Running(Protocol):
-    """One started program."""
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one program with its tests.
 
-    @property
-    def ended(self) -> int:
-        """A descriptor that is readable once the program's main process has ended."""
+    Attributes:
+        timeout_seconds: wall time for the program with all its tests.
+        memory_mib: address space of a process.
+        stop_early: end after the first test that fails.
+        time_factor: by how much this machine is slower than the reference (machine_speed.py); multiplies the
+            `time_limit` of a test. `timeout_seconds` is used as it is.
+    """
 
-    def finish(self) -> str | int:
-        """End the program and everything it started. Returns its exit code (negative: a signal), or "memory" if the
-        kernel killed it for its memory."""
-
-
-class Runner(Protocol):
-    """Starts programs in one of the two modes."""
-
-    def open(self) -> None:
-        """Start what the first program would otherwise have to wait for."""
-
-    def start(self, channel: int, stdin: int, stdout: int) -> Running:
-        """Start a process with these descriptors (which it copies) that serves the job on `channel`."""
+    timeout_seconds: float = 5.0
+    memory_mib: int = 512
+    stop_early: bool = False
+    time_factor: float = 1.0
 
 
-class _Stop(Exception):
-    """The verdict is known."""
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a program.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    Attributes:
+        reason: "correct" if every test passed, else the first other verdict.
+        tests: the verdict on each test, in order; "not_run" for those that did not run.
+    """
+
+    reason: str
+    tests: list[str]
 
 
-def judge(runner: Runner, program: str, tests: CodeTests, *, timeout_seconds: float, memory_mib: int) -> str:
-    """The verdict on `program`: "correct" if it passed every test within the time limit, else the reason why not."""
-    deadline = time.monotonic() + timeout_seconds
-    job = {
+def judge(runner: Runner, program: str, tests: CodeTests, limits: Limits) -> Judgement:
+    """Run `program` on every test within the time limit."""
+    deadline = time.monotonic() + limits.timeout_seconds
+    if tests.cases:
+        verdicts = _Scripts(program, tests, limits, deadline).verdicts(runner)
+    else:
+        verdicts = _Steps(program, tests, limits, deadline).verdicts(runner)
+    verdicts += [NOT_RUN] * (tests.count - len(verdicts))
+    return Judgement(next((verdict for verdict in verdicts if verdict != PASSED), PASSED), verdicts)
+
+
+class _Scripts:
+    """One process of the program for each test."""
+
+    def __init__(self, program: str, tests: CodeTests, limits: Limits, deadline: float) -> None:
+        self.program, self.cases, self.limits, self.deadline = program, tests.cases, limits, deadline
+
+    def verdicts(self, runner: Runner) -> list[str]:
+        """One verdict for each test that ran."""
+        verdicts: list[str] = []
+        for case in self.cases:
+            failed = bool(verdicts) and verdicts[-1] != PASSED
+            if (failed and self.limits.stop_early) or (verdicts and time.monotonic() >= self.deadline):
+                break
+            verdicts.append(self._verdict(runner, case))
+        return verdicts
+
+    def _verdict(self, runner: Runner, case: Case) -> str:
+        job = {
+            **_job(self.program, self.limits),
+            "script": True,
+            "any_exit": case.livecodebench,
+            "recursion": LIVECODEBENCH_RECURSION if case.livecodebench else None,
+        }
+        deadline = _earlier(self.deadline, case.time_limit, self.limits)
+        output = run_script(runner, job, case.input, deadline=deadline, expected=len(case.text))
+        if isinstance(output, str):
+            return output
+        if case.checker:
+            job = {**_job(case.checker, self.limits), "script": True}
+            return checker.verdict(runner, case, output, job=job, deadline=self.deadline)
+        # Not "replace": a character that is expected would equal every byte that is not UTF-8.
+        return PASSED if same_output(output.decode("utf-8", "surrogateescape"), case.output) else "wrong"
+
+
+class _Steps:
+    """One process that runs a program and is then given steps."""
+
+    def __init__(self, program: str, tests: CodeTests, limits: Limits, deadline: float) -> None:
+        self.steps, self.limits, self.deadline = tests.steps, limits, deadline
+        self.verdict_of: dict[int, str] = {}
+        self.done = -1
+        job = {
+            **_job(program, limits),
+            "script": False,
+            "recursion": LIVECODEBENCH_RECURSION if tests.livecodebench else None,
+        }
+        longest = max(len(step.expected) for step in self.steps)
+        self.session = Session(job, deadline, self._on_line, largest_line=longest)
+
+    def verdicts(self, runner: Runner) -> list[str]:
+        """One verdict for each test."""
+        ended = self.session.run(runner)
+        reason = ended if isinstance(ended, str) else CRASHED
+        tests = range(self.steps[-1].test + 1)
+        if self.done < 0:
+            # The program itself failed, so every test fails for this reason.
+            return [reason for _ in tests]
+        if reason != FINISHED:
+            self._note(reason)
+        return [self.verdict_of.get(test, NOT_RUN) for test in tests]
+
+    def _on_line(self, line: str) -> None:
+        if self.done < 0:
+            if line != "ran":
+                raise Stop(reason_of(line) or CRASHED)
+            self.session.send([step.request for step in self.steps])
+        else:
+            step = self.steps[self.done]
+            verdict = PASSED if line == step.expected else reason_of(line) or step.failure
+            self._note(verdict)
+            if verdict != PASSED and self.limits.stop_early:
+                raise Stop(FINISHED)
+        self.done += 1
+        if self.done == len(self.steps):
+            raise Stop(FINISHED)
+        self.session.deadline = _earlier(self.deadline, self.steps[self.done].time_limit, self.limits)
+
+    def _note(self, verdict: str) -> None:
+        """A test passes if all its steps do; otherwise the first reason counts."""
+        test = self.steps[self.done].test
+        if self.verdict_of.get(test, PASSED) == PASSED:
+            self.verdict_of[test] = verdict
+
+
+def _job(program: str, limits: Limits) -> dict[str, Any]:
+    return {
         "program": program,
-        "script": bool(tests.cases),
         "limits": {
-            "RLIMIT_CPU": math.ceil(timeout_seconds) + 1,
-            "RLIMIT_AS": memory_mib << 20,
+            "RLIMIT_CPU": math.ceil(limits.timeout_seconds) + 1,
+            "RLIMIT_AS": limits.memory_mib << 20,
             "RLIMIT_FSIZE": LARGEST_FILE_BYTES,
             "RLIMIT_NOFILE": OPEN_FILES,
             "RLIMIT_CORE": 0,
         },
     }
-    for case in tests.cases:
-        reason = _Session(runner, job, deadline, case=case).verdict()
-        if reason != PASSED:
-            return reason
-    if tests.steps:
-        return _Session(runner, job, deadline, steps=tests.steps).verdict()
-    return PASSED
 
 
-class _Session:
-    """One process of the program: it is given `steps`, or run as a script on one `case`."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        job: Mapping[str, Any],
-        deadline: float,
-        *,
-        steps: list[Step] | None = None,
-        case: Case | None = None,
-    ) -> None:
-        self.runner, self.job, self.deadline = runner, job, deadline
-        self.steps, self.case = steps or [], case
-        self.expected = ["ran", *(step.expected for step in self.steps)]
-        self.received = bytearray()
-        self.line = 0
-        self.printed = bytearray()
-
-    def verdict(self) -> str:
-        with ExitStack() as for_host:
-            host, child = socket.socketpair()
-            for_host.enter_context(host)
-            with child, ExitStack() as for_program:
-                stdin, printed, stdout = _standard_files(self.case, for_program, for_host)
-                running = self.runner.start(child.fileno(), stdin, stdout)
-            try:
-                self._talk(host, printed, running)
-            except _Stop as stop:
-                ended = running.finish()
-                return "memory" if ended == "memory" and stop.reason == CRASHED else stop.reason
-            except BaseException:
-                running.finish()
-                raise
-            return self._after_the_end(running.finish(), host, printed)
-
-    def _talk(self, host: socket.socket, printed: int | None, running: Running) -> None:
-        """Exchange messages until the program has ended; raises _Stop as soon as the verdict is known."""
-        self._send(host, self.job)
-        with selectors.DefaultSelector() as selector:
-            selector.register(running.ended, selectors.EVENT_READ)
-            selector.register(host, selectors.EVENT_READ)
-            if printed is not None:
-                selector.register(printed, selectors.EVENT_READ)
-            while True:
-                ready = {key.fd for key, _ in selector.select(max(0.0, self.deadline - time.monotonic()))}
-                if not ready:
-                    raise _Stop(TIMEOUT)
-                if host.fileno() in ready and not self._receive(host):
-                    selector.unregister(host)
-                if printed in ready and not self._collect(printed):
-                    selector.unregister(printed)
-                if running.ended in ready:
-                    return
-
-    def _after_the_end(self, ended: str | int, host: socket.socket, printed: int | None) -> str:
-        """The verdict on a program that has ended. Its last output is read first."""
-        try:
-            host.setblocking(False)
-            while self._receive(host):
-                pass
-            if self.case is None or printed is None:
-                return "memory" if ended == "memory" else CRASHED
-            os.set_blocking(printed, False)
-            while self._collect(printed):
-                pass
-        except _Stop as stop:
-            return stop.reason
-        if ended == "memory":
-            return "memory"
-        if ended != 0:
-            return "exit" if isinstance(ended, int) and ended > 0 else CRASHED
-        text = bytes(self.printed).decode("utf-8", "replace")
-        return PASSED if normal_output(text) == self.case.output else "wrong"
-
-    def _receive(self, host: socket.socket) -> bool:
-        """Read from the channel and compare complete lines; False at the end of the channel."""
-        try:
-            data = host.recv(_CHUNK)
-        except (BlockingIOError, ConnectionResetError):
-            return False
-        self.received += data
-        while (end := self.received.find(b"\n")) >= 0:
-            line = self.received[:end].decode("ascii", "replace")
-            del self.received[: end + 1]
-            self._compare(host, line)
-        if len(self.received) > LARGEST_OUTPUT_BYTES + max(map(len, self.expected)):
-            raise _Stop("output")
-        return bool(data)
-
-    def _compare(self, host: socket.socket, line: str) -> None:
-        if line.startswith("!"):
-            reason = _REASON.fullmatch(line)
-            raise _Stop(reason.group(1) if reason else CRASHED)
-        if self.case is not None:
-            # A script sends no other line.
-            raise _Stop(CRASHED)
-        if line != self.expected[self.line]:
-            raise _Stop(self.steps[self.line - 1].failure if self.line else CRASHED)
-        self.line += 1
-        if self.line == 1:
-            self._send(host, [step.request for step in self.steps])
-        if self.line == len(self.expected):
-            raise _Stop(PASSED)
-
-    def _collect(self, printed: int) -> bool:
-        assert self.case is not None
-        try:
-            data = os.read(printed, _CHUNK)
-        except BlockingIOError:
-            return False
-        self.printed += data
-        if len(self.printed) > LARGEST_OUTPUT_BYTES + 2 * len(self.case.output):
-            raise _Stop("output")
-        return bool(data)
-
-    def _send(self, host: socket.socket, message: Any) -> None:
-        """Send one line of JSON, in ASCII, so that lone surrogates arrive unchanged."""
-        host.settimeout(max(0.001, self.deadline - time.monotonic()))
-        try:
-            host.sendall(json.dumps(message).encode("ascii") + b"\n")
-        except TimeoutError:
-            raise _Stop(TIMEOUT) from None
-        except (BrokenPipeError, ConnectionResetError):
-            # The program has ended or closed the channel: its earlier replies and its exit status decide.
-            pass
-        finally:
-            host.settimeout(None)
-
-
-def _standard_files(
-    case: Case | None, for_program: ExitStack, for_host: ExitStack
-) -> tuple[int, int | None, int]:
-    """Descriptors: the program's standard input, the end from which its output is read, and its standard output.
-
-    Those in `for_program` are closed once the program has them, those in `for_host` at the end."""
-    if case is None:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for_program.callback(os.close, nothing)
-        return nothing, None, nothing
-    with tempfile.NamedTemporaryFile(prefix="prism-input-") as file:
-        file.write(case.input)
-        file.flush()
-        # Read-only and of a file without a name, so that a program cannot store anything in it.
-        stdin = os.open(file.name, os.O_RDONLY)
-    for_program.callback(os.close, stdin)
-    printed, stdout = os.pipe()
-    for_program.callback(os.close, stdout)
-    for_host.callback(os.close, printed)
-    return stdin, printed, stdout
+def _earlier(deadline: float, time_limit: float | None, limits: Limits) -> float:
+    if time_limit is None:
+        return deadline
+    return min(deadline, time.monotonic() + time_limit * limits.time_factor)

@@ -106,7 +106,7 @@ ATTACKS = {
         "open('link').read()", "import os; os.symlink({secret!r}, 'link')"
     ),
     "links left behind": "import os\nos.symlink('/', 'root'); os.symlink({folder!r}, 'folder')\nos.mkfifo('pipe')\n",
-    "home": _escaped_if("any(name for name in os.listdir(os.path.expanduser('~')))", "import os"),
+    "home": _escaped_if("os.listdir(os.path.expanduser('~')) != ['solution.py']", "import os"),
     "the users": _escaped_unless_refused("open('/etc/passwd')"),
     "the passwords": _escaped_unless_refused("open('/etc/shadow')"),
     "the project's packages": _escaped_unless_refused("import numpy", "import sys\nsys.path += {paths!r}"),
@@ -191,7 +191,7 @@ AGAINST_STATEMENTS = (
 # This one passes them: it finds the grader in the frames of the interpreter that both share.
 FORGERY = (
     "import sys\nanswer = sys._getframe(1).f_locals['answer']\n"
-    "answer.__defaults__ = (compile, lambda *_: None, eval)\ndef f(x): return 0\n"
+    "answer.__defaults__ = (compile, lambda *_: None, *answer.__defaults__[2:])\ndef f(x): return 0\n"
 )
 
 # Programs run as scripts: the right output is 4.

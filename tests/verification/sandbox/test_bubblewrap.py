@@ -31,6 +31,7 @@ from megatron_prism.verification.sandbox import bubblewrap as bubblewrap_module
 from megatron_prism.verification.sandbox.bubblewrap import Sandbox, SandboxError
 from megatron_prism.verification.sandbox.cgroup import MOUNTS, PREFIX
 from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.sandbox.judge import Limits
 from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 from megatron_prism.verification.settings import GradingSettings
 
@@ -38,7 +39,7 @@ MEMORY_MIB = 256
 # A program with a correct `f` gets enough time to pass; the others can only be stopped.
 PATIENT_SECONDS, SHORT_SECONDS = 60.0, 0.5
 STATEMENTS = ["assert not f(2) != 4", "assert abs(f(-3) - 9) < 1e-9"]
-CLEAN = "import os\nassert os.listdir('/tmp') == [], os.listdir('/tmp')\n"
+CLEAN = "import os\nassert os.listdir('/tmp') == ['solution.py'], os.listdir('/tmp')\n"
 
 
 @pytest.fixture(scope="module")
@@ -69,28 +70,26 @@ def host(tmp_path_factory):
     assert os.listdir(folder) == ["secret.txt"]
 
 
+def verdict(runner, program, tests=TESTS, seconds=PATIENT_SECONDS):
+    return run_tests(program, tests, Limits(seconds, MEMORY_MIB), runner=runner).reason
+
+
 def inside(sandbox) -> list[int]:
     """The ids of all processes in the sandbox, including its first process."""
     return [child.pid for child in psutil.Process(sandbox._process.pid).children(recursive=True)]
 
 
-def attack(sandbox, program, tests, seconds):
+def attack(sandbox, program, tests, seconds=PATIENT_SECONDS):
     """Run it between two harmless programs: the second must not be affected by it."""
-    assert (
-        run_tests(CLEAN + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "correct"
-    )
+    assert verdict(sandbox, CLEAN + GOOD, TESTS) == "correct"
     sandbox.open()
     descriptors, before = len(os.listdir("/proc/self/fd")), sandbox._first_process
     started = time.monotonic()
-    reason = run_tests(program, tests, timeout_seconds=seconds, memory_mib=MEMORY_MIB, runner=sandbox)
+    reason = verdict(sandbox, program, tests, seconds)
     assert time.monotonic() - started < seconds + 2 * bubblewrap_module.CLEAN_SECONDS
     if sandbox._process is not None:
         assert inside(sandbox) == [sandbox._first_process]
-    assert (
-        run_tests(CLEAN + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "correct"
-    )
+    assert verdict(sandbox, CLEAN + GOOD, TESTS) == "correct"
     assert len(os.listdir("/proc/self/fd")) == descriptors
     return reason, sandbox._first_process == before
 
@@ -114,12 +113,12 @@ def test_a_script_wins_nothing_and_leaves_nothing(sandbox, name):
 @pytest.mark.parametrize("name", AGAINST_STATEMENTS)
 def test_statements_beside_the_program_are_not_won_by_accident(sandbox, host, name):
     program = ATTACKS[name].format(**host)
-    assert attack(sandbox, program, STATEMENTS, PATIENT_SECONDS)[0] != "correct"
+    assert attack(sandbox, program, STATEMENTS)[0] != "correct"
 
 
 def test_what_remains_possible_and_what_does_not(sandbox):
-    assert attack(sandbox, FORGERY, STATEMENTS, PATIENT_SECONDS)[0] == "correct"
-    assert attack(sandbox, FORGERY, TESTS, PATIENT_SECONDS)[0] == "assertion"
+    assert attack(sandbox, FORGERY, STATEMENTS)[0] == "correct"
+    assert attack(sandbox, FORGERY, TESTS)[0] == "assertion"
 
 
 def test_there_are_enough_attacks():
@@ -127,16 +126,8 @@ def test_there_are_enough_attacks():
 
 
 def test_honest_programs_pass(sandbox):
-    assert (
-        run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "correct"
-    )
-    assert (
-        run_tests(
-            GOOD_SCRIPT, SCRIPT_TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox
-        )
-        == "correct"
-    )
+    assert verdict(sandbox, GOOD, TESTS) == "correct"
+    assert verdict(sandbox, GOOD_SCRIPT, SCRIPT_TESTS) == "correct"
     busy = (
         "import asyncio, concurrent.futures, tempfile, threading, os\n"
         "with tempfile.NamedTemporaryFile('w+') as file:\n"
@@ -146,10 +137,7 @@ def test_honest_programs_pass(sandbox):
         "if os.fork() == 0: os._exit(0)\n"
         "os.wait()\n"
     )
-    assert (
-        run_tests(busy + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "correct"
-    )
+    assert verdict(sandbox, busy + GOOD, TESTS) == "correct"
 
 
 @pytest.mark.parametrize("name", REAL_WITHOUT_A_SANDBOX)
@@ -167,10 +155,7 @@ def test_the_attacks_are_real(host, name, tmp_path):
 @pytest.mark.parametrize("name", ["a file of the host", "the checkpoint folder", "the users"])
 def test_the_weak_mode_does_not_isolate(host, name):
     program = ATTACKS[name].format(**host)
-    assert (
-        run_tests(program, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=WeakRunner())
-        == "correct"
-    )
+    assert verdict(WeakRunner(), program) == "correct"
 
 
 def test_a_program_is_nobody_without_rights_and_sees_three_folders(sandbox):
@@ -182,12 +167,7 @@ def test_a_program_is_nobody_without_rights_and_sees_three_folders(sandbox):
         "for folder in ('/proc', '/sys', '/home', '/bin', '/usr/bin/sh', '/var'):\n"
         "    assert not os.path.exists(folder), folder\n"
     )
-    assert (
-        run_tests(
-            program + GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox
-        )
-        == "correct"
-    )
+    assert verdict(sandbox, program + GOOD, TESTS) == "correct"
 
 
 def test_a_sandbox_that_died_between_programs_is_replaced(sandbox):
@@ -195,25 +175,16 @@ def test_a_sandbox_that_died_between_programs_is_replaced(sandbox):
     os.kill(sandbox._first_process, 9)
     while psutil.pid_exists(sandbox._first_process):
         time.sleep(0.01)
-    assert (
-        run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "correct"
-    )
+    assert verdict(sandbox, GOOD, TESTS) == "correct"
 
 
 def test_a_sandbox_that_dies_under_a_program_costs_that_program_only(sandbox):
     sandbox.open()
     killer = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.3; kill -9 {sandbox._first_process}"])
     program = "import time; time.sleep(100)\n" + GOOD
-    assert (
-        run_tests(program, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "crashed"
-    )
+    assert verdict(sandbox, program, TESTS) == "crashed"
     killer.wait()
-    assert (
-        run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-        == "correct"
-    )
+    assert verdict(sandbox, GOOD, TESTS) == "correct"
 
 
 def test_what_cannot_be_cleaned_up_costs_the_sandbox_not_the_verdict(sandbox):
@@ -221,10 +192,7 @@ def test_what_cannot_be_cleaned_up_costs_the_sandbox_not_the_verdict(sandbox):
     for program, tests in ((locked + GOOD, TESTS), (locked + GOOD_SCRIPT, SCRIPT_TESTS)):
         sandbox.open()
         first = sandbox._first_process
-        assert (
-            run_tests(program, tests, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-            == "correct"
-        )
+        assert verdict(sandbox, program, tests) == "correct"
         sandbox.open()
         assert sandbox._first_process != first
 
@@ -232,11 +200,11 @@ def test_what_cannot_be_cleaned_up_costs_the_sandbox_not_the_verdict(sandbox):
 USER_SCRIPT = """
 import json, sys
 from megatron_prism.verification.sandbox.code_tests import parse_tests
-from megatron_prism.verification.sandbox.judge import judge
+from megatron_prism.verification.sandbox.judge import Limits, judge
 from megatron_prism.verification.sandbox.bubblewrap import Sandbox
 programs, tests = json.loads(sys.argv[1])
 with Sandbox(256) as made:
-    print([judge(made, program, parse_tests(tests), timeout_seconds=60, memory_mib=256) for program in programs])
+    print([judge(made, program, parse_tests(tests), Limits(60, 256)).reason for program in programs])
 """
 
 
@@ -269,19 +237,14 @@ def test_a_sandbox_is_replaced_after_so_many_programs(sandbox, monkeypatch):
     for _ in range(4):
         sandbox.open()
         first.append(sandbox._first_process)
-        assert (
-            run_tests(GOOD, TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=sandbox)
-            == "correct"
-        )
+        assert verdict(sandbox, GOOD, TESTS) == "correct"
     assert first[0] == first[1] != first[2] == first[3]
 
 
 def test_closing_leaves_no_process_folder_group_or_descriptor(bubblewrap, new_children):
     descriptors = len(os.listdir("/proc/self/fd"))
     with Sandbox(MEMORY_MIB) as made:
-        run_tests(
-            "import os; os.fork()", TESTS, timeout_seconds=PATIENT_SECONDS, memory_mib=MEMORY_MIB, runner=made
-        )
+        verdict(made, "import os; os.fork()", TESTS)
         processes = inside(made)
         folders = list(made.group.folders) if made.group else []
         assert all(folder.exists() for folder in folders)

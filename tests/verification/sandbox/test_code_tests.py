@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from megatron_prism.errors import DataError
-from megatron_prism.verification.sandbox.code_tests import normal_output, parse_tests
+from megatron_prism.verification.sandbox.code_tests import parse_tests
 from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 Point = namedtuple("Point", "x y")
@@ -96,7 +96,6 @@ def test_a_comparison_with_a_literal_keeps_the_literal_at_home():
 )
 def test_another_statement_travels_with_a_token_that_changes(test):
     (step,), (again,) = parse_tests([test]).steps, parse_tests([test]).steps
-    assert step.request["statement"] == test
     assert step.request["token"] == step.expected != again.expected
 
 
@@ -129,9 +128,3 @@ def test_several_statements_in_one_text_are_asked_in_order():
 def test_malformed_tests_are_named_with_their_place(tests, said):
     with pytest.raises(DataError, match=said):
         parse_tests(tests)
-
-
-def test_spaces_and_empty_lines_at_the_end_of_output_do_not_count():
-    assert normal_output("1 \n2\t\r\n\n\n") == normal_output("1\n2")
-    assert normal_output(" 1") != normal_output("1")
-    assert normal_output("1\n\n2") != normal_output("1\n2")

@@ -12,6 +12,7 @@ from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.verification.grade import GradeItem, grade, grade_all, grader_versions
 from megatron_prism.verification.sandbox import isolation
 from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.sandbox.judge import Limits
 from megatron_prism.verification.settings import GradingSettings
 
 TESTS = ["assert f(2) == 4", "assert f(-3) == 9"]
@@ -31,7 +32,7 @@ def fenced(program: str) -> str:
 
 
 def verdict(runner, program, tests=TESTS, seconds=PATIENT_SECONDS):
-    return run_tests(program, tests, timeout_seconds=seconds, memory_mib=256, runner=runner)
+    return run_tests(program, tests, Limits(seconds, 256), runner=runner).reason
 
 
 @pytest.mark.parametrize("sandbox", isolation.MODES)
@@ -152,7 +153,9 @@ def test_success_cannot_be_printed(runner):
 
 def test_a_program_sees_no_environment_and_its_own_folder(runner, monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
-    program = "import os\nassert 'SECRET' not in os.environ\nassert os.listdir('.') == []\n" + GOOD
+    program = (
+        "import os\nassert 'SECRET' not in os.environ\nassert os.listdir('.') == ['solution.py']\n" + GOOD
+    )
     assert verdict(runner, program) == "correct"
     assert verdict(runner, program.replace("not in", "in")) == "assertion"
     assert verdict(runner, "open('m', 'w').write('x')\nassert open('m').read() == 'x'\n" + GOOD) == "correct"
@@ -166,7 +169,7 @@ def test_nothing_is_left_behind(sandbox, new_children, request):
     before = set(Path(tempfile.gettempdir()).glob("prism-code-*"))
     descriptors = len(os.listdir("/proc/self/fd"))
     program = "import time; open('x', 'w').write('x'); time.sleep(60)"
-    assert run_tests(program, TESTS, timeout_seconds=0.3, sandbox=sandbox) == "timeout"
+    assert run_tests(program, TESTS, Limits(0.3), sandbox=sandbox).reason == "timeout"
     assert set(Path(tempfile.gettempdir()).glob("prism-code-*")) == before
     assert not new_children()
     assert len(os.listdir("/proc/self/fd")) == descriptors

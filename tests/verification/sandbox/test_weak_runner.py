@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.sandbox.judge import Limits
 from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 
 TESTS = ["assert f(2) == 4"]
 
 
 def verdict(program):
-    return run_tests(program, TESTS, timeout_seconds=60.0, memory_mib=256, runner=WeakRunner())
+    return run_tests(program, TESTS, Limits(60.0, 256), runner=WeakRunner()).reason
 
 
 @pytest.mark.parametrize(

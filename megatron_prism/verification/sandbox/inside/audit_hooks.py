@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from megatron_prism.verification.sandbox.inside.program import serve
+from megatron_prism.verification.sandbox.inside.script import prepare_interpreter
 
 # Audit events (docs.python.org/3/library/audit_events.html) that no answer needs and that could do harm.
 # fmt: off
@@ -31,6 +32,7 @@ def main() -> None:
     inherited = int(sys.argv[1])
     channel = os.dup(inherited)
     os.close(inherited)
+    prepare_interpreter()
     serve(channel, protect=_guard)
 
 

@@ -1,9 +1,9 @@
 """Runs one program in this process and reports the results on a channel, line by line.
 
 The protocol, on this side: read the job (a line of JSON), set the limits, run the program, send `ran`, read the tests
-(a line of JSON, which arrives only now), and send a line for each: the plain text of a value, or the token of a
-statement that raised no exception. After a failure the last line is `!REASON`. A program that runs as a script reports
-through its standard output and exit status instead.
+(a line of JSON, which arrives only now), and send a line for each: the plain text of a value, the token of a statement
+that raised no exception, or `!REASON`. If the program itself fails, the only line is `!REASON`. A program that runs as
+a script reports through its standard output and exit status instead; script.py describes how it runs.
 
 A program can replace functions by name: `builtins.exec`, `json.loads`, `os.write`. So the functions that are used after
 the program are looked up before it runs and kept in local variables, and this module is removed from `sys.modules`.
@@ -11,26 +11,35 @@ the program are looked up before it runs and kept in local variables, and this m
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import resource
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from megatron_prism.verification.sandbox.inside import script
+from megatron_prism.verification.sandbox.inside.comparison import comparison
+from megatron_prism.verification.sandbox.inside.harness_names import lendable, lent_to
 from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 # Sent instead of a value that has no plain text. No expected value has this text.
 NO_VALUE = "?"
+# The main thread's stack, as online judges allow, if the hard limit does: recursion through C uses it.
+STACK_BYTES = 64 << 20
 
 
-def serve(channel: int, protect: Callable[[], None] = lambda: None) -> NoReturn:
-    """Run the job that is read from `channel`, and exit without running exit handlers.
+def serve(
+    channel: int, protect: Callable[[], None] = lambda: None, names: Mapping[str, str] | None = None
+) -> NoReturn:
+    """Run the job that is read from `channel`, and exit.
 
     Args:
         channel: descriptor of a stream socket.
         protect: called after the limits are set, before the program.
+        names: what `harness_names.lendable` returned, if that is known already.
     """
     leave = os._exit
     status = 1
@@ -39,10 +48,10 @@ def serve(channel: int, protect: Callable[[], None] = lambda: None) -> NoReturn:
         del sys.modules[name]
     try:
         job = host.read()
-        for name, limit in job["limits"].items():
-            resource.setrlimit(getattr(resource, name), (limit, limit))
-        protect()
-        status = _run(job, host)
+        for name, text in job.get("files", {}).items():
+            with open(name, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+                file.write(text)
+        status = _run(job, host, protect, dict(names) if names is not None else lendable())
     except BaseException as problem:
         status = 1
         host.send(f"!{_reason(problem)}")
@@ -73,45 +82,77 @@ class _Channel:
             data = data[self._write(self.channel, data) :]
 
 
-def _run(job: dict[str, Any], host: _Channel) -> int:
+def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names: dict[str, str]) -> int:
     """The exit status: 0, unless a script exits with another."""
-    read, send, answer = host.read, host.send, _answer
+    read, send, answer, reason, collect = host.read, host.send, _answer, _reason, script.collect
     # "__main__" only for a script: otherwise an `if __name__ == "__main__"` block would run and wait for input.
-    name = "__main__" if job["script"] else "solution"
-    module = types.ModuleType(name)
-    # dataclasses, pickle and typing look up the module of a class.
-    sys.modules[name] = module
-    try:
-        exec(compile(job["program"], "solution.py", "exec"), module.__dict__)
-    except SystemExit as left:
-        if not job["script"] or left.code not in (None, 0):
-            raise
+    module = script.module("__main__" if job["script"] else "solution", job.get("arguments", []))
+    compare = comparison(sys.modules)
+    # A program that starts with a byte order mark is a program; compile() accepts one only in bytes.
+    source = job["program"].removeprefix("\ufeff")
+    code = compile(source, module.__file__ or "", "exec", dont_inherit=True)
+    script.write_source(module, source)
+    lent = lent_to(code, names)
+    vars(module).update(lent)
+    for name, limit in job["limits"].items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    protect()
+    script.set_recursion_limit(job.get("recursion"))
     if job["script"]:
-        sys.stdout.flush()
-        return 0
+        loaded = [code, module]
+        del code, module
+        return script.run(loaded, any_exit=job.get("any_exit", False))
+    namespace = vars(module)
+    exec(code, namespace)
     send("ran")
+    functions = {name for name, value in lent.items() if not isinstance(value, types.ModuleType)}
+    hidden = {name: lent[name] for name in functions}
     for step in read():
-        send(answer(step, module.__dict__))
+        try:
+            line = answer(step, namespace, hidden, compare)
+        except BaseException as problem:
+            line = f"!{reason(problem)}"
+            # The traceback keeps what the test used: megabytes that the next test may need.
+            del problem
+            collect()
+        send(line)
     return 0
 
 
 def _answer(
     step: dict[str, Any],
     namespace: dict[str, Any],
+    hidden: dict[str, Any],
+    compare: Any,
     compile: Any = compile,
     exec: Any = exec,
     eval: Any = eval,
+    parse: Any = ast.parse,
+    walk: Any = ast.walk,
+    plain: Any = plain,
 ) -> str:
+    source = step.get("function") or step.get("expression") or step["statement"]
+    if "function" in step and "." not in source and hasattr(namespace.get("Solution"), source):
+        # As on LeetCode, a function may be a method of the class Solution, and each test has a new object.
+        source = f"Solution().{source}"
+    for node in walk(parse(source)) if hidden else ():
+        name = getattr(node, "id", None)
+        if name in hidden and namespace.get(name) is hidden[name]:
+            raise NameError(f"name '{name}' is not defined")
     if "token" in step:
-        exec(compile(step["statement"], "test.py", "exec"), namespace)
+        namespace[step["compare"]] = compare
+        exec(compile(source, "test.py", "exec", dont_inherit=True), namespace)
         return str(step["token"])
     if "function" in step:
-        function = eval(compile(step["function"], "test.py", "eval"), namespace)
+        function = eval(compile(source, "test.py", "eval", dont_inherit=True), namespace)
         value = function(*step["arguments"])
     else:
-        value = eval(compile(step["expression"], "test.py", "eval"), namespace)
+        value = eval(compile(source, "test.py", "eval", dont_inherit=True), namespace)
     try:
-        return plain(value, tuples_are_lists="function" in step)
+        return str(plain(value, tuples_are_lists="function" in step))
     except TypeError:
         return NO_VALUE
 

@@ -20,7 +20,9 @@ import socket
 import sys
 from typing import Any
 
+from megatron_prism.verification.sandbox.inside.harness_names import lendable
 from megatron_prism.verification.sandbox.inside.program import serve
+from megatron_prism.verification.sandbox.inside.script import prepare_interpreter
 
 NOBODY = 65534
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
@@ -43,6 +45,10 @@ def main(control_number: int, uid: int) -> None:
     os.environ.pop("PWD", None)
     for name in PRELOADED:
         importlib.import_module(name)
+    prepare_interpreter()
+    names = _lendable_names()
+    # Standard output is the null device, which this process may not be allowed to open itself.
+    silence = os.dup(1)
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=control_number) as control:
@@ -57,7 +63,7 @@ def main(control_number: int, uid: int) -> None:
                 continue
             child = os.fork()
             if child == 0:
-                _become_program(control, descriptors)
+                _become_program(control, descriptors, silence, names)
             for descriptor in descriptors:
                 os.close(descriptor)
             _await_end(control, child, message["start"])
@@ -65,19 +71,39 @@ def main(control_number: int, uid: int) -> None:
             _send(control, {"ended": message["start"], "status": status, "clean": _clean()})
 
 
-def _become_program(control: socket.socket, descriptors: list[int]) -> None:
+def _lendable_names() -> dict[str, str]:
+    """`lendable`, computed in another process: the modules that it imports would slow down every fork."""
+    result, far_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with open(far_end, "w", encoding="ascii") as file:
+            json.dump(lendable(), file)
+        os._exit(0)
+    os.close(far_end)
+    with open(result, encoding="ascii") as file:
+        names: dict[str, str] = json.load(file)
+    os.waitpid(child, 0)
+    return names
+
+
+def _become_program(
+    control: socket.socket, descriptors: list[int], silence: int, names: dict[str, str]
+) -> None:
     try:
         control.close()
         os.setsid()
         channel, stdin, stdout = descriptors
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
-        for descriptor in range(3, max(descriptors) + 1):
+        # Each program has its own standard error, which keeps nothing. The one of this process is a file.
+        os.dup2(silence, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for descriptor in range(3, max(*descriptors, silence) + 1):
             if descriptor != channel:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
-        serve(channel)
+        serve(channel, names=names)
     finally:
         os._exit(1)
 

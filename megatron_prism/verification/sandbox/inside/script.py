@@ -1,0 +1,116 @@
+"""What `python file.py` does around a program: its module, its arguments, and everything that happens at its end.
+
+At its end, Python waits for the threads that are not daemons, calls the functions registered with atexit, drops the
+program's objects (which closes its files), and flushes the standard streams.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import gc
+import os
+import random
+import site
+import sys
+import types
+from typing import Any
+
+FILE_NAME = "solution.py"
+# What Python allows by default.
+RECURSION_LIMIT = 1000
+# Exit status of Python if the standard output cannot be flushed.
+FLUSH_FAILED = 120
+collect = gc.collect
+
+
+def prepare_interpreter() -> None:
+    """What `site` adds to the builtins (`exit`, `quit`, `help`, `copyright`, ...), and a seed for `random`.
+
+    The seed is the same for every program, like the hash seed: the same program must always get the same verdict.
+    """
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
+    random.seed(0)
+
+
+def module(name: str, arguments: list[str]) -> types.ModuleType:
+    """An empty module `name` for a program in the current folder; sets `sys.argv` and `sys.path[0]` as for a script."""
+    folder = os.getcwd()
+    made = types.ModuleType(name)
+    made.__file__ = os.path.join(folder, FILE_NAME)
+    vars(made)["__builtins__"] = builtins
+    if name == "__main__":
+        vars(made).update(__annotations__={}, __cached__=None)
+    sys.argv = [made.__file__, *arguments]
+    sys.orig_argv = [sys.executable, *sys.argv]
+    sys.path.insert(0, folder)
+    # dataclasses, pickle and typing look up the module of a class.
+    sys.modules[name] = made
+    return made
+
+
+def write_source(made: types.ModuleType, source: str) -> None:
+    """Write the program to its file, for programs that read themselves, `inspect`, and processes that are spawned."""
+    with contextlib.suppress(OSError), open(str(made.__file__), "w", encoding="utf-8", newline="") as file:
+        file.write(source)
+
+
+def set_recursion_limit(limit: int | None) -> None:
+    """Set it so that the program can use all of it: the frames of this package, which are below it, do not count."""
+    frame: types.FrameType | None = sys._getframe()
+    depth = 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1
+    sys.setrecursionlimit((limit or RECURSION_LIMIT) + depth)
+
+
+def run(loaded: list[Any], *, any_exit: bool) -> int:
+    """Run a main program to its end, and return the exit status.
+
+    An exception other than SystemExit is raised again at once: the verdict is known then.
+
+    Args:
+        loaded: its code and its module. The list is emptied, so that the caller does not keep the program's objects.
+        any_exit: every SystemExit is a status of 0, as in LiveCodeBench's harness.
+    """
+    status = 0
+    made = loaded.pop()
+    try:
+        exec(loaded.pop(), vars(made))
+    except SystemExit as left:
+        status = 0 if any_exit else _status(left.code)
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+    atexit = sys.modules.get("atexit")
+    if atexit is not None:
+        atexit._run_exitfuncs()
+    status = status if _flush() else FLUSH_FAILED
+    sys.modules.pop(made.__name__, None)
+    del made
+    collect()
+    return status if _flush() else FLUSH_FAILED
+
+
+def _status(code: Any) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    with contextlib.suppress(Exception):
+        print(code, file=sys.stderr)
+    return 1
+
+
+def _flush() -> bool:
+    flushed = True
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is None or getattr(stream, "closed", False):
+            continue
+        try:
+            stream.flush()
+        except Exception:
+            flushed = False
+    return flushed
