@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
+import select
 import shutil
 import signal
 import socket
@@ -217,10 +217,10 @@ def bubblewrap_version() -> str | None:
 
 def _receive(control: socket.socket, seconds: float) -> dict[str, Any] | None:
     """The next message of the sandbox's first process; None if it has ended or sends nothing in time."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
-        if not selector.select(seconds):
-            return None
+    waiting = select.poll()
+    waiting.register(control, select.POLLIN)
+    if not waiting.poll(seconds * 1000):
+        return None
     try:
         data = control.recv(4096)
     except OSError:

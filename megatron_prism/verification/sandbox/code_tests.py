@@ -139,9 +139,7 @@ def _style(test: CodeTest, place: str) -> str:
         return written
     kind = test.get("testtype")
     if kind is not None and kind not in TEST_TYPES:
-        raise DataError(
-            f"{place}: 'testtype' is {kind!r}{suggest(str(kind), TEST_TYPES)}; it is one of {', '.join(TEST_TYPES)}"
-        )
+        raise DataError(f"{place}: 'testtype' is {kind!r}{suggest(str(kind), TEST_TYPES)}")
     named = _function_name(test, place) is not None
     if kind == FUNCTIONAL and not named:
         raise DataError(

@@ -136,7 +136,8 @@ class _Steps:
 
     def _on_line(self, line: str) -> None:
         if self.done < 0:
-            if line != "ran":
+            # After "ran" the process waits for the tests; replies to tests that it has not seen are forged.
+            if line != "ran" or self.session.more_follows:
                 raise Stop(reason_of(line) or CRASHED)
             self.session.send([step.request for step in self.steps])
         else:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import re
-import selectors
+import select
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -99,6 +99,8 @@ class Session:
         self.largest_line = LARGEST_OUTPUT_BYTES + largest_line
         self.printed = bytearray()
         self.received = bytearray()
+        # During a call of `on_line`: whether the process has sent more after this line.
+        self.more_follows = False
         self._host: socket.socket | None = None
 
     def run(self, runner: Runner) -> str | int:
@@ -142,22 +144,22 @@ class Session:
         """Exchange messages until the program has ended; raises Stop as soon as the verdict is known."""
         assert self._host is not None
         self.send(self.job)
-        with selectors.DefaultSelector() as selector:
-            selector.register(running.ended, selectors.EVENT_READ)
-            selector.register(self._host, selectors.EVENT_READ)
-            if printed is not None:
-                selector.register(printed, selectors.EVENT_READ)
-            while True:
-                left = self.deadline - time.monotonic()
-                ready = {key.fd for key, _ in selector.select(left)} if left > 0 else set()
-                if not ready:
-                    raise Stop(TIMEOUT)
-                if self._host.fileno() in ready and not self._receive():
-                    selector.unregister(self._host)
-                if printed in ready and not self._collect(printed):
-                    selector.unregister(printed)
-                if running.ended in ready:
-                    return
+        host = self._host.fileno()
+        # Not selectors.DefaultSelector, which makes and closes a descriptor each time.
+        waiting = select.poll()
+        for descriptor in (running.ended, host, *(() if printed is None else (printed,))):
+            waiting.register(descriptor, select.POLLIN)
+        while True:
+            left = self.deadline - time.monotonic()
+            ready = {descriptor for descriptor, _ in waiting.poll(left * 1000)} if left > 0 else set()
+            if not ready:
+                raise Stop(TIMEOUT)
+            if host in ready and not self._receive():
+                waiting.unregister(host)
+            if printed in ready and not self._collect(printed):
+                waiting.unregister(printed)
+            if running.ended in ready:
+                return
 
     def _read_the_rest(self, printed: int | None) -> None:
         """Read what the process sent and printed before it ended."""
@@ -181,7 +183,8 @@ class Session:
         if b"\n" in data:
             *lines, rest = bytes(self.received).split(b"\n")
             self.received = bytearray(rest)
-            for line in lines:
+            for number, line in enumerate(lines, start=1):
+                self.more_follows = number < len(lines) or bool(rest)
                 self.on_line(line.decode("ascii", "replace"))
         if len(self.received) > self.largest_line:
             raise Stop("output")

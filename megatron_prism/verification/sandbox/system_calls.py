@@ -30,12 +30,18 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189),
     "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "setxattr": (188, 5),
-    "lsetxattr": (189, 6), "fsetxattr": (190, 7),
+    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463), "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    # the times of devices and of files that other programs see; and which files others have read
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "cachestat": (451, 451),
     # namespaces, mounts and roots
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429),
     "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
-    "mount_setattr": (442, 442), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    "mount_setattr": (442, 442), "open_tree_attr": (467, 467), "statmount": (457, 457),
+    "listmount": (458, 458), "quotactl_fd": (443, 443), "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
     # the network
     "socket": (41, 198),
     # the machine

@@ -179,6 +179,37 @@ ATTACKS = {
         "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ran\\n'); text = os.read(fd, 65536)\n"
         "    except OSError: continue\n    os.write(fd, text)\n"
     ),
+    "the tests in memory": (
+        "import gc\nfound = [o for o in gc.get_objects() if 'expected' in str(o)[:10**4]]\n"
+        "def f(x): return found\n"
+    ),
+    "the caller's variables changed": (
+        "import ctypes, sys\nframe = sys._getframe()\nwhile frame := frame.f_back:\n"
+        "    frame.f_locals.update(send=print, read=list, answer=lambda *_: '4', plain=lambda *_, **__: '4')\n"
+        "    ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), 0)\ndef f(x): return 0\n"
+    ),
+    "standard error read back": _escaped_if(
+        "os.lseek(2, 0, 0) == 0 and b'x' in os.read(2, 9)", "import os; os.write(2, b'x')"
+    ),
+    "standard error closed": "import os\nos.close(2)\nos.dup2(1, 2)\ndef f(x): return 0\n",
+    "the times of a device": _escaped_unless_refused("os.utime('/dev/null')", "import os"),
+    "a hard link to a library": _escaped_unless_refused("os.link(os.__file__, '/tmp/x')", "import os"),
+    "signals without end": (
+        "import os, signal\nsignal.signal(10, lambda *_: None)\nwhile True: os.kill(os.getpid(), 10)\n"
+    ),
+    "ignoring every signal": (
+        "import signal\nfor number in signal.valid_signals() - {{9, 19}}: signal.signal(number, signal.SIG_IGN)\n"
+        "while True: pass\n"
+    ),
+    "a stopped child": "import os\nif os.fork() == 0: os.kill(os.getpid(), 19)\nos.wait()\n",
+    "a child that reads the channel": (
+        "import os\nif os.fork() == 0:\n    for fd in range(3, 64):\n        try: os.read(fd, 9)\n"
+        "        except OSError: pass\n    os._exit(0)\nos.wait()\n"
+    ),
+    "replies before the tests": (
+        "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ran\\n4\\n9\\n')\n    except OSError: pass\n"
+        "os._exit(0)\n"
+    ),
     "another interpreter": "import os, sys\nos.execv(sys.executable or '/nothing', ['python', '-c', 'print(4)'])\n",
 }
 

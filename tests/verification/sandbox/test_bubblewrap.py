@@ -122,7 +122,7 @@ def test_what_remains_possible_and_what_does_not(sandbox):
 
 
 def test_there_are_enough_attacks():
-    assert len(ATTACKS) + len(SCRIPT_ATTACKS) >= 30
+    assert len(ATTACKS) + len(SCRIPT_ATTACKS) >= 80
 
 
 def test_honest_programs_pass(sandbox):

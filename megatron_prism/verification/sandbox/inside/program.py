@@ -6,12 +6,12 @@ that raised no exception, or `!REASON`. If the program itself fails, the only li
 a script reports through its standard output and exit status instead; script.py describes how it runs.
 
 A program can replace functions by name: `builtins.exec`, `json.loads`, `os.write`. So the functions that are used after
-the program are looked up before it runs and kept in local variables, and this module is removed from `sys.modules`.
+the program are looked up before it runs and kept in local variables, and this package is removed from `sys.modules`
+(`script.prepare_interpreter`).
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import resource
@@ -29,6 +29,7 @@ from megatron_prism.verification.sandbox.inside.plain_text import plain
 NO_VALUE = "?"
 # The main thread's stack, as online judges allow, if the hard limit does: recursion through C uses it.
 STACK_BYTES = 64 << 20
+_DECODE = json.JSONDecoder().decode
 
 
 def serve(
@@ -44,8 +45,6 @@ def serve(
     leave = os._exit
     status = 1
     host = _Channel(channel)
-    for name in [name for name in sys.modules if name.startswith("megatron_prism")]:
-        del sys.modules[name]
     try:
         job = host.read()
         for name, text in job.get("files", {}).items():
@@ -64,7 +63,7 @@ class _Channel:
 
     def __init__(self, channel: int) -> None:
         self.channel = channel
-        self._read, self._write, self._decode = os.read, os.write, json.JSONDecoder().decode
+        self._read, self._write, self._decode = os.read, os.write, _DECODE
 
     def read(self) -> Any:
         """The next message: a line of JSON. The host sends one line and then waits."""
@@ -130,18 +129,14 @@ def _answer(
     compile: Any = compile,
     exec: Any = exec,
     eval: Any = eval,
-    parse: Any = ast.parse,
-    walk: Any = ast.walk,
     plain: Any = plain,
 ) -> str:
     source = step.get("function") or step.get("expression") or step["statement"]
     if "function" in step and "." not in source and hasattr(namespace.get("Solution"), source):
         # As on LeetCode, a function may be a method of the class Solution, and each test has a new object.
         source = f"Solution().{source}"
-    for node in walk(parse(source)) if hidden else ():
-        name = getattr(node, "id", None)
-        if name in hidden and namespace.get(name) is hidden[name]:
-            raise NameError(f"name '{name}' is not defined")
+    if hidden:
+        _refuse_hidden(source, namespace, hidden)
     if "token" in step:
         namespace[step["compare"]] = compare
         exec(compile(source, "test.py", "exec", dont_inherit=True), namespace)
@@ -155,6 +150,17 @@ def _answer(
         return str(plain(value, tuples_are_lists="function" in step))
     except TypeError:
         return NO_VALUE
+
+
+def _refuse_hidden(source: str, namespace: dict[str, Any], hidden: dict[str, Any]) -> None:
+    """Raise NameError if a test mentions a lent name that the program has not defined itself."""
+    # Imported here because it would slow down every fork, and few programs use lent names.
+    import ast
+
+    for node in ast.walk(ast.parse(source)):
+        name = getattr(node, "id", None)
+        if name in hidden and namespace.get(name) is hidden[name]:
+            raise NameError(f"name '{name}' is not defined")
 
 
 def _reason(problem: BaseException) -> str:

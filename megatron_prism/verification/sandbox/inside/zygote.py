@@ -148,6 +148,11 @@ def _clean() -> bool:
         # If the host is not root, the program owns the folder and may have changed its mode.
         os.chmod(WRITABLE, 0o1777)
     try:
+        for entry in os.scandir(WRITABLE):
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+        if not os.listdir(WRITABLE):
+            return True
         for folder, folders, files in os.walk(WRITABLE, topdown=False):
             for name in files:
                 os.unlink(os.path.join(folder, name))
