@@ -7,6 +7,7 @@ enforced here.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -129,16 +130,20 @@ class Session:
     def send(self, message: Any) -> None:
         """Send one line of JSON, in ASCII, so that lone surrogates arrive unchanged."""
         assert self._host is not None
-        self._host.settimeout(max(0.001, self.deadline - time.monotonic()))
+        data = json.dumps(message).encode("ascii") + b"\n"
         try:
-            self._host.sendall(json.dumps(message).encode("ascii") + b"\n")
+            with contextlib.suppress(BlockingIOError):
+                # Most messages fit into the socket's buffer: no time limit is needed.
+                data = data[self._host.send(data, socket.MSG_DONTWAIT) :]
+            if data:
+                self._host.settimeout(max(0.001, self.deadline - time.monotonic()))
+                self._host.sendall(data)
+                self._host.settimeout(None)
         except TimeoutError:
             raise Stop(TIMEOUT) from None
         except (BrokenPipeError, ConnectionResetError):
             # The program has ended or closed the channel: its earlier replies and its exit status decide.
             pass
-        finally:
-            self._host.settimeout(None)
 
     def _talk(self, printed: int | None, running: Running) -> None:
         """Exchange messages until the program has ended; raises Stop as soon as the verdict is known."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import types
+from collections.abc import Mapping
 from typing import Any
 
 # `from X import *`, in this order: later ones win, and the builtins win over those before them.
@@ -36,14 +37,19 @@ def lendable() -> dict[str, str]:
     return {name: module for name, module in found.items() if not hasattr(builtins, name)}
 
 
-def lent_to(code: types.CodeType, names: dict[str, str]) -> dict[str, Any]:
-    """The names that `code` mentions, with their values."""
+def mentioned_in(code: types.CodeType) -> set[str]:
+    """The names of variables, attributes and modules in `code`."""
     mentioned: set[str] = set()
     waiting = [code]
     while waiting:
         part = waiting.pop()
         mentioned.update(part.co_names)
         waiting += [constant for constant in part.co_consts if isinstance(constant, types.CodeType)]
+    return mentioned
+
+
+def lent_to(mentioned: set[str], names: Mapping[str, str]) -> dict[str, Any]:
+    """The names that a program mentions, with their values."""
     lent = {}
     for name in mentioned & names.keys():
         module = importlib.import_module(names[name] or name)

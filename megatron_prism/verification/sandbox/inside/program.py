@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from megatron_prism.verification.sandbox.inside import script
 from megatron_prism.verification.sandbox.inside.comparison import comparison
-from megatron_prism.verification.sandbox.inside.harness_names import lendable, lent_to
+from megatron_prism.verification.sandbox.inside.harness_names import lendable, lent_to, mentioned_in
 from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 # Sent instead of a value that has no plain text. No expected value has this text.
@@ -50,7 +50,7 @@ def serve(
         for name, text in job.get("files", {}).items():
             with open(name, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
                 file.write(text)
-        status = _run(job, host, protect, dict(names) if names is not None else lendable())
+        status = _run(job, host, protect, names if names is not None else lendable())
     except BaseException as problem:
         status = 1
         host.send(f"!{_reason(problem)}")
@@ -81,7 +81,7 @@ class _Channel:
             data = data[self._write(self.channel, data) :]
 
 
-def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names: dict[str, str]) -> int:
+def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names: Mapping[str, str]) -> int:
     """The exit status: 0, unless a script exits with another."""
     read, send, answer, reason, collect = host.read, host.send, _answer, _reason, script.collect
     # "__main__" only for a script: otherwise an `if __name__ == "__main__"` block would run and wait for input.
@@ -91,7 +91,9 @@ def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names
     source = job["program"].removeprefix("\ufeff")
     code = compile(source, module.__file__ or "", "exec", dont_inherit=True)
     script.write_source(module, source)
-    lent = lent_to(code, names)
+    mentioned = mentioned_in(code)
+    lent = lent_to(mentioned, names)
+    script.seed_chance(mentioned)
     vars(module).update(lent)
     for name, limit in job["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))

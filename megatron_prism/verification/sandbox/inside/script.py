@@ -9,8 +9,8 @@ from __future__ import annotations
 import builtins
 import contextlib
 import gc
+import importlib
 import os
-import random
 import site
 import sys
 import types
@@ -39,14 +39,8 @@ def prepare_interpreter() -> None:
 
 
 def module(name: str, arguments: list[str]) -> types.ModuleType:
-    """An empty module `name` for a program in the current folder.
-
-    Also sets `sys.argv` and `sys.path[0]` as for a script, and the seed of `random`.
-    """
+    """An empty module `name` for a program in the current folder; sets `sys.argv` and `sys.path[0]` as for a script."""
     folder = os.getcwd()
-    # The same for every program, like the hash seed: the same program must always get the same verdict. Python seeds
-    # it anew after a fork.
-    random.seed(0)
     made = types.ModuleType(name)
     made.__file__ = os.path.join(folder, FILE_NAME)
     vars(made)["__builtins__"] = builtins
@@ -58,6 +52,15 @@ def module(name: str, arguments: list[str]) -> types.ModuleType:
     # dataclasses, pickle and typing look up the module of a class.
     sys.modules[name] = made
     return made
+
+
+def seed_chance(mentioned: set[str]) -> None:
+    """Seed `random` if the program mentions it.
+
+    The seed is the same for every program, like the hash seed: the same program must always get the same verdict.
+    """
+    if "random" in mentioned or "random" in sys.modules:
+        importlib.import_module("random").seed(0)
 
 
 def write_source(made: types.ModuleType, source: str) -> None:
