@@ -30,6 +30,7 @@ MULTIPLIERS: dict[str, Any] = {
 MAMBA: dict[str, Any] = {"mamba_num_heads": 8, "mamba_head_dim": 8, "mamba_state_dim": 8}
 MODELS = {
     "granite": Architecture("granite", num_layers=4, num_query_groups=2, **SHAPE, **MULTIPLIERS),
+    "llama": Architecture("llama", num_layers=6, num_query_groups=2, tie_word_embeddings=False, **SHAPE),
     "mistral": Architecture(
         "mistral",
         num_layers=4,
@@ -120,8 +121,11 @@ def layout(
     dp: int = 1,
     sp: bool = False,
     zero: bool = True,
+    first: int | None = None,
+    last: int | None = None,
+    split: str = "even",
 ) -> ParallelConfig:
-    """A layout in short; `zero` is the distributed optimizer."""
+    """A layout in short; `zero` is the distributed optimizer, `first` and `last` are layers of pipeline stages."""
     return ParallelConfig(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
@@ -130,6 +134,9 @@ def layout(
         data_parallel_size=dp,
         sequence_parallel=sp,
         use_distributed_optimizer=zero,
+        layers_in_first_stage=first,
+        layers_in_last_stage=last,
+        split=split,
     )
 
 
@@ -143,6 +150,9 @@ def layout_name(parallel: ParallelConfig) -> str:
         "DP": parallel.data_parallel_size,
     }
     parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    ends = {"first": parallel.layers_in_first_stage, "last": parallel.layers_in_last_stage}
+    parts += [f"{name} stage {count}" for name, count in ends.items() if count is not None]
+    parts += [parallel.split] if parallel.split != "even" else []
     if parallel.sequence_parallel:
         parts.insert(1, "SP")
     if not parallel.use_distributed_optimizer:
@@ -176,17 +186,24 @@ CASES = [
     Case("granite", SP2_CP2),
     Case("granite", layout(cp=2, dp=2, zero=False)),
     Case("granite", layout(pp=4), settings=FULL),
+    Case("granite", layout(pp=2, first=3)),
+    Case("granite", layout(pp=3, last=2), settings=SELECTIVE),
+    Case("granite", layout(pp=2, split="balanced"), before=layout(pp=2, first=1)),
     Case("granite", ONE, before=SP2),
     Case("granite", PP2, before=layout(dp=4)),
     Case("granite", SP2_CP2, before=DP2),
     Case("granite", SP2, settings=DOCUMENTS),
     Case("granite", CP2, settings=DOCUMENTS),
     Case("granite", PP2, settings=DOCUMENTS),
+    Case("llama", layout(pp=2, vp=2, first=2)),
+    Case("llama", layout(pp=2, vp=2, split="balanced"), settings=FULL),
     Case("mistral", layout(4, sp=True)),
     Case("mistral", CP2),
     Case("mistral", layout(pp=2, vp=2)),
     Case("mistral", CP2, before=layout(2, pp=2)),
     Case("granite-h", PP2),
+    Case("granite-h", layout(pp=3, first=4, last=1)),
+    Case("granite-h", layout(pp=2, last=3), before=layout(pp=3, last=2)),
     Case("granite-h", CP2),
     Case("granite-h", DP2, settings=FULL),
     Case("granite-h", CP2, before=PP2),
@@ -196,6 +213,7 @@ CASES = [
     Case("nemotron-h", CP2, settings=SELECTIVE),
     Case("nemotron-h", CP2),
     Case("nemotron-h", layout(2, pp=2)),
+    Case("nemotron-h", layout(2, pp=2, split="balanced"), settings=FULL),
     Case("nemotron-h", SP2_CP2),
     Case("nemotron-h", DP2, before=SP2),
     Case("nemotron-h", SP2, settings=DOCUMENTS),

@@ -26,7 +26,16 @@ HYBRID = Architecture(
 
 
 def layout(
-    *, tp: int = 1, pp: int = 1, cp: int = 1, dp: int = 1, sp: bool = False, vp: int | None = None
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    cp: int = 1,
+    dp: int = 1,
+    sp: bool = False,
+    vp: int | None = None,
+    first: int | None = None,
+    last: int | None = None,
+    split: str = "even",
 ) -> ParallelConfig:
     return ParallelConfig(
         tensor_model_parallel_size=tp,
@@ -35,6 +44,9 @@ def layout(
         data_parallel_size=dp,
         sequence_parallel=sp,
         virtual_pipeline_model_parallel_size=vp,
+        layers_in_first_stage=first,
+        layers_in_last_stage=last,
+        split=split,
     )
 
 

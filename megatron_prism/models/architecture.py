@@ -118,13 +118,18 @@ class Architecture:
     def is_hybrid(self) -> bool:
         return self.hybrid_pattern is not None
 
+    @property
+    def kinds_of_layers(self) -> list[str]:
+        """The parts of each of `num_layers` layers: one in a hybrid, attention and MLP in a dense model."""
+        return list(self.hybrid_pattern) if self.hybrid_pattern else [ATTENTION + MLP] * self.num_layers
+
     def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
         """Rows of the embedding: the vocabulary size, rounded up so that every TP rank has the same number of rows."""
         return -(-self.vocab_size // tensor_model_parallel_size) * tensor_model_parallel_size
 
     def check_parallel(self, parallel: ParallelConfig) -> None:
         """Raise a ParallelError naming the size that the layout does not divide."""
-        tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        tp = parallel.tensor_model_parallel_size
         divided = {"num_attention_heads": tp, "num_query_groups": tp, "ffn_hidden_size": tp}
         if self.is_hybrid:
             divided |= {"mamba_num_heads": tp * parallel.context_parallel_size}
@@ -143,13 +148,14 @@ class Architecture:
                 raise ParallelError(
                     "virtual_pipeline_model_parallel_size: hybrid models have no virtual pipeline stages; unset it"
                 )
-        divided["num_layers"] = pp * (parallel.virtual_pipeline_model_parallel_size or 1)
         for name, size in divided.items():
             if getattr(self, name) % size:
                 raise ParallelError(
                     f"{name}={getattr(self, name)} is not divisible by {size} "
-                    f"(tensor {tp}, pipeline {pp}, context {parallel.context_parallel_size})"
+                    f"(tensor {tp}, context {parallel.context_parallel_size})"
                 )
+        if parallel.split == "even":
+            parallel.layers_per_stage(self.num_layers)
 
     def _instead_of_tensor_parallelism(self, wanted: int) -> str:
         fitting = [size for size in range(wanted - 1, 1, -1) if self.mamba_num_groups % size == 0]

@@ -55,6 +55,10 @@ def transformer_config(
 
     a = architecture
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    last = parallel.layers_in_last_stage
+    if parallel.pipeline_model_parallel_size == 2 and parallel.layers_in_first_stage is not None:
+        # It follows. With both, upstream divides by the number of stages between them (transformer_layer.py:137).
+        last = None
     values: dict[str, Any] = {
         "num_layers": a.num_layers,
         "hidden_size": a.hidden_size,
@@ -75,6 +79,8 @@ def transformer_config(
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "num_layers_in_first_pipeline_stage": parallel.layers_in_first_stage,
+        "num_layers_in_last_pipeline_stage": last,
         "context_parallel_size": parallel.context_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
         "batch_p2p_comm": not interleaved,

@@ -11,10 +11,18 @@ from datetime import timedelta
 
 from megatron_prism.errors import ParallelError
 
+SPLITS = ("even", "balanced")
+
 
 @dataclass
 class ParallelConfig:
-    """How a model is distributed over processes; the product of the sizes is the number of processes."""
+    """How a model is distributed over processes; the product of the sizes is the number of processes.
+
+    Attributes:
+        split: 'even': every pipeline stage has as many layers, but for the next two settings; 'balanced': the first and
+            the last stage get the numbers that make the slowest stage fastest (`training/pipeline_split.py`).
+        layers_in_first_stage, layers_in_last_stage: their numbers of layers; the other stages share the rest evenly.
+    """
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
@@ -23,6 +31,9 @@ class ParallelConfig:
     data_parallel_size: int = 1
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = True
+    split: str = "even"
+    layers_in_first_stage: int | None = None
+    layers_in_last_stage: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -41,6 +52,63 @@ class ParallelConfig:
                 f"virtual_pipeline_model_parallel_size={virtual} must be at least 2, and needs "
                 f"pipeline_model_parallel_size of at least 2 (it is {self.pipeline_model_parallel_size})"
             )
+
+        self._check_split()
+
+    def _check_split(self) -> None:
+        ends = {
+            name: getattr(self, name)
+            for name in ("layers_in_first_stage", "layers_in_last_stage")
+            if getattr(self, name) is not None
+        }
+        if self.split not in SPLITS:
+            raise ParallelError(f"split={self.split!r} is not possible; use one of {', '.join(SPLITS)}")
+        if self.split == "balanced" and ends:
+            raise ParallelError(
+                f"split=balanced chooses {' and '.join(ends)}; remove the number, or use split=even"
+            )
+        chosen = ["split=balanced"] if self.split == "balanced" else [f"{k}={v}" for k, v in ends.items()]
+        if chosen and self.pipeline_model_parallel_size < 2:
+            raise ParallelError(f"{chosen[0]} needs pipeline_model_parallel_size of at least 2")
+        for name, value in ends.items():
+            if value < 1:
+                raise ParallelError(f"{name}={value}: must be 1 or more")
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether pipeline stages may have different numbers of layers."""
+        ends = (self.layers_in_first_stage, self.layers_in_last_stage)
+        return self.split != "even" or any(each is not None for each in ends)
+
+    def layers_per_stage(self, num_layers: int) -> list[int]:
+        """The number of layers of each pipeline stage, from the first to the last.
+
+        The layout must not be 'balanced' any more.
+
+        Raises:
+            ParallelError: if the layers cannot be split so.
+        """
+        assert self.split == "even", "pipeline_split.with_split writes the numbers out"
+        pp, virtual = self.pipeline_model_parallel_size, self.virtual_pipeline_model_parallel_size or 1
+        first, last = self.layers_in_first_stage, self.layers_in_last_stage
+        ends = [each for each in (first, last) if each is not None]
+        others, rest = pp - len(ends), num_layers - sum(ends)
+        if (others and (rest < others or rest % others)) or (not others and rest):
+            given = f" after {' and '.join(map(str, ends))} in the first and last stage" if ends else ""
+            raise ParallelError(
+                f"num_layers={num_layers}: {rest} layers{given} cannot be shared evenly by {others} pipeline stages; "
+                "change pipeline_model_parallel_size, or layers_in_first_stage and layers_in_last_stage, or use "
+                "split=balanced"
+            )
+        share = [rest // others] * others if others else []
+        stages = ([first] if first is not None else []) + share + ([last] if last is not None else [])
+        for count in stages:
+            if count % virtual:
+                raise ParallelError(
+                    f"num_layers={num_layers}: a pipeline stage of {count} layers cannot be divided into "
+                    f"virtual_pipeline_model_parallel_size={virtual} parts"
+                )
+        return stages
 
     @property
     def world_size(self) -> int:

@@ -18,6 +18,7 @@ from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.pipeline_split import with_split
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.verification.settings import GradingSettings
@@ -134,12 +135,17 @@ class ReinforceConfig:
                 f"engine.name=vllm: it samples in the process that trains, so training must use one process, not "
                 f"{self.parallel.world_size}; use 'megatron'"
             )
-        self.architecture.check_parallel(self.parallel)
+        self.architecture.check_parallel(self.layout)
         if self.kernels.overlap_param_gather:
             raise ConfigError(
                 "kernels.overlap_param_gather=true: reinforcement learning samples between its steps; set it to null"
             )
-        self.kernels.check(self.architecture, self.parallel, "torch")
-        self.precision.check(self.architecture, self.parallel, self.dtype, None)
+        self.kernels.check(self.architecture, self.layout, "torch")
+        self.precision.check(self.architecture, self.layout, self.dtype, None)
         self.megatron.check(self.kernels, self.recompute, fixed_shapes=False)
         self.parallel.check_sequence(self.context_length)
+
+    @property
+    def layout(self) -> ParallelConfig:
+        """`parallel` with the numbers of layers that a balanced split stands for."""
+        return with_split(self.architecture, self.parallel, self.context_length, self.recompute)

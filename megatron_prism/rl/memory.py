@@ -22,4 +22,4 @@ def reinforcement_memory(config: ReinforceConfig) -> Memory:
         # The texts of a packed row are computed in padded batches of fewer than twice its tokens (row_documents.py).
         padding=2.0 if config.packing else 1.0,
     )
-    return training_memory(config.architecture, config.parallel, work)
+    return training_memory(config.architecture, config.layout, work)

@@ -99,7 +99,7 @@ class Policy:
                 chunk = build_model(
                     architecture,
                     dtype,
-                    parallel,
+                    self.trainer.parallel,
                     vp_stage=stage if virtual else None,
                     backend="torch",
                     initialize=False,

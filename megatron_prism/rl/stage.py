@@ -11,6 +11,7 @@ from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.rl.config import ReinforceConfig
+from megatron_prism.training.pipeline_split import describe_split
 from megatron_prism.training.prolonging import (
     lineage_of,
     missing_state,
@@ -42,7 +43,8 @@ class Reinforce(ReinforceConfig, Stage):
         return with_schedule_length(super().identity(), self)
 
     def remarks(self) -> list[str]:
-        return self.megatron.settings()
+        split = describe_split(self.architecture, self.layout, self.context_length, self.recompute)
+        return ([split] if self.parallel.is_uneven else []) + self.megatron.settings()
 
     def lineage(self, inputs: Mapping[str, str]) -> str | None:
         return lineage_of(self, inputs)
@@ -58,8 +60,11 @@ class Reinforce(ReinforceConfig, Stage):
         from megatron_prism.platform.process_groups import session
         from megatron_prism.rl.rl_run import reinforce
 
-        if is_rank_zero() and (mismatch := self.schedule.mismatch(self.steps)):
-            log.warning(mismatch)
+        if is_rank_zero():
+            if mismatch := self.schedule.mismatch(self.steps):
+                log.warning(mismatch)
+            for remark in self.remarks():
+                log.info(remark)
         vocab_size, folder = self.architecture.vocab_size, inputs["tokenizer"].path
         tokenizer = Tokenizer.load_for(folder, vocab_size, self.engine.text)
         text = self.engine.describe(inputs)

@@ -17,7 +17,7 @@ def count_inner_padding(optimizer: Any) -> None:
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not isinstance(part, DistributedOptimizer):
+        if not isinstance(part, DistributedOptimizer) or part.is_stub_optimizer:
             continue
         for index, buffer in enumerate(part.buffers):
             for bucket in buffer.buckets[:-1]:

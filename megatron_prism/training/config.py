@@ -21,6 +21,7 @@ from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.pipeline_split import with_split
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.retention_watch import RetentionWatch
 from megatron_prism.training.schedule import Schedule
@@ -126,16 +127,23 @@ class TrainConfig:
                 "guard.on_spike=rollback: there is no checkpoint to return to; set checkpoint_every, or "
                 "guard.on_spike=skip"
             )
-        check_trainable(self.trainable, trained, self.parallel)
         check_recompute(self.recompute, trained, self.fp8)
-        self.kernels.check(trained, self.parallel, self.backend)
-        self.precision.check(trained, self.parallel, self.dtype, self.fp8)
+        layout = self.layout
+        check_trainable(self.trainable, trained, layout)
+        self.kernels.check(trained, layout, self.backend)
+        self.precision.check(trained, layout, self.dtype, self.fp8)
         self.megatron.check(self.kernels, self.recompute, fixed_shapes=not self.intra_document)
-        self.architecture.check_parallel(self.parallel)
-        self.parallel.check_sequence(self.batch.sequence_length)
-        self.batch.check_layout(self.parallel)
+        self.architecture.check_parallel(layout)
+        layout.check_sequence(self.batch.sequence_length)
+        self.batch.check_layout(layout)
         if self.fp8 is not None:
-            check_fp8_shapes(trained, self.parallel, self.batch)
+            check_fp8_shapes(trained, layout, self.batch)
+
+    @property
+    def layout(self) -> ParallelConfig:
+        """`parallel` with the numbers of layers that a balanced split stands for."""
+        length = self.batch.sequence_length
+        return with_split(self.trained_architecture, self.parallel, length, self.recompute)
 
     @property
     def trained_architecture(self) -> Architecture:

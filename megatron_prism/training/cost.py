@@ -5,18 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_prism.models.architecture import ATTENTION, MAMBA, Architecture
+from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP, Architecture
 from megatron_prism.platform.hardware import device
 
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     """Training FLOPs per token: 6 per matrix weight, plus causal attention and the Mamba state products.
 
-    Attention: 2 products with s/2 keys on average, once in the forward and twice in the backward pass. SSD: the state
-    is written and read (2 x heads x dim x state multiply-adds). The output layer counts; the embedding lookup does not.
+    The output layer counts; the embedding lookup does not.
     """
     a = architecture
-    pattern = a.hybrid_pattern or "*-" * a.num_layers
+    return flops_of_layers(a, a.kinds_of_layers, sequence_length) + flops_of_output(a)
+
+
+def flops_of_output(architecture: Architecture) -> float:
+    """Training FLOPs per token of the output layer."""
+    return 6.0 * architecture.hidden_size * architecture.vocab_size
+
+
+def flops_of_layers(architecture: Architecture, kinds: Sequence[str], sequence_length: int) -> float:
+    """Training FLOPs per token of some layers.
+
+    Attention: 2 products with s/2 keys on average, once in the forward and twice in the backward pass. SSD: the state
+    is written and read (2 x heads x dim x state multiply-adds).
+
+    Args:
+        kinds: of each layer, as in `Architecture.kinds_of_layers`.
+    """
+    a = architecture
     attention_width = a.num_attention_heads * a.head_dim
     attention = a.hidden_size * (2 * attention_width + 2 * a.num_query_groups * a.head_dim)
     attention += attention_width * sequence_length
@@ -24,8 +40,8 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     inner = a.mamba_num_heads * a.mamba_head_dim
     mamba = a.hidden_size * (3 * inner + 2 * a.mamba_num_groups * a.mamba_state_dim + a.mamba_num_heads)
     mamba += 2 * inner * a.mamba_state_dim
-    layers = sum({ATTENTION: attention, MAMBA: mamba}.get(kind, mlp) for kind in pattern)
-    return 6.0 * (layers + a.hidden_size * a.vocab_size)
+    multiply_adds = {ATTENTION: attention, MAMBA: mamba, MLP: mlp}
+    return 6.0 * sum(multiply_adds[part] for kind in kinds for part in kind)
 
 
 def count_parameters(models: Sequence[Any], *, trainable: bool = False) -> int:

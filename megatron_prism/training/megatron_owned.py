@@ -25,6 +25,8 @@ OWNED: dict[str, dict[str, str]] = {
         "init_method_std": "architecture.initializer_range",
         "is_hybrid_model": "architecture.hybrid_pattern",
         **{name: f"parallel.{name}" for name in (*_LAYOUT, "sequence_parallel")},
+        "num_layers_in_first_pipeline_stage": "parallel.layers_in_first_stage",
+        "num_layers_in_last_pipeline_stage": "parallel.layers_in_last_stage",
         "virtual_pipeline_model_parallel_size": "parallel.virtual_pipeline_model_parallel_size",
         **{name: "dtype" for name in ("bf16", "params_dtype", "pipeline_dtype")},
         **{
@@ -133,7 +135,7 @@ REFUSED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("heterogeneous_*", "hetereogenous_*", "fp32_residual_connection"), _SHAPE),
         **dict.fromkeys(("hierarchical_context_*", "hybrid_context_parallel", "max_seqlen_per_*"), _GROUPS),
         "pipeline_model_parallel_comm_backend": _GROUPS,
-        **dict.fromkeys(("num_layers_in_*", "account_for_*", "pipeline_model_parallel_layout"), _SPLIT),
+        **dict.fromkeys(("account_for_*", "pipeline_model_parallel_layout"), _SPLIT),
         **dict.fromkeys(("flash_decode", "inference_*", "use_inference_*", "symmetric_ar_type"), _SAMPLING),
         **dict.fromkeys(("batch_invariant_mode", "mlp_chunks_for_prefill"), _SAMPLING),
         **dict.fromkeys(("cross_entropy_*", "defer_embedding_wgrad_compute", "wgrad_deferral_limit"), _LOSS),

@@ -89,12 +89,12 @@ def stage_memory(config: TrainConfig) -> Memory:
     work = Workload(
         batch.sequence_length,
         batch.micro_batch_size,
-        batch.micro_batches(config.parallel),
+        batch.micro_batches(config.layout),
         recompute=config.recompute,
         element=ELEMENT[config.dtype],
         trainable=config.trainable,
     )
-    return training_memory(config.trained_architecture, config.parallel, work)
+    return training_memory(config.trained_architecture, config.layout, work)
 
 
 def kept_per_token(architecture: Architecture, kind: str, parallel: ParallelConfig, work: Workload) -> float:
@@ -137,9 +137,9 @@ def layer_parameters(architecture: Architecture, kind: str) -> int:
 
 def _stage(a: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> Memory:
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    pattern = a.hybrid_pattern or "".join((ATTENTION, MLP)) * a.num_layers
-    size = len(pattern) // pp
-    kinds = pattern[stage * size : (stage + 1) * size]
+    counts = parallel.layers_per_stage(a.num_layers)
+    begin = sum(counts[:stage])
+    kinds = "".join(a.kinds_of_layers[begin : begin + counts[stage]])
     first, last = stage == 0, stage == pp - 1
     table = a.padded_vocab_size(tp) * a.hidden_size
     # A tied head on another stage than the embedding is a copy.

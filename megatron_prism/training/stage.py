@@ -13,6 +13,7 @@ from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.training.config import TrainConfig
+from megatron_prism.training.pipeline_split import describe_split
 from megatron_prism.training.prolonging import (
     lineage_of,
     missing_state,
@@ -47,7 +48,10 @@ class Train(TrainConfig, Stage):
         return with_schedule_length(super().identity(), self) | named
 
     def remarks(self) -> list[str]:
-        return self.megatron.settings()
+        split = describe_split(
+            self.trained_architecture, self.layout, self.batch.sequence_length, self.recompute
+        )
+        return ([split] if self.parallel.is_uneven else []) + self.megatron.settings()
 
     def lineage(self, inputs: Mapping[str, str]) -> str | None:
         return lineage_of(self, inputs)
@@ -64,8 +68,11 @@ class Train(TrainConfig, Stage):
         from megatron_prism.platform.process_groups import session
         from megatron_prism.training.training_run import train_on_text
 
-        if is_rank_zero() and (mismatch := self.schedule.mismatch(self.steps)):
-            log.warning(mismatch)
+        if is_rank_zero():
+            if mismatch := self.schedule.mismatch(self.steps):
+                log.warning(mismatch)
+            for remark in self.remarks():
+                log.info(remark)
         tokenizer = Tokenizer.load_for(inputs["tokenizer"].path, self.architecture.vocab_size)
         tokens = inputs["tokens"].path
         text = check_tokens(tokens, tokenizer, inputs["tokenizer"].path)

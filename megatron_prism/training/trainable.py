@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ConfigError, ParallelError
@@ -36,8 +37,8 @@ def check_trainable(trainable: str, architecture: Architecture, parallel: Parall
         raise ConfigError(
             f"trainable=attention: hybrid_pattern={pattern} has no attention layer ('{ATTENTION}'); use trainable=all"
         )
-    size = len(pattern) // parallel.pipeline_model_parallel_size
-    stages = [pattern[start : start + size] for start in range(0, len(pattern), size)]
+    counts = parallel.layers_per_stage(len(pattern))
+    stages = [pattern[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
     idle = [stage for stage in stages if ATTENTION not in stage]
     if idle and not parallel.use_distributed_optimizer:
         raise ParallelError(

@@ -24,6 +24,7 @@ from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.micro_batches import RankShare, ReadsBatches, place
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
+from megatron_prism.training.pipeline_split import with_split
 from megatron_prism.training.precision import PrecisionSettings, check_recipe_here
 from megatron_prism.training.text_losses import LossSums, forward_step, sum_over_ranks
 from megatron_prism.training.trainable import check_trainable
@@ -69,6 +70,7 @@ class Trainer:
     ) -> None:
         from megatron.core import parallel_state
 
+        parallel = with_split(architecture, parallel, batch.sequence_length, recompute)
         parallel.check_sequence(batch.sequence_length)
         use_compiled(compile)
         check_trainable(trainable, architecture, parallel)

@@ -27,12 +27,14 @@ LAYOUTS = {
     "tp2": layout(tp=2, sp=True),
     "pp2": layout(pp=2),
     "cp2": layout(cp=2),
+    "pp1+3": layout(pp=2, first=1),
 }
 # Model, layout of the checkpoint, and the layouts that load it, by their number of ranks.
 CHANGES = (
     ("dense", "dp2", {2: ["dp2", "cp2", "tp2"], 1: ["one"]}),
     ("dense", "tp2", {2: ["dp2", "pp2"], 1: ["one"]}),
-    ("hybrid", "pp2", {2: ["tp2", "dp2"], 1: ["one"]}),
+    ("dense", "pp1+3", {2: ["pp2"], 1: []}),
+    ("hybrid", "pp2", {2: ["tp2", "dp2", "pp1+3"], 1: ["one"]}),
     ("hybrid", "tp2", {2: ["pp2"], 1: ["one"]}),
 )
 

@@ -49,10 +49,13 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "tp2sp": layout(tp=2, sp=True),
         "pp2": layout(pp=2),
         "pp2vp2": layout(pp=2, vp=2),
+        "pp2first1": layout(pp=2, first=1),
         "cp2": layout(cp=2),
     },
     4: {"tp2pp2": layout(tp=2, pp=2)},
 }
+# Kinds that are also split unevenly over the stages of a pipeline.
+UNEVEN = ("granite-untied", "granite-h", "nemotron-h")
 # Kinds that are also made in bfloat16, which training uses.
 HALF = ("llama-scaled-tied", "nemotron-h")
 # Kinds in which a swap of the two tensor-parallel shards of one parameter must be seen, and that parameter.
@@ -68,8 +71,10 @@ def folder_name(kind: str, vocabulary: int = ODD, dtype: torch.dtype = torch.flo
 
 
 def fits(kind: str, parallel: ParallelConfig) -> bool:
-    """Whether a kind supports this layout; `refusals` tests those that do not."""
+    """Whether a kind is tried in this layout; `refusals` tests those that it does not support."""
     if kind == "granite-h" and parallel.tensor_model_parallel_size > 1:
+        return False
+    if parallel.is_uneven and kind not in UNEVEN:
         return False
     return not (kind in HYBRID and parallel.virtual_pipeline_model_parallel_size)
 

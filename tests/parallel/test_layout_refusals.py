@@ -42,6 +42,8 @@ LARGEST = 64
 
 def draw(rng: random.Random) -> dict[str, Any]:
     dp = rng.choice([1, 1, 2, 3, 8])
+    split = rng.choice(["even", "even", "even", "balanced"])
+    ends = [None, None] if split == "balanced" else [rng.choice([None, None, 1, 2, 4]) for _ in range(2)]
     micro = rng.choice([1, 2, 3])
     return {
         "architecture": MODELS[rng.choice(list(MODELS))],
@@ -52,6 +54,9 @@ def draw(rng: random.Random) -> dict[str, Any]:
             "dp": dp,
             "sp": rng.random() < 0.4,
             "vp": rng.choice([None, None, 2, 4]),
+            "first": ends[0],
+            "last": ends[1],
+            "split": split,
         },
         "batch": BatchConfig(
             rng.choice([24, 30, 31, 32]), micro, micro * dp * rng.choice([1, 2, 4, 8]) + rng.choice([0, 0, 1])
@@ -102,7 +107,7 @@ def train(config: Train, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_forty_layouts_that_pass_our_checks_work_and_others_are_refused(monkeypatch):
-    rng = random.Random(14)
+    rng = random.Random(15)
     accepted = refused = 0
     seen = set()
     while accepted < WANTED:
@@ -120,8 +125,9 @@ def test_forty_layouts_that_pass_our_checks_work_and_others_are_refused(monkeypa
         except Exception as problem:
             raise AssertionError(f"rank {rank} of {config.world_size}: {drawn}") from problem
         accepted += 1
-        seen |= {key for key, value in drawn["sizes"].items() if value is True or (value or 1) > 1}
-    assert seen == {"tp", "pp", "cp", "dp", "sp", "vp"}
+        plain = {"split": "even", "vp": None, "first": None, "last": None, "sp": False}
+        seen |= {key for key, value in drawn["sizes"].items() if value != plain.get(key, 1)}
+    assert seen == {"tp", "pp", "cp", "dp", "sp", "vp", "first", "last", "split"}
     assert refused > WANTED
 
 

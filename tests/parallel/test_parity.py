@@ -6,7 +6,7 @@ import pytest
 import training_layouts
 from parallel_runs import results_of
 
-LAYOUTS = ["tp2", "tp2sp", "pp2", "cp2", "dp2", "tp2pp2", "cp2tp2sp"]
+LAYOUTS = ["tp2", "tp2sp", "pp2", "pp3uneven", "cp2", "dp2", "tp2pp2", "cp2tp2sp"]
 # Where the resumed curves begin (training_layouts.py saves halfway).
 HALF = training_layouts.STEPS // 2
 TOLERANCE = {"dense": 1e-5, "hybrid": 1e-4}

@@ -33,6 +33,7 @@ LAYOUTS = {
         "cp2": layout(cp=2),
         "dp2": layout(dp=2),
     },
+    3: {"pp3uneven": layout(pp=3, last=2)},
     4: {"tp2pp2": layout(tp=2, pp=2), "cp2tp2sp": layout(tp=2, cp=2, sp=True)},
 }
 

@@ -73,7 +73,10 @@ HYBRID = Architecture(
     ("sizes", "named"),
     [
         ({"tensor_model_parallel_size": 2}, "mamba_num_groups=1; use context_parallel_size, pipeline"),
-        ({"pipeline_model_parallel_size": 3}, "num_layers=4 is not divisible by 3"),
+        (
+            {"pipeline_model_parallel_size": 3},
+            "num_layers=4: 4 layers cannot be shared evenly by 3 pipeline stages",
+        ),
         ({"context_parallel_size": 8}, "mamba_num_heads=4 is not divisible by 8"),
         (
             {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},

@@ -141,3 +141,18 @@ def test_gradients_in_bf16_and_no_clipping():
     clipped = norms(1e-7)[1]
     assert clipped[0] == full[1][0]
     assert clipped[1] != full[1][1]
+
+
+def test_main_weights_of_bf16_are_kept_in_fp32():
+    with session(layout(), seed=5):
+        run = Trainer(
+            *(DENSE, layout(), BatchConfig(16, 2, 4), OptimizerSettings(eps=1e-8)), dtype=torch.bfloat16
+        )
+        main = [each for group in run.optimizer.param_groups for each in group["params"]]
+        before = [each.clone() for each in main]
+        run.step(Motifs(16), 0, 1e-6)
+        assert {each.dtype for each in main} == {torch.float32}
+        assert {each.dtype for each in run.models[0].parameters()} == {torch.bfloat16}
+        # In bf16 such a small step would leave all weights but those near zero as they are.
+        moved = [float((new != old).float().mean()) for new, old in zip(main, before, strict=True)]
+        assert min(moved) > 0.9
