@@ -10,8 +10,9 @@ seccomp filter (system_calls.py) refuses calls that they do not need. A control 
 What remains possible:
 - A program shares the kernel with the host: a kernel vulnerability that the filter does not cover is a way out.
 - Tests that are statements other than `assert EXPRESSION == LITERAL` run inside the program's interpreter. A program
-  that searches for the verdict there (frames, `compile`) can forge it. The verdicts of functions, scripts and
-  comparisons with a literal cannot be forged.
+  that searches for the grader there (frames) and makes it accept every statement is found out by a statement that must
+  fail; one that also tells that statement from the tests can forge the verdict. The verdicts of functions, scripts
+  and comparisons with a literal cannot be forged.
 - Programs run one after the other in one sandbox. Files, processes, queues and keys are removed between them; the
   contents of the processor's caches are not.
 - Without a control group a program may use PROCESSES times its memory limit.

@@ -23,6 +23,7 @@ from megatron_prism.verification.sandbox.session import (
     reason_of,
     run_script,
 )
+from megatron_prism.verification.sandbox.statements import with_control
 
 NOT_RUN = "not_run"
 LARGEST_FILE_BYTES = 1 << 20
@@ -111,7 +112,8 @@ class _Steps:
     """One process that runs a program and is then given steps."""
 
     def __init__(self, program: str, tests: CodeTests, limits: Limits, deadline: float) -> None:
-        self.steps, self.limits, self.deadline = tests.steps, limits, deadline
+        self.steps = with_control(tests.steps)
+        self.limits, self.deadline = limits, deadline
         self.verdict_of: dict[int, str] = {}
         self.done = -1
         job = {

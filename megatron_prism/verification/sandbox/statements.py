@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_prism.errors import DataError
@@ -63,6 +63,21 @@ def _statement(statement: ast.stmt, test: int) -> Step:
     changed = ast.fix_missing_locations(_Comparisons(compare).visit(statement))
     request = {"statement": ast.unparse(changed), "compare": compare, "token": token}
     return Step(request, token, "crashed", test)
+
+
+def with_control(steps: list[Step]) -> list[Step]:
+    """`steps` with one more, before a random one of those that are statements: an assert that must fail.
+
+    A program that has found the grader in its own interpreter, and made it accept every statement, accepts this one
+    too.
+    """
+    places = [number for number, step in enumerate(steps) if "token" in step.request]
+    if not places:
+        return steps
+    place = secrets.choice(places)
+    number = secrets.randbelow(10**6)
+    control = _statement(ast.parse(f"assert {number} > {number + 1}").body[0], steps[place].test)
+    return [*steps[:place], replace(control, expected="!assertion"), *steps[place:]]
 
 
 class _Comparisons(ast.NodeTransformer):

@@ -219,10 +219,16 @@ AGAINST_STATEMENTS = (
     *("closing every descriptor", "the grader's module replaced", "AssertionError replaced"),
     *("a hook on every event",),
 )
-# This one passes them: it finds the grader in the frames of the interpreter that both share.
+# These find the grader in the frames of the interpreter that both share. The first accepts every statement, and so the
+# one that must fail; the second reads the statements first, and passes.
 FORGERY = (
     "import sys\nanswer = sys._getframe(1).f_locals['answer']\n"
     "answer.__defaults__ = (compile, lambda *_: None, *answer.__defaults__[2:])\ndef f(x): return 0\n"
+)
+READING_FORGERY = (
+    "import sys\nanswer = sys._getframe(1).f_locals['answer']\nrun = exec\n"
+    "def accept(code, namespace): return None if 'f' in code.co_names else run(code, namespace)\n"
+    "answer.__defaults__ = (compile, accept, *answer.__defaults__[2:])\ndef f(x): return 0\n"
 )
 
 # Programs run as scripts: the right output is 4.

@@ -20,6 +20,7 @@ from hostile_programs import (
     GOOD,
     GOOD_SCRIPT,
     MAY_REPLACE,
+    READING_FORGERY,
     REAL_WITHOUT_A_SANDBOX,
     SCRIPT_ATTACKS,
     SCRIPT_TESTS,
@@ -117,8 +118,10 @@ def test_statements_beside_the_program_are_not_won_by_accident(sandbox, host, na
 
 
 def test_what_remains_possible_and_what_does_not(sandbox):
-    assert attack(sandbox, FORGERY, STATEMENTS)[0] == "correct"
+    assert attack(sandbox, FORGERY, STATEMENTS)[0] == "crashed"
     assert attack(sandbox, FORGERY, TESTS)[0] == "assertion"
+    assert attack(sandbox, READING_FORGERY, STATEMENTS)[0] == "correct"
+    assert attack(sandbox, READING_FORGERY, TESTS)[0] == "assertion"
 
 
 def test_there_are_enough_attacks():
