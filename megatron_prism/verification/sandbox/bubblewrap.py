@@ -13,8 +13,9 @@ What remains possible:
   that searches for the grader there (frames) and makes it accept every statement is found out by a statement that must
   fail; one that also tells that statement from the tests can forge the verdict. The verdicts of functions, scripts
   and comparisons with a literal cannot be forged.
-- Programs run one after the other in one sandbox. Files, processes, queues and keys are removed between them; the
-  contents of the processor's caches are not.
+- Programs run one after the other in one sandbox. Files and processes are removed between them, and what else would
+  stay is refused. Counters that only grow (process ids, inodes of /tmp) and the processor's caches are not reset, so
+  a program can count what earlier ones did.
 - Without a control group a program may use PROCESSES times its memory limit.
 """
 
