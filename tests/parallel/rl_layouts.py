@@ -19,7 +19,7 @@ LAYOUTS = {
     2: {
         "tp2": (layout(tp=2), {}),
         "tp2sp": (layout(tp=2, sp=True), {}),
-        "pp2": (layout(pp=2), {"recompute": "full"}),
+        "pp2": (layout(pp=2, first=1), {"recompute": "full"}),
         "pp2vp2": (layout(pp=2, vp=2), {}),
         "cp2": (layout(cp=2), {}),
         "dp2": (layout(dp=2), {"kernels": KernelSettings(overlap_grad_reduce=True, bucket_size=1000)}),
