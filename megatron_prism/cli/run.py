@@ -58,6 +58,12 @@ def run(
             "--max-restarts", metavar="N", help="How often a stage that loses a process is started again."
         ),
     ] = 0,
+    profile: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--profile", metavar="STEP", help="Trace STEP of STAGE; same as logging.profile_steps=[STEP]."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -75,7 +81,10 @@ def run(
     setup_logging()
     name, target = split_target(recipe)
     loaded = load_recipe(name)
-    graph = build_graph(loaded, target, [*(overrides or []), *(["tiny=true"] if tiny else [])])
+    if profile and target is None:
+        raise ConfigError(f"--profile {profile[0]}: name the stage whose step is traced, as RECIPE:STAGE")
+    traced = [f"{target}.logging.profile_steps={profile}"] if profile else []
+    graph = build_graph(loaded, target, [*(overrides or []), *(["tiny=true"] if tiny else []), *traced])
     if target is not None:
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name

@@ -16,6 +16,7 @@ from megatron_prism.rl.settings import LoopSettings, Objective
 from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.guard import GuardSettings
 from megatron_prism.training.kernels import KernelSettings
+from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.pipeline_split import with_split
@@ -51,6 +52,8 @@ class ReinforceConfig:
         checkpoints: how many checkpoints are kept, and how they are written. `checkpoints.weights_every=20` keeps the
             weights of every 20th step, as the paper did, to study how they change.
         answers_every: steps between files of all sampled answers; 0 writes none.
+        logging: trackers and traces, as in the `train` stage, without norms of components: a step may have several
+            updates.
         engine: 'megatron' reads the trained model directly; 'vllm' (one process) receives its weights after each step.
         stop_after_minutes: save and stop when the run has taken this long, so that the same command goes on later; 0
             for no limit.
@@ -89,6 +92,7 @@ class ReinforceConfig:
     checkpoint_every: int = tuning(20)
     checkpoints: CheckpointSettings = tuning(default_factory=CheckpointSettings)
     answers_every: int = tuning(20)
+    logging: LogSettings = tuning(default_factory=LogSettings)
     engine: EngineConfig = field(default_factory=EngineConfig)
     stop_after_minutes: float = tuning(0.0)
     slots: int = tuning(256)
@@ -110,6 +114,11 @@ class ReinforceConfig:
             raise ConfigError(
                 "guard: the loss of reinforcement learning has no level that a spike could leave; use spike_zscore=0 "
                 "and on_spike=log (updates that are not finite are always left out)"
+            )
+        if self.logging.component_norms_every:
+            raise ConfigError(
+                f"logging.component_norms_every={self.logging.component_norms_every}: only the `train` stage measures "
+                "them, because a step of reinforcement learning may have several updates; set it to 0"
             )
         check_recompute(self.recompute, self.architecture, None)
         if self.give_up_after < 0:

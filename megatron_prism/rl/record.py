@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.rollout import Group
 from megatron_prism.rl.step_report import StepReport
 from megatron_prism.training.metrics import RunLog
+from megatron_prism.training.trackers import Tracker
 
 ANSWERS, METRICS = "answers", "metrics.jsonl"
 
@@ -21,17 +22,16 @@ log = get_logger(__name__)
 
 
 class RLLog(RunLog):
-    """metrics.jsonl, TensorBoard and one console line per step."""
+    """metrics.jsonl, TensorBoard, trackers and one console line per step."""
 
-    def __init__(self, out: Path, steps: int, resume_step: int) -> None:
-        super().__init__(out, resume_step)
+    def __init__(self, out: Path, steps: int, resume_step: int, trackers: Sequence[Tracker] = ()) -> None:
+        super().__init__(out, resume_step, trackers)
         self.steps = steps
 
     def step(self, step: int, report: StepReport, lr: float) -> None:
         record = {"step": step, "lr": lr, **report.record()}
         self.write(record)
-        for name, value in _flat(record):
-            self.board.add_scalar(f"rl/{name}", value, step)
+        self.scalars("rl", record, step)
         gap = record.get("gap", {})
         log.info(
             "step %d/%d | reward %.3f | pass %.1f%% | none %.0f%% all %.0f%% | length %.0f (cut %.0f%%) | "
@@ -47,8 +47,7 @@ class RLLog(RunLog):
     def evaluation(self, step: int, name: str, rates: Mapping[str, float], counts: Mapping[str, int]) -> None:
         """Log the pass rates of an evaluation set; `counts` are answers per domain."""
         self.write({"step": step, "evaluation": name, "pass_rate": dict(rates), "answers": dict(counts)})
-        for domain, rate in rates.items():
-            self.board.add_scalar(f"{name}/{domain}", rate, step)
+        self.scalars(name, rates, step)
         log.info("step %d | %s | %s", step, name, " | ".join(f"{d} {100 * r:.1f}%" for d, r in rates.items()))
 
 
@@ -108,11 +107,3 @@ def steps_without_signal(folder: Path, step: int) -> int:
 def evaluations(metrics: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[str, float]]:
     """Step -> pass rate by domain, for the evaluation set of this name."""
     return {line["step"]: line["pass_rate"] for line in metrics if line.get("evaluation") == name}
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            yield f"{prefix}{name}", float(value)

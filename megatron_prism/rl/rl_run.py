@@ -18,6 +18,7 @@ from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.platform.hardware import peak_memory_bytes
+from megatron_prism.platform.profiling import profiled
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.evaluation_sets import EvaluationSet, evaluation_sets
 from megatron_prism.rl.policy import BatchShape, Policy
@@ -39,6 +40,7 @@ from megatron_prism.training.guard import Guard
 from megatron_prism.training.loop import run_steps
 from megatron_prism.training.run_folder import RunFolder, hf_files
 from megatron_prism.training.stopping import Stopping
+from megatron_prism.training.trackers import open_trackers
 from megatron_prism.verification.grade import grader_versions
 
 REFERENCE = "reference"
@@ -60,6 +62,7 @@ def reinforce(
     ids = tokenizer.encode_batch([problem.prompt for problem in loaded])
     prompt_ids = {problem.id: each for problem, each in zip(loaded, ids, strict=True)}
     problems, too_long = check_lengths(loaded, [len(each) for each in ids], config.context_length)
+    config.logging.check_installed()
     policy = _policy(config, tokenizer)
     start = inputs["model"].path
     folder = RunFolder(
@@ -196,7 +199,9 @@ class _RLRun:
         self.steps_without_signal = steps_without_signal(out, state.step)
         # The log removes the lines after the checkpoint, so all ranks must have read them before it opens.
         dist.barrier()
-        self.log = RLLog(out, config.steps, state.step) if dist.get_rank() == 0 else None
+        self.log: RLLog | None = None
+        if dist.get_rank() == 0:
+            self.log = RLLog(out, config.steps, state.step, open_trackers(config.logging, out))
         self.report: StepReport | None = None
 
     @property
@@ -211,7 +216,8 @@ class _RLRun:
         """
         config, state = self.config, self.state
         lr = config.schedule.at(state.step, config.steps)
-        self.report = report = self.trainer.step(state.step + 1, state.consumed_samples, lr)
+        with profiled(state.step + 1, config.logging.profile_steps, self.out):
+            self.report = report = self.trainer.step(state.step + 1, state.consumed_samples, lr)
         state.step, state.consumed_samples = state.step + 1, report.consumed_prompts
         if self.log:
             self.log.step(state.step, report, lr)

@@ -55,13 +55,14 @@ def last_step(out: Path, step: int) -> dict[str, Any]:
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard, written by rank 0.
+    """metrics.jsonl, TensorBoard and trackers, written by rank 0.
 
     Args:
         resume_step: step of the checkpoint that the run resumes from, else 0. Lines of later steps are removed.
+        trackers: what else gets the numbers; the log closes them.
     """
 
-    def __init__(self, out: Path, resume_step: int) -> None:
+    def __init__(self, out: Path, resume_step: int, trackers: Sequence[Tracker] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / "metrics.jsonl"
@@ -74,11 +75,19 @@ class RunLog:
         path.write_text("".join(kept))
         self.file: TextIO = path.open("a", buffering=1)
         self.board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
-        self.started, self.first = time.perf_counter(), resume_step
+        self.started, self.first, self.trackers = time.perf_counter(), resume_step, trackers
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl; `record` must have a `step`."""
         self.file.write(json.dumps(record) + "\n")
+
+    def scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
+        """Numbers for TensorBoard and the trackers; nested ones get longer names."""
+        flat = dict(_flat(prefix, values))
+        for name, value in flat.items():
+            self.board.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.log(flat, step)
 
     def seconds_left(self, step: int, steps: int) -> float:
         """Estimated from the mean time per step since the run started or resumed."""
@@ -88,6 +97,8 @@ class RunLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 class MetricsLog(RunLog):
@@ -103,8 +114,8 @@ class MetricsLog(RunLog):
         log_every: int,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        super().__init__(out, resume_step)
-        self.steps, self.peak, self.log_every, self.trackers = steps, peak, log_every, trackers
+        super().__init__(out, resume_step, trackers)
+        self.steps, self.peak, self.log_every = steps, peak, log_every
 
     def step(self, record: StepRecord) -> None:
         values = {name: value for name, value in asdict(record).items() if value != {}}
@@ -143,23 +154,10 @@ class MetricsLog(RunLog):
             *(" ".join(f"{k} {v:+.3f}" for k, v in found[name].items()) for name in ("loss", "gain")),
         )
 
-    def scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
-        """Numbers for TensorBoard and the trackers; nested ones get longer names."""
-        flat = dict(_flat(prefix, values))
-        for name, value in flat.items():
-            self.board.add_scalar(name, value, step)
-        for tracker in self.trackers:
-            tracker.log(flat, step)
-
-    def close(self) -> None:
-        super().close()
-        for tracker in self.trackers:
-            tracker.close()
-
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(f"{prefix}/{name}", value)
-        elif name != "step":
-            yield f"{prefix}/{name}", value
+        elif isinstance(value, int | float) and name != "step":
+            yield f"{prefix}/{name}", float(value)

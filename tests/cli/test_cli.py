@@ -107,9 +107,21 @@ def test_dry_run_shows_the_fields_of_megatron(capsys: pytest.CaptureFixture[str]
     assert override.replace("midtrain.", "midtrain: ", 1) in capsys.readouterr().out
 
 
+def test_profile_sets_the_steps_that_a_stage_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_prism.pipeline.graph import Graph
+
+    found = []
+    monkeypatch.setattr(Graph, "run", lambda self, *a, **k: found.append(self.node("midtrain").stage) or {})
+    assert prism("run", "shoebox:midtrain", "--profile", "3", "--profile", "5") == 0
+    assert found[0].logging.profile_steps == [3, 5]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run", "shoebox", "--profile", "3"], "--profile 3: name the stage whose step is traced"),
+        (["run", "shoebox:midtrain", "--profile", "0"], "steps are counted from 1"),
+        (["run", "shoebox:tokens", "--profile", "2"], "unknown key 'logging"),
         (["run", "shoebx"], "did you mean 'shoebox'"),
         (["run", "absent.py"], "absent.py: no such recipe file"),
         (["run", "toy.py:frst"], "did you mean 'first'"),

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from megatron_prism.rl.gate import GateSettings, GateStop
 from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings
+from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.verification.settings import GradingSettings
 
 
@@ -226,6 +229,24 @@ def test_the_outputs_of_a_run(unbroken):
     assert len(answers(out / "tracked", 4)) == 16
 
 
+def test_trackers_get_the_numbers_of_the_log_and_a_step_is_traced(inputs, tmp_path, monkeypatch):
+    sent, ended = {}, []
+    wandb = SimpleNamespace(
+        log=lambda values, step: sent.setdefault(step, {}).update(values), finish=lambda: ended.append(1)
+    )
+    fake = SimpleNamespace(init=lambda **arguments: wandb, __spec__=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    out = tmp_path / "out"
+    run(tiny_run(steps=2, logging=LogSettings(wandb="prism", profile_steps=[2])), inputs["dense"], out)
+    logged = {line["step"]: line for line in lines(out)}
+    assert {step: values["rl/reward"] for step, values in sent.items()} == {
+        step: line["reward"] for step, line in logged.items()
+    }
+    assert sent[2]["rl/pass_rate/all"] == logged[2]["pass_rate"]["all"]
+    assert ended == [1]
+    assert [path.name for path in (out / "profile").iterdir()] == ["step_2.json"]
+
+
 def test_the_reference_is_updated_only_at_its_interval(inputs, unbroken, tmp_path):
     loop = dataclasses.replace(RESUMABLE["loop"], reference_interval=0)
     # Evaluations and checkpoints change no number.
@@ -293,6 +314,10 @@ def test_the_gate_stops_before_a_weight_moves(inputs, tmp_path, monkeypatch):
         ({"loop": LoopSettings(samples_per_prompt=1)}, "samples_per_prompt=1: a group needs"),
         ({"steps": 0}, "steps=0"),
         ({"dtype": "fp16"}, "dtype"),
+        (
+            {"logging": LogSettings(component_norms_every=2)},
+            "component_norms_every=2: only the `train` stage",
+        ),
     ],
 )
 def test_settings_that_cannot_work(changes, message):
