@@ -24,6 +24,7 @@ from megatron_prism.rl.objective import Objective
 from megatron_prism.rl.rewards import RewardSettings
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.training.log_settings import LogSettings
+from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.verification.settings import GradingSettings
 
 
@@ -245,6 +246,25 @@ def test_trackers_get_the_numbers_of_the_log_and_a_step_is_traced(inputs, tmp_pa
     assert sent[2]["rl/pass_rate/all"] == logged[2]["pass_rate"]["all"]
     assert ended == [1]
     assert [path.name for path in (out / "profile").iterdir()] == ["step_2.json"]
+
+
+def test_fields_of_megatron_reach_policy_and_reference(inputs, tmp_path, monkeypatch):
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer import TransformerConfig
+
+    built = []
+    for each in (TransformerConfig, OptimizerConfig):
+
+        def watched(self, honest=each.__init__, kind=each.__name__, **fields):
+            built.append((kind, fields.get("embedding_init_method_std"), fields.get("loss_scale")))
+            honest(self, **fields)
+
+        monkeypatch.setattr(each, "__init__", watched)
+    block = MegatronBlock({"embedding_init_method_std": 0.5}, optimizer={"loss_scale": 8})
+    run(tiny_run(steps=1, megatron=block), inputs["dense"], tmp_path / "out")
+    assert built == [
+        ("TransformerConfig", 0.5, None), ("OptimizerConfig", None, 8.0), ("TransformerConfig", 0.5, None),
+    ]  # fmt: skip
 
 
 def test_the_reference_is_updated_only_at_its_interval(inputs, unbroken, tmp_path):

@@ -12,6 +12,7 @@ import torch
 import yaml
 from data_artifacts import make_artifact
 from safetensors.torch import load_file
+from stage_runs import begin, records, run, run_until
 from tiny_models import make_checkpoint
 from tokenizer_folders import byte_level, save
 
@@ -22,6 +23,7 @@ from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.launch import run_stage
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training import metrics
+from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
@@ -148,6 +150,19 @@ def test_bf16_trains_like_fp32(architecture, inputs, tmp_path):
         # Which kernels torch chooses for bf16, and so how they round, depends on the processor.
         assert rounded["loss"] == pytest.approx(exact["loss"], rel=1e-2)
         assert rounded["loss"] != exact["loss"]
+
+
+def test_fields_of_megatron_reach_the_run_its_receipt_and_a_resumed_run(trained, inputs, tmp_path):
+    """Dropout draws random numbers in every step, so a resumed run must go on with the same ones."""
+    block = MegatronBlock({"hidden_dropout": 0.1}, optimizer={"decoupled_weight_decay": False})
+    dropped = stage(megatron=block, checkpoint_every=1)
+    whole = run(dropped, inputs, tmp_path / "whole")
+    run_until(dropped, inputs, begin(dropped, inputs, tmp_path / "resumed").partial, 2)
+    assert records(run(dropped, inputs, tmp_path / "resumed").path) == records(whole.path)
+    assert records(whole.path)[0]["loss"] != records(trained.path)[0]["loss"]
+    assert whole.receipt.config["megatron"] == {
+        "transformer": {"hidden_dropout": 0.1}, "ddp": {}, "optimizer": {"decoupled_weight_decay": False},
+    }  # fmt: skip
 
 
 def test_two_processes_train_the_same_model_through_the_launcher(trained, inputs, tmp_path, monkeypatch):
