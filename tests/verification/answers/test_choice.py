@@ -12,9 +12,10 @@ from megatron_prism.verification.grade import grade
         (r"\boxed{\text{C}}", "C"),
         (r"\boxed{(c)}", "C"),
         (r"\boxed{C. Mitochondria}", "C"),
-        ("it must be (A) or (C)", "C"),
+        ("it must be (A) or (C)", None),
+        ("the answer is (C), because (A) and (B) fail", "C"),
         (r"<think>\boxed{A}</think> so (C)", "C"),
-        (r"\boxed{E}", None),
+        (r"\boxed{(A)(B)(C)(D)}", None),
         (r"\boxed{Carbon}", None),
         (r"\boxed{CA}", None),
         (r"\boxed{12}", None),
@@ -27,6 +28,12 @@ def test_letter(completion, extracted):
     assert made.extracted == extracted
     assert made.correct is (extracted == "C")
     assert made.reason == ("correct" if extracted else "no_answer")
+
+
+@pytest.mark.parametrize("gold", ["J", "(J)", "J.", r"\text{J}", "j"])
+def test_ten_options_and_every_spelling_of_the_reference(gold):
+    assert grade("choice", r"\boxed{J}", gold).correct
+    assert not grade("choice", r"\boxed{I}", gold).correct
 
 
 def test_another_letter_is_wrong():

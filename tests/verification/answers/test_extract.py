@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from megatron_prism.verification.answers.extract import final_part, has_think_format, last_boxed
+from megatron_prism.verification.answers.extract import boxed_answer, final_part, has_think_format
 
 
 @pytest.mark.parametrize(
@@ -15,22 +15,26 @@ from megatron_prism.verification.answers.extract import final_part, has_think_fo
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed {3}", "3"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{\boxed{5}}", "5"),
-        (r"\boxed{1} and \boxed{\frac{1}{2}", None),
-        (r"\boxed 7", None),
+        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+        (r"\boxed{1} and \boxed{\frac{1}{2}", "1"),
+        (r"\boxed{3}, \boxed{5}", "3, 5"),
+        (r"\boxed{3} is too small, so \boxed{5}", "5"),
+        ("\x08oxed{7}", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed 7", "7"),
         ("no box", None),
         (r"\boxed{}", ""),
         ("\\boxed{a\\", None),
     ],
 )
-def test_last_boxed(text, expected):
-    assert last_boxed(text) == expected
+def test_boxed_answer(text, expected):
+    assert boxed_answer(text) == expected
 
 
 def test_a_megabyte_of_braces_takes_no_time():
     start = time.monotonic()
-    assert last_boxed(r"\boxed{" * 200_000) is None
-    assert last_boxed(r"\boxed" + "{" * 1_000_000) is None
+    assert boxed_answer(r"\boxed{" * 200_000) is None
+    assert boxed_answer(r"\boxed" + "{" * 1_000_000) is None
     # Quadratic work would take hours.
     assert time.monotonic() - start < 60
 
@@ -38,6 +42,7 @@ def test_a_megabyte_of_braces_takes_no_time():
 def test_final_part_is_what_follows_the_thinking():
     assert final_part("<think>a</think>b</think>c") == "c"
     assert final_part("no thinking") == "no thinking"
+    assert final_part("a</think>b<think>never closed") == "b"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,271 @@
+"""Equality of algebraic expressions: latex2sympy (math-verify's reader) reads them, exact evaluation compares them.
+
+Both sides are evaluated to sixty digits, and with variables at several points, instead of math-verify's own comparison,
+which rounds absolutely (1/2^99 would equal 1/2^98). Decimals become fractions before reading, so nothing is rounded.
+What cannot be read or evaluated is equal only if it is written alike.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from megatron_prism.verification.answers.numbers import number, ungrouped
+
+# Longer than any reference answer; longer text is not read.
+LONGEST = 1_000
+LONGEST_SUM = 10_000
+_DIGITS = 60
+# Two values are equal if they agree to this many digits, relative to their size.
+_AGREEMENT = 40
+# Rational points, positive ones first; each variable gets its own multiple, so that x = y at no point.
+_POINTS = tuple(Fraction(*pair) for pair in ((37, 29), (53, 31), (7, 13), (211, 47), (-41, 23), (-5, 17)))
+_COMMAND_NAMES = (
+    "frac sqrt binom times cdot pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp infty "
+    "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi psi omega kappa eta zeta xi chi Gamma Delta "
+    "Theta Lambda Omega Phi Psi Sigma sum prod int lfloor rfloor lceil rceil max min gcd overline vec hat bar ldots "
+    "mathbb lim to det ell circ prime"
+)
+_COMMANDS = frozenset(_COMMAND_NAMES.split())
+_CHARACTERS = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|.,!\s=]*")
+_DECIMAL = re.compile(r"(?<![\w.{])(\d*)\.(\d+)(?![\d.])|(?<=[{(\s])(\d*)\.(\d+)(?![\d.])")
+_PERCENT = re.compile(r"%")
+
+
+def same_expression(gold: str, answer: str) -> bool:
+    """Whether two normalized expressions are equal wherever both are defined."""
+    left, right = expression(gold), expression(answer)
+    if left is None or right is None:
+        return False
+    if left == right:
+        return True
+    try:
+        return _equal(left, right)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        # sympy raises many kinds of errors for senseless input, such as an integral without its variable.
+        return False
+
+
+def same_equation(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
+    """Whether two equations have the same solutions as polynomials: one is a constant multiple of the other."""
+    sides = [found for side in (*gold, *answer) if (found := expression(side)) is not None]
+    if len(sides) < 4:
+        return False
+    try:
+        return _proportional(sides[0] - sides[1], sides[2] - sides[3])
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        return False
+
+
+def _proportional(first: Any, second: Any) -> bool:
+    import sympy
+
+    names = sorted((first.free_symbols | second.free_symbols), key=str)
+    if first.free_symbols != second.free_symbols or not names:
+        return False
+    ratios = []
+    for point in _assignments(names):
+        top, bottom = _at(first, point), _at(second, point)
+        if top is None or bottom is None or _is_zero(bottom) or _is_zero(top):
+            continue
+        ratios.append(top / bottom)
+    return len(ratios) >= 3 and all(_agree(sympy.N(ratios[0], _DIGITS), each) for each in ratios[1:])
+
+
+def rounds_to(gold: str, answer: str) -> bool:
+    """Whether the decimal fraction `answer` is the exact `gold` rounded or cut off at its last digit."""
+    exact = expression(gold)
+    written = number(answer)
+    if exact is None or written is None or exact.free_symbols:
+        return False
+    value = _at(exact, {})
+    if value is None:
+        return False
+    places = len(answer.strip().partition(".")[2])
+    import sympy
+
+    difference = abs(value - sympy.Rational(written.value.numerator, written.value.denominator))
+    return bool(difference <= sympy.Rational(1, 10**places))
+
+
+def value_of(text: str) -> Any | None:
+    """The value of a constant expression as a sympy number of sixty digits, or None; `\\infty` gives infinity."""
+    found = expression(text)
+    if found is None or found.free_symbols:
+        return None
+    return found if found.is_infinite else _at(found, {})
+
+
+@lru_cache(maxsize=1024)
+def expression(text: str) -> Any | None:
+    """Normalized LaTeX as a sympy expression, or None if it is no algebra or has a part that would be dropped."""
+    if len(text) > LONGEST or not readable(text):
+        return None
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+
+    try:
+        import sympy
+
+        found = latex2sympy(
+            _exact(text),
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),
+        )
+        if isinstance(found, sympy.MatrixBase) or not isinstance(found, sympy.Expr) or _endless(found):
+            return None
+        return found.xreplace({sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E})
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        # The reader raises its own errors, ANTLR's, and whatever sympy raises for senseless input.
+        return None
+
+
+def readable(text: str) -> bool:
+    """Whether every sign and command is one that the reader understands; it silently drops others."""
+    if re.search(r"\\(?![A-Za-z])", text) or text.count("\\binom") > 4 or text.count("!") > 6:
+        return False
+    commands = re.findall(r"\\([A-Za-z]+)", text)
+    plain = re.sub(r"\\[A-Za-z]+", " ", text)
+    return (
+        all(each in _COMMANDS for each in commands)
+        and _CHARACTERS.fullmatch(plain.replace("%", "")) is not None
+    )
+
+
+@lru_cache(maxsize=1)
+def prepare() -> None:
+    """Import sympy (two seconds or more) and let the reader build its tables."""
+    same_expression("\\sqrt{x}", "x^{1/2}")
+
+
+def _exact(text: str) -> str:
+    """Decimals as fractions, products written out, percent signs as hundredths."""
+    text = ungrouped(text)
+    text = re.sub(r"(?<![\w.])(\d*)\.(\d+)", _fraction, text)
+    text = re.sub(r"(\d)\s*\.(?!\d)", r"\1", text)
+    text = _PERCENT.sub(r"\\cdot \\frac{1}{100}", text)
+    text = re.sub(r"(?<=\d)\s*\(", r"\\cdot (", text)
+    text = text.replace("*", "\\cdot ").replace("[", "(").replace("]", ")") if "\\sqrt[" not in text else text
+    # The real root, as schools write it; the reader would take the principal complex one.
+    text = re.sub(r"\\sqrt\[([3579])\]\{\s*-\s*(\d+|\\frac\{\d+\}\{\d+\})\s*\}", r"(-\\sqrt[\1]{\2})", text)
+    # A mixed number is a sum; latex2sympy would multiply.
+    return re.sub(r"(?<![\w}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\\frac{\2}{\3})", text)
+
+
+def _fraction(match: re.Match[str]) -> str:
+    whole, places = match.groups()
+    return f"\\frac{{{int((whole or '0') + places)}}}{{{10 ** len(places)}}}"
+
+
+def _equal(left: Any, right: Any) -> bool:
+    names = sorted(left.free_symbols | right.free_symbols, key=str)
+    imaginary = left.has(*_units()) or right.has(*_units())
+    compared = 0
+    for point in _assignments(names) if names else [{}]:
+        first, second = _at(left, point), _at(right, point)
+        if first is None or second is None:
+            continue
+        real = first.is_real and second.is_real
+        if names and not imaginary and not real:
+            # A logarithm or root of a negative number: one of them is not defined here as a real function.
+            continue
+        if not _agree(first, second):
+            return False
+        compared += 1
+    if compared >= (2 if names else 1):
+        return True
+    return _simplifies_to_zero(left, right)
+
+
+def _endless(found: Any) -> bool:
+    """Whether evaluation would take longer than anybody waits: towers of powers, long sums, huge factorials."""
+    import sympy
+
+    for part in sympy.preorder_traversal(found):
+        if isinstance(part, sympy.Pow) and part.exp.is_number and part.exp.has(sympy.Pow):
+            inner = [each for each in part.exp.atoms(sympy.Pow) if each.exp.is_number]
+            if any(
+                each.exp.has(sympy.Pow) or not each.exp.is_Rational or abs(each.exp) > 1000 for each in inner
+            ):
+                return True
+        if isinstance(part, sympy.Sum | sympy.Product):
+            for _, *ends in part.limits:
+                if len(ends) == 2 and (ends[1] - ends[0]).is_number and ends[1] - ends[0] > LONGEST_SUM:
+                    return True
+        if isinstance(part, sympy.factorial) and (
+            part.args[0].has(sympy.factorial) or (part.args[0].is_number and not part.args[0].is_Integer)
+        ):
+            return True
+    return False
+
+
+def _units() -> tuple[Any, ...]:
+    import sympy
+
+    return (sympy.I,)
+
+
+def _assignments(names: list[Any]) -> list[dict[Any, Any]]:
+    import sympy
+
+    return [
+        {
+            name: sympy.Rational(
+                (point * (place + 3) / (place + 2)).numerator, (point * (place + 3) / (place + 2)).denominator
+            )
+            for place, name in enumerate(names)
+        }
+        for point in _POINTS
+    ]
+
+
+def _at(found: Any, point: dict[Any, Any]) -> Any | None:
+    """The value of an expression at a point, or None if it has none (undefined, infinite, an unknown function)."""
+    try:
+        value = found.evalf(_DIGITS, subs=point) if point else found.evalf(_DIGITS)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        return None
+    if not value.is_number or value.is_finite is False or value.has(*_undefined()):
+        return None
+    real, imaginary = value.as_real_imag()
+    if _is_zero(imaginary) or abs(imaginary) < abs(real) * 10**-_AGREEMENT:
+        value = real
+    return value if value.is_Number or value.is_number else None
+
+
+def _undefined() -> tuple[Any, ...]:
+    import sympy
+
+    return (sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
+
+
+def _is_zero(value: Any) -> bool:
+    # A Float without significant bits is what sympy gives for an exact zero that it cannot recognise.
+    return bool(value == 0 or (value.is_Float and value._prec <= 2))
+
+
+def _agree(first: Any, second: Any) -> bool:
+    if _is_zero(first) or _is_zero(second):
+        return _is_zero(first) and _is_zero(second)
+    size = max(abs(first), abs(second))
+    return bool(abs(first - second) <= size * 10**-_AGREEMENT)
+
+
+def _simplifies_to_zero(left: Any, right: Any) -> bool:
+    import sympy
+
+    try:
+        return bool(sympy.simplify(left - right) == 0)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        return False
