@@ -19,7 +19,7 @@ from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
 from megatron_prism.verification.grade import grader_versions
 from megatron_prism.verification.pool.grading_pool import GradingPool
-from megatron_prism.verification.problems import load_suite
+from megatron_prism.verification.problems import read_suite
 from megatron_prism.verification.settings import GradingSettings
 
 SCORES = "scores.json"
@@ -69,7 +69,9 @@ class Evaluate(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         folder = inputs["corpus"].file("problems")
-        problems = {suite: load_suite(folder, suite, self.limit) for suite in self.suites}
+        loaded = {suite: read_suite(folder, suite, self.limit) for suite in self.suites}
+        problems = {suite: kept for suite, (kept, _) in loaded.items()}
+        dropped = {suite: faults for suite, (_, faults) in loaded.items() if faults}
         kinds = self.grading.check_kinds(problem for chosen in problems.values() for problem in chosen)
         text = self.engine.describe(inputs)
         total = self.samples_per_problem * sum(map(len, problems.values()))
@@ -91,7 +93,7 @@ class Evaluate(Stage):
             for suite, chosen in problems.items():
                 results[suite] = self._score(engine, suite, chosen, pool=pool, advance=advance)
         versions = grader_versions(kinds, self.grading.sandbox)
-        details = {"engine": self.engine.name, "grader": versions, "text": text}
+        details = {"engine": self.engine.name, "grader": versions, "text": text, "dropped": dropped}
         return write_scores(out, results, self.confidence, details)
 
     def _score(
@@ -133,7 +135,7 @@ def write_scores(
     """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
 
     Args:
-        details: more metrics: the engine, how prompts were encoded, the versions of the graders.
+        details: more metrics: the engine, how prompts were encoded, the versions of the graders, dropped problems.
     """
     metrics = {
         "suites": {suite: result.metrics(confidence) for suite, result in results.items()},

@@ -33,12 +33,20 @@ class Sample:
             "prompt": self.problem.prompt,
             "completion": self.text,
             "extracted": self.grade.extracted,
+            "kind": self.problem.kind,
             "answer": self.problem.answer,
             "correct": self.grade.correct,
             "reason": self.grade.reason,
+            **({"test_verdicts": self.grade.tests} if self.grade.tests else {}),
+            **self._published(),
             "finish_reason": self.finish_reason,
             "tokens": self.tokens,
         }
+
+    def _published(self) -> dict[str, Any]:
+        if not self.problem.benchmark:
+            return {}
+        return {"benchmark": self.problem.benchmark, "published": self.grade.published}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,23 @@ class SuiteResult:
             "mean_tokens": sum(sample.tokens for sample in flat) / len(flat),
             "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
             **several,
+            **self._published(),
+        }
+
+    def _published(self) -> dict[str, Any]:
+        """The score by the benchmark's public grader, and how often it and ours disagree."""
+        judged = [sample for sample in self.flat() if sample.problem.benchmark]
+        both = [sample.grade for sample in judged if sample.grade.published is not None]
+        if not judged:
+            return {}
+        return {
+            "published": {
+                "benchmarks": sorted({sample.problem.benchmark for sample in judged}),
+                "pass_rate": sum(bool(grade.published) for grade in both) / max(1, len(both)),
+                "disagreement": sum(grade.published != grade.correct for grade in both) / max(1, len(both)),
+                "samples": len(both),
+                "failed": len(judged) - len(both),
+            }
         }
 
 
@@ -110,7 +135,7 @@ def evaluate(
         raise RuntimeError(f"the engine did not return {samples} completions for each of its prompts")
     pairs = list(zip(problems, generated, strict=True))
     items = [
-        GradeItem(problem.kind, completion.text, problem.answer, problem.tests)
+        GradeItem(problem.kind, completion.text, problem.answer, problem.tests, problem.benchmark)
         for problem, row in pairs
         for completion in row
     ]

@@ -111,8 +111,25 @@ def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
                 f"held-out {row.suite} problems "
                 f"({100 * row.estimate.low:.1f} to {100 * row.estimate.high:.1f})."
             )
+    sentences += _published(run)
     if not rows:
         sentences.append("Nothing has been evaluated yet.")
+    return sentences
+
+
+def _published(run: Run) -> list[str]:
+    """How the public graders of benchmarks agree with ours."""
+    sentences = []
+    labels = model_labels(run.artifacts)
+    for name, artifact in evaluations(run.artifacts).items():
+        for suite, values in artifact.metrics.get("suites", {}).items():
+            other = values.get("published")
+            if other and other["samples"]:
+                sentences.append(
+                    f"On {suite} the public grader of {', '.join(other['benchmarks'])} gives {labels[name]} "
+                    f"{100 * other['pass_rate']:.1f} % and disagrees with the grades above on "
+                    f"{100 * other['disagreement']:.1f} % of {other['samples']:,} answers."
+                )
     return sentences
 
 

@@ -16,10 +16,12 @@ from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.prompts import PROMPTS, count_by_domain, write_prompts
 from megatron_prism.verification.grade import GradeItem, grade_all, grader_versions
-from megatron_prism.verification.problems import Problem, problem_of
+from megatron_prism.verification.problems import Problem, problem_of, unreachable
 from megatron_prism.verification.settings import GradingSettings
 
 NO_ANSWER, FAILED_SOLUTION, REPEATED = "no answer", "reference solution fails", "repeated id"
+# The reference answer itself would not earn.
+UNREACHABLE = "answer fails its own test"
 
 log = get_logger(__name__)
 
@@ -29,8 +31,8 @@ class CheckPrompts(Stage):
     """Input: `corpus`, if it has `prompts/`; or `files`. Output: `prompts/DOMAIN.jsonl`.
 
     A line is a problem as in an evaluation suite, with an optional additional key `solution`: a completion that must be
-    graded as correct. Prompts without an answer or tests, prompts whose solution fails, and repeated ids are dropped
-    and counted by reason.
+    graded as correct. Prompts without an answer or tests, prompts whose answer would not earn in
+    a box, prompts whose solution fails, and repeated ids are dropped and counted by reason.
 
     Attributes:
         files: JSON lines, or folders of them.
@@ -111,4 +113,5 @@ def _read(files: list[Path], domains: list[str]) -> Iterator[tuple[Problem | Non
             if answer in (None, []) or (isinstance(answer, str) and not answer.strip()):
                 yield None, None, NO_ANSWER
                 continue
-            yield problem_of(record, where), solution, None
+            problem = problem_of(record, where)
+            yield problem, solution, UNREACHABLE if unreachable(problem) else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron_prism.errors import DataError
@@ -66,7 +65,7 @@ def write_prompts(folder: Path, problems: Sequence[Problem]) -> None:
         with record_writer(folder / PROMPTS / f"{domain}.jsonl", "utf-8") as write:
             for problem in problems:
                 if problem.domain == domain:
-                    write(asdict(problem))
+                    write(problem.record())
 
 
 def check_lengths(
