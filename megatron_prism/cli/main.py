@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, doctor, merge, recipes, report, ruler, run
+from megatron_prism.cli import convert, doctor, grade, merge, recipes, report, ruler, run
 from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue
 
 # Typer has its own copy of click; its UsageError is reachable as the base of BadParameter.
@@ -31,6 +31,7 @@ app.command("recipes")(recipes.recipes)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("merge")(merge.merge)
+app.command("grade")(grade.grade)
 app.add_typer(convert.app, name="convert")
 app.add_typer(ruler.app, name="ruler")
 
