@@ -61,8 +61,12 @@ def test_recipes_are_found_and_build_their_graphs(installed, tmp_path):
     listed = [row["name"] for row in json.loads(prism(installed, tmp_path, "recipes", "--json", "-"))]
     files = [path.stem for path in (ROOT / "recipes").glob("*.py")]
     assert len(listed) == len(files)
-    plan = json.loads(prism(installed, tmp_path, "run", "shoebox", "--dry-run", "--json", "-"))
-    assert "midtrain" in [stage["stage"] for stage in plan["stages"]]
+    # Checked with a table that is a data file of the package.
+    field = "megatron.transformer.attention_dropout=0.1"
+    plan = json.loads(
+        prism(installed, tmp_path, "run", "shoebox", f"midtrain.{field}", "--dry-run", "--json", "-")
+    )
+    assert {stage["stage"]: stage["remarks"] for stage in plan["stages"]}["midtrain"] == [field]
     prism(installed, tmp_path, "run", "nemotron-h-8b", "--tiny", "long_context=true", "--dry-run")
 
 

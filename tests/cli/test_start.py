@@ -55,6 +55,8 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
         "run shoebox model=hybrid preset=short --dry-run",
         "run granite-3.3-8b --tiny --dry-run",
         "run nemotron-h-8b --tiny --dry-run",
+        "run shoebox:midtrain midtrain.megatron.transformer.hidden_dropout=0.1 "
+        "midtrain.parallel.pipeline_model_parallel_size=2 midtrain.parallel.split=balanced --dry-run",
     )
     wrong = (
         *(
@@ -66,6 +68,7 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
             "run shoebox nokey=1",
             "run shoebox:absent",
         ),
+        "run shoebox midtrain.megatron.ddp.bucket_size=3",
         *("run shoebox midtrain.steps=x", "run nemotron-h-8b", "report absent", "report empty"),
         *("convert import absent out", "convert export absent out", "convert verify absent empty"),
         *("convert quantize absent out", "convert import empty out --dtype bf61"),
