@@ -25,12 +25,13 @@ _POINTS = tuple(Fraction(*pair) for pair in ((37, 29), (53, 31), (7, 13), (211, 
 _COMMAND_NAMES = (
     "frac sqrt binom times cdot pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp infty "
     "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi psi omega kappa eta zeta xi chi Gamma Delta "
-    "Theta Lambda Omega Phi Psi Sigma sum prod int lfloor rfloor lceil rceil max min gcd overline vec hat bar ldots "
-    "mathbb lim to det ell circ prime"
+    "Theta Lambda Omega Phi Psi Sigma sum prod int lfloor rfloor lceil rceil max min gcd overline vec hat bar "
+    "ell"
 )
 _COMMANDS = frozenset(_COMMAND_NAMES.split())
+# What the reader takes for something else: "7 8" is a sum to it, 7_8 is 7, 7.8.9 a product, and 2^3^2 has no meaning.
+_MISREAD = re.compile(r"\d\s+\d|(?<![A-Za-z\\}\d])\d+\s*_|\d\.\d+\.\d|\^\s*\w\s*\^|\^\s*\{[^{}]*\}\s*\^")
 _CHARACTERS = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|.,!\s=]*")
-_DECIMAL = re.compile(r"(?<![\w.{])(\d*)\.(\d+)(?![\d.])|(?<=[{(\s])(\d*)\.(\d+)(?![\d.])")
 _PERCENT = re.compile(r"%")
 
 
@@ -130,6 +131,8 @@ def expression(text: str) -> Any | None:
 def readable(text: str) -> bool:
     """Whether every sign and command is one that the reader understands; it silently drops others."""
     if re.search(r"\\(?![A-Za-z])", text) or text.count("\\binom") > 4 or text.count("!") > 6:
+        return False
+    if _MISREAD.search(text):
         return False
     commands = re.findall(r"\\([A-Za-z]+)", text)
     plain = re.sub(r"\\[A-Za-z]+", " ", text)

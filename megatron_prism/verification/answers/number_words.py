@@ -23,7 +23,15 @@ SCALES = {
         "billion": 10**9,
         "billions": 10**9,
     },
-    **{"trillion": 10**12, "trillions": 10**12, "dozen": 12, "mn": 10**6, "bn": 10**9},
+    **{
+        "trillion": 10**12,
+        "trillions": 10**12,
+        "dozen": 12,
+        "mn": 10**6,
+        "bn": 10**9,
+        "lakh": 10**5,
+        "crore": 10**7,
+    },
 }
 # Words for parts of one: "24 hundredths".
 PARTS = {

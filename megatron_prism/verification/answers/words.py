@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from megatron_prism.verification.answers.number_words import NUMBER_WORDS
+
 # Letter runs that mathematics uses as products of single letters. Any other run of three or more is a word.
 _PRODUCTS = re.compile(
     r"[a-d]{1,4}|[xyzw]{1,4}|[p-s]{1,4}|[uvw]{1,3}|[m-n]{1,2}k?|[r-t]{1,3}|[i-k]{1,3}|rx|mx|kx|ax|bx|cx|[xyz][a-e]"
@@ -34,7 +36,7 @@ _HEDGE_WORDS = (
     "not no or nor neither either and but is isn't are was wrong incorrect false maybe perhaps probably possibly "
     "except unless than least most more less fewer up over under between without any all none every both to "
     "through versus vs then instead actually wait unknown undefined unclear if any anything whatever cannot "
-    "can't never guess correct right true accept st nd rd th"
+    "can't never guess correct right true accept plus minus squared cubed below above zero st nd rd th"
 )
 _MONTHS = "january february march april may june july august september october november december"
 _HEDGES = frozenset(_HEDGE_WORDS.split()) | frozenset(_MONTHS.split())
@@ -82,7 +84,7 @@ def is_noun_phrase(text: str) -> bool:
     return (
         0 < len(words) <= 6
         and not re.sub(r"[\s.,/°()-]", "", rest)
-        and not any(word.casefold() in _HEDGES for word in words)
+        and not any(word.casefold() in _HEDGES or word.casefold() in NUMBER_WORDS for word in words)
     )
 
 
