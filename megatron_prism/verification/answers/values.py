@@ -64,9 +64,14 @@ def same_text(gold: Text, answer: Reading, answer_text: str) -> bool:
     if gold.formula is not None:
         return isinstance(answer, Text) and answer.formula == gold.formula
     words = plain_words(answer_text) if not isinstance(answer, Text) else answer.words
-    if words.replace(" ", "") == gold.words.replace(" ", ""):
+    if _joined(words) == _joined(gold.words):
         return bool(words)
     return any(gold.words in group and words in group for group in _SYNONYMS)
+
+
+def _joined(words: str) -> str:
+    """Without spaces, except between digits, where they separate two numbers."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", words)
 
 
 def remainder(residue: Residue) -> Fraction | None:
