@@ -30,7 +30,9 @@ _COMMAND_NAMES = (
 )
 _COMMANDS = frozenset(_COMMAND_NAMES.split())
 # What the reader takes for something else: "7 8" is a sum to it, 7_8 is 7, 7.8.9 a product, and 2^3^2 has no meaning.
-_MISREAD = re.compile(r"(?<!_)(?<!_\d)\d\s+\d|(?<![A-Za-z\\}\d])\d+\s*_|\d\.\d+\.\d|\^\s*\w\s*\^|\^\s*\{[^{}]*\}\s*\^")
+_MISREAD = re.compile(
+    r"(?<!_)(?<!_\d)\d\s+\d|(?<![A-Za-z\\}\d])\d+\s*_|\d\.\d+\.\d|\^\s*\w\s*\^|\^\s*\{[^{}]*\}\s*\^"
+)
 _CHARACTERS = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|.,!\s=]*")
 _PERCENT = re.compile(r"%")
 

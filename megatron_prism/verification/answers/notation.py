@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from megatron_prism.verification.answers.braces import closing_brace
+from megatron_prism.verification.answers.signs import in_latex
 
 # Sampled text passes through JSON or Python strings in which `\b`, `\f`, `\t` and `\r` are escapes, not commands.
 _LOST_BACKSLASHES = (
@@ -21,62 +21,6 @@ _LOST_BACKSLASHES = (
     ("\x0cbox", "\\fbox"),
     ("\text", "\\text"),
 )
-
-# A check mark or the end-of-proof sign says nothing about the answer.
-_CHECK_MARKS = re.compile(r"[✓✔✅☑■□∎]|\\(?:checkmark|square|blacksquare|qed|Box|therefore)(?![A-Za-z])|∴")
-_INVISIBLE = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD, 0x200E, 0x200F, 0x2061, 0x2062])
-_DASHES = dict.fromkeys([0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2212, 0xFE63, 0xFF0D], "-")
-_SIGNS = {
-    **{
-        "×": "\\times ",
-        "·": "\\cdot ",
-        "⋅": "\\cdot ",
-        "∙": "\\cdot ",
-        "∗": "*",
-        "÷": "/",
-        "∕": "/",
-        "⁄": "/",
-    },
-    **{"≤": "\\le ", "⩽": "\\le ", "≦": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≧": "\\ge ", "≠": "\\ne "},
-    **{
-        "≈": "\\approx ",
-        "≡": "\\equiv ",
-        "±": "\\pm ",
-        "∓": "\\mp ",
-        "∞": "\\infty ",
-        "°": "^\\circ ",
-        "º": "^\\circ ",
-    },
-    **{
-        "∪": "\\cup ",
-        "∩": "\\cap ",
-        "∅": "\\emptyset ",
-        "∈": "\\in ",
-        "∖": "\\setminus ",
-        "∣": "|",
-        "∶": ":",
-    },
-    **{"ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}"},
-    **{"→": "\\to ", "⟶": "\\to ", "⟨": "\\langle ", "⟩": "\\rangle ", "〈": "\\langle ", "〉": "\\rangle "},
-    **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "∑": "\\sum ", "∏": "\\prod "},
-    **{"∫": "\\int ", "′": "'", "’": "'", "‘": "'", "“": "", "”": "", '"': "", "。": ".", "…": "\\ldots "},
-    **{"µ": "\\mu ", "Ω": "\\Omega ", "Å": " angstrom ", "ϕ": "\\phi ", "ϵ": "\\epsilon ", "∆": "\\Delta "},
-}
-# In the order of Unicode from U+03B1; "-" stands for letters that LaTeX writes as Latin ones.
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi - pi rho - sigma tau upsilon phi chi psi "
-    "omega"
-)
-_CAPITALS = {"Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ"}
-_CAPITALS |= {"Phi": "Φ", "Psi": "Ψ", "Omega": "Ω"}
-_SIGNS |= {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "-"}
-_SIGNS |= {letter: f"\\{name} " for name, letter in _CAPITALS.items()}
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙₓᵢ", "0123456789+-nxi", strict=True))
-_RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
-_LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
-_ROOT_SIGN = re.compile(r"([√∛∜])\s*(\{|\(|\d+(?:\.\d+)?|[A-Za-z]|\\[A-Za-z]+)")
-_ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]"}
 
 _TEXT = "text(?:bf|it|rm|sf|tt|normal|sc)?|math(?:rm|bf|sf|it|tt)|mbox|hbox|bf|rm|it"
 _TEXT_COMMAND = re.compile(rf"\\(?:{_TEXT}|operatorname\*?|ce)\s*\{{")
@@ -94,6 +38,7 @@ _TEXT_COLOR = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*\{")
 _SPACE = re.compile(
     r"(?<!\\)\\[,;:> ]|\\(?:q?quad|enspace|(?:thin|med|thick)?space|allowbreak|hfill|break)(?![A-Za-z])|~|\s+"
 )
+_ESCAPES = {"\\!": "", "{,}": ",", "{.}": ".", "{:}": ":", "\\%": "%", "\\#": "#"}
 _RENAMED = {
     **{"dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "dbinom": "\\binom", "tbinom": "\\binom"},
     **{
@@ -193,20 +138,14 @@ def normalize(text: str) -> str:
     """`text` in one spelling (see the module's head), with single spaces. Meaning is never added."""
     for wrong, right in _LOST_BACKSLASHES:
         text = text.replace(wrong, right)
-    text = _CHECK_MARKS.sub(" ", _signs(text))
+    text = in_latex(text)
     text = _money(text)
     text = _QUOTED.sub(r" \1 ", _ENVIRONMENT.sub(" ", text))
     if "\\begin" not in text:
         text = text.replace("\\&", "\x00").replace("&", " ").replace("\x00", "&")
     text = _groups(_UNBRACED_STYLE.sub(r"\1 ", text))
-    text = (
-        text.replace("\\!", "")
-        .replace("{,}", ",")
-        .replace("{.}", ".")
-        .replace("{:}", ":")
-        .replace("\\%", "%")
-        .replace("\\#", "#")
-    )
+    for written, meant in _ESCAPES.items():
+        text = text.replace(written, meant)
     text = _BARE_STYLE.sub(" ", text)
     text = _RENAME.sub(lambda match: _RENAMED.get(match.group(1), match.group(0)) + _gap(match), text)
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("\\_", "_")
@@ -234,34 +173,6 @@ def _gap(match: re.Match[str]) -> str:
 
 def _function(name: str) -> str:
     return "\\infty " if name == "infinity" else f"\\{name} "
-
-
-def _signs(text: str) -> str:
-    text = "".join(_compatible(character) for character in unicodedata.normalize("NFC", text))
-    text = text.translate(_INVISIBLE).translate(_DASHES)
-    text = _RAISED_RUN.sub(lambda run: "^{" + "".join(_RAISED[each] for each in run.group()) + "}", text)
-    text = _LOWERED_RUN.sub(lambda run: "_{" + "".join(_LOWERED[each] for each in run.group()) + "}", text)
-    text = _ROOT_SIGN.sub(_root, text)
-    return "".join(_SIGNS.get(character, character) for character in text)
-
-
-def _compatible(character: str) -> str:
-    """Vulgar fractions, full-width forms, mathematical letters and unusual spaces in their ordinary form."""
-    if character < "\x80" or character in _SIGNS or character in _RAISED or character in _LOWERED:
-        return character
-    if character.isspace():
-        return " "
-    plain = unicodedata.normalize("NFKC", character)
-    if "⁄" in plain:
-        top, _, bottom = plain.partition("⁄")
-        return f"\\frac{{{top}}}{{{bottom}}}" if bottom else character
-    # Ligatures and the like keep their form; only one-to-one forms are replaced.
-    return plain if len(plain) == 1 else character
-
-
-def _root(match: re.Match[str]) -> str:
-    command, argument_start = _ROOTS[match.group(1)], match.group(2)
-    return command + (argument_start if argument_start in "{(" else f"{{{argument_start}}}")
 
 
 def _money(text: str) -> str:

@@ -121,7 +121,7 @@ _PLURALS = {"feet": "foot", "inches": "inch", "henries": "henry", "centuries": "
 
 @dataclass(frozen=True)
 class Unit:
-    """The size of a unit in base units, and its dimension; for a word that is no unit, the word itself."""
+    """The size of a unit in base units, and its dimension; as exponents of base units."""
 
     size: Fraction
     dimension: Dimension
@@ -183,16 +183,12 @@ def unit(text: str) -> Unit | None:
         return None
     total = Unit(Fraction(1), ())
     sign = 1
-    inside = False
     position = 0
     while position < len(text):
-        character = text[position]
-        if character in " ()":
-            inside = character == "(" or (inside and character != ")")
-            position += 1
-            continue
-        if character == "/":
+        if text[position] == "/":
+            # Everything after the slash stands below it, as in print: J/mol K is J/(mol K).
             sign = -1
+        if text[position] in "/ ()":
             position += 1
             continue
         match = _FACTOR.match(text, position)
@@ -200,8 +196,6 @@ def unit(text: str) -> Unit | None:
         if match is None or factor is None:
             return None
         total = total.times(factor.power(sign * Fraction(match.group(2) or 1)))
-        # A slash divides by the next factor only, unless brackets follow it: `J/(mol K)`, but `kg/m s` is ambiguous
-        # and is read as in print, where everything after the slash stands below it.
         position = match.end()
     return total
 

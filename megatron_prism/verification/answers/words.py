@@ -67,14 +67,15 @@ def without_lead_in(text: str) -> str:
         if not words or is_noun_phrase(words.replace(" of ", " ")):
             rest = text[described.end() :]
             return (rest[1:] if rest.startswith('"') else rest.replace('"', "")).strip()
-    stripped = _LEAD_IN.sub("", text, count=1)
-    if stripped != text and stripped.count('"') % 2:
-        stripped = (
-            '"' + stripped
-            if '"' in text[: len(text) - len(stripped)] and stripped.find('"') > 0
-            else stripped.replace('"', "", 1)
-        )
-    return stripped.strip()
+    lead_in = _LEAD_IN.match(text)
+    if lead_in is None:
+        return text.strip()
+    rest = text[lead_in.end() :]
+    # A quotation mark may have been cut off: `"The answer is" 4` leaves none, `"The answer is red"` leaves one.
+    if rest.count('"') % 2:
+        quoted = '"' in lead_in.group() and rest.find('"') > 0
+        rest = f'"{rest}' if quoted else rest.replace('"', "", 1)
+    return rest.strip()
 
 
 def is_noun_phrase(text: str) -> bool:
