@@ -8,15 +8,25 @@ can read every file that this user can read. Do not run code that you do not tru
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache
 
 from megatron_prism.platform.source_tree import ROOT
+from megatron_prism.verification.sandbox.inside.harness_names import lendable
 
+# The environment variable with the result of `lendable`: each interpreter would import all those modules for it.
+NAMES = "PRISM_LENDABLE_NAMES"
 ENTRY = "megatron_prism.verification.sandbox.inside.audit_hooks"
+
+
+@lru_cache(maxsize=1)
+def _names() -> str:
+    return json.dumps(lendable())
 
 
 class WeakRunner:
@@ -46,7 +56,7 @@ class _Process:
             cwd=folder,
             env={
                 **{"HOME": folder, "TMPDIR": folder, "PYTHONPATH": str(ROOT)},
-                **{"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
+                **{"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", NAMES: _names()},
             },
             start_new_session=True,
         )

@@ -5,6 +5,7 @@ It is started as a module of a bare interpreter (no site-packages), with the cha
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any
@@ -32,8 +33,9 @@ def main() -> None:
     inherited = int(sys.argv[1])
     channel = os.dup(inherited)
     os.close(inherited)
+    names = json.loads(os.environ.pop("PRISM_LENDABLE_NAMES"))
     prepare_interpreter()
-    serve(channel, protect=_guard)
+    serve(channel, names, protect=_guard)
 
 
 def _guard() -> None:

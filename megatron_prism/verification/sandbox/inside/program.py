@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from megatron_prism.verification.sandbox.inside import script
 from megatron_prism.verification.sandbox.inside.comparison import comparison
-from megatron_prism.verification.sandbox.inside.harness_names import lendable, lent_to, mentioned_in
+from megatron_prism.verification.sandbox.inside.harness_names import lent_to, mentioned_in
 from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 # Sent instead of a value that has no plain text. No expected value has this text.
@@ -32,15 +32,13 @@ STACK_BYTES = 64 << 20
 _DECODE = json.JSONDecoder().decode
 
 
-def serve(
-    channel: int, protect: Callable[[], None] = lambda: None, names: Mapping[str, str] | None = None
-) -> NoReturn:
+def serve(channel: int, names: Mapping[str, str], protect: Callable[[], None] = lambda: None) -> NoReturn:
     """Run the job that is read from `channel`, and exit.
 
     Args:
         channel: descriptor of a stream socket.
+        names: what `harness_names.lendable` returned.
         protect: called after the limits are set, before the program.
-        names: what `harness_names.lendable` returned, if that is known already.
     """
     leave = os._exit
     status = 1
@@ -50,7 +48,7 @@ def serve(
         for name, text in job.get("files", {}).items():
             with open(name, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
                 file.write(text)
-        status = _run(job, host, protect, names if names is not None else lendable())
+        status = _run(job, host, protect, names)
     except BaseException as problem:
         status = 1
         host.send(f"!{_reason(problem)}")

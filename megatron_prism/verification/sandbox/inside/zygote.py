@@ -105,7 +105,7 @@ def _become_program(
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
-        serve(channel, names=names)
+        serve(channel, names)
     finally:
         os._exit(1)
 
