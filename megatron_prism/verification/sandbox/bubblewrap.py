@@ -31,7 +31,6 @@ import socket
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from megatron_prism.verification.sandbox import inside
 from megatron_prism.verification.sandbox.cgroup import ControlGroup
@@ -105,8 +104,7 @@ class Sandbox:
             self._programs += 1
             number = self._programs
             try:
-                message = json.dumps({"start": number}).encode("ascii")
-                socket.send_fds(self._control, [message], [channel, stdin, stdout])
+                socket.send_fds(self._control, [b"%d" % number], [channel, stdin, stdout])
             except OSError:
                 # The sandbox has died since the last program; nothing is lost.
                 self.close()
@@ -193,18 +191,18 @@ class _Program:
     def finish(self) -> str | int:
         """End the program. The sandbox is closed if it does not report a clean end or has run enough programs."""
         with contextlib.suppress(OSError):
-            self._control.send(json.dumps({"end": self._number}).encode("ascii"))
+            self._control.send(b"-%d" % self._number)
         report = _receive(self._control, CLEAN_SECONDS)
         group = self._sandbox.group
         out_of_memory = group is not None and group.memory_kills() > self._kills
-        if report is not None and report.get("ended") != self._number:
+        if report is not None and report[0] != self._number:
             report = None
-        clean = report is not None and report["clean"]
+        clean = report is not None and bool(report[2])
         if not clean or out_of_memory or self._number >= PROGRAMS_PER_SANDBOX:
             self._sandbox.close()
         if out_of_memory:
             return "memory"
-        return -int(signal.SIGKILL) if report is None else int(report["status"])
+        return -int(signal.SIGKILL) if report is None else report[1]
 
 
 @lru_cache(maxsize=1)
@@ -217,8 +215,9 @@ def bubblewrap_version() -> str | None:
     return done.stdout.strip().rpartition(" ")[2]
 
 
-def _receive(control: socket.socket, seconds: float) -> dict[str, Any] | None:
-    """The next message of the sandbox's first process; None if it has ended or sends nothing in time."""
+def _receive(control: socket.socket, seconds: float) -> list[int] | None:
+    """The next message of the sandbox's first process: number of the program, exit status, and whether the sandbox is
+    clean. None if it has ended or sends nothing in time."""
     waiting = select.poll()
     waiting.register(control, select.POLLIN)
     if not waiting.poll(seconds * 1000):
@@ -227,8 +226,7 @@ def _receive(control: socket.socket, seconds: float) -> dict[str, Any] | None:
         data = control.recv(4096)
     except OSError:
         return None
-    message: dict[str, Any] | None = json.loads(data) if data else None
-    return message
+    return [int(part) for part in data.split()] if data else None
 
 
 def _arguments(rules: int, information: int, control: int) -> list[str]:

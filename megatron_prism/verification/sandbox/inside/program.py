@@ -27,8 +27,7 @@ from megatron_prism.verification.sandbox.inside.plain_text import plain
 
 # Sent instead of a value that has no plain text. No expected value has this text.
 NO_VALUE = "?"
-# The main thread's stack, as online judges allow, if the hard limit does: recursion through C uses it.
-STACK_BYTES = 64 << 20
+_COMPARE = comparison(sys.modules)
 _DECODE = json.JSONDecoder().decode
 
 
@@ -82,9 +81,9 @@ class _Channel:
 def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names: Mapping[str, str]) -> int:
     """The exit status: 0, unless a script exits with another."""
     read, send, answer, reason, collect = host.read, host.send, _answer, _reason, script.collect
+    compare = _COMPARE
     # "__main__" only for a script: otherwise an `if __name__ == "__main__"` block would run and wait for input.
     module = script.module("__main__" if job["script"] else "solution", job.get("arguments", []))
-    compare = comparison(sys.modules)
     # A program that starts with a byte order mark is a program; compile() accepts one only in bytes.
     source = job["program"].removeprefix("\ufeff")
     code = compile(source, module.__file__ or "", "exec", dont_inherit=True)
@@ -95,9 +94,6 @@ def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names
     vars(module).update(lent)
     for name, limit in job["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
     protect()
     script.set_recursion_limit(job.get("recursion"))
     if job["script"]:
@@ -114,9 +110,10 @@ def _run(job: dict[str, Any], host: _Channel, protect: Callable[[], None], names
             line = answer(step, namespace, hidden, compare)
         except BaseException as problem:
             line = f"!{reason(problem)}"
-            # The traceback keeps what the test used: megabytes that the next test may need.
-            del problem
-            collect()
+            if line == "!memory":
+                # The traceback keeps what the test used, and the next test may need it.
+                del problem
+                collect()
         send(line)
     return 0
 

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import os
+import resource
 import site
 import sys
 import types
@@ -20,35 +21,47 @@ PACKAGE = "megatron_prism"
 FILE_NAME = "solution.py"
 # What Python allows by default.
 RECURSION_LIMIT = 1000
+# The frames of this package below the program's, which do not count.
+OWN_FRAMES = 7
+# The main thread's stack, as online judges allow, if the hard limit does: recursion through C uses it.
+STACK_BYTES = 64 << 20
 # Exit status of Python if the standard output cannot be flushed.
 FLUSH_FAILED = 120
 collect = gc.collect
 
 
 def prepare_interpreter() -> None:
-    """Add what `site` adds to the builtins (`exit`, `quit`, `help`, `copyright`, ...).
+    """What is the same for every program, done once, in the folder in which they run.
 
-    Also remove this project's modules from `sys.modules`, so that a program cannot replace their functions by name.
+    Adds what `site` adds to the builtins (`exit`, `quit`, `help`, `copyright`, ...), sets `sys.argv` and `sys.path[0]`
+    as for a script, and the limit of the stack. Also removes this project's modules from `sys.modules`, so that a
+    program cannot replace their functions by name.
     """
     site.setquit()
     site.setcopyright()
     site.sethelper()
+    sys.argv = [os.path.join(os.getcwd(), FILE_NAME)]
+    sys.orig_argv = [sys.executable, *sys.argv]
+    sys.path.insert(0, os.getcwd())
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
     sys.modules["__main__"] = types.ModuleType("__main__")
     for name in [name for name in sys.modules if name.startswith(PACKAGE)]:
         del sys.modules[name]
 
 
 def module(name: str, arguments: list[str]) -> types.ModuleType:
-    """An empty module `name` for a program in the current folder; sets `sys.argv` and `sys.path[0]` as for a script."""
-    folder = os.getcwd()
+    """An empty module `name` for a program with these arguments."""
+    if arguments:
+        sys.argv += arguments
     made = types.ModuleType(name)
-    made.__file__ = os.path.join(folder, FILE_NAME)
-    vars(made)["__builtins__"] = builtins
+    namespace = vars(made)
+    namespace["__file__"] = sys.argv[0]
+    namespace["__builtins__"] = builtins
     if name == "__main__":
-        vars(made).update(__annotations__={}, __cached__=None)
-    sys.argv = [made.__file__, *arguments]
-    sys.orig_argv = [sys.executable, *sys.argv]
-    sys.path.insert(0, folder)
+        namespace["__annotations__"] = {}
+        namespace["__cached__"] = None
     # dataclasses, pickle and typing look up the module of a class.
     sys.modules[name] = made
     return made
@@ -75,12 +88,8 @@ def write_source(made: types.ModuleType, source: str) -> None:
 
 
 def set_recursion_limit(limit: int | None) -> None:
-    """Set it so that the program can use all of it: the frames of this package, which are below it, do not count."""
-    frame: types.FrameType | None = sys._getframe()
-    depth = 0
-    while frame is not None:
-        frame, depth = frame.f_back, depth + 1
-    sys.setrecursionlimit((limit or RECURSION_LIMIT) + depth)
+    """Set it so that the program can use all of it."""
+    sys.setrecursionlimit((limit or RECURSION_LIMIT) + OWN_FRAMES)
 
 
 def run(loaded: list[Any], *, any_exit: bool) -> int:

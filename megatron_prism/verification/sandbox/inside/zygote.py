@@ -4,6 +4,9 @@ It is process 1 of its namespace, so a program can neither signal it (the kernel
 nor outlive it, and it becomes the parent of orphans. It knows no secrets: programs and tests go directly from the host
 to the child. After each program it kills every other process of the namespace and empties /tmp; if that fails, it
 reports so, and the host replaces the sandbox.
+
+The host sends N, with three descriptors, to start program N, and -N to end it; the reply to both is "N STATUS CLEAN".
+It is not JSON because every page of memory that this process writes to between two forks is copied.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
 
 from megatron_prism.verification.sandbox.inside.harness_names import lendable
 from megatron_prism.verification.sandbox.inside.program import serve
@@ -54,13 +56,13 @@ def main(control_number: int, uid: int) -> None:
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=control_number) as control:
-        _send(control, {"ready": True})
+        control.send(b"0 0 1")
         while True:
             data, descriptors, _, _ = socket.recv_fds(control, 4096, 3)
             if not data:
                 return
-            message = json.loads(data)
-            if "start" not in message:
+            number = int(data)
+            if number < 0:
                 # The program had already ended when the host's request to end it arrived.
                 continue
             child = os.fork()
@@ -68,9 +70,9 @@ def main(control_number: int, uid: int) -> None:
                 _become_program(control, descriptors, silence, names)
             for descriptor in descriptors:
                 os.close(descriptor)
-            _await_end(control, child, message["start"])
+            _await_end(control, child, number)
             status = _kill_all(child)
-            _send(control, {"ended": message["start"], "status": status, "clean": _clean()})
+            control.send(b"%d %d %d" % (number, status, _clean()))
 
 
 def _lendable_names() -> dict[str, str]:
@@ -124,7 +126,7 @@ def _await_end(control: socket.socket, child: int, number: int) -> None:
             data = control.recv(4096)
             if not data:
                 os._exit(0)
-            if json.loads(data) == {"end": number}:
+            if int(data) == -number:
                 return
     finally:
         os.close(ended)
@@ -197,10 +199,6 @@ def _drop_privileges(uid: int) -> None:
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     # Changing the user cleared the setting that bwrap had made.
     prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
-
-def _send(control: socket.socket, message: dict[str, Any]) -> None:
-    control.send(json.dumps(message).encode("ascii"))
 
 
 if __name__ == "__main__":
