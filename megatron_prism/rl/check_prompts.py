@@ -41,6 +41,7 @@ class CheckPrompts(Stage):
     """
 
     kind: ClassVar[str] = "prompts"
+    version: ClassVar[int] = 2  # version 1 of the grader gave other verdicts
 
     files: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)

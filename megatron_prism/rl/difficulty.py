@@ -52,6 +52,7 @@ class Difficulty(Stage):
     """
 
     kind: ClassVar[str] = "difficulty"
+    version: ClassVar[int] = 2  # version 1 of the grader gave other verdicts
     resumable: ClassVar[bool] = True
 
     samples: int = 16
