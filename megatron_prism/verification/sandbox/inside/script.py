@@ -46,6 +46,8 @@ def prepare_interpreter() -> None:
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    # The first call of compile() in a process makes all types of syntax trees, which takes 0.3 ms.
+    compile("", FILE_NAME, "exec")
     sys.modules["__main__"] = types.ModuleType("__main__")
     for name in [name for name in sys.modules if name.startswith(PACKAGE)]:
         del sys.modules[name]
