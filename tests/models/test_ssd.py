@@ -17,10 +17,10 @@ def inputs(length: int, groups: int = 2, heads: int = 4):
     return x, dt, a, b, c, torch.randn(heads, generator=g)
 
 
-def recurrence(x, dt, a, b, c, d):
+def recurrence(x, dt, a, b, c, d, first=None):
     x, dt, a, b, c, d = (t.double() for t in (x, dt, a, b, c, d))
     ratio = x.shape[2] // b.shape[2]
-    state = x.new_zeros(2, x.shape[2], 8, 6)
+    state = x.new_zeros(2, x.shape[2], 8, 6) if first is None else first.double()
     ys = []
     for t in range(x.shape[1]):
         keys, queries = (v[:, t].repeat_interleave(ratio, 1) for v in (b, c))
@@ -62,3 +62,20 @@ def test_carried_state_and_single_steps_continue_the_scan():
     assert torch.allclose(state, last, atol=1e-5)
     without_state, _ = ssd_scan(x[:, 20:], dt[:, 20:], a, b[:, 20:], c[:, 20:], d)
     assert not torch.allclose(without_state, whole[:, 20:], atol=1e-3)
+
+
+@pytest.mark.parametrize("length", [5, 16, 50])
+def test_every_gradient_of_the_scan_equals_the_recurrence(length):
+    """With a state carried in, a gradient of the last state, and heads that share a group."""
+    x, dt, a, b, c, d = inputs(length)
+    draw = torch.Generator().manual_seed(3)
+    first, factor = torch.randn(2, 4, 8, 6, generator=draw), torch.randn(2, 4, 8, 6, generator=draw)
+    leaves = [each.requires_grad_() for each in (x, dt, a, b, c, d, first)]
+
+    def loss(y, state):
+        return y.sin().sum() + (state * factor).sum()
+
+    mine = torch.autograd.grad(loss(*ssd_scan(*leaves[:-1], state=first, chunk=16)), leaves)
+    expected = torch.autograd.grad(loss(*recurrence(*leaves[:-1], first=first)), leaves)
+    for got, reference in zip(mine, expected, strict=True):
+        assert torch.allclose(got, reference, rtol=1e-4, atol=2e-5 * float(reference.abs().max()))

@@ -33,6 +33,15 @@ def chunk_positions(local_length: int, rank: int, size: int, device: torch.devic
     return torch.cat([first, last])
 
 
+def _rows_apart(x: Tensor) -> Tensor:
+    """The same `[seq, batch, ...]`, with each row of the batch together in memory on a CPU.
+
+    torch's attention kernel for CPUs reads the tokens of one row. With those of other rows in between, it takes a
+    fifth longer (16 rows of 256 tokens, 4 heads of 32 channels, fp32: 36 ms and 29 ms, with the backward pass).
+    """
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if x.is_cpu else x.contiguous()
+
+
 class SDPACoreAttention(MegatronModule):
     """softmax(q k^T * scale) v for q `[seq, batch, heads, head_dim]` and k, v `[seq, batch, groups, head_dim]`."""
 
@@ -82,7 +91,9 @@ class SDPACoreAttention(MegatronModule):
         if self.decode_cache is not None:
             return self._generate(self.decode_cache, query, key, value)
         # Copies, because these are views of the projection's output, which would be kept for backward with them.
-        key, value = key.contiguous(), value.contiguous()
+        key, value = _rows_apart(key), _rows_apart(value)
+        if query.is_cpu:
+            query = _rows_apart(query)
         documents = documents_of(packed_seq_params)
         if documents is None or self.cp_group.size() > 1:
             return self._attend(query, key, value, documents)

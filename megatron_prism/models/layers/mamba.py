@@ -56,13 +56,14 @@ class TorchMambaMixer(upstream.MambaMixer):
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
         """`[seq, batch, inner]` of whole sequences: context parallelism has moved them from tokens to heads."""
         documents = documents_of(packed_seq_params)
-        y = self._scan_rows(zxBCdt) if documents is None else documents.apply(self._scan_rows, zxBCdt)
-        z = zxBCdt[..., : self.cp.d_inner_local_tpcp]
+        shape, _ = self._parts(self.cp)
+        # One split: the gradients of all parts are then joined in one pass.
+        z, xBC, dt = zxBCdt.split([shape.widths[0], sum(shape.widths), shape.heads], -1)
+        y = self._scan_rows(xBC, dt) if documents is None else documents.apply(self._scan_rows, xBC, dt)
         return self.norm(self.cp.post_conv_ssm(y), self.cp.post_conv_ssm(z))
 
-    def _scan_rows(self, zxBCdt: Tensor) -> Tensor:
+    def _scan_rows(self, xBC: Tensor, dt: Tensor) -> Tensor:
         shape, weights = self._parts(self.cp)
-        _, xBC, dt = zxBCdt.split([shape.widths[0], sum(shape.widths), shape.heads], -1)
         return mamba_scan(xBC, dt, weights, shape, again=self.recompute_output)
 
     def forward(

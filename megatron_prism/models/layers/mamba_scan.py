@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_prism.models.layers.causal_conv import causal_conv
 from megatron_prism.models.layers.fused_scan import scan_kernel
 from megatron_prism.models.layers.ssd import SEGMENT, ssd_scan
 
@@ -65,8 +66,7 @@ def mamba_scan(xBC: Tensor, dt: Tensor, weights: MixerWeights, shape: MixerShape
     if again or xBC.shape[0] > SEGMENT:
         y: Tensor = _Again.apply(shape, xBC, dt, *weights.all())
         return y
-    padded = F.pad(xBC, (0, 0, 0, 0, weights.conv_weight.shape[-1] - 1, 0))
-    return convolve_and_scan(shape, padded, dt, *weights.all())[0]
+    return convolve_and_scan(shape, xBC, dt, *weights.all())[0]
 
 
 def convolve_and_scan(
@@ -80,7 +80,7 @@ def convolve_and_scan(
     """One piece of a sequence.
 
     Args:
-        xBC: `[taps - 1 + seq, batch, channels]`, beginning with what lies before the piece (zeros at the start).
+        xBC: `[before + seq, batch, channels]`, beginning with up to taps - 1 tokens that lie before the piece.
         dt: `[seq, batch, heads]`.
         weights: those of `MixerWeights`, in its order.
         state: carried in, as `ssd_scan` takes and returns it.
@@ -91,16 +91,8 @@ def convolve_and_scan(
     """
     conv_weight, conv_bias, dt_bias, A_log, D = weights
     length, batch, _ = dt.shape
-    channels_first = xBC.permute(1, 2, 0)
-    mixed = F.silu(
-        F.conv1d(
-            channels_first,
-            conv_weight.to(xBC.dtype),
-            conv_bias.to(xBC.dtype),
-            groups=conv_weight.shape[0],
-        )
-    )
-    x, B, C = mixed.transpose(1, 2).split(shape.widths, -1)
+    mixed = causal_conv(xBC, conv_weight, conv_bias, length)
+    x, B, C = mixed.transpose(0, 1).split(shape.widths, -1)
     step = F.softplus(dt.transpose(0, 1).float() + dt_bias.float())
     if mask is not None:
         step = step * mask

@@ -61,7 +61,11 @@ class _Rotate(torch.autograd.Function):
 @pointwise
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
-    output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.is_cuda:
+        output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    else:
+        # In memory the rows of the batch come first, as attention wants them on a CPU.
+        output = torch.empty(x.transpose(0, 1).shape, dtype=x.dtype, device=x.device).transpose(0, 1)
     left, right = output.chunk(2, -1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=right).addcmul_(first, sin)

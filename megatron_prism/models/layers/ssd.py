@@ -8,7 +8,8 @@ With S the running sum of dt A inside a chunk, a chunk is an attention-like prod
     y_t   = sum_{s<=t} exp(S_t - S_s) (C_t . B_s) dt_s x_s + exp(S_t) C_t H_in
     H_out = exp(S_last) H_in + sum_s exp(S_last - S_s) dt_s x_s (x) B_s
 
-All chunks are multiplied at once; only the small states pass from chunk to chunk. (Dao and Gu, arXiv 2405.21060.)
+All chunks are multiplied at once (ssd_chunks.py); only the small states pass from chunk to chunk. (Dao and Gu, arXiv
+2405.21060.)
 A long sequence is processed in segments, and each segment is computed again in the backward pass. So memory holds the
 products of one segment, not those of the sequence.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.models.layers.fused_scan import fused_scan, scan_kernel
+from megatron_prism.models.layers.ssd_chunks import scan_chunks
 
 CHUNK = 32
 # A GPU prefers larger products to fewer exponentials.
@@ -90,48 +92,15 @@ class _Segment(torch.autograd.Function):
 def _scan(
     chunk: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    batch, length, heads, dim = x.shape
-    groups, size = B.shape[2:]
-    ratio = heads // groups
+    length = x.shape[1]
     chunk = min(chunk, length)
     padding = -length % chunk
     if padding:
         # dt = 0 neither decays a state nor adds to it, so padding has no effect.
         x, B, C = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, padding)) for t in (x, B, C))
         dt = torch.nn.functional.pad(dt, (0, 0, 0, padding))
-    n = (length + padding) // chunk
-    xf = x.float()
-    # [batch, n, group, ratio, chunk]
-    step = dt.view(batch, n, chunk, groups, ratio).permute(0, 1, 3, 4, 2)
-    # Differences of this sum lose digits in fp32 at long chunks: keep it in fp64.
-    total = torch.cumsum((step * A.view(groups, ratio, 1)).double(), dim=-1)
-    keys = B.float().view(batch, n, chunk, groups, size).permute(0, 1, 3, 2, 4)
-    queries = C.float().view(batch, n, chunk, groups, size).permute(0, 1, 3, 2, 4)
-    values = xf.view(batch, n, chunk, groups, ratio, dim).permute(0, 1, 3, 4, 2, 5) * step[..., None]
-
-    future = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
-    decay = (total[..., :, None] - total[..., None, :]).float().masked_fill(future, float("-inf")).exp()
-    scores = (queries @ keys.transpose(-1, -2))[:, :, :, None] * decay
-    inside = scores @ values
-
-    to_end = (total[..., -1:] - total).float().exp()
-    # [batch, n, group, ratio * dim, state]: what each chunk adds to the state
-    added = (values * to_end[..., None]).transpose(-1, -2).reshape(
-        batch, n, groups, ratio * dim, chunk
-    ) @ keys
-    added = added.view(batch, n, heads, dim, size)
-    kept = total[..., -1].float().exp().view(batch, n, heads, 1, 1)
-    carried = state.float() if state is not None else xf.new_zeros(batch, heads, dim, size)
-    incoming = []
-    for kept_part, added_part in zip(kept.unbind(1), added.unbind(1), strict=True):
-        incoming.append(carried)
-        carried = kept_part * carried + added_part
-    states = torch.stack(incoming, 1).view(batch, n, groups, ratio * dim, size)
-    # [batch, n, group, chunk, ratio * dim] -> [batch, n, group, ratio, chunk, dim]
-    outside = (queries @ states.transpose(-1, -2)).view(batch, n, groups, chunk, ratio, dim).transpose(3, 4)
-    y = inside + outside * total.float().exp()[..., None]
-    y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, n * chunk, heads, dim) + xf * D.float()[:, None]
-    return y[:, :length].to(x.dtype), carried
+    y, last = scan_chunks(chunk, x, dt, A, B, C, D, state)
+    return y[:, :length], last
 
 
 def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> Tensor:
