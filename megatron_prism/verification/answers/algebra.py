@@ -7,21 +7,29 @@ What cannot be read or evaluated is equal only if it is written alike.
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from megatron_prism.verification.answers.numbers import number, ungrouped
+from megatron_prism.verification.answers.braces import closing_brace
+from megatron_prism.verification.answers.numbers import Number, ungrouped
 
 # Longer than any reference answer; longer text is not read.
 LONGEST = 1_000
+# Decimal digits of an exponent that is still computed.
+LARGEST_EXPONENT = 6
+# The reader's time grows with the depth of brackets.
+MOST_BRACKETS = 40
 LONGEST_SUM = 10_000
 _DIGITS = 60
 # Two values are equal if they agree to this many digits, relative to their size.
 _AGREEMENT = 40
-# Rational points, positive ones first; each variable gets its own multiple, so that x = y at no point.
+# Rational points, positive ones first. Each variable gets its own coordinate, not a multiple of one: y = 2x and y = 3x
+# are proportional on a line through the origin. The last two are whole numbers, where floor and ceiling differ.
 _POINTS = tuple(Fraction(*pair) for pair in ((37, 29), (53, 31), (7, 13), (211, 47), (-41, 23), (-5, 17)))
+_WHOLE_POINTS = (3, 4)
 _COMMAND_NAMES = (
     "frac sqrt binom times cdot pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp infty "
     "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi psi omega kappa eta zeta xi chi Gamma Delta "
@@ -29,11 +37,19 @@ _COMMAND_NAMES = (
     "ell"
 )
 _COMMANDS = frozenset(_COMMAND_NAMES.split())
-# What the reader takes for something else: "7 8" is a sum to it, 7_8 is 7, 7.8.9 a product, and 2^3^2 has no meaning.
+# What the reader takes for something else: "7 8" is a sum to it, 7_8 is 7, 7.8.9 a product, x^T is x, and 2^3^2
+# has no meaning.
 _MISREAD = re.compile(
     r"(?<!_)(?<!_\d)\d\s+\d|(?<![A-Za-z\\}\d])\d+\s*_|\d\.\d+\.\d|\^\s*\w\s*\^|\^\s*\{[^{}]*\}\s*\^"
+    r"|\^\s*\{?\s*T\s*\}?(?![A-Za-z])"
 )
 _CHARACTERS = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|.,!\s=]*")
+_FUNCTION_PRODUCT = re.compile(
+    r"\\(ln|log|sin|cos|tan|cot|exp)(_\{?\w+\}?|\^\{?\d\}?)?\s*([A-Za-z]|\d+|\\(?!cdot|times)[a-z]+|\\frac\{[^{}]*\}\{[^{}]*\})\s*\\(cdot|times)"
+)
+_FUNCTION_POWER = re.compile(
+    r"\\(sin|cos|tan|cot|sec|csc|ln|log|sinh|cosh|tanh)\s*\^\s*\{?\s*([2-9])\s*\}?\s*\("
+)
 _PERCENT = re.compile(r"%")
 
 
@@ -81,20 +97,20 @@ def _proportional(first: Any, second: Any) -> bool:
     return len(ratios) >= 3 and all(_agree(sympy.N(ratios[0], _DIGITS), each) for each in ratios[1:])
 
 
-def rounds_to(gold: str, answer: str) -> bool:
-    """Whether the decimal fraction `answer` is the exact `gold` rounded or cut off at its last digit."""
-    exact = expression(gold)
-    written = number(answer)
-    if exact is None or written is None or exact.free_symbols:
+def rounds_to(exact_text: str, decimal: Number) -> bool:
+    """Whether a decimal fraction is the exact value rounded or cut off at its last digit."""
+    exact = expression(exact_text)
+    if exact is None or exact.free_symbols:
         return False
     value = _at(exact, {})
     if value is None:
         return False
-    places = len(answer.strip().partition(".")[2])
     import sympy
 
-    difference = abs(value - sympy.Rational(written.value.numerator, written.value.denominator))
-    return bool(difference <= sympy.Rational(1, 10**places))
+    written = sympy.Rational(decimal.value.numerator, decimal.value.denominator)
+    unit = sympy.Rational(1, 10**decimal.places)
+    cut = sympy.sign(value) * sympy.floor(abs(value) / unit) * unit
+    return bool(abs(value - written) <= unit / 2 or written == cut)
 
 
 def value_of(text: str) -> Any | None:
@@ -122,7 +138,8 @@ def expression(text: str) -> Any | None:
         )
         if isinstance(found, sympy.MatrixBase) or not isinstance(found, sympy.Expr) or _endless(found):
             return None
-        return found.xreplace({sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E})
+        found = found.xreplace({sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E})
+        return found if found.has(sympy.I) else _real_roots(found)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception:
@@ -134,7 +151,7 @@ def readable(text: str) -> bool:
     """Whether every sign and command is one that the reader understands; it silently drops others."""
     if re.search(r"\\(?![A-Za-z])", text) or text.count("\\binom") > 4 or text.count("!") > 6:
         return False
-    if _MISREAD.search(text):
+    if _MISREAD.search(text) or max(text.count(opening) for opening in "({[|") > MOST_BRACKETS:
         return False
     commands = re.findall(r"\\([A-Za-z]+)", text)
     plain = re.sub(r"\\[A-Za-z]+", " ", text)
@@ -155,13 +172,25 @@ def _exact(text: str) -> str:
     text = ungrouped(text)
     text = re.sub(r"(?<![\w.])(\d*)\.(\d+)", _fraction, text)
     text = re.sub(r"(\d)\s*\.(?!\d)", r"\1", text)
+    # `\\ln 2 \\cdot 3` is 3 ln 2 in print; the reader would take ln 6.
+    text = _powers_of_functions(text)
+    text = _FUNCTION_PRODUCT.sub(r"\\\1\2(\3) \\\4", text)
     text = _PERCENT.sub(r"\\cdot \\frac{1}{100}", text)
     text = re.sub(r"(?<=\d)\s*\(", r"\\cdot (", text)
     text = text.replace("*", "\\cdot ").replace("[", "(").replace("]", ")") if "\\sqrt[" not in text else text
-    # The real root, as schools write it; the reader would take the principal complex one.
-    text = re.sub(r"\\sqrt\[([3579])\]\{\s*-\s*(\d+|\\frac\{\d+\}\{\d+\})\s*\}", r"(-\\sqrt[\1]{\2})", text)
     # A mixed number is a sum; latex2sympy would multiply.
     return re.sub(r"(?<![\w}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\\frac{\2}{\3})", text)
+
+
+def _powers_of_functions(text: str) -> str:
+    """`\\cos^2(x)` as `(\\cos(x))^{2}`; the reader would lose the square."""
+    while (match := _FUNCTION_POWER.search(text)) is not None:
+        end = closing_brace(text, match.end() - 1)
+        if end is None:
+            return text
+        inside = text[match.end() : end]
+        text = f"{text[: match.start()]}(\\{match.group(1)}({inside}))^{{{match.group(2)}}}{text[end + 1 :]}"
+    return text
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -174,6 +203,8 @@ def _equal(left: Any, right: Any) -> bool:
     imaginary = left.has(*_units()) or right.has(*_units())
     compared = 0
     for point in _assignments(names) if names else [{}]:
+        if names and not imaginary and not (_defined(left, point) and _defined(right, point)):
+            continue
         first, second = _at(left, point), _at(right, point)
         if first is None or second is None:
             continue
@@ -194,11 +225,9 @@ def _endless(found: Any) -> bool:
     import sympy
 
     for part in sympy.preorder_traversal(found):
-        if isinstance(part, sympy.Pow) and part.exp.is_number and part.exp.has(sympy.Pow):
-            inner = [each for each in part.exp.atoms(sympy.Pow) if each.exp.is_number]
-            if any(
-                each.exp.has(sympy.Pow) or not each.exp.is_Rational or abs(each.exp) > 1000 for each in inner
-            ):
+        if isinstance(part, sympy.Pow) and part.exp.has(sympy.Pow):
+            inner = [each for each in part.exp.atoms(sympy.Pow) if each is not part]
+            if any(each.exp.has(sympy.Pow) or _huge(each) for each in inner):
                 return True
         if isinstance(part, sympy.Sum | sympy.Product):
             for _, *ends in part.limits:
@@ -211,6 +240,14 @@ def _endless(found: Any) -> bool:
     return False
 
 
+def _huge(power: Any) -> bool:
+    """Whether a power of numbers is larger than a million."""
+    if not power.is_number:
+        return False
+    base, exponent = abs(complex(power.base)), abs(complex(power.exp))
+    return base > 1 and exponent * math.log10(base) > LARGEST_EXPONENT
+
+
 def _units() -> tuple[Any, ...]:
     import sympy
 
@@ -220,15 +257,54 @@ def _units() -> tuple[Any, ...]:
 def _assignments(names: list[Any]) -> list[dict[Any, Any]]:
     import sympy
 
-    return [
+    rational = [
         {
             name: sympy.Rational(
-                (point * (place + 3) / (place + 2)).numerator, (point * (place + 3) / (place + 2)).denominator
+                point.numerator * (place + 2) + 3 * place**2 + 1, point.denominator + 2 * place
             )
             for place, name in enumerate(names)
         }
         for point in _POINTS
     ]
+    return rational + [
+        {name: sympy.Integer(start + 2 * place) for place, name in enumerate(names)}
+        for start in _WHOLE_POINTS
+    ]
+
+
+def _defined(found: Any, point: dict[Any, Any]) -> bool:
+    """Whether no even root or logarithm of a negative number is taken at a point."""
+    import sympy
+
+    for part in sympy.preorder_traversal(found):
+        inner = None
+        if isinstance(part, sympy.Pow) and part.exp.is_Rational and part.exp.q % 2 == 0:
+            inner = part.base
+        elif isinstance(part, sympy.log):
+            inner = part.args[0]
+        if inner is not None and inner.free_symbols:
+            value = _at(inner, point)
+            if value is None or not value.is_real or value < 0:
+                return False
+    return True
+
+
+def _real_roots(found: Any) -> Any:
+    """Odd roots of what may be negative as real roots, as schools write them; sympy takes the principal one."""
+    import sympy
+
+    def odd(part: Any) -> bool:
+        return bool(
+            part.is_Pow
+            and part.exp.is_Rational
+            and part.exp.q % 2
+            and part.exp.q > 1
+            and not part.base.is_positive
+        )
+
+    return found.replace(
+        odd, lambda part: sympy.sign(part.base) ** part.exp.p * sympy.Abs(part.base) ** part.exp
+    )
 
 
 def _at(found: Any, point: dict[Any, Any]) -> Any | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july", "august"),
@@ -14,7 +14,7 @@ _MONTH_NUMBERS = {name: number for number, name in enumerate(_MONTHS, 1)} | {
 }
 _MONTH = r"(?P<month>[A-Za-z]{3,9})\.?"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
-_WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
+_WEEKDAY = r"(?:(?P<weekday>mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
 _DATES = (
     re.compile(rf"{_WEEKDAY}{_DAY}\s+(?:of\s+)?{_MONTH}(?:,?\s+(?P<year>\d{{4}}))?", re.IGNORECASE),
     re.compile(rf"{_WEEKDAY}{_MONTH}\s+{_DAY}(?:,?\s+(?P<year>\d{{4}}))?", re.IGNORECASE),
@@ -37,6 +37,7 @@ class Date:
     month: int
     day: int | None
     written: str = ""
+    weekday: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def read_date(text: str) -> Date | None:
         month = fields.get("number") or _MONTH_NUMBERS.get((fields.get("month") or "").casefold())
         if month is None or not 1 <= int(month) <= 12:
             continue
-        return Date(_int(fields.get("year")), int(month), _int(fields.get("day")))
+        weekday = (fields.get("weekday") or "").casefold()
+        return Date(_int(fields.get("year")), int(month), _int(fields.get("day")), weekday=weekday)
     match = _AMBIGUOUS.fullmatch(words)
     if match is not None:
         first, second, year = (int(each) for each in match.groups())
@@ -77,6 +79,12 @@ def read_clock(text: str) -> Clock | None:
     return Clock(
         int(match["hour"] or match["bare"]), _int(match["minute"]) or 0, _int(match["second"]) or 0, half
     )
+
+
+def same_date(gold: Date, answer: Date) -> bool:
+    """Whether both are the same day; a weekday that only one of them states agrees."""
+    weekdays = {gold.weekday, answer.weekday} - {""}
+    return len(weekdays) < 2 and replace(gold, weekday="") == replace(answer, weekday="")
 
 
 def same_clock(gold: Clock, answer: Clock) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from megatron_prism.verification.answers import algebra
-from megatron_prism.verification.answers.dates import Clock, Date, same_clock
+from megatron_prism.verification.answers.choice import choice_letter
+from megatron_prism.verification.answers.dates import Clock, Date, same_clock, same_date
 from megatron_prism.verification.answers.intervals import same_region
 from megatron_prism.verification.answers.kinds import (
     Based,
@@ -39,15 +40,17 @@ from megatron_prism.verification.answers.values import (
     same_text,
     source,
     turn,
+    written_out,
 )
 
 # Longer than any reference answer. Longer text is equal only if it is written alike.
-LONGEST_ANSWER = 10_000
+LONGEST_ANSWER = 1_000
 # A decimal fraction counts as an irrational or periodic number if it has at least this many correct digits.
 ENOUGH_DIGITS = 10
 # Lists longer than this are compared in order only: matching all orders of algebra would be slow.
 LONGEST_UNORDERED = 24
 
+_CONSTANT = re.compile(r"\+\s*[cCkK]\s*$")
 _LETTER = re.compile(r'["(\s]*([A-Z])["\s]*(?:[).:]["\s]*)?')
 
 
@@ -65,13 +68,19 @@ def same_answer(answer: str, gold: str, tolerance: float = 0.0) -> bool:
         return bool(right)
     letter = _LETTER.fullmatch(left)
     if letter is not None:
-        chosen = _LETTER.fullmatch(right)
-        return chosen is not None and chosen.group(1) == letter.group(1)
+        return choice_letter(answer) == letter.group(1)
     return _Comparison(tolerance).same(left, right)
 
 
+def _terms(text: str) -> tuple[str, ...] | None:
+    """The two numbers of `9:16`, `9/16` or `\\frac{9}{16}` as written."""
+    match = re.fullmatch(r"\s*(\d+)\s*[:/]\s*(\d+)\s*|\s*\\frac\{(\d+)\}\{(\d+)\}\s*", text)
+    return None if match is None else tuple(part for part in match.groups() if part is not None)
+
+
 def _compact(text: str) -> str:
-    """Without the spaces that cannot separate two candidates, and without quotes."""
+    """Without the spaces that cannot separate two candidates, and without quotes and needless braces."""
+    text = re.sub(r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2", text)
     text = re.sub(r"(?<![\w.,])\s+|\s+(?![\w.,])", "", text.replace('"', " ").strip())
     return text.rstrip(".")
 
@@ -100,9 +109,13 @@ class _Comparison:
         ):
             return self._stated_value(gold_text, answer)
         if isinstance(gold, Date):
-            return gold == answer
+            return isinstance(answer, Date) and same_date(gold, answer)
         if isinstance(gold, Clock):
-            return isinstance(answer, Clock) and same_clock(gold, answer)
+            if isinstance(answer, Clock):
+                return same_clock(gold, answer)
+            return _terms(gold_text) == _terms(answer_text) is not None
+        if isinstance(answer, Clock):
+            return _terms(gold_text) == _terms(answer_text) is not None
         if isinstance(gold, Based):
             return self._based(gold, answer)
         if isinstance(gold, Residue):
@@ -135,15 +148,10 @@ class _Comparison:
             )
         if isinstance(answer, Based):
             # The reference is digits without a base: the same digits count.
-            return (
-                isinstance(gold, Number) and gold.value == int(answer.digits, 36)
-                if answer.digits.isalpha()
-                else (isinstance(gold, Number) and str(gold.value) == answer.digits)
-            )
+            return isinstance(gold, Number) and written_out(gold.value) == answer.digits
         if isinstance(answer, Residue):
-            return self.same(gold_text, answer.value) or (
-                isinstance(gold, Number) and remainder(answer) == gold.value
-            )
+            left = remainder(answer)
+            return self.same(gold_text, answer.value) if left is None else gold == Number(left)
         if isinstance(answer, Ratio) and isinstance(gold, Number) and gold.value.denominator != 1:
             return len(answer.terms) == 2 and self.same(
                 gold_text, f"\\frac{{{answer.terms[0]}}}{{{answer.terms[1]}}}"
@@ -166,19 +174,20 @@ class _Comparison:
         if factor != 1:
             if not isinstance(left, Number) or not isinstance(right, Number):
                 return False
-            right = Number(right.value * factor, right.percent, right.digits)
+            right = Number(right.value * factor, right.percent)
         if isinstance(left, Number) and isinstance(right, Number):
             return self._same_numbers(left, right)
-        return self._same_algebra(latex(left), latex(right), right)
+        return self._same_algebra(left, right)
 
     def _same_numbers(self, gold: Number, answer: Number) -> bool:
         if gold.percent == answer.percent:
             return self._close(gold, answer)
         percent, plain = (gold, answer) if gold.percent else (answer, gold)
-        hundredth = Number(percent.value / 100, digits=percent.digits)
+        hundredth = Number(percent.value / 100, digits=percent.digits, places=percent.places + 2)
         if percent is gold:
             return self._close(percent, plain) or self._close(hundredth, plain)
-        return self._close(plain, percent) or self._close(plain, hundredth)
+        # 50% may be meant by 50, but 0.5% is not 0.5.
+        return (percent.value >= 1 and self._close(plain, percent)) or self._close(plain, hundredth)
 
     def _close(self, gold: Number, answer: Number) -> bool:
         difference = abs(gold.value - answer.value)
@@ -187,23 +196,24 @@ class _Comparison:
         for exact, decimal in ((gold, answer), (answer, gold)):
             # 0.0833333333333 for 1/12: a periodic number has no shorter exact decimal.
             if decimal.digits is not None and decimal.digits >= ENOUGH_DIGITS and periodic(exact.value):
-                places = len(str(decimal.value.denominator)) - 1
-                return difference <= Fraction(1, 10**places)
+                return difference <= Fraction(1, 10**decimal.places)
         return False
 
-    def _same_algebra(self, gold: str, answer: str, read_answer: Number | Expression) -> bool:
+    def _same_algebra(self, left: Number | Expression, right: Number | Expression) -> bool:
+        gold, answer = latex(left), latex(right)
         if self.tolerance:
-            left, right = algebra.value_of(gold), algebra.value_of(answer)
-            if left is not None and right is not None and left.is_real and right.is_real:
-                return bool(abs(left - right) <= abs(left) * float(self.tolerance))
+            value, other = algebra.value_of(gold), algebra.value_of(answer)
+            if value is not None and other is not None and value.is_real and other.is_real:
+                return bool(abs(value - other) <= abs(value) * float(self.tolerance))
+        # The name of a constant of integration is free.
+        if _CONSTANT.search(gold) and _CONSTANT.search(answer):
+            gold, answer = (_CONSTANT.sub("+C", text) for text in (gold, answer))
         if algebra.same_expression(gold, answer):
             return True
-        decimal = read_answer.digits if isinstance(read_answer, Number) else None
-        if decimal is not None and decimal >= ENOUGH_DIGITS:
-            return algebra.rounds_to(gold, answer)
-        gold_number = read(gold)
-        digits = gold_number.digits if isinstance(gold_number, Number) else None
-        return digits is not None and digits >= ENOUGH_DIGITS and algebra.rounds_to(answer, gold)
+        for exact, decimal in ((gold, right), (answer, left)):
+            if isinstance(decimal, Number) and (decimal.digits or 0) >= ENOUGH_DIGITS:
+                return algebra.rounds_to(exact, decimal)
+        return False
 
     def _stated_value(self, gold: str, answer: Relation) -> bool:
         """`x = 5` or `1 + 4 = 5` for 5: every value in it must equal the reference, so a chain earns nothing."""
@@ -223,10 +233,11 @@ class _Comparison:
     def _rounded(self, gold: str, sides: list[str]) -> bool:
         """`x = 2\\sqrt{3} \\approx 3.46`: an exact value and its decimal fraction, which agree to one per cent."""
         exact, decimal = sides[-2], read(sides[-1])
-        if not isinstance(decimal, Number) or not isinstance(read(exact), Expression) or is_assigned(exact):
+        found = read(exact)
+        endless = isinstance(found, Expression) or (isinstance(found, Number) and periodic(found.value))
+        if not isinstance(decimal, Number) or not endless or is_assigned(exact):
             return False
-        value = algebra.value_of(exact)
-        if value is None or not abs(value - float(decimal.value)) <= abs(value) / 100:
+        if not algebra.rounds_to(exact, decimal):
             return False
         named = all(is_assigned(side) for side in sides[:-2])
         return named and (self.same(gold, exact) or self.same(gold, sides[-1]))
@@ -258,8 +269,12 @@ class _Comparison:
         if renamed is not None and self.same(right, renamed):
             return True
         # y = 2x + 1 and f(x) = 2x + 1 define the same function; x = 5 and y = 5 are different statements.
+        itself = re.search(rf"(?<![A-Za-z]){re.escape(answer_left)}(?![A-Za-z])", answer_right)
         function = (
-            named and is_assigned(answer_left) and re.search("[a-z]", re.sub(r"\\[A-Za-z]+", "", right))
+            named
+            and is_assigned(answer_left)
+            and not itself
+            and re.search("[a-z]", re.sub(r"\\[A-Za-z]+", "", right))
         )
         if function and self.same(right, answer_right):
             return True
@@ -299,6 +314,8 @@ class _Comparison:
             parts = named_values(answer.parts) or answer.parts
             return gold.brackets in ("()", "[]", "<>") and self._ordered(gold.parts, parts)
         loose = {"<>", "()"}
+        # [1, 2, 3] is a vector, while [1, 2] may be an interval.
+        loose = loose | {"[]"} if len(gold.parts) > 2 else loose
         alike = gold.brackets == answer.brackets or {gold.brackets, answer.brackets} <= loose
         return alike and self._ordered(gold.parts, answer.parts)
 
@@ -317,7 +334,11 @@ class _Comparison:
             return False
         if len(wanted) > LONGEST_UNORDERED:
             return self._ordered(wanted, given)
+        nested = any(isinstance(read(part), Items) for part in wanted)
         for part in given:
+            if not nested and isinstance(read(part), Items):
+                # {1}, {2} are two sets and not the two numbers.
+                return False
             match = next((index for index, each in enumerate(wanted) if self.same(each, part)), None)
             if match is None:
                 return False
@@ -340,6 +361,8 @@ class _Comparison:
 
     def _ratio(self, gold: Ratio, answer: Reading) -> bool:
         if isinstance(answer, Ratio):
+            if any(isinstance(term := read(each), Number) and not term.value for each in answer.terms):
+                return False
             return len(gold.terms) == len(answer.terms) and all(
                 self.same(f"({gold.terms[0]})*({right})", f"({answer.terms[0]})*({left})")
                 for left, right in zip(gold.terms[1:], answer.terms[1:], strict=True)
@@ -354,7 +377,7 @@ class _Comparison:
         if not isinstance(answer, Number):
             return False
         # Digits alone are in the base that the question asks for.
-        return str(answer.value) == gold.digits
+        return written_out(answer.value) == gold.digits
 
     def _residue(self, gold: Residue, answer: Reading, answer_text: str) -> bool:
         if not isinstance(answer, Residue):

@@ -34,8 +34,7 @@ def same_region(gold: Reading, answer: Reading) -> bool:
     left, right = _region(gold), _region(answer)
     if left is None or right is None:
         return False
-    names = {name for name in (_name(gold), _name(answer)) if name is not None}
-    return len(names) <= 1 and left == right
+    return len(_names(gold) | _names(answer)) <= 1 and left == right
 
 
 def _region(reading: Reading) -> Region | None:
@@ -176,14 +175,13 @@ def _bounded(sign: str, bound: Any) -> Region:
     return (_Interval(bound, sympy.oo, sign == "\\ge", False),)
 
 
-def _name(reading: Reading) -> str | None:
-    """The variable of an inequality."""
+def _names(reading: Reading) -> set[str]:
+    """The variables of inequalities."""
     if isinstance(reading, Union):
-        names = [_name(read(part)) for part in reading.parts]
-        return next((name for name in names if name is not None), None)
+        return set().union(*(_names(read(part)) for part in reading.parts))
     if isinstance(reading, Relation):
-        return next((side for side in reading.sides if _VARIABLE.fullmatch(side)), None)
-    return None
+        return {side for side in reading.sides if side and _is_variable(side)}
+    return set()
 
 
 def _merged(intervals: list[_Interval]) -> Region:

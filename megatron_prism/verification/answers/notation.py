@@ -106,6 +106,10 @@ _SLASHED = re.compile(r"(?:\{\})?\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?")
 _DOTTED = re.compile(r"\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
 _ORDINAL = re.compile(r'(?<=\d)\s*(?:\^\s*)?\{?\s*"?\s*(?:st|nd|rd|th)\s*"?\s*\}?\s*$')
 _CIS = re.compile(r"\\cis\s*[({]?\s*([^(){}]+?)\s*[)}]?\s*$")
+_CHOOSE = re.compile(r"\{([^{}]*?)\\choose(?![A-Za-z])\s*([^{}]*)\}")
+_TEN_POWER = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
+# "k is a whole number" after a family of solutions.
+_WHOLE = re.compile(r"[,;]? ?\(?(?:\"? ?(?:where|for) ?\"?)? ?([a-z]) ?\\in ?\\mathbb ?\{?[ZRN]\}? ?\)?$")
 _OVER = re.compile(r"\{([^{}]*?)\\over(?![A-Za-z])\s*([^{}]*)\}")
 _QUOTED = re.compile(r"``([^`']*)''")
 # A Greek letter that is part of a unit: \\mu m, k\\Omega.
@@ -126,10 +130,12 @@ _ARGUMENTS = {"\\frac": 2, "\\binom": 2, "\\sqrt": 1}
 _TAKES_ARGUMENTS = re.compile(r"\\(?:frac|binom|sqrt)(?![A-Za-z])")
 _TOKEN = re.compile(rf"\s*({_ONE_TOKEN})")
 _WORD_FUNCTIONS = re.compile(
-    r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi|infinity|infty|"
+    r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sin|cos|tan|ln|log|exp|sqrt|pi|infinity|infty|"
     r"alpha|beta|gamma|theta|lambda)(?![A-Za-z])"
 )
 _PYTHON_POWER = re.compile(r"(?<=[\w)}])\s*\*\*\s*(?=[\w({\\-])")
+_FUNCTION_NAMES = "sin cos tan cot sec csc arcsin arccos arctan ln log exp gcd"
+_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 # Single letters that constants and differentials have when they are set upright.
 _UPRIGHT_LETTERS = ("e", "i", "d", "j")
 
@@ -152,6 +158,8 @@ def normalize(text: str) -> str:
     text = _PYTHON_POWER.sub("^", text).replace("**", " ").replace("`", " ")
     text = _WORD_FUNCTIONS.sub(lambda match: _function(match.group(1)), text)
     text = _SEGMENT.sub(r"\1", _OVER.sub(r"\\frac{\1}{\2}", text))
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _TEN_POWER.sub(r" \\times ", text))
+    text = _family(text)
     text = _SLASHED.sub(r"\\frac{\1}{\2}", text)
     text = _DOTTED.sub(
         lambda match: f".{match[1]}\\overline{{{''.join(filter(None, match.groups()[1:]))}}}", text
@@ -162,6 +170,18 @@ def normalize(text: str) -> str:
     text = _braced(text)
     text = re.sub(r'"\s*"', " ", _OHM.sub("Ω", _MICRO.sub(r" \1µ", text)))
     return _SPACE.sub(" ", text).strip()
+
+
+def _family(text: str) -> str:
+    """`\\frac{\\pi}{4} + k\\pi, k \\in \\mathbb{Z}` without the condition and with the letter n."""
+    if "\\in" not in text:
+        return text
+    text = " ".join(text.split())
+    match = _WHOLE.search(text)
+    if match is None or match.start() == 0:
+        return text
+    body, letter = text[: match.start()], match.group(1)
+    return re.sub(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", "n", body) if "\\pi" in body else body
 
 
 def _gap(match: re.Match[str]) -> str:
@@ -214,6 +234,8 @@ def _replacement(pattern: re.Pattern[str], match: re.Match[str], content: str) -
         return f" {content} " if "box" in match.group() else content
     name = match.group().strip("\\{ *")
     bare = content.strip()
+    if bare in _FUNCTIONS:
+        return f"\\{bare} "
     if name == "operatorname":
         return f"\\{bare} " if bare.isalpha() else f" {content} "
     if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _SMALL_NAMES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -49,6 +50,13 @@ PARTS = {
     **{"hundredths": 100, "thousandths": 1000, "twelfths": 12, "sixteenths": 16},
 }
 NUMBER_WORDS = frozenset(_VALUES) | frozenset(SCALES)
+
+
+def word_fraction(text: str) -> Fraction | None:
+    """The fraction that English words name ("one half", "two thirds"), or None."""
+    head, _, last = text.strip().casefold().replace("-", " ").rpartition(" ")
+    count = word_number(head) if last in PARTS else None
+    return None if count is None else Fraction(count, PARTS[last])
 
 
 def word_number(text: str) -> int | None:

@@ -22,8 +22,8 @@ _TOKEN = re.compile(
 )
 # 1,000 and 1,000,000.5; with spaces 1 000; with apostrophes or underscores 1_000; with points 1.000.000.
 _GROUPED = (
-    re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3}(?!\d))+(?:\.\d+)?"),
-    re.compile(r"(?<![\d.])\d{1,3}(?: \d{3}(?![\d/]))+(?:\.\d+)?"),
+    re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}(?!\d))+(?:\.\d+)?"),
+    re.compile(r"(?<![\d.])[1-9]\d{0,2}(?: \d{3}(?![\d/]))+(?:\.\d+)?"),
     re.compile(r"\d{1,3}(?:[_']\d{3}(?!\d))+(?:\.\d+)?"),
     re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{3}(?!\d)){2,}"),
 )
@@ -41,11 +41,13 @@ class Number:
         value: exactly; of `50%`, fifty.
         percent: whether a percent sign follows.
         digits: significant digits if it was written as a decimal fraction, else None.
+        places: digits after the point of that decimal fraction.
     """
 
     value: Fraction
     percent: bool = False
     digits: int | None = None
+    places: int = 0
 
 
 class _NotPlain(Exception):
@@ -81,7 +83,7 @@ def number(text: str) -> Number | None:
     decimal = _DECIMAL.fullmatch(body.replace(" ", "") if re.match(r"[-+] ", body) else body)
     digits = len(body.lstrip("-+ ").replace(".", "").lstrip("0")) if decimal else None
     try:
-        return Number(_Arithmetic(body).value(), percent, digits)
+        return Number(_Arithmetic(body).value(), percent, digits, len(decimal.group(1)) if decimal else 0)
     except (_NotPlain, ZeroDivisionError, OverflowError, RecursionError, ValueError):
         return None
 
@@ -165,9 +167,12 @@ class _Arithmetic:
 
     def power(self) -> Fraction:
         base = self.atom()
-        while self.peek() == "!":
+        if self.peek() == "!":
             self.take()
             base = _factorial(base)
+            if self.peek() == "!":
+                # A double factorial is no factorial of a factorial.
+                raise _NotPlain
         if self.peek() != "^":
             return base
         self.take()

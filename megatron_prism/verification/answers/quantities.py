@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import islice
 
 from megatron_prism.verification.answers.algebra import readable
 from megatron_prism.verification.answers.braces import balanced
@@ -13,10 +14,18 @@ from megatron_prism.verification.answers.numbers import Number, number
 from megatron_prism.verification.answers.units import unit
 from megatron_prism.verification.answers.words import has_words, is_noun_phrase
 
-_CURRENCY = re.compile(r'"?\s*(USD|EUR|GBP|INR|CAD|AUD|JPY|Rs)\.?\s*"?\s*([\d.,]+)')
+_UNFINISHED = re.compile(r"(?:[-+*/^_]|\\(?:cdot|times))$")
+# A count of money: $1.5M.
+_MONEY_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_MONEY_SCALED = re.compile(r'(-?[\d.,]+)\s*"?\s*([kKMBT])\s*"?')
+# A unit as a fraction: \\frac{"m"}{"s"}.
+_UNIT_FRACTION = re.compile(r"(.+?)\s*\\frac\s*\{([^{}]*)\}\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_CURRENCY = re.compile(r'"?\s*(USD|EUR|GBP|INR|₹|¥|CAD|AUD|JPY|Rs)\.?\s*"?\s*([\d.,]+)')
 _ARC = re.compile(
     r"(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*(?:'|\^\{?\\prime\}?)(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\^\{?\\prime\\prime\}?))?"
 )
+# So many places are tried at which a unit could begin.
+LONGEST_SEARCH = 8
 _COMPOUND_PIECE = re.compile(r"(\d+(?:\.\d+)?) ([A-Za-z]+)")
 _GLUED_UNIT = re.compile(
     r"(.*[\d})])\s*((?:[kcmnµ]?[mg]|cm|mm|km|kg|mg|ml|mL|kJ|kW|MW|Hz|kHz|MHz|Pa|kPa|mol|eV|min|sec|hrs?|lbs?|ft|mph|"
@@ -37,7 +46,7 @@ def value_of(text: str) -> Number | Expression | None:
     found = number(text)
     if found is not None:
         return found
-    if not text or _NOT_ONE_VALUE.search(text) or has_words(text):
+    if not text or _NOT_ONE_VALUE.search(text) or _UNFINISHED.search(text) or has_words(text):
         return None
     return Expression(text) if is_algebra(text) and balanced(text) else None
 
@@ -51,7 +60,18 @@ def quantity(text: str) -> Quantity | Number | None:
     if arc is not None:
         degrees, minutes, seconds = (Fraction(part or 0) for part in arc.groups())
         return Quantity(Number(degrees + minutes / 60 + seconds / 3600), "°")
+    if text.endswith("¤") and (amount := number(text[:-1])) is not None:
+        return Quantity(amount, "¤")
+    fraction = _UNIT_FRACTION.fullmatch(text)
+    if fraction is not None and '"' in fraction.group(2) + fraction.group(3):
+        value = value_of(fraction.group(1))
+        name = f"{fraction.group(2)}/({fraction.group(3)})"
+        if value is not None and unit(name) is not None:
+            return Quantity(value, f'"{name}"')
     if text.startswith(("¤", "-¤")):
+        scaled = _MONEY_SCALED.fullmatch(text.replace("¤", "", 1).strip())
+        if scaled is not None and (amount := number(scaled.group(1))) is not None:
+            return Quantity(Number(amount.value * _MONEY_SCALES[scaled.group(2)]), "¤")
         inner = _quantity_or_value(text.replace("¤", "", 1).strip())
         if isinstance(inner, Quantity):
             return Quantity(inner.value, "¤") if unit(inner.unit) in (None, unit("¤")) else None
@@ -67,20 +87,30 @@ def _quantity_or_value(text: str) -> Quantity | Number | Expression | None:
     glued = _GLUED_UNIT.fullmatch(text)
     if glued is not None and number(glued.group(1)) is not None and len(glued.group(2)) > 1:
         return Quantity(number(glued.group(1)) or Expression(text), glued.group(2))
-    for start in _UNIT_START.finditer(text):
+    for start in islice(_UNIT_START.finditer(text), LONGEST_SEARCH):
         head, tail = text[: start.start()].strip(), text[start.start() :].strip()
         first = value_of(head)
         if first is None:
             continue
-        quoted = (
-            tail[:1] in '"°¢µΩ(' or has_words(tail) or re.search(r"\d\s+$", text[: start.end()]) is not None
+        # Letters after letters are a product, `v_0 t`; a unit follows them only as text.
+        if (
+            isinstance(first, Expression)
+            and tail[:1].isalpha()
+            and re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", head))
+        ):
+            continue
+        # A noun must be set apart, "5xyz" is no five of something; a unit may follow a digit directly.
+        apart = (
+            tail[:1] in '"°¢µΩ(' or text[: start.end()][-1:].isspace() or text[: start.start()][-1:].isspace()
         )
+        quoted = apart or re.search(r"\d\s+$", text[: start.end()]) is not None
         scaled, rest = _scaled(first, tail)
         if scaled is None:
             continue
         if not rest:
             return scaled
-        if quoted and (unit(rest) is not None or (has_words(rest) and is_noun_phrase(rest))):
+        counted = apart and has_words(rest) and is_noun_phrase(rest)
+        if counted or ((quoted or has_words(tail)) and unit(rest) is not None):
             return Quantity(scaled, rest)
     return value
 

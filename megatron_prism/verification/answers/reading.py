@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 
 from megatron_prism.verification.answers.braces import balanced, split_outside
 from megatron_prism.verification.answers.dates import read_clock, read_date
@@ -26,14 +27,14 @@ from megatron_prism.verification.answers.kinds import (
     Text,
     Union,
 )
-from megatron_prism.verification.answers.number_words import word_number
+from megatron_prism.verification.answers.number_words import word_fraction, word_number
 from megatron_prism.verification.answers.numbers import Number, number
 from megatron_prism.verification.answers.quantities import is_algebra, quantity, value_of
 from megatron_prism.verification.answers.words import has_words, is_noun_phrase, plain_words, without_lead_in
 
 _RELATION_SIGN = re.compile(r"\\(?:le|ge|ne|approx|equiv)(?![A-Za-z])|[=<>]")
 _MATRIX = re.compile(
-    r"\\begin\s*\{([pbvBV]?matrix|array|smallmatrix)\}(?:\s*\{[lcr| ]*\})?(.*?)\\end\s*\{\1\}", re.DOTALL
+    r"\\begin\s*\{([pbB]?matrix|array|smallmatrix)\}(?:\s*\{[lcr| ]*\})?(.*?)\\end\s*\{\1\}", re.DOTALL
 )
 _RESIDUE = re.compile(
     r"(?:[A-Za-z]\s*(?:\\equiv|=|\\cong)\s*)?(.+?)\s*(?:\\pmod|\(?\s*\\mod|\(?\s*\"?\bmod\b\"?)\s*\{?\s*([^(){}]+?)\s*\}?\s*\)?"
@@ -44,7 +45,11 @@ _BASED = re.compile(
 _BASE_WORDS = re.compile(
     r'([0-9A-Z]+)\s*\(?\s*"?\s*\(?\s*(?:in\s+)?base[\s-]+(\d{1,2}|[a-z]+)\s*\)?\s*"?\s*\)?'
 )
-_MEMBER = re.compile(r"[A-Za-z](?:_\{?\w\}?)?\s*\\in(?![A-Za-z])\s*(.+)", re.DOTALL)
+_MEMBER = re.compile(
+    r"(?:[A-Za-z](?:_\{?\w\}?)?|\([a-z](?:\s*,\s*[a-z])+\))\s*\\in(?![A-Za-z])\s*(.+)", re.DOTALL
+)
+# Words that stand for a sign.
+_PHRASES = {"infinity": "\\infty", "negative infinity": "-\\infty", "empty set": "\\emptyset"}
 # A point with its name: P(2, 3).
 _POINT = re.compile(r"[A-Z](?:'|_\{?\d\}?)?\s*(\([^()]*,[^()]*\))")
 _BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\||:)\s*(.+?)\s*\\\}", re.DOTALL)
@@ -58,7 +63,7 @@ _ASSIGNED = re.compile(
 @lru_cache(maxsize=4096)
 def read(text: str) -> Reading:
     """The kind and parts of normalized `text`."""
-    text = _trimmed(text)
+    text = _PHRASES.get(plain_words(text), _trimmed(text))
     for reader in _READERS:
         found = reader(text)
         if found is not None:
@@ -70,6 +75,14 @@ def read(text: str) -> Reading:
 
 def is_assigned(side: str) -> bool:
     """Whether one side of an equation only names what the other side gives: `x`, `f(x)`, `AB`, a word, `x_1`."""
+    if side in ("\\pi", "e", "i", "\\infty"):
+        return False
+    names = re.fullmatch(r"\(\s*([^()]*)\s*\)", side)
+    if names is not None:
+        # (y, x) = (1, 2) is not the point (1, 2).
+        order = [name.strip(" \\") for name in names.group(1).split(",")]
+        if order != sorted(order):
+            return False
     return _ASSIGNED.fullmatch(side) is not None or (has_words(side) and is_noun_phrase(side))
 
 
@@ -77,12 +90,16 @@ def names_value(side: str) -> bool:
     """Whether a side before `= 5` only says what is 5: also `m + n`, `\\sin x` or `f'(x)`, but not `x + 1` or `-x`."""
     if is_assigned(side):
         return True
-    bare = re.sub(r"[\^_]\s*(?:\{[^{}]*\}|\w)", "", side)
-    return (
-        re.search("[A-Za-z]", bare) is not None
-        and not re.search(r"[\d,]|^\s*-", bare)
-        and not has_words(side)
-    )
+    bare = re.sub(r"\\?(?:gcd|lcm|max|min|sum|prod)[^()]*\([^()]*\)", "F", side)
+    bare = re.sub(r"(?<![\\A-Za-z])[A-Za-z]'*\s*\([^()]*\)", "F", bare)
+    bare = re.sub(r"[\^_]\s*(?:\{[^{}]*\}|\w)|'", "", bare)
+    bare = re.sub(r"(?<![A-Za-z\\])[A-Z]{2,3}(?![A-Za-z])", "S", bare)
+    # 100m + n names the sum of two unknowns; 2x and x + 1 would leave it to the reader to solve.
+    if len(set(re.findall(r"(?<![\\A-Za-z])[a-z](?![A-Za-z])", bare))) > 1:
+        bare = re.sub(r"\d+\s*(?=[a-z])", "", bare)
+    if re.search(r"[\d,]|^\s*-", bare) or has_words(bare):
+        return False
+    return re.search("[A-Za-z]", re.sub(r"\\(?:pi|infty)(?![A-Za-z])", "", bare)) is not None
 
 
 def _trimmed(text: str) -> str:
@@ -119,6 +136,8 @@ def _based(text: str) -> Reading | None:
         return None
     if digits.isalpha() and base < 16:
         return None
+    if any(int(digit, 36) >= base for digit in digits):
+        return None
     return Based(digits.upper().lstrip("0") or "0", base)
 
 
@@ -141,6 +160,8 @@ def _matrix(text: str) -> Reading | None:
 def _interval_or_tuple(text: str) -> Reading | None:
     if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
         return Items((), "{}")
+    if re.fullmatch(r"\\mathbb\{R\}(?:\^|_)\{?\+\}?", text):
+        return Items(("0", "\\infty"), "()")
     if text == "\\mathbb{R}" or plain_words(text) in ("all real numbers", "all reals", "all real numbers x"):
         return Items(("-\\infty", "\\infty"), "()")
     labelled = _POINT.fullmatch(text)
@@ -182,6 +203,7 @@ def _spans(text: str) -> bool:
 
 
 def _union(text: str) -> Reading | None:
+    text = re.sub(r"^(\\mathbb\{R\})\s*-\s*(?=\\\{)", r"\1\\setminus ", text)
     without, *removed = split_outside(text, ("\\setminus",))
     if len(removed) == 1 and without:
         points = read(removed[0])
@@ -204,6 +226,12 @@ def _list(text: str) -> Reading | None:
     if len(parts) > 1:
         if any(_is_inequality(part) for part in parts):
             words = {joint.strip(" ,") for joint in joints}
+            excluded = re.match(r"([A-Za-z])\s*\\ne(?![A-Za-z])", parts[0])
+            if excluded is not None:
+                # x ≠ 1, 2 excludes both.
+                parts = [
+                    part if _is_inequality(part) else f"{excluded.group(1)} \\ne {part}" for part in parts
+                ]
             return Union(tuple(parts), "or" if words & {"or", "vee", "cup"} else "and")
         name = re.match(r"([A-Za-z])\s*=\s*", parts[0])
         if name and not any("=" in part for part in parts[1:]):
@@ -224,25 +252,48 @@ def _is_inequality(part: str) -> bool:
 
 
 def _signs_expanded(part: str) -> list[str]:
-    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", part):
+    """`1 \\pm 2` as two values, `\\pm 1 \\pm 2` as four; `\\mp` has the sign opposite to `\\pm`."""
+    signs = re.findall(r"\\(pm|mp)(?![A-Za-z])", part)
+    if not signs or len(signs) > 3:
         return [part]
-    plus = re.sub(r"\\pm(?![A-Za-z])", "+", re.sub(r"\\mp(?![A-Za-z])", "-", part))
-    minus = re.sub(r"\\pm(?![A-Za-z])", "-", re.sub(r"\\mp(?![A-Za-z])", "+", part))
-    return [re.sub(r"(^|=)\s*\+", r"\1 ", plus).strip(), minus.strip()]
+    pieces = re.split(r"\\(?:pm|mp)(?![A-Za-z])", part)
+    choices = [("+", "-") if name == "pm" else ("-", "+") for name in signs]
+    rows = zip(*choices, strict=True) if "mp" in signs else product(*choices)
+    expanded = []
+    for row in rows:
+        text = pieces[0] + "".join(sign + piece for sign, piece in zip(row, pieces[1:], strict=True))
+        expanded.append(re.sub(r"(^|=)\s*\+", r"\1 ", text).strip())
+    return expanded
 
 
 def _relation(text: str) -> Reading | None:
     if text.startswith("\\approx"):
         return read(text[len("\\approx") :])
-    signs = [match.group() for match in _RELATION_SIGN.finditer(text)]
+    sides, signs = _split_relation(text)
     if not signs:
         return None
-    sides = tuple(part.strip() for part in _RELATION_SIGN.split(text))
     if sides[0] == "" and signs[0] in ("=", "\\approx"):
         return read(text.partition(signs[0])[2])
     # "≥ 3" without a variable is an inequality for whichever variable the other side has.
     bound = len(sides) == 2 and sides[0] == "" and signs[0] in ("<", ">", "\\le", "\\ge")
-    return Relation(sides, tuple(signs)) if all(sides) or bound else None
+    return Relation(sides, signs) if all(sides) or bound else None
+
+
+def _split_relation(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sides and signs outside of brackets: `P(X = 2) = 0.3` has two sides, and so has a sum from `k=1`."""
+    sides: list[str] = []
+    signs: list[str] = []
+    depth = first = position = 0
+    while position < len(text):
+        depth += (text[position] in "({") - (text[position] in ")}")
+        match = _RELATION_SIGN.match(text, position) if depth <= 0 else None
+        if match is None:
+            position += 1
+            continue
+        sides.append(text[first : match.start()].strip())
+        signs.append(match.group())
+        first = position = match.end()
+    return (*sides, text[first:].strip()), tuple(signs)
 
 
 def _ratio(text: str) -> Reading | None:
@@ -257,10 +308,10 @@ def _number(text: str) -> Reading | None:
     found = number(text)
     if found is not None:
         return found
-    words = word_number(text.replace('"', " "))
-    if words is None:
-        return None
-    return Number(Fraction(words))
+    plain = text.replace('"', " ")
+    whole = word_number(plain)
+    words = word_fraction(plain) if whole is None else Fraction(whole)
+    return None if words is None else Number(words)
 
 
 def _formula(text: str) -> Reading | None:

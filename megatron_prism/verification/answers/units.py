@@ -162,7 +162,9 @@ def _known() -> tuple[dict[str, Unit], dict[str, Unit]]:
 
 
 _SYMBOLS, _NAMES = _known()
-_FACTOR = re.compile(r"([A-Za-z°¤¢µΩ]+(?:\s*°)?[CF]?|°\s*[CF]?)\s*(?:\^?\s*\{?\s*([-+]?\d+(?:/\d+)?)\s*\}?)?")
+_FACTOR = re.compile(
+    r"(°\s*[CF]?|[A-Za-z¤¢µΩ]+)(?:\s*\^\s*([-+]?\d{1,2}(?:/[1-9]\d?)?)|([-+]?\d{1,2}(?:/[1-9]\d?)?))?"
+)
 
 
 @lru_cache(maxsize=4096)
@@ -171,6 +173,7 @@ def unit(text: str) -> Unit | None:
     text = text.replace('"', " ").replace("\\mu", "µ").replace("\\Omega", "Ω").replace("\\cdot", " ")
     text = text.replace("\\times", " ").replace("*", " ").replace("{", "").replace("}", "").strip(" .")
     text = re.sub(r"\\frac\s*", "", text)
+    text = re.sub(r"\bdeg(?:ree)?s?\s+(?:([CF])\b|([Cc])elsius|([Ff])ahrenheit)", _temperature, text)
     text = re.sub(r"\b[Pp]er\b", "/", text)
     text = re.sub(
         r"\b([Ss]quare|[Ss]quared|[Cc]ubic|[Cc]ubed|sq|cu)\b\.?",
@@ -195,9 +198,13 @@ def unit(text: str) -> Unit | None:
         factor = _single(match.group(1).replace(" ", "")) if match else None
         if match is None or factor is None:
             return None
-        total = total.times(factor.power(sign * Fraction(match.group(2) or 1)))
+        total = total.times(factor.power(sign * Fraction(match.group(2) or match.group(3) or 1)))
         position = match.end()
     return total
+
+
+def _temperature(match: re.Match[str]) -> str:
+    return "°" + next(filter(None, match.groups())).upper()
 
 
 def _power_after(match: re.Match[str]) -> str:

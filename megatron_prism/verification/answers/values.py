@@ -11,6 +11,9 @@ from megatron_prism.verification.answers.reading import read
 from megatron_prism.verification.answers.units import unit
 from megatron_prism.verification.answers.words import plain_words
 
+# Beside a number these may scale it: 5 M can be five million.
+_SCALES = frozenset(("M", "B", "k", "ppm", "ppb", "permille", "‰"))
+_SINGLE_LETTERS = re.compile(r"(?:[A-Za-z](?:\^\{?-?\d\}?)?\s*)+|mg|ms")
 LONGEST_BITS = 13_000
 NO_SOLUTION = {
     "no solution",
@@ -45,8 +48,11 @@ def conversion(gold: str, answer: str) -> Fraction | None:
 
     A unit that only one side states is taken as meant by the other.
     """
-    if not gold or not answer:
-        return Fraction(1)
+    if not gold:
+        return None if answer.strip(' "') in _SCALES else Fraction(1)
+    if not answer:
+        # `2 m g` may be algebra: a bare 2 is not enough for letters that no \\text{} marks as a unit.
+        return None if _SINGLE_LETTERS.fullmatch(gold) else Fraction(1)
     left, right = unit(gold), unit(answer)
     if left is not None and right is not None:
         if left.dimension != right.dimension:
@@ -80,6 +86,11 @@ def remainder(residue: Residue) -> Fraction | None:
     if not isinstance(value, Number) or not isinstance(modulus, Number) or not modulus.value:
         return None
     return value.value % modulus.value
+
+
+def written_out(value: Fraction) -> str:
+    """A whole number in decimal digits; empty for others and for those that Python refuses to write out."""
+    return str(value) if value.denominator == 1 and value.numerator.bit_length() <= LONGEST_BITS else ""
 
 
 def periodic(value: Fraction) -> bool:

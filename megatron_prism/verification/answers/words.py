@@ -19,6 +19,9 @@ _RUN = re.compile(r"(?<!\\)(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTIONS = "sin cos tan log exp max min gcd lcm mod det arg lim sup inf deg dim ker"
 _MATH_NAMES = frozenset(_FUNCTIONS.split())
 
+_CONCLUSION = re.compile(
+    r'^"?\s*(?:thus|hence|therefore|so|then|finally)\b\s*,?\s*("?)\s*(?=\S)', re.IGNORECASE
+)
 _LEAD_IN = re.compile(
     r'^["\s]*(?:(?:so|thus|hence|therefore|and)\b[,\s]*)?(?:(?:the|my|our)\s+)?(?:final\s+|correct\s+|required\s+)?'
     r'(?:answer|result|solution|value|total|probability|number|area|sum|option|choice)s?(?:\s+(?:is|are|equals)\b|\s*[:=])[:\s"]*'
@@ -36,7 +39,9 @@ _HEDGE_WORDS = (
     "not no or nor neither either and but is isn't are was wrong incorrect false maybe perhaps probably possibly "
     "except unless than least most more less fewer up over under between without any all none every both to "
     "through versus vs then instead actually wait unknown undefined unclear if any anything whatever cannot "
-    "can't never guess correct right true accept plus minus squared cubed below above zero st nd rd th"
+    "can't never guess correct right true accept "
+    "negative double half twice factorial score gross permille base fails works work small large big plus minus "
+    "squared cubed below above zero st nd rd th"
 )
 _MONTHS = "january february march april may june july august september october november december"
 _HEDGES = frozenset(_HEDGE_WORDS.split()) | frozenset(_MONTHS.split())
@@ -55,12 +60,24 @@ def is_word(run: str) -> bool:
 
 
 def has_words(text: str) -> bool:
-    """Whether normalized `text` contains a quoted text or a run of letters that is a word."""
-    return '"' in text or any(is_word(match.group()) for match in _RUN.finditer(_without_commands(text)))
+    """Whether normalized `text` contains a quoted text or a run of letters that is a word.
+
+    Beside an operator a run of up to three letters with capitals is a product: `nRT/V`. Alone, `CO2` is a name.
+    """
+    if '"' in text:
+        return True
+    runs = [match.group() for match in _RUN.finditer(_without_commands(text))]
+    if re.search(r"[-+/]|\\(?:frac|sqrt|cdot|times)", text) and not re.search(r"[A-Za-z]\d", text):
+        runs = [run for run in runs if len(run) > 3 or run.islower() or run in _MATH_NAMES]
+    return any(is_word(run) for run in runs)
 
 
 def without_lead_in(text: str) -> str:
     """Without "The answer is" and the like at the start."""
+    conclusion = _CONCLUSION.match(text)
+    if conclusion is not None:
+        rest = text[conclusion.end() :]
+        text = rest if rest.count('"') % 2 == 0 else f'"{rest}'
     described = _DESCRIBED.match(text)
     if described is not None:
         words = described.group(1) or described.group(2) or ""
@@ -82,11 +99,13 @@ def is_noun_phrase(text: str) -> bool:
     """Whether the words beside a value only say what it counts ("red balls", "students"): no digits, no hedge."""
     words = _WORD.findall(text.replace('"', " "))
     rest = _WORD.sub("", text.replace('"', " "))
-    return (
-        0 < len(words) <= 6
-        and not re.sub(r"[\s.,/°()-]", "", rest)
-        and not any(word.casefold() in _HEDGES or word.casefold() in NUMBER_WORDS for word in words)
-    )
+    rest = re.sub(r"\^\s*\{?\s*[23]\s*\}?\s*$", "", rest)
+    if not 0 < len(words) <= 6 or re.sub(r"[\s.,/°()-]", "", rest):
+        return False
+    lower = [word.casefold() for word in words]
+    # "doubled", "excluded", "doesn't": said of the value, not counted by it.
+    changed = lower[-1].endswith("ed") or any(word.endswith("n't") for word in lower)
+    return not changed and not any(word in _HEDGES or word in NUMBER_WORDS for word in lower)
 
 
 def plain_words(text: str) -> str:
