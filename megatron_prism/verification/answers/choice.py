@@ -1,79 +1,129 @@
-"""Grading a multiple-choice answer: one letter."""
+"""Grading a multiple-choice answer: one letter, in a box or stated in words.
+
+A letter counts only if it is used as the letter of an option: "I don't know", "E = mc^2" and "A-dependent" name none. A
+second letter beside it, or a denial, makes it no answer.
+"""
 
 from __future__ import annotations
 
 import re
 
-from megatron_prism.verification.answers.extract import boxed_answer, final_part, tail
+from megatron_prism.verification.answers.extract import boxed_answer, final_part, tail, without_end_token
 from megatron_prism.verification.answers.notation import normalize
 
 # A box with a letter and the text of its option is not longer.
 LONGEST_OPTION = 2000
-_WORD = r"(?:option|choice|answer|letter)"
-# The letter, alone or followed by the text of the option; a second letter after a separator is a second candidate.
+_WORD = r"(?:option|choice|answer|letter|statement)"
+# The letter, alone or followed by the text of the option.
 _LETTER = re.compile(
-    rf"(?:the\s+)?(?:correct\s+)?(?:{_WORD}\s*(?:is|:)?\s*)?[(\[]?\s*([A-Za-z])\s*(?:[)\]]|[.:,]|\s[-]|$)\s*(.*)",
+    rf"(?:the )?(?:correct )?(?:{_WORD} ?(?:is|:)? ?)?[(\[]? ?([A-Za-z]) ?(?:[)\]]|[.:,]| [-]|$) ?(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-# What follows the letter names a second one: "(B)(C)", ", D", "or D", "5 or D. 6". "Both A and B" is an option's text.
+_ROMAN = re.compile(r"(?:I{1,3}|IV|V)(?:,? (?:and|or) (?:I{1,3}|IV|V)|, (?:I{1,3}|IV|V))+\b")
+# What follows the letter names a second one: "(B)(C)", ", d", "or D", "5 or D. 6". "Both A and B" is an option's text.
 _SECOND = re.compile(
-    r"(?:and\b|or\b|[,/&])?\s*[(\[]?[A-Z](?:[)\].:]|\s*$|\s*[,/&]|\s+(?:or|and)\b)|.*\b(?:or|and)\s+[(\[]?[A-Z][)\].:]",
+    r"(?:and\b|or\b|[,/&])? ?[(\[]?[A-Z](?:[)\].:]| ?$| ?[,/&]| (?:or|and)\b)"
+    r"|(?:(?:and|or) |[,/&] ?)?[(\[]?[a-z](?:[)\]:]| ?$| ?[,/&])"
+    r"|.{0,200}\b(?:or|and) [(\[]?[A-Z][)\].:]|.{0,200}; ?[a-zA-Z] ?:",
     re.DOTALL,
 )
-_IS = r"(?:\s+(?:is|would\s+be|must\s+be|should\s+be|option|choice|letter))*\s*[-:=]?\s*"
-_STATED = re.compile(
-    rf"(?:\b(?i:(?:final\s+)?answer|(?:correct|best|right)\s+{_WORD}|(?:pick|choose|select|go\s+with)(?=\s))|答案)"
-    rf"(?i:{_IS}|(?:是|为)\s*)(?i:(?:option|choice)\s+)?[*_(\[\s\"$]*"
-    r"([A-Z](?![A-Za-z'])|[a-z](?=[\s*_)\]\"$]*(?:\.|$|\n)))",
+_DENIED = re.compile(r"(?:(?:is|was) )?(?:not?\b|never\b|false\b|wrong\b|incorrect\b|isn't\b)", re.IGNORECASE)
+_OPENING = r"[*_(\[\s\"'$]*"
+_FILLERS = r"(?:\s+(?:indeed|therefore|thus|then|clearly|simply|option|choice|letter|number))*"
+_LETTER_STATED = r"(?P<letter>[A-Z](?![A-Za-z'])|[a-z](?=[\s*_)\]\"'$]*(?:\.|$|\n)))"
+_STATED = (
+    # "The answer is C", "Answer: C", "the best choice would be (C)", "answer - C", {"answer": "C"}
+    re.compile(
+        rf"\b(?i:(?:final\s+)?(?:answer|ans|choice)|(?:correct|best|right)\s+{_WORD})\b\"?"
+        rf"(?i:\s+(?:is|would\s+be|must\s+be|should\s+be|option|choice|letter))*(?i:{_FILLERS})\s*[-:=.]?"
+        rf"(?i:\s*(?:option|choice)\b)?(?P<not>\s+not\b)?{_OPENING}{_LETTER_STATED}"
+    ),
+    re.compile(
+        rf"(?i:\b(?:pick|choose|select|go\s+with))\s+(?i:(?:option|choice)\s+)?(?P<not>not\b)?{_OPENING}{_LETTER_STATED}"
+    ),
+    re.compile(
+        rf"(?i:\b(?:it's|it\s+is|must\s+be))\s+(?i:(?:option|choice)\s+)?(?P<not>not\b)?{_OPENING}{_LETTER_STATED}"
+    ),
+    re.compile(rf"答案(?:是|为|:|:)*(?P<not>不)?{_OPENING}{_LETTER_STATED}"),
+    re.compile(rf"\b(?i:is\s+not)\s+[(\[]?[A-Z][)\]]?,?\s+but(?P<not>\s+not)?\s+{_OPENING}{_LETTER_STATED}"),
 )
 _NAMED_RIGHT = re.compile(
-    r"(?:\b(?i:option|choice|answer)\s+[(\[]?|[(\[])([A-Z])[)\]]?[*_]*\s+(?:is|must\s+be)\s+(?:the\s+)?"
-    r"(?:right|correct|answer|true|best)"
+    r"(?:\b(?i:option|choice|answer)\s+[(\[]?|[(\[]|(?:^|(?<=[.,;:]\s)|(?<=\b[Ss]o\s)|(?<=\b[Tt]hus\s)|(?<=\b[Hh]ence\s)))"
+    r"(?P<letter>[A-Z])[)\]]?[*_]*\s+(?:is|must\s+be)\s+(?:the\s+)?(?:right|correct|answer|true|best)\b",
+    re.MULTILINE,
+)
+# After a letter that is an option's: the end, punctuation, an explanation; not "-dependent", " = 5" or " priori".
+_ENDED = re.compile(
+    r"[)\]\"'*_$}\s]*(?:$|\n|[.,;:!?](?=\s|$)|\(|\s-\s|\)|\s(?i:because|since|as|which|not|but|rather|is)\b)"
+)
+_ANOTHER = re.compile(
+    r"[)\]\"'*_$\s]*(?:[/,&(]|\bor\b|\band\b)\s*(?:\bor\s+|\band\s+)?[(\[]?[A-Z](?![A-Za-z'])"
+)
+_REJECTED = re.compile(r"[)\]\"'*_$\s]*(?i:is|are)\s+(?i:wrong|incorrect|not|false|never)")
+_TAKEN_BACK = re.compile(r"\b(?:no,?\s+)?wait\b", re.IGNORECASE)
+# A statement of an answer whose letter was not accepted: then no letter in brackets replaces it.
+_STATEMENT = re.compile(
+    r"\b(?:answer|correct\s+(?:option|choice))\b.{0,20}\bnot\b", re.IGNORECASE | re.DOTALL
 )
 _PARENTHESISED = re.compile(r"\(([A-Z])\)")
-# A further letter after the stated one: "A/B/C", "A or B".
-_ANOTHER = re.compile(r"[)\]*_]*\s*(?:[/,&]|\bor\b|\band\b)\s*[(\[]?[A-Z](?![A-Za-z])")
-_OPTION_LINE = re.compile(r"[*_(\[\s]*([A-Z])[)\]][*_]*[.:]?\s+\S.*|[*_\s]*([A-Z])[.:][*_]*\s+\S.*")
-_ALONE = re.compile(r"[*_(\[\s$]*([A-Z])[)\].:*_\s$]*")
+_OPTION_LINE = re.compile(r"[*_(\[\s]*([A-Z])[)\]][*_]*[.:]?\s+(\S.*)|[*_\s]*([A-Z])[.:][*_]*\s+(\S.*)")
+_ALONE = re.compile(r"(?:[Oo]ption\s+|[Cc]hoice\s+)?[*_(\[\s$]*([A-Z])[)\].:*_\s$]*")
+_LOOKS = re.compile(r"\*\*|`|\\[()]|\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def extract_choice(completion: str) -> str | None:
     """The letter of the last box, else the one that the text states as its answer, else the only one in brackets.
 
     Returns:
-        A capital letter, or None: no letter, or several without a statement which one is meant.
+        A capital letter, or None: no letter, a denied one, or several without a statement which one is meant.
     """
     boxed = boxed_answer(final_part(completion))
     if boxed is not None and (not boxed or _names_letters(boxed)):
         return choice_letter(boxed)
-    end = re.sub(r"\*\*|\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", tail(completion))
-    stated = [*_STATED.finditer(end), *_NAMED_RIGHT.finditer(end)]
+    end = _LOOKS.sub(r"\1", without_end_token(tail(completion)))
     tagged = re.findall(r"<answer>\s*(.*?)\s*</answer>", end, re.DOTALL | re.IGNORECASE)
     if tagged:
         return choice_letter(tagged[-1])
+    stated = sorted(
+        (match for pattern in (*_STATED, _NAMED_RIGHT) for match in pattern.finditer(end)),
+        key=lambda match: match.start("letter"),
+    )
     if stated:
-        last = max(stated, key=lambda match: match.start())
-        return None if _ANOTHER.match(end, last.end()) else last.group(1).upper()
+        last = stated[-1]
+        return last.group("letter").upper() if _is_option(last, end) else None
     lines = [line for line in end.split("\n") if line.strip()]
     alone = _ALONE.fullmatch(lines[-1]) if lines else None
     if alone is not None:
         return alone.group(1)
     option = _OPTION_LINE.fullmatch(lines[0]) if len(lines) == 1 else None
-    if (
-        option is not None
-        and _SECOND.match(lines[0][max(option.end(1), option.end(2)) + 1 :].strip()) is None
-    ):
-        return option.group(1) or option.group(2)
+    if option is not None:
+        letter, text = (
+            (option.group(1), option.group(2)) if option.group(1) else (option.group(3), option.group(4))
+        )
+        return None if _is_second(text) or _DENIED.match(text) else letter
     found = set(_PARENTHESISED.findall(end))
-    return found.pop() if len(found) == 1 else None
+    return found.pop() if len(found) == 1 and not _STATEMENT.search(end) else None
 
 
 def choice_letter(text: str) -> str | None:
     """The letter that a box or a reference answer names: `C`, `(C)`, `C.`, `\\text{C}`, "Option C", `C: 5 m`."""
     match = _LETTER.fullmatch(_plain(text))
-    if match is None or _SECOND.match(match.group(2)):
+    if match is None or _is_second(match.group(2)) or _DENIED.match(match.group(2)):
         return None
     return match.group(1).upper()
+
+
+def _is_option(match: re.Match[str], text: str) -> bool:
+    """Whether a stated letter is one option's letter, neither denied, taken back nor followed by another."""
+    after = text[match.end("letter") :]
+    stated = match.re is not _NAMED_RIGHT
+    if stated and (match.group("not") or _ENDED.match(after) is None or _REJECTED.match(after)):
+        return False
+    return _ANOTHER.match(after) is None and _TAKEN_BACK.search(after) is None
+
+
+def _is_second(rest: str) -> bool:
+    return _ROMAN.match(rest) is None and _SECOND.match(rest) is not None
 
 
 def _names_letters(boxed: str) -> bool:
@@ -84,4 +134,5 @@ def _names_letters(boxed: str) -> bool:
 def _plain(text: str) -> str:
     if len(text) > LONGEST_OPTION:
         return ""
-    return " ".join(normalize(text).replace('"', " ").split()).strip()
+    plain = re.sub(r"\\([A-Z])(?![A-Za-z])", r"\1", normalize(text)).replace('"', " ").replace("*", " ")
+    return " ".join(plain.split())

@@ -18,11 +18,12 @@ LONGEST_JOINT = 80
 # The format that the reward requires: a closed think block, followed by an answer.
 THINK_FORMAT = re.compile(r"^\s*<think>.*?</think>\s*\S", re.DOTALL)
 # `\b` and `\f` in a JSON or Python string are escapes, so a sampled `\boxed` can arrive as these characters.
-_BOX = re.compile(r"(?:\\|\x08(?=oxed)|\x0c(?=box))b?f?(?:oxed|box)(?![A-Za-z])\s*")
+_BOX = re.compile(r"(?:\\|\x08(?=oxed)|\x0c(?=box))(?:framebox|b?f?(?:oxed|box))(?![A-Za-z])\s*")
 _UNBRACED = re.compile(
     r"(\\d?t?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\w)|\\[A-Za-z]+(?![A-Za-z{])"
     r"|-?\d+(?:,\d{3})*(?:\.\d+)?|[A-Za-z])"
 )
+_END_TOKENS = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|\s)*$")
 # What may stand between boxes that are parts of one answer.
 _JOINT = re.compile(
     r"[\s$.]*(?:\([^()]{0,60}\)[\s$.]*)?(?:,|;|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b|,\s*and\b|,\s*or\b)[\s$]*(?:[A-Za-z]\s*=\s*)?"
@@ -45,6 +46,11 @@ def final_part(text: str) -> str:
 def tail(text: str) -> str:
     """The last characters of the final part, in which an unboxed answer is searched for."""
     return final_part(text)[-TAIL_CHARACTERS:]
+
+
+def without_end_token(text: str) -> str:
+    """Without the end tokens that a sampler may leave after the answer: `</s>`, `<|eot_id|>`."""
+    return _END_TOKENS.sub("", text)
 
 
 def boxed_answer(text: str) -> str | None:

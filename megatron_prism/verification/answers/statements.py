@@ -8,14 +8,35 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from megatron_prism.verification.answers.extract import without_end_token
+
 # GSM8K's mark of the final answer.
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S[^\n]*)$", re.MULTILINE)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HEADING = re.compile(
     r"^[ \t]*#{1,6}[ \t]*\**(?:final[ \t]+)?answer\**:?[ \t]*\n", re.IGNORECASE | re.MULTILINE
 )
-_STATED = re.compile(r"\banswer[ \t]*(?:\*{1,2}[ \t]*)?(?:is|:|=)[ \t]*(?:\*{1,2})?:?", re.IGNORECASE)
-_NEGATED = re.compile(r"\s*(?:not|n't|never)\b", re.IGNORECASE)
+_STATED = re.compile(
+    r"\b(?:answer|(?:final|the)[ \t]+result|^[ \t*]*(?:result|ans))\.?[ \t]*(?:\*{1,2}[ \t]*)?"
+    r"(?:is|would be|must be|:|=)[ \t]*(?:\*{1,2})?:?"
+    r"(?:[ \t]+(?:therefore|thus|then|indeed|simply|equal to)\b)*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CONCLUDED = re.compile(
+    r"(?:therefore|thus|hence|so)[ \t,]+(?:we[ \t]+(?:get|have|find)[ \t]+)?"
+    r"([A-Za-z][ \t]*=[ \t]*[^\n.$]{1,40}(?:\.\d+)?)\.?\s*$",
+    re.IGNORECASE,
+)
+_NEGATED = re.compile(r"\s*(?:not|n't|never)\b(?:[ \t]+[^\n]{1,40}?[ \t]+but[ \t]+)?", re.IGNORECASE)
+# After an answer in the same sentence: a condition, a second candidate or a doubt.
+_HEDGED = re.compile(
+    r"\b(?:if|when|unless|or|but|might|could|maybe|wait|possibl[ey]|alternatively|either|except)\b|n't\b",
+    re.IGNORECASE,
+)
+# Before or after a formula in its sentence: it is denied or only supposed.
+_DENIED = re.compile(
+    r"\b(?:not|never|suppose|assume|let|if|wrong|incorrect|cannot|guess|unless)\b|n't\b", re.IGNORECASE
+)
 _INLINE = re.compile(r"(?<![\\$])\$(?!\$)([^$\n]+?)(?<!\\)\$(?!\$)|\\\((.+?)\\\)")
 _DISPLAY = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\\\[(.+?)\\\]|\\begin\{(?:equation|align|gather)\*?\}(.+?)\\end\{(?:equation|align|gather)\*?\}",
@@ -31,7 +52,7 @@ _SENTENCE_END = re.compile(
 
 def stated_answer(end: str) -> str | None:
     """The answer that the end of a completion states, or None."""
-    for candidate in _candidates(end):
+    for candidate in _candidates(without_end_token(end)):
         stripped = candidate.strip().strip("*").strip()
         if re.search(r"\w|\\", stripped):
             return stripped
@@ -47,29 +68,56 @@ def _candidates(end: str) -> Iterator[str]:
         yield hashes[-1].rstrip(". ")
     starts = [match.end() for pattern in (_STATED, _HEADING) for match in pattern.finditer(end)]
     if starts:
-        yield from _after(end[max(starts) :])
+        # What is stated decides: if it is denied or hedged, no other formula of the text takes its place.
+        found = list(_after(end[max(starts) :]))
+        yield from found
+        if end[max(starts) :].strip(" *:\n"):
+            return
+    concluded = _CONCLUDED.search(end)
+    if concluded is not None:
+        yield concluded.group(1)
     formulas = [
-        (match.start(), next(filter(None, match.groups())))
+        (match.start(), match.end(), next(filter(None, match.groups())))
         for pattern in (_INLINE, _DISPLAY)
         for match in pattern.finditer(end)
     ]
     if formulas:
-        yield max(formulas)[1]
+        start, stop, formula = max(formulas)
+        before = re.split(r"[.!?]\s|\n", end[:start])[-1]
+        after = re.split(r"[.!?](?:\s|$)|\n", end[stop:])[0]
+        if not _DENIED.search(before) and not _DENIED.search(after):
+            yield formula
 
 
 def _after(rest: str) -> Iterator[str]:
     """Readings of what follows "the answer is": its formula if one comes first, else the rest of its sentence."""
-    if _NEGATED.match(rest):
-        return
+    negated = _NEGATED.match(rest)
+    if negated is not None:
+        if "but" not in negated.group():
+            return
+        rest = rest[negated.end() :]
     opening = rest.lstrip(" \t\n*:")
     for pattern in (_DISPLAY, _INLINE):
         match = pattern.match(opening)
         if match is not None:
             following = opening[match.end() :].partition("\n")[0]
-            trailing = _SENTENCE_END.split(following, maxsplit=1)[0]
-            yield next(filter(None, match.groups())) + _continuation(trailing)
+            if not _hedged(opening[match.end() :]):
+                trailing = _SENTENCE_END.split(following, maxsplit=1)[0]
+                yield next(filter(None, match.groups())) + _continuation(trailing)
             return
-    yield _SENTENCE_END.split(opening, maxsplit=1)[0].rstrip(" .*`:")
+    stated = _SENTENCE_END.split(opening, maxsplit=1)[0]
+    if not _hedged(opening[len(stated) :]):
+        yield stated.rstrip(" .*`:")
+
+
+def _hedged(following: str) -> bool:
+    """Whether the rest of the sentence, or an "or" on the next line, takes the answer back or adds another."""
+    sentence = re.split(r"[.!?](?:\s|$)|\n", following, maxsplit=1)[0]
+    sentence = re.sub(r"\(?\bnot\b[^()]*\)?$", "", sentence)
+    return (
+        _HEDGED.search(sentence) is not None
+        or re.match(r"[^\n]{0,80}\n\s*(?:or|but)\b", following) is not None
+    )
 
 
 def _continuation(trailing: str) -> str:
