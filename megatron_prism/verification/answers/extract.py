@@ -62,12 +62,13 @@ def boxed_answer(text: str) -> str | None:
     boxes = _boxes(text)
     if not boxes:
         return None
+    # From the last box backwards.
     parts = [boxes[-1]]
     for earlier in reversed(boxes[:-1]):
-        if parts[0][0] - earlier[1] > LONGEST_JOINT or not _JOINT.fullmatch(text, earlier[1], parts[0][0]):
+        if parts[-1][0] - earlier[1] > LONGEST_JOINT or not _JOINT.fullmatch(text, earlier[1], parts[-1][0]):
             break
-        parts.insert(0, earlier)
-    return ", ".join(content for _, _, content in parts)
+        parts.append(earlier)
+    return ", ".join(content for _, _, content in reversed(parts))
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from megatron_prism.verification.answers.extract import without_end_token
 
+# A denial stands directly before what it denies.
+LONGEST_DOUBT = 80
 # GSM8K's mark of the final answer.
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S[^\n]*)$", re.MULTILINE)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -19,7 +21,7 @@ _HEADING = re.compile(
 _STATED = re.compile(
     r"\b(?:answer|(?:final|the)[ \t]+result|^[ \t*]*(?:result|ans))\.?[ \t]*(?:\*{1,2}[ \t]*)?"
     r"(?:is|would be|must be|:|=)[ \t]*(?:\*{1,2})?:?"
-    r"(?:[ \t]+(?:therefore|thus|then|indeed|simply|equal to)\b)*",
+    r"(?:[ \t]*\b(?:therefore|thus|then|indeed|simply|equal to)\b[ \t]*)*",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONCLUDED = re.compile(
@@ -35,7 +37,22 @@ _HEDGED = re.compile(
 )
 # Before or after a formula in its sentence: it is denied or only supposed.
 _DENIED = re.compile(
-    r"\b(?:not|never|suppose|assume|let|if|wrong|incorrect|cannot|guess|unless)\b|n't\b", re.IGNORECASE
+    r"\b(?:not|never|suppose|assum(?:e|ing)|consider|let|if|wrong|incorrect|false|cannot|guess|unless|perhaps|maybe"
+    r"|(?:may|might|could)\s+be)\b|n't\b|^\s*say\b",
+    re.IGNORECASE,
+)
+_QUESTION = re.compile(r"[^.!\n]*\?")
+# Directly before a statement: "I don't think the", "Suppose that the", "Maybe the".
+_DOUBTED = re.compile(
+    r"(?:\b(?:not|never|cannot|suppose|assum(?:e|ing)|if|whether|maybe|perhaps|doubt|false|unlikely|wrong)|n't)\s+"
+    r"(?:(?:think|believe|say|true|sure|certain|right|correct|to|be|that|if|whether|the|my|our|final|best)\s+)*$",
+    re.IGNORECASE,
+)
+# In a later sentence: "No wait, $8$", "Or 8.", "Actually, it is 8".
+_TAKEN_BACK = re.compile(
+    r"\bno\W{1,3}wait\b|[.!?]\s+wait\b|[.!?]\s+(?:or|or\s+(?:maybe|perhaps)|actually|correction|sorry|rather)[,:]?\s+"
+    r"(?:(?:it\s+is|it's|the\s+answer\s+is)\s+)?\$?-?\d",
+    re.IGNORECASE,
 )
 _INLINE = re.compile(r"(?<![\\$])\$(?!\$)([^$\n]+?)(?<!\\)\$(?!\$)|\\\((.+?)\\\)")
 _DISPLAY = re.compile(
@@ -59,6 +76,11 @@ def stated_answer(end: str) -> str | None:
     return None
 
 
+def is_doubted(before: str) -> bool:
+    """Whether the text before a statement denies, supposes or doubts it: "I don't think the" (answer is 4)."""
+    return _DOUBTED.search(before[-LONGEST_DOUBT:]) is not None
+
+
 def _candidates(end: str) -> Iterator[str]:
     tagged = _TAGGED.findall(end)
     if tagged:
@@ -66,12 +88,16 @@ def _candidates(end: str) -> Iterator[str]:
     hashes = _HASHES.findall(end)
     if hashes and not re.match(r"(?:final\s+)?answer\b", hashes[-1], re.IGNORECASE):
         yield hashes[-1].rstrip(". ")
-    starts = [match.end() for pattern in (_STATED, _HEADING) for match in pattern.finditer(end)]
-    if starts:
+    statements = [
+        (match.end(), match.start()) for pattern in (_STATED, _HEADING) for match in pattern.finditer(end)
+    ]
+    if statements:
         # What is stated decides: if it is denied or hedged, no other formula of the text takes its place.
-        found = list(_after(end[max(starts) :]))
-        yield from found
-        if end[max(starts) :].strip(" *:\n"):
+        after_statement, statement_start = max(statements)
+        if is_doubted(end[:statement_start]):
+            return
+        yield from _after(end[after_statement:])
+        if end[after_statement:].strip(" *:\n"):
             return
     concluded = _CONCLUDED.search(end)
     if concluded is not None:
@@ -85,7 +111,7 @@ def _candidates(end: str) -> Iterator[str]:
         start, stop, formula = max(formulas)
         before = re.split(r"[.!?]\s|\n", end[:start])[-1]
         after = re.split(r"[.!?](?:\s|$)|\n", end[stop:])[0]
-        if not _DENIED.search(before) and not _DENIED.search(after):
+        if not (_DENIED.search(before) or _DENIED.search(after) or _QUESTION.match(end, stop)):
             yield formula
 
 
@@ -116,6 +142,7 @@ def _hedged(following: str) -> bool:
     sentence = re.sub(r"\(?\bnot\b[^()]*\)?$", "", sentence)
     return (
         _HEDGED.search(sentence) is not None
+        or _TAKEN_BACK.search(following) is not None
         or re.match(r"[^\n]{0,80}\n\s*(?:or|but)\b", following) is not None
     )
 

@@ -36,6 +36,38 @@ def test_ten_options_and_every_spelling_of_the_reference(gold):
     assert not grade("choice", r"\boxed{I}", gold).correct
 
 
+@pytest.mark.parametrize(
+    ("completion", "extracted"),
+    [
+        ("The answer is A. Or B.", None),
+        ("The answer is A, or maybe B.", None),
+        ("Answer: A; B", None),
+        ("Answer: A. B. C. D.", None),
+        ("A\nB\nC\nD", None),
+        ("Answer: C\n\nC", "C"),
+        ("The answer is C. B is wrong.", "C"),
+        ("not (A)", None),
+        ("I rule out (A)", None),
+        ("(A) cannot be right", None),
+        ("since it is not large, (C)", "C"),
+        ("I don't think the answer is A", None),
+        ("Suppose the answer is A", None),
+        ("The answer is A. Actually, B.", None),
+        ("The answer is C. Actually, I checked it.", "C"),
+        ("Answer: A? No.", None),
+        ("not A but B", "B"),
+        ("indeed C", "C"),
+        (r"\boxed{B. False}", "B"),
+        (r"\boxed{C. No change}", "C"),
+        (r"\boxed{B. Not enough information}", "B"),
+        (r"\boxed{A. is false}", None),
+        (r"\boxed{A. no}", None),
+    ],
+)
+def test_letter_of_an_option_or_none(completion, extracted):
+    assert grade("choice", completion, "C").extracted == extracted
+
+
 def test_another_letter_is_wrong():
     made = grade("choice", r"\boxed{B}", "C")
     assert (made.correct, made.reason) == (False, "wrong")

@@ -39,6 +39,13 @@ def test_a_megabyte_of_braces_takes_no_time():
     assert time.monotonic() - start < 60
 
 
+def test_many_joined_boxes_are_read_in_linear_time():
+    start = time.process_time()
+    assert boxed_answer(r"\boxed{1}, " * 90_000) == ", ".join(["1"] * 90_000)
+    # 0.15 s; inserting each part at the front takes 1.3 s.
+    assert time.process_time() - start < 0.7
+
+
 def test_final_part_is_what_follows_the_thinking():
     assert final_part("<think>a</think>b</think>c") == "c"
     assert final_part("no thinking") == "no thinking"
