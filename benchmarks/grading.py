@@ -37,16 +37,40 @@ def kinds(answers: int) -> dict[str, tuple[str, list[GradeItem]]]:
         "code, functions": [GradeItem("code", PROGRAM, tests=[*functions])] * answers,
         "code, script": [GradeItem("code", SCRIPT, tests=[*scripts])] * answers,
     }
-    fractions = [
-        GradeItem("math", rf"\boxed{{{i}/{i + 1}}}", rf"\frac{{{i}}}{{{i + 1}}}") for i in range(answers)
+    roots = [
+        GradeItem("math", rf"\boxed{{{i + 1}\sqrt{{2}}}}", rf"\sqrt{{{2 * (i + 1) ** 2}}}")
+        for i in range(answers)
     ]
     return {
         **{name: (STRONG, items) for name, items in strong.items()},
         "code, asserts, sandbox=weak": (WEAK, strong["code, asserts"][: max(1, answers // 10)]),
         "math, compared as text": (STRONG, [GradeItem("math", r"\boxed{7}", "7")] * (10 * answers)),
-        "math, by math-verify": (STRONG, fractions),
+        "math, a realistic mix": (STRONG, realistic(10 * answers)),
+        "math, algebra": (STRONG, roots),
         "choice": (STRONG, [GradeItem("choice", r"\boxed{C}", "C")] * (10 * answers)),
     }
+
+
+def realistic(answers: int) -> list[GradeItem]:
+    """Right answers as they come in: of a hundred, 97 are numbers, fractions, units or pairs; three need algebra."""
+    thinking = "<think>" + "We have $x^2 + 1$ and so on, step by step. " * 40 + "</think>The answer is "
+    forms = (
+        (60, "{n}", "{n}"),
+        (10, "\\frac{{{n}}}{{{m}}}", "{n}/{m}"),
+        (10, "{n},000", "{n}000"),
+        (9, "{n}\\text{{ cm}}", "{n}"),
+        (8, "({n}, {m})", "({n},{m})"),
+        (3, "{n}\\sqrt{{2}}", "\\sqrt{{{d}}}"),
+    )
+    patterns = [(boxed, gold) for count, boxed, gold in forms for _ in range(count)]
+    items = []
+    for index in range(answers):
+        boxed, gold = patterns[index * 37 % len(patterns)]
+        values = {"n": index % 900 + 1, "m": index % 7 + 2, "d": 2 * (index % 900 + 1) ** 2}
+        items.append(
+            GradeItem("math", rf"{thinking}$\boxed{{{boxed.format(**values)}}}$.", gold.format(**values))
+        )
+    return items
 
 
 def rate(mode: str, items: list[GradeItem], rounds: int) -> dict[str, Any]:
