@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from megatron_prism.verification.sandbox.isolation import run_tests
+from megatron_prism.verification.sandbox.isolation import STRONG, run_tests
+from megatron_prism.verification.sandbox.isolation import WEAK as WEAK_MODE
 from megatron_prism.verification.sandbox.judge import Limits
-from megatron_prism.verification.sandbox.weak_runner import WeakRunner
 
 LIMITS = Limits(60.0, 1024)
 INPUT = "2 3\nzwei é 漢\n"
@@ -74,7 +74,11 @@ PROGRAMS = {
     "recursion to the limit": (
         "def f(n):\n    try: return f(n + 1)\n    except RecursionError: return n\nprint(970 < f(0) < 1000)"
     ),
-    "an interrupt": "import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt: print(5)",
+    # The exception is raised at a later instruction, so the program waits for it inside of the block.
+    "an interrupt": (
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+        "except KeyboardInterrupt: print(5)"
+    ),
     "a warning": "print('\\d')\nimport warnings\nwarnings.warn('x')",
     "an exception": "print(5)\n1 / 0",
     "a syntax error": "print(5)\nx = = 2",
@@ -110,10 +114,12 @@ def reference(program, folder) -> str:
     return done.stdout.decode() if done.returncode == 0 else NOT_CORRECT
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("runner", "name"),
+    [(STRONG, name) for name in PROGRAMS] + [(WEAK_MODE, name) for name in WEAK],
+    indirect=["runner"],
+)
 def test_a_script_prints_and_ends_as_python_does(runner, tmp_path, name):
-    if isinstance(runner, WeakRunner) and name not in WEAK:
-        pytest.skip("the same code in both modes")
     expected = reference(PROGRAMS[name], tmp_path)
     tests = [{"input": INPUT, "output": expected}]
     judged = run_tests(PROGRAMS[name], tests, LIMITS, runner=runner)
