@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -110,6 +111,8 @@ def reference(program, folder) -> str:
         capture_output=True,
         env={"PYTHONUTF8": "1"},
         cwd=folder,
+        # A shell starts a background job with interrupts ignored, and the job's children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     return done.stdout.decode() if done.returncode == 0 else NOT_CORRECT
 
