@@ -16,9 +16,9 @@ from megatron_prism.errors import DataError, suggest
 from megatron_prism.platform.hardware import package_version
 from megatron_prism.verification.answers.algebra import prepare as prepare_math
 from megatron_prism.verification.answers.choice import choice_letter, extract_choice
-from megatron_prism.verification.answers.math_answers import extract_math, math_equal
+from megatron_prism.verification.answers.equality import same_answer
+from megatron_prism.verification.answers.math_answers import extract_math
 from megatron_prism.verification.answers.programs import extract_code
-from megatron_prism.verification.answers.short_answers import extract_short, short_equal
 from megatron_prism.verification.benchmarks import BENCHMARKS
 from megatron_prism.verification.pool.grading_pool import GradingPool
 from megatron_prism.verification.sandbox.bubblewrap import bubblewrap_version
@@ -37,7 +37,7 @@ from megatron_prism.verification.sandbox.session import PASSED, Runner
 # Raised when a change of the rules changes verdicts. Receipts state it, and `prism grade` grades old answers again.
 GRADER_VERSION = "2"
 KINDS = ("math", "choice", "short", "code")
-# Kinds whose comparison may need sympy.
+# Kinds whose answers are compared by the kind of the reference, which may need sympy.
 SYMBOLIC = ("math", "short")
 CORRECT, WRONG, NO_ANSWER = "correct", "wrong", "no_answer"
 
@@ -105,15 +105,12 @@ def grade(
         ConfigError: if `sandbox` is unknown or does not work on this machine.
     """
     tolerance = BENCHMARKS[benchmark].tolerance if benchmark else 0.0
-    if kind == "math":
+    if kind in SYMBOLIC:
         extracted = extract_math(completion)
-        return _compared(extracted, extracted is not None and math_equal(extracted, answer, tolerance))
+        return _compared(extracted, extracted is not None and same_answer(extracted, answer, tolerance))
     if kind == "choice":
         extracted = extract_choice(completion)
         return _compared(extracted, extracted == choice_letter(answer))
-    if kind == "short":
-        extracted = extract_short(completion)
-        return _compared(extracted, extracted is not None and short_equal(extracted, answer, tolerance))
     if kind == "code":
         extracted = extract_code(completion)
         if extracted is None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_prism.verification.answers.braces import closing_brace
 from megatron_prism.verification.answers.numbers import Number, ungrouped
+
+T = TypeVar("T")
 
 # Longer than any reference answer; longer text is not read.
 LONGEST = 1_000
@@ -50,7 +53,6 @@ _FUNCTION_PRODUCT = re.compile(
 _FUNCTION_POWER = re.compile(
     r"\\(sin|cos|tan|cot|sec|csc|ln|log|sinh|cosh|tanh)\s*\^\s*\{?\s*([2-9])\s*\}?\s*\("
 )
-_PERCENT = re.compile(r"%")
 
 
 def same_expression(gold: str, answer: str) -> bool:
@@ -60,13 +62,18 @@ def same_expression(gold: str, answer: str) -> bool:
         return False
     if left == right:
         return True
+    return attempted(lambda: _equal(left, right), otherwise=False)
+
+
+def attempted(compute: Callable[[], T], otherwise: T) -> T:
+    """The result of `compute`, or `otherwise` if it raises: sympy, its reader and ANTLR raise errors of many kinds for
+    senseless input. A lack of memory is passed on to the pool."""
     try:
-        return _equal(left, right)
-    except (MemoryError, KeyboardInterrupt):
+        return compute()
+    except MemoryError:
         raise
     except Exception:
-        # sympy raises many kinds of errors for senseless input, such as an integral without its variable.
-        return False
+        return otherwise
 
 
 def same_equation(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
@@ -74,12 +81,7 @@ def same_equation(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
     sides = [found for side in (*gold, *answer) if (found := expression(side)) is not None]
     if len(sides) < 4:
         return False
-    try:
-        return _proportional(sides[0] - sides[1], sides[2] - sides[3])
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception:
-        return False
+    return attempted(lambda: _proportional(sides[0] - sides[1], sides[2] - sides[3]), otherwise=False)
 
 
 def _proportional(first: Any, second: Any) -> bool:
@@ -124,27 +126,24 @@ def value_of(text: str) -> Any | None:
 @lru_cache(maxsize=1024)
 def expression(text: str) -> Any | None:
     """Normalized LaTeX as a sympy expression, or None if it is no algebra or has a part that would be dropped."""
-    if len(text) > LONGEST or not readable(text):
-        return None
+    return (
+        attempted(lambda: _parsed(text), otherwise=None) if len(text) <= LONGEST and readable(text) else None
+    )
+
+
+def _parsed(text: str) -> Any | None:
+    import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
-    try:
-        import sympy
-
-        found = latex2sympy(
-            _exact(text),
-            normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=False),
-        )
-        if isinstance(found, sympy.MatrixBase) or not isinstance(found, sympy.Expr) or _endless(found):
-            return None
-        found = found.xreplace({sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E})
-        return found if found.has(sympy.I) else _real_roots(found)
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception:
-        # The reader raises its own errors, ANTLR's, and whatever sympy raises for senseless input.
+    found = latex2sympy(
+        _exact(text),
+        normalization_config=None,
+        conversion_config=ConversionConfig(lowercase_symbols=False),
+    )
+    if isinstance(found, sympy.MatrixBase) or not isinstance(found, sympy.Expr) or _endless(found):
         return None
+    found = found.xreplace({sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E})
+    return found if found.has(sympy.I) else _real_roots(found)
 
 
 def readable(text: str) -> bool:
@@ -175,7 +174,7 @@ def _exact(text: str) -> str:
     # `\\ln 2 \\cdot 3` is 3 ln 2 in print; the reader would take ln 6.
     text = _powers_of_functions(text)
     text = _FUNCTION_PRODUCT.sub(r"\\\1\2(\3) \\\4", text)
-    text = _PERCENT.sub(r"\\cdot \\frac{1}{100}", text)
+    text = text.replace("%", "\\cdot \\frac{1}{100}")
     text = re.sub(r"(?<=\d)\s*\(", r"\\cdot (", text)
     text = text.replace("*", "\\cdot ").replace("[", "(").replace("]", ")") if "\\sqrt[" not in text else text
     # A mixed number is a sum; latex2sympy would multiply.
@@ -199,8 +198,10 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def _equal(left: Any, right: Any) -> bool:
+    import sympy
+
     names = sorted(left.free_symbols | right.free_symbols, key=str)
-    imaginary = left.has(*_units()) or right.has(*_units())
+    imaginary = left.has(sympy.I) or right.has(sympy.I)
     compared = 0
     for point in _assignments(names) if names else [{}]:
         if names and not imaginary and not (_defined(left, point) and _defined(right, point)):
@@ -246,12 +247,6 @@ def _huge(power: Any) -> bool:
         return False
     base, exponent = abs(complex(power.base)), abs(complex(power.exp))
     return base > 1 and exponent * math.log10(base) > LARGEST_EXPONENT
-
-
-def _units() -> tuple[Any, ...]:
-    import sympy
-
-    return (sympy.I,)
 
 
 def _assignments(names: list[Any]) -> list[dict[Any, Any]]:
@@ -309,18 +304,15 @@ def _real_roots(found: Any) -> Any:
 
 def _at(found: Any, point: dict[Any, Any]) -> Any | None:
     """The value of an expression at a point, or None if it has none (undefined, infinite, an unknown function)."""
-    try:
-        value = found.evalf(_DIGITS, subs=point) if point else found.evalf(_DIGITS)
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception:
-        return None
-    if not value.is_number or value.is_finite is False or value.has(*_undefined()):
+    value = attempted(
+        lambda: found.evalf(_DIGITS, subs=point) if point else found.evalf(_DIGITS), otherwise=None
+    )
+    if value is None or not value.is_number or value.is_finite is False or value.has(*_undefined()):
         return None
     real, imaginary = value.as_real_imag()
     if _is_zero(imaginary) or abs(imaginary) < abs(real) * 10**-_AGREEMENT:
         value = real
-    return value if value.is_Number or value.is_number else None
+    return value
 
 
 def _undefined() -> tuple[Any, ...]:
@@ -344,9 +336,4 @@ def _agree(first: Any, second: Any) -> bool:
 def _simplifies_to_zero(left: Any, right: Any) -> bool:
     import sympy
 
-    try:
-        return bool(sympy.simplify(left - right) == 0)
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception:
-        return False
+    return attempted(lambda: bool(sympy.simplify(left - right) == 0), otherwise=False)

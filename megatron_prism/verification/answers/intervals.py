@@ -127,14 +127,11 @@ def _solved(sides: tuple[str, ...], signs: tuple[str, ...]) -> Region | None:
 def _solution(compare: Callable[[Any, Any], Any], left: Any, right: Any) -> Region | None:
     import sympy
 
-    try:
+    def solved() -> Any | None:
         relation = compare(left, right)
-        found = None if relation in (sympy.true, sympy.false) else relation.as_set()
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception:
-        # sympy raises many kinds of errors for what it cannot compare or solve.
-        return None
+        return None if relation in (sympy.true, sympy.false) else relation.as_set()
+
+    found = algebra.attempted(solved, otherwise=None)
     if found is None or found.free_symbols:
         return None
     parts = found.args if isinstance(found, sympy.Union) else (found,)

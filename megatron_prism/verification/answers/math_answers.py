@@ -1,8 +1,7 @@
-"""Grading a mathematical answer: where it stands in a completion, and whether it equals the reference."""
+"""Where a mathematical or short answer stands in a completion."""
 
 from __future__ import annotations
 
-from megatron_prism.verification.answers.equality import same_answer
 from megatron_prism.verification.answers.extract import boxed_answer, final_part, tail
 from megatron_prism.verification.answers.statements import stated_answer
 
@@ -16,8 +15,3 @@ def extract_math(completion: str) -> str | None:
     if boxed is not None:
         return boxed or None
     return stated_answer(tail(completion))
-
-
-def math_equal(answer: str, reference: str, tolerance: float = 0.0) -> bool:
-    """Whether `answer` means the same as `reference` (see `equality.same_answer`)."""
-    return same_answer(answer, reference, tolerance)

@@ -103,14 +103,13 @@ def _quantity_or_value(text: str) -> Quantity | Number | Expression | None:
         apart = (
             tail[:1] in '"°¢µΩ(' or text[: start.end()][-1:].isspace() or text[: start.start()][-1:].isspace()
         )
-        quoted = apart or re.search(r"\d\s+$", text[: start.end()]) is not None
         scaled, rest = _scaled(first, tail)
         if scaled is None:
             continue
         if not rest:
             return scaled
         counted = apart and has_words(rest) and is_noun_phrase(rest)
-        if counted or ((quoted or has_words(tail)) and unit(rest) is not None):
+        if counted or ((apart or has_words(tail)) and unit(rest) is not None):
             return Quantity(scaled, rest)
     return value
 

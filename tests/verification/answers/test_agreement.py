@@ -1,4 +1,4 @@
-"""The grader against rows that people judged: `right` is what a careful reader says; rows with null are left open."""
+"""The grader against rows judged one by one: `right` is what a careful reader says; rows with null are left open."""
 
 from __future__ import annotations
 
