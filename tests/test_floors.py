@@ -14,6 +14,7 @@ FLOORS = (
     ("errors",),
     ("platform",),
     ("pipeline",),
+    ("launching",),
     ("models",),
     ("data",),
     ("conversion", "planning"),
