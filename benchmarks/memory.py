@@ -4,7 +4,7 @@
 
 Part 1 runs layers of the published sizes (bf16, torch backend, on the CPU, with weights that are not initialised) and
 counts the bytes that are still held after the forward pass: of three layers minus of two, per token. The arithmetic of
-training/memory.py stands next to it. Part 2 is that arithmetic for the stages of every recipe.
+planning/memory.py stands next to it. Part 2 is that arithmetic for the stages of every recipe.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from megatron_prism.models.architecture import ATTENTION, MLP, RECOMPUTE, Archit
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import FAMILIES, architecture_from_config, published_config
 from megatron_prism.models.layers import mamba_scan
+from megatron_prism.planning import memory
+from megatron_prism.planning.memory import GB, Memory, Workload, kept_per_token
 from megatron_prism.platform.held_memory import HeldMemory
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.rl.memory import reinforcement_memory
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.study.registry import list_recipes, load_recipe
-from megatron_prism.training import memory
-from megatron_prism.training.memory import GB, Memory, Workload, kept_per_token, stage_memory
+from megatron_prism.training.memory import stage_memory
 from megatron_prism.training.stage import Train
 
 # The scan keeps a state for each piece of a sequence, so the row has several pieces.

@@ -20,7 +20,7 @@ class ParallelConfig:
 
     Attributes:
         split: 'even': every pipeline stage has as many layers, but for the next two settings; 'balanced': the first and
-            the last stage get the numbers that make the slowest stage fastest (`training/pipeline_split.py`).
+            the last stage get the numbers that make the slowest stage fastest (`planning/pipeline_split.py`).
         layers_in_first_stage, layers_in_last_stage: their numbers of layers; the other stages share the rest evenly.
     """
 

@@ -9,6 +9,7 @@ from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture, check_recompute
 from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
+from megatron_prism.planning.pipeline_split import with_split
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.gate import GateSettings
 from megatron_prism.rl.rewards import RewardSettings
@@ -19,7 +20,6 @@ from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
-from megatron_prism.training.pipeline_split import with_split
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.verification.settings import GradingSettings

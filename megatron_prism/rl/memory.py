@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from megatron_prism.planning.memory import ELEMENT, Memory, Workload, training_memory
 from megatron_prism.rl.config import ReinforceConfig
-from megatron_prism.training.memory import ELEMENT, Memory, Workload, training_memory
 
 
 def reinforcement_memory(config: ReinforceConfig) -> Memory:

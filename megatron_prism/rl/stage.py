@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.planning.pipeline_split import describe_split
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.rl.config import ReinforceConfig
-from megatron_prism.training.pipeline_split import describe_split
 from megatron_prism.training.prolonging import (
     lineage_of,
     missing_state,

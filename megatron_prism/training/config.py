@@ -11,6 +11,7 @@ from megatron_prism.models.architecture import BACKENDS, Architecture, check_rec
 from megatron_prism.models.extension import ContextExtension, extended
 from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
+from megatron_prism.planning.pipeline_split import with_split
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.checkpoint_settings import CheckpointSettings
@@ -21,7 +22,6 @@ from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.log_settings import LogSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.optimizer import OptimizerSettings
-from megatron_prism.training.pipeline_split import with_split
 from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.retention_watch import RetentionWatch
 from megatron_prism.training.schedule import Schedule

@@ -11,9 +11,9 @@ from megatron_prism.data.mixture import Mixture
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.stage import Stage
+from megatron_prism.planning.pipeline_split import describe_split
 from megatron_prism.platform.console import get_logger, is_rank_zero
 from megatron_prism.training.config import TrainConfig
-from megatron_prism.training.pipeline_split import describe_split
 from megatron_prism.training.prolonging import (
     lineage_of,
     missing_state,

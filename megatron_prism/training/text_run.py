@@ -11,14 +11,15 @@ import torch.distributed as dist
 
 from megatron_prism.errors import TrainingError
 from megatron_prism.models.extension import describe
+from megatron_prism.planning.flops import flops_per_token
 from megatron_prism.platform.hardware import memory_gib, peak, peak_memory_bytes
 from megatron_prism.platform.profiling import profiled
 from megatron_prism.training.bad_steps import BadSteps
 from megatron_prism.training.checkpoint import TrainingState
 from megatron_prism.training.component_norms import ComponentNorms
 from megatron_prism.training.config import TrainConfig
-from megatron_prism.training.cost import count_parameters, flops_per_token
 from megatron_prism.training.metrics import MetricsLog, StepRecord, last_step, logger
+from megatron_prism.training.parameter_count import count_parameters
 from megatron_prism.training.retention_watch import Retention
 from megatron_prism.training.run_folder import RunFolder
 from megatron_prism.training.text_data import TextData

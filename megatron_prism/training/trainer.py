@@ -14,6 +14,7 @@ from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import choose_backend
 from megatron_prism.models.layers.pointwise import use_compiled
 from megatron_prism.models.specs_te import require_fp8
+from megatron_prism.planning.pipeline_split import with_split
 from megatron_prism.platform.hardware import has_gpu
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training import parameter_gather
@@ -24,7 +25,6 @@ from megatron_prism.training.kernels import KernelSettings
 from megatron_prism.training.megatron_block import MegatronBlock
 from megatron_prism.training.micro_batches import RankShare, ReadsBatches, place
 from megatron_prism.training.optimizer import OptimizerSettings, build_optimizer, set_group_values
-from megatron_prism.training.pipeline_split import with_split
 from megatron_prism.training.precision import PrecisionSettings, check_recipe_here
 from megatron_prism.training.text_losses import LossSums, forward_step, sum_over_ranks
 from megatron_prism.training.trainable import check_trainable

@@ -15,7 +15,7 @@ from megatron_prism.models import build
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.platform import randomness
 from megatron_prism.platform.process_groups import ParallelConfig, session
-from megatron_prism.training import adam_state, checkpoint, cost
+from megatron_prism.training import adam_state, checkpoint, parameter_count
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -52,7 +52,7 @@ def resume(folder: Path, adam: str, kind: str) -> str:
 
 
 def finish(folder: Path) -> str:
-    return str(cost.count_parameters(trainer().models))
+    return str(parameter_count.count_parameters(trainer().models))
 
 
 def train_attention(folder: Path) -> str:
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Any, Fault]] = {
     ),
     "resume with Transformer Engine's Adam": (lambda folder: resume(folder, "te", "hybrid"), STEP_EVERYWHERE),
     "resume with Apex's Adam": (lambda folder: resume(folder, "apex", "dense"), STEP_EVERYWHERE),
-    "parameter count": (finish, ((cost, "device", lambda: torch.device("cpu")),)),
+    "parameter count": (finish, ((parameter_count, "device", lambda: torch.device("cpu")),)),
     "frozen weights": (train_attention, LEFT_BEHIND),
     "weights": (train_without_distributed_optimizer, LEFT_BEHIND),
     "buffers": (train_with_a_buffer, LEFT_BEHIND),

@@ -13,8 +13,8 @@ from megatron_prism.models.checkpoint_io import load_weights
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from megatron_prism.training.cost import count_parameters
 from megatron_prism.training.optimizer import OptimizerSettings
+from megatron_prism.training.parameter_count import count_parameters
 from megatron_prism.training.trainer import Trainer
 
 MODELS = {"dense": Architecture("granite", VOCABULARY, 32, 2, 48, 4, 2, 8), "hybrid": HYBRID}

@@ -1,4 +1,4 @@
-"""Every shipped layout fits GPUs of 80 GB, by the arithmetic of training/memory.py, with at least 8 % left."""
+"""Every shipped layout fits GPUs of 80 GB, by the arithmetic of planning/memory.py, with at least 8 % left."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from test_models import MODELS, data  # noqa: F401 (a fixture)
 
+from megatron_prism.planning.memory import GB
 from megatron_prism.rl.memory import reinforcement_memory
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.study.registry import load_recipe
-from megatron_prism.training.memory import GB, stage_memory
+from megatron_prism.training.memory import stage_memory
 from megatron_prism.training.stage import Train
 
 # What is left is for what the arithmetic does not see, such as fragmentation.

@@ -17,12 +17,12 @@ from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import transformer_config
 from megatron_prism.pipeline.config import apply_overrides
+from megatron_prism.planning.flops import flops_per_token
+from megatron_prism.planning.memory import Workload, training_memory
+from megatron_prism.planning.pipeline_split import stage_costs, with_split
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.training.batch import BatchConfig
-from megatron_prism.training.cost import flops_per_token
-from megatron_prism.training.memory import Workload, training_memory
-from megatron_prism.training.pipeline_split import stage_costs, with_split
 from megatron_prism.training.stage import Train
 
 # Mamba layers in the front, attention with long rows at the end, and a large vocabulary.

@@ -17,11 +17,11 @@ from megatron_prism.models.families import (
     published_config,
 )
 from megatron_prism.models.layers import mamba_scan
+from megatron_prism.planning import memory
+from megatron_prism.planning.memory import Workload, kept_per_token, training_memory
 from megatron_prism.platform.held_memory import HeldMemory
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.study.random_checkpoint import tiny_architecture
-from megatron_prism.training import memory
-from megatron_prism.training.memory import Workload, kept_per_token, training_memory
 
 PUBLISHED = [name for family in FAMILIES.values() for name in family.published]
 TOKENS, PIECE = 128, 32

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from megatron_prism.errors import ParallelError
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.planning.flops import flops_of_layers, flops_of_output
 from megatron_prism.platform.process_groups import ParallelConfig
-from megatron_prism.training.cost import flops_of_layers, flops_of_output
 
 # A pass computed again costs a third more than the three of forward and backward.
 AGAIN = 4 / 3
