@@ -25,8 +25,10 @@ from megatron_prism.models.architecture import ATTENTION, MLP, RECOMPUTE, Archit
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import FAMILIES, architecture_from_config, published_config
 from megatron_prism.models.layers import mamba_scan
-from megatron_prism.planning import memory
-from megatron_prism.planning.memory import GB, Memory, Workload, kept_per_token
+from megatron_prism.planning import activations
+from megatron_prism.planning.activations import kept_per_token
+from megatron_prism.planning.memory import GB, Memory
+from megatron_prism.planning.workload import Workload
 from megatron_prism.platform.held_memory import HeldMemory
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.rl.memory import reinforcement_memory
@@ -37,6 +39,7 @@ from megatron_prism.training.stage import Train
 
 # The scan keeps a state for each piece of a sequence, so the row has several pieces.
 TOKENS, PIECE = 256, 64
+UNSHOWN = ("update", "communication", "fixed")
 
 
 def held_bytes(architecture: Architecture, recompute: str) -> int:
@@ -117,7 +120,7 @@ def main() -> None:
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--models", nargs="+", help="published names; all if left out")
     arguments = parser.parse_args()
-    mamba_scan.SEGMENT = memory.SCAN_TOKENS = PIECE
+    mamba_scan.SEGMENT = activations.SCAN_TOKENS = PIECE
     names = arguments.models or [name for family in FAMILIES.values() for name in family.published]
     console = Console(width=140)
     kept = Table(
@@ -137,7 +140,7 @@ def main() -> None:
                     f"{row['measured_per_hidden']:.1f}",
                 )
     console.print(kept)
-    memory.SCAN_TOKENS = 2048
+    activations.SCAN_TOKENS = 2048
     planned = []
     parts = Table(
         *("recipe", "stage", "tokens", "GPUs", "recompute", "weights", "gradients", "optimizer", "reference"),
@@ -153,7 +156,7 @@ def main() -> None:
                 continue
             for row in stages(name, folder):
                 planned.append(row)
-                sizes = [str(value) for key, value in row["gigabytes"].items() if key != "fixed"]
+                sizes = [str(value) for key, value in row["gigabytes"].items() if key not in UNSHOWN]
                 facts = (str(row[key]) for key in ("recipe", "stage", "tokens", "gpus", "recompute"))
                 parts.add_row(*facts, *sizes, str(row["total_gigabytes"]))
     console.print(parts)

@@ -16,7 +16,8 @@ from megatron_prism.models.families import parameter_count
 from megatron_prism.models.layers.pointwise import use_compiled
 from megatron_prism.models.specs_te import missing
 from megatron_prism.planning.flops import flops_per_token
-from megatron_prism.planning.memory import Workload, training_memory
+from megatron_prism.planning.memory import training_memory
+from megatron_prism.planning.workload import Workload
 from megatron_prism.platform.hardware import GPU_PEAK_BF16, device, device_name, has_gpu, peak_memory_bytes
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.training.batch import BatchConfig

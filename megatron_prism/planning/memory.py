@@ -1,59 +1,51 @@
-"""The memory of one GPU in training, on paper: weights, gradients, optimizer, activations, loss, reference model.
+"""The memory of one GPU, on paper: weights, gradients, optimizer, activations, loss, caches, and what libraries take.
 
-The bytes that a layer keeps for the backward pass follow from its sizes. `tests/planning/test_memory.py` compares them
-with what layers really hold, and `benchmarks/memory.py` does so for the layers of every published model. What is an
-estimate says so: `working` and `fixed`. The loading of other libraries' kernels is not modelled; backend te keeps about
-what backend torch keeps with recompute=none.
+Weights, gradients and optimizer state are exact (state_bytes.py). What layers keep follows from their sizes
+(activations.py). The rest are assumptions, each with its source: `CONTEXT`, `COMMUNICATOR` and `SLACK`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 
-from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP, Architecture
+from megatron_prism.models.architecture import Architecture
+from megatron_prism.planning.activations import (
+    cache_bytes,
+    held_activations,
+    loss_bytes,
+    working_bytes,
+)
+from megatron_prism.planning.parameters import stage_parameters
+from megatron_prism.planning.state_bytes import state_bytes
+from megatron_prism.planning.workload import Workload
 from megatron_prism.platform.process_groups import ParallelConfig
 
 GB = 1e9
-# Bytes of a weight and of an activation.
-ELEMENT = {"bf16": 2, "fp32": 4}
-# Tokens that the scan of a Mamba layer processes at a time (models/layers/ssd.py), in chunks of 32.
-SCAN_TOKENS, SCAN_CHUNK = 2048, 32
-# A chunk of the loss (models/layers/token_loss.py): fp32 logits and their gradients in the model's precision.
-LOSS_CHUNK = 512 * 2**20 * 3 // 2
-# Assumption: CUDA context, communication buffers of NCCL and workspaces of cuBLAS.
-FIXED = 2.5 * GB
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a rank computes at once.
-
-    Attributes:
-        sequence_length: tokens of a row, before context parallelism cuts it.
-        micro_batch_size: rows.
-        micro_batches: of a step; a pipeline holds several at a time.
-        recompute: as in TrainConfig.
-        element: bytes of an activation and of a weight: 2 for bf16, 4 for fp32.
-        trainable: as in TrainConfig.
-        reference: whether there is a reference model.
-        cached_tokens: tokens whose keys and values sampling keeps; they do not exist during an update.
-        padding: tokens that attention and scans process per token of the row; below 2 for separated documents.
-    """
-
-    sequence_length: int
-    micro_batch_size: int = 1
-    micro_batches: int = 1
-    recompute: str = "none"
-    element: int = 2
-    trainable: str = "all"
-    reference: bool = False
-    cached_tokens: int = 0
-    padding: float = 1.0
+# Assumption: the CUDA context with loaded kernels, about 0.5 GB on an H100, and workspaces of cuBLAS, 32 MiB per
+# handle and stream on Hopper (PyTorch documentation, CUBLAS_WORKSPACE_CONFIG), for TE and torch on several streams.
+CONTEXT = 0.9 * GB
+# Assumption for each communicator of more than one rank: 4 MiB per connection (NCCL_BUFFSIZE of NCCL's documentation),
+# 16 channels with four connections each: the two neighbours of a ring and of a tree.
+COMMUNICATOR = 16 * 4 * 4 * 2**20
+# Assumption: share of what comes and goes that PyTorch's caching allocator holds in blocks of other sizes, with
+# expandable segments (PyTorch documentation, memory management).
+SLACK = 0.05
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the GPU that needs the most."""
+    """Bytes on one GPU.
+
+    Attributes:
+        activations: what is kept for the backward pass.
+        working: what the backward pass of a layer needs besides.
+        loss: what the loss needs besides; it comes before the layers' backward passes, so it and `working` do not add.
+        cache: of sampling, which takes the place of activations.
+        update: what the optimizer's step makes.
+        communication: buffers of NCCL.
+        fixed: CUDA's context and workspaces.
+        slack: of the allocator.
+    """
 
     weights: float
     gradients: float
@@ -63,133 +55,100 @@ class Memory:
     working: float
     loss: float
     cache: float
-    fixed: float = FIXED
+    update: float = 0.0
+    communication: float = 0.0
+    fixed: float = CONTEXT
+
+    @property
+    def held(self) -> float:
+        """What exists from the first step to the last."""
+        names = ("weights", "gradients", "optimizer", "reference", "communication", "fixed")
+        return float(sum(getattr(self, name) for name in names))
+
+    @property
+    def passing(self) -> float:
+        """The most that comes and goes: in a backward pass, in the update, or in sampling."""
+        passes = self.activations + max(self.working, self.loss)
+        return max(passes, self.cache, self.update)
+
+    @property
+    def slack(self) -> float:
+        return SLACK * self.passing
 
     @property
     def total(self) -> float:
-        """The peak: an update, or sampling, whose cache takes the place of activations."""
-        values = asdict(self)
-        update = values["activations"] + values["working"] + values["loss"]
-        held = sum(values[name] for name in ("weights", "gradients", "optimizer", "reference", "fixed"))
-        return float(held + max(update, values["cache"]))
+        """The peak."""
+        return self.held + self.passing + self.slack
+
+    def parts(self) -> dict[str, float]:
+        """Bytes by name; the peak is `total`, not their sum."""
+        return asdict(self) | {"slack": self.slack}
+
+    def peak_parts(self) -> dict[str, float]:
+        """The parts that make up the peak: their sum is `total`."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        passing = {name: values.pop(name) for name in ("activations", "working", "loss", "cache", "update")}
+        moments = {
+            "backward pass": ("activations", "working" if self.working >= self.loss else "loss"),
+            "sampling": ("cache",),
+            "update": ("update",),
+        }
+        peak = max(moments.values(), key=lambda names: sum(passing[name] for name in names))
+        return values | {name: passing[name] for name in peak} | {"slack": self.slack}
 
 
 def training_memory(architecture: Architecture, parallel: ParallelConfig, work: Workload) -> Memory:
     """The memory of the pipeline stage that needs the most."""
     stages = range(parallel.pipeline_model_parallel_size)
     return max(
-        (_stage(architecture, parallel, work, stage) for stage in stages), key=lambda found: found.total
+        (stage_memory(architecture, parallel, work, stage) for stage in stages), key=lambda found: found.total
     )
 
 
-def kept_per_token(architecture: Architecture, kind: str, parallel: ParallelConfig, work: Workload) -> float:
-    """Bytes per token of the row that a layer keeps for backward on one rank.
-
-    Args:
-        kind: ATTENTION, MAMBA or MLP; a layer of a dense model is an attention and an MLP layer.
-    """
-    a, tp, element = architecture, parallel.tensor_model_parallel_size, work.element
-    hidden = a.hidden_size * element / (tp if parallel.sequence_parallel else 1)
-    if work.recompute == "full":
-        return hidden
-    none = work.recompute == "none"
-    # The layer's input, the norm's output, and one fp32 number of the norm.
-    kept = hidden + (hidden if none else 0) + 4
-    if kind == ATTENTION:
-        heads, width = a.num_attention_heads, a.head_dim * element
-        # Queries, keys, values, output, and the fp32 sum of each row of the softmax.
-        return kept + work.padding * (2 * heads * width + 2 * a.num_query_groups * width + 4 * heads) / tp
-    if kind == MLP:
-        inputs = 2 if a.activation == "swiglu" else 1
-        return kept + a.ffn_hidden_size * element * (inputs + (1 if none else 0)) / tp
-    inner, state = a.mamba_num_heads * a.mamba_head_dim, a.mamba_num_groups * a.mamba_state_dim
-    projected = 2 * inner + 2 * state + a.mamba_num_heads
-    states = 4 * inner * a.mamba_state_dim / SCAN_TOKENS
-    return kept + work.padding * (element * (projected + inner + (inner if none else 0)) + states) / tp
-
-
-def layer_parameters(architecture: Architecture, kind: str) -> int:
-    """Parameters of a layer's matrices on all ranks."""
-    a = architecture
-    width, groups = a.num_attention_heads * a.head_dim, a.num_query_groups * a.head_dim
-    inner, state = a.mamba_num_heads * a.mamba_head_dim, a.mamba_num_groups * a.mamba_state_dim
-    return {
-        ATTENTION: a.hidden_size * (2 * width + 2 * groups),
-        MLP: a.hidden_size * a.ffn_hidden_size * (3 if a.activation == "swiglu" else 2),
-        MAMBA: a.hidden_size * (3 * inner + 2 * state + a.mamba_num_heads) + 5 * (inner + 2 * state),
-    }[kind]
-
-
-def _stage(a: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> Memory:
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    counts = parallel.layers_per_stage(a.num_layers)
-    begin = sum(counts[:stage])
-    kinds = "".join(a.kinds_of_layers[begin : begin + counts[stage]])
-    first, last = stage == 0, stage == pp - 1
-    table = a.padded_vocab_size(tp) * a.hidden_size
-    # A tied head on another stage than the embedding is a copy.
-    tables = table * (first + (last and not (first and a.tie_word_embeddings)))
-    layers = sum(layer_parameters(a, kind) for kind in kinds)
-    count = (layers + tables) / tp
-    trained = count
-    if work.trainable == "attention":
-        trained = kinds.count(ATTENTION) * layer_parameters(a, ATTENTION) / tp
-    shards = parallel.data_parallel_size * parallel.context_parallel_size
-    shards = shards if parallel.use_distributed_optimizer else 1
-    tokens = work.sequence_length * work.micro_batch_size / parallel.context_parallel_size
-    hidden = tokens * a.hidden_size * work.element
-
-    kept = _kept(a, parallel, work, kinds)
-    whole = {kind: kept_per_token(a, kind, parallel, replace(work, recompute="none")) for kind in kinds}
-    heaviest = (
-        whole.get(ATTENTION, 0.0) + whole.get(MLP, 0.0) if a.hybrid_pattern is None else max(whole.values())
+def stage_memory(architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> Memory:
+    """The memory of a rank of one pipeline stage, the one whose optimizer owns the most."""
+    state = state_bytes(
+        architecture,
+        parallel,
+        stage,
+        precision=work.kept,
+        trainable=work.trainable,
+        overlap=work.overlap,
+        bucket=work.bucket,
     )
-    # Estimate: the gradients inside a layer are as large as what it keeps; a recomputed layer has that, too.
-    working = heaviest * tokens * (2 if work.recompute == "full" else 1) + _scan(a, work, kinds) / tp
-    if parallel.context_parallel_size > 1 and ATTENTION in kinds:
-        # Keys and values of the whole sequence, and their gradients in fp32.
-        row = work.sequence_length * work.micro_batch_size
-        working += row * 2 * a.num_query_groups * a.head_dim * (work.element + 4) / tp
+    weights = float(state.weights)
+    if work.fp8:
+        # Transformer Engine keeps an FP8 copy of each linear layer's weights, and its transpose, for a step's
+        # micro-batches (TransformerEngine 2.x, module/base.py: get_weight_workspace).
+        weights += 2 * linear_weights(architecture, parallel, stage)
     return Memory(
-        weights=count * work.element,
-        gradients=4 * trained,
-        # Two moments, and a copy of the weights if they are not fp32.
-        optimizer=trained * (12 if work.element < 4 else 8) / shards,
-        reference=count * work.element if work.reference else 0.0,
-        activations=kept * tokens * _in_flight(parallel, work, stage),
-        working=working,
-        # The gradient of the head's weights, and the hidden states of all tokens with their gradients.
-        loss=(LOSS_CHUNK + table * work.element / tp + 2 * hidden) if last else 0.0,
-        cache=work.cached_tokens
-        * kinds.count(ATTENTION)
-        * 2
-        * a.num_query_groups
-        * a.head_dim
-        * work.element
-        / tp,
+        weights=weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        reference=state.parameters * work.element if work.reference else 0.0,
+        activations=held_activations(architecture, parallel, work, stage),
+        working=working_bytes(architecture, parallel, work, stage),
+        loss=loss_bytes(architecture, parallel, work, stage),
+        cache=cache_bytes(architecture, parallel, work, stage),
+        update=state.update,
+        communication=COMMUNICATOR * communicators(parallel),
     )
 
 
-def _kept(a: Architecture, parallel: ParallelConfig, work: Workload, kinds: str) -> float:
-    """Bytes per token that the layers of a stage keep."""
-    total = sum(kept_per_token(a, kind, parallel, work) for kind in kinds)
-    # With recompute=full, a dense layer keeps one input for its attention and MLP together.
-    return total / 2 if work.recompute == "full" and a.hybrid_pattern is None else total
+def linear_weights(architecture: Architecture, parallel: ParallelConfig, stage: int) -> int:
+    """Numbers in the weights of a rank's linear layers inside of layers, which FP8 applies to."""
+    names = {"linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "in_proj", "out_proj"}
+    chunks = stage_parameters(architecture, parallel, stage)
+    return sum(each.size for chunk in chunks for each in chunk if each.name in names)
 
 
-def _in_flight(parallel: ParallelConfig, work: Workload, stage: int) -> float:
-    """How many times the activations of all layers of a stage exist (Megatron's 1F1B schedules)."""
-    pp, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
-    if virtual is None:
-        return min(pp - stage, work.micro_batches)
-    chunks = (pp - stage - 1) * 2 + (virtual - 1) * pp + 1
-    return min(chunks, virtual * work.micro_batches) / virtual
-
-
-def _scan(a: Architecture, work: Workload, kinds: str) -> float:
-    """Estimate of what the torch scan makes for one piece of a sequence, and of the gradients, all in fp32."""
-    if MAMBA not in kinds:
-        return 0.0
-    inner = a.mamba_num_heads * a.mamba_head_dim
-    per_token = 8 * inner + 2 * inner * a.mamba_state_dim / SCAN_CHUNK + 4 * SCAN_CHUNK * a.mamba_num_heads
-    return 2 * 4.0 * per_token * min(SCAN_TOKENS, work.sequence_length) * work.micro_batch_size
+def communicators(parallel: ParallelConfig) -> int:
+    """How many groups of several ranks a rank communicates in: tensor, context, data, both of these, and pipeline."""
+    p = parallel
+    sizes = (
+        p.tensor_model_parallel_size,
+        p.context_parallel_size,
+        p.data_parallel_size,
+        p.pipeline_model_parallel_size,
+    )
+    return sum(size > 1 for size in sizes) + (p.context_parallel_size > 1 and p.data_parallel_size > 1)

@@ -17,8 +17,10 @@ from megatron_prism.models.families import (
     published_config,
 )
 from megatron_prism.models.layers import mamba_scan
-from megatron_prism.planning import memory
-from megatron_prism.planning.memory import Workload, kept_per_token, training_memory
+from megatron_prism.planning import activations
+from megatron_prism.planning.activations import kept_per_token
+from megatron_prism.planning.memory import training_memory
+from megatron_prism.planning.workload import Workload
 from megatron_prism.platform.held_memory import HeldMemory
 from megatron_prism.platform.process_groups import ParallelConfig, session
 from megatron_prism.study.random_checkpoint import tiny_architecture
@@ -48,7 +50,7 @@ def held_bytes(architecture: Architecture, recompute: str) -> int:
 def test_a_layer_holds_what_the_arithmetic_says(monkeypatch, name, recompute):
     """With three layers minus with two, for each kind of layer of every family."""
     monkeypatch.setattr(mamba_scan, "SEGMENT", PIECE)
-    monkeypatch.setattr(memory, "SCAN_TOKENS", PIECE)
+    monkeypatch.setattr(activations, "SCAN_TOKENS", PIECE)
     tiny = tiny_architecture(architecture_from_config(published_config(name)), 64)
     # A window shorter than the row is computed block by block, which keeps no sum of the softmax.
     tiny = replace(tiny, sliding_window=None)
