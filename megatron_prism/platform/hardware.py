@@ -40,8 +40,14 @@ class Peak:
     name: str
 
 
+# What a dry run computes on in shapes (fake_device.py), and whether it stands for a GPU; None: this machine's device.
+imitated: tuple[Any, bool] | None = None
+
+
 def has_gpu() -> bool:
     """Whether this process can compute on a CUDA device; torch is imported only if a driver is loaded."""
+    if imitated is not None:
+        return imitated[1]
     if "torch" not in sys.modules and not may_have_gpu():
         return False
     import torch
@@ -53,6 +59,8 @@ def device() -> Any:
     """The torch device of this process: its CUDA device by LOCAL_RANK, or the CPU."""
     import torch
 
+    if imitated is not None:
+        return imitated[0]
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu() else torch.device("cpu")
 
 

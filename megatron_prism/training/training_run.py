@@ -42,7 +42,7 @@ def train_on_text(
     """
     config.logging.check_installed()
     fresh = start is None and not from_rank_0(lambda: usable_states(out, config.steps))
-    trainer = _trainer(config, initialize=fresh)
+    trainer = build_trainer(config, initialize=fresh)
     folder = RunFolder(out, trainer, config.checkpoints, steps=config.steps, start=start)
     state = TrainingState() if fresh else _first_state(config, folder, start)
     data = TextData(config, trainer.share, tokens=tokens, tokenizer=tokenizer, out=out)
@@ -80,7 +80,8 @@ def train_on_text(
     return metrics
 
 
-def _trainer(config: TrainConfig, initialize: bool) -> Trainer:
+def build_trainer(config: TrainConfig, initialize: bool) -> Trainer:
+    """This rank's part of the model and its optimizer; needs a running session."""
     return Trainer(
         config.trained_architecture,
         config.parallel,

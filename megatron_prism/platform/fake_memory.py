@@ -1,0 +1,92 @@
+"""Counts the bytes of every tensor that exists, and their largest sum, while operations run in shapes only.
+
+It also refuses what a device with numbers would refuse and meta tensors let pass: a matrix product of two dtypes, and
+a tensor that was left on the CPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+# Meta kernels of these do not compare the dtypes of the factors.
+_PRODUCTS = {
+    _aten.mm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.mm.out: 0,
+    _aten.addmm.out: 1,
+    _aten.addmm_.default: 1,
+}
+# Operations that read from another device.
+_ACROSS = {_aten.copy_.default, _aten._to_copy.default, _aten._foreach_copy_.default}
+
+
+class LiveBytes(TorchDispatchMode):
+    """A context that counts the storages that operations inside it create, as long as they exist.
+
+    Attributes:
+        live: bytes that exist now.
+        peak: the largest `live` since `reset_peak`.
+        operations: how many ran.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.operations = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def reset_peak(self) -> None:
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        if func in _PRODUCTS:
+            _check_dtypes(func, args)
+        with torch._C.DisableTorchFunction():
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        if isinstance(result, Tensor):
+            self._count(result)
+            if func not in _ACROSS:
+                _check_device(func, args)
+        elif isinstance(result, tuple | list):
+            for each in result:
+                if isinstance(each, Tensor):
+                    self._count(each)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        if not tensor.is_meta:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+
+        def forget(_: Any) -> None:
+            self.live -= size
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, forget)
+        self.live += size
+        if self.live > self.peak:
+            self.peak = self.live
+
+
+def _check_dtypes(func: Any, args: Any) -> None:
+    first, second = args[_PRODUCTS[func]], args[_PRODUCTS[func] + 1]
+    if first.dtype is not second.dtype:
+        raise RuntimeError(f"{func}: a matrix product of {first.dtype} and {second.dtype}")
+
+
+def _check_device(func: Any, args: Any) -> None:
+    left = [each for each in args if isinstance(each, Tensor)]
+    if any(each.is_meta for each in left):
+        for each in left:
+            if not each.is_meta and each.dim():
+                raise RuntimeError(f"{func}: a tensor {tuple(each.shape)} was left on the {each.device.type}")

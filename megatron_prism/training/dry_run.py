@@ -1,0 +1,103 @@
+"""The deep dry run of a `train` stage: one rank of its real training code, through one step in shapes only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from megatron_prism.data.document_bounds import DOCUMENTS
+from megatron_prism.data.mixture import Mixture
+from megatron_prism.platform.fake_device import META
+from megatron_prism.training.config import TrainConfig
+from megatron_prism.training.dry_step import (
+    RankReport,
+    building,
+    different_ranks,
+    filling_micro_batches,
+    one_rank,
+)
+from megatron_prism.training.micro_batches import SOURCE
+from megatron_prism.training.training_run import build_trainer
+
+# The shortest document of a row whose documents do not see each other.
+SHORTEST_DOCUMENT = 256
+
+
+class Shapes:
+    """Reads micro-batches without numbers (`micro_batches.ReadsBatches`)."""
+
+    def __init__(self, config: TrainConfig, count: int) -> None:
+        self.config, self.count = config, count
+
+    def batch(self, consumed_samples: int) -> list[dict[str, Tensor]]:
+        return [self._one() for _ in range(self.count)]
+
+    def _one(self) -> dict[str, Tensor]:
+        rows, length = self.config.batch.micro_batch_size, self.config.batch.sequence_length
+        one = {
+            name: torch.empty(rows, length, dtype=torch.int64, device=META)
+            for name in ("tokens", "labels", "position_ids")
+        }
+        one["loss_mask"] = torch.empty(rows, length, device=META)
+        one[SOURCE] = torch.empty(rows, dtype=torch.int64, device=META)
+        if self.config.intra_document:
+            one[DOCUMENTS] = torch.from_numpy(numpy.stack([_documents(length)] * rows))
+        return one
+
+
+def _documents(length: int) -> Any:
+    """The number of each token's document: the first has half of the row, the next half of the rest, and so on."""
+    lengths = []
+    while length > 2 * SHORTEST_DOCUMENT:
+        lengths.append(length // 2)
+        length -= lengths[-1]
+    return numpy.repeat(numpy.arange(len(lengths) + 1), [*lengths, length]).astype(numpy.int32)
+
+
+def buildable(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The config with what this machine can build, and a line for each thing that it replaces.
+
+    Transformer Engine's layers have the same parameters as those of backend torch; its kernels, and FP8, need CUDA.
+    """
+    lines = []
+    if config.backend != "torch":
+        lines.append(f"backend={config.backend}: built with backend=torch, which has the same parameters")
+    if config.fp8 is not None:
+        lines.append(f"fp8={config.fp8}: built without FP8, which needs Transformer Engine")
+    kernels = replace(
+        config.kernels, fused_swiglu=None, fused_rope=None, cp_comm_type="auto", attention_backend="auto"
+    )
+    if config.kernels.gradient_accumulation_fusion:
+        kernels = replace(kernels, gradient_accumulation_fusion=False)
+        lines.append("kernels.gradient_accumulation_fusion: built without Apex")
+    # `steps` of them are not taken, and a folder to start from is not read.
+    built = replace(config, backend="torch", fp8=None, compile=False, kernels=kernels)
+    return built, lines
+
+
+def ranks_of(config: TrainConfig) -> list[int]:
+    """The ranks whose dry runs differ."""
+    return different_ranks(config.trained_architecture, config.layout)
+
+
+def dry_run_rank(config: TrainConfig, rank: int, *, gpu: bool = True) -> RankReport:
+    """Build what a rank of the stage builds, and take one step.
+
+    Args:
+        config: what `buildable` returned.
+        rank: of the stage's processes.
+        gpu: as in `dry_step.one_rank`.
+    """
+    batch = config.batch
+    count = filling_micro_batches(config.parallel, batch.micro_batches(config.layout, batch.size_after(0)))
+    with one_rank(config.parallel, rank, seed=config.seed, gpu=gpu) as counter:
+        with building():
+            trainer = build_trainer(config, initialize=False)
+        trainer.source_count = len(Mixture.load(config.mixture).weights)
+        with counter.passes(trainer.models):
+            trainer.step(Shapes(config, count), 0, config.schedule.lr, counter.passes_end)
+        return counter.report(rank, config.parallel, trainer.models, trainer.optimizer)

@@ -1,0 +1,111 @@
+"""The deep dry run of training: every published model, the same bytes as real runs, and no trace in the process."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+
+import pytest
+import real_runs
+import torch
+import torch.distributed as dist
+import warm
+from parallel_runs import Motifs, layout
+
+from megatron_prism.models.families import (
+    FAMILIES,
+    architecture_from_config,
+    parameter_count,
+    published_config,
+)
+from megatron_prism.platform.process_groups import session
+from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.dry_run import buildable, dry_run_rank, ranks_of
+from megatron_prism.training.dry_step import one_rank
+from megatron_prism.training.stage import Train
+from megatron_prism.training.training_run import build_trainer
+
+# One layout of 128 GPUs each, so that all parallel dimensions occur.
+PUBLISHED = {
+    "ibm-granite/granite-3.3-8b-base": layout(tp=2, dp=64, sp=True),
+    "ibm-granite/granite-4.0-micro-base": layout(pp=2, vp=2, dp=64),
+    "ibm-granite/granite-4.0-h-micro-base": layout(cp=2, dp=64),
+    "meta-llama/Llama-3.1-8B": layout(tp=2, pp=4, cp=2, dp=8, sp=True),
+    "mistralai/Mistral-7B-v0.1": layout(tp=4, dp=32, sp=True),
+    "mistralai/Mistral-Small-24B-Base-2501": layout(tp=8, pp=2, dp=8, sp=True),
+    "nvidia/Nemotron-H-8B-Base-8K": layout(tp=8, pp=2, dp=8, sp=True),
+}
+
+
+def test_every_published_model_has_a_layout_here():
+    assert set(PUBLISHED) == {name for family in FAMILIES.values() for name in family.published}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_step_of_128_ranks(name):
+    """All parameters of the model are on the ranks of its pipeline stages, each once."""
+    architecture, parallel = architecture_from_config(published_config(name)), PUBLISHED[name]
+    batch = BatchConfig(min(8192, architecture.max_position_embeddings), 1, 256)
+    config, lines = buildable(Train(architecture, "mcs", dtype="bf16", batch=batch, parallel=parallel))
+    assert lines == ["backend=auto: built with backend=torch, which has the same parameters"]
+    stages = parallel.pipeline_model_parallel_size
+    reports = [dry_run_rank(config, rank) for rank in ranks_of(config)]
+    if len(reports) == stages and parallel.tensor_model_parallel_size == 1:
+        tied = architecture.padded_vocab_size(1) * architecture.hidden_size if stages > 1 else 0
+        assert sum(each.parameters for each in reports) - tied == parameter_count(architecture)
+    for report in reports:
+        counted = report.counted
+        assert counted["weights"] >= 2 * report.parameters
+        assert counted["gradients"] >= 4 * report.parameters
+        share = 12 * report.parameters / (parallel.data_parallel_size * parallel.context_parallel_size)
+        assert counted["optimizer"] == pytest.approx(share, rel=0.1)
+        assert counted["activations"] > 0
+    # The first stage runs the furthest ahead.
+    assert all(a.counted["activations"] > b.counted["activations"] for a, b in pairwise(reports))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, int]]]:
+    folder = tmp_path_factory.mktemp("bytes")
+    warm.ranks(real_runs.main, folder, world=2)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", real_runs.TWO)
+def test_state_bytes_are_those_of_two_real_ranks(two_ranks, name):
+    for rank, real in enumerate(two_ranks):
+        report = dry_run_rank(real_runs.stage(real_runs.TWO[name]), rank, gpu=False)
+        found = report.counted | {"parameters": report.parameters}
+        for part in ("parameters", "weights", "gradients", "optimizer"):
+            assert found[part] == real[name][part], (rank, part)
+        assert found["activations"] == pytest.approx(real[name]["activations"], rel=0.001), rank
+
+
+@pytest.mark.parametrize("name", real_runs.ONE)
+def test_what_forward_keeps_is_what_a_real_one_keeps(name):
+    config = real_runs.stage(real_runs.ONE[name], length=256)
+    real, found = real_runs.held(config), dry_run_rank(config, 0, gpu=False).counted
+    assert found["activations"] == pytest.approx(real["activations"], rel=0.001)
+
+
+def losses() -> list[float]:
+    config = real_runs.stage({})
+    with session(config.parallel, 3):
+        trainer = build_trainer(config, initialize=True)
+        return [trainer.step(Motifs(64), 4 * step, 1e-3)[0] for step in range(2)]
+
+
+def test_a_dry_run_leaves_no_trace():
+    """The same process trains as before, and its random states are where they were."""
+    before = losses()
+    random_states = random.getstate(), torch.get_rng_state()
+    functions = torch.cuda.current_device, torch.autograd._engine_run_backward, dist.new_group
+    dry_run_rank(real_runs.stage({"parallel": layout(tp=2, dp=4), "dtype": "bf16"}), 3)
+    with pytest.raises(RuntimeError, match="planted"), one_rank(layout(tp=2), 1):
+        raise RuntimeError("planted")
+    assert functions == (torch.cuda.current_device, torch.autograd._engine_run_backward, dist.new_group)
+    assert not dist.is_initialized()
+    assert random.getstate() == random_states[0]
+    assert torch.equal(torch.get_rng_state(), random_states[1])
+    assert losses() == before
