@@ -14,6 +14,7 @@ import typer
 
 from megatron_prism import __version__
 from megatron_prism.cli import convert, doctor, grade, merge, recipes, report, ruler, run
+from megatron_prism.cli.dry_run import split_spelling
 from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue
 
 # Typer has its own copy of click; its UsageError is reachable as the base of BadParameter.
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = split_spelling(sys.argv[1:] if arguments is None else arguments)
+        code = app(args=given, standalone_mode=False)
     except Requeue as stopped:
         print(stopped, file=sys.stderr)
         return REQUEUE_EXIT

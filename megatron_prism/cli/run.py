@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megatron_prism.cli.dry_run import deep_dry_run
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ArtifactError, ConfigError
 
@@ -64,7 +65,19 @@ def run(
             "--profile", metavar="STEP", help="Trace STEP of STAGE; same as logging.profile_steps=[STEP]."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the stages without running them; --dry-run=deep also builds and steps every rank that differs, "
+            "without memory.",
+        ),
+    ] = False,
+    dry_run_deep: Annotated[bool, typer.Option("--dry-run-deep", hidden=True)] = False,
+    ranks: Annotated[
+        str | None,
+        typer.Option("--ranks", metavar="0,5,127", help="The ranks that --dry-run=deep builds."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run the stages of a recipe (up to STAGE, if given), except those that are done."""
@@ -84,7 +97,13 @@ def run(
     if profile and target is None:
         raise ConfigError(f"--profile {profile[0]}: name the stage whose step is traced, as RECIPE:STAGE")
     traced = [f"{target}.logging.profile_steps={profile}"] if profile else []
-    graph = build_graph(loaded, target, [*(overrides or []), *(["tiny=true"] if tiny else []), *traced])
+    settings = [*(overrides or []), *(["tiny=true"] if tiny else []), *traced]
+    if ranks is not None and not dry_run_deep:
+        raise ConfigError(f"--ranks {ranks}: only --dry-run=deep builds single ranks; add it")
+    if dry_run_deep:
+        deep_dry_run(loaded, target, settings, ranks=ranks, json_file=json_file)
+        return
+    graph = build_graph(loaded, target, settings)
     if target is not None:
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name

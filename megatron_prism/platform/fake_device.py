@@ -43,16 +43,21 @@ _TYPES = {
 _IS = {Tensor.is_cuda.__get__: True, Tensor.is_cpu.__get__: False}  # type: ignore[attr-defined]
 
 
+_POSITION = "is_a_position"
+
+
 class NumberNeeded(RuntimeError):
     """The code asks for a number that decides a size, and a dry run has only shapes."""
 
 
 def _number(tensor: Tensor) -> float | bool:
-    """What stands for the number in a tensor: a loss or a norm is 1, a test for bad numbers finds none."""
+    """What stands for the number in a tensor: losses, norms and counts of bad numbers are 0, and a test finds none."""
     if tensor.dtype is torch.bool:
         return False
     if tensor.is_floating_point():
-        return 1.0
+        return 0.0
+    if hasattr(tensor, _POSITION):
+        return 0
     raise NumberNeeded(f"a number of {tensor.dtype} is read from the device, and it may decide a size")
 
 
@@ -104,7 +109,12 @@ class ShapesOnly(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and _is_meta(args[0]):
             return _attention(*args, **(kwargs or {}), gpu=self.gpu)
         if func is F.rms_norm and self.gpu and _is_meta(args[0]):
-            return torch.ops.aten._fused_rms_norm(*args, **(kwargs or {}))[0]
+            return _fused_norm(*args, **(kwargs or {}))
+        if func is Tensor.argmax and args[0].is_meta:
+            # The first number may be the largest as well as any other (rl/gate.py).
+            found = func(*args, **(kwargs or {}))
+            setattr(found, _POSITION, True)
+            return found
         if func is Tensor.cuda:
             return args[0].to(META)
         if func in _READS and len(args) == 1 and args[0].is_meta:
@@ -124,6 +134,33 @@ class ShapesOnly(TorchFunctionMode):
             return False
         kind = device.type if isinstance(device, torch.device) else device.split(":")[0]
         return kind == "cuda" or (kind == "cpu" and not self.gpu)
+
+
+class _FusedNorm(torch.autograd.Function):
+    """What `_fused_rms_norm` of CUDA makes and keeps; on meta tensors it is a chain of operations that keeps more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        # As the kernel: torch.nn.functional.rms_norm would refuse a weight of another shape.
+        if x.shape[-weight.dim() :] != weight.shape:
+            raise RuntimeError(
+                f"rms_norm of {tuple(x.shape)}: the weight has the shape {tuple(weight.shape)}"
+            )
+        scale = torch.empty(*x.shape[: -weight.dim()], 1, dtype=torch.float32, device=META)
+        ctx.save_for_backward(x, weight, scale)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _fused_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    if weight is None:
+        return torch.ops.aten.rms_norm(x, shape, weight, eps)
+    output: Tensor = _FusedNorm.apply(x, weight)
+    return output
 
 
 def _attention(

@@ -63,7 +63,7 @@ def reinforce(
     prompt_ids = {problem.id: each for problem, each in zip(loaded, ids, strict=True)}
     problems, too_long = check_lengths(loaded, [len(each) for each in ids], config.context_length)
     config.logging.check_installed()
-    policy = _policy(config, tokenizer)
+    policy = build_policy(config, tokenizer.vocab_size)
     start = inputs["model"].path
     folder = RunFolder(
         out,
@@ -124,7 +124,12 @@ def reinforce(
     }
 
 
-def _policy(config: ReinforceConfig, tokenizer: Tokenizer) -> Policy:
+def build_policy(config: ReinforceConfig, vocabulary: int) -> Policy:
+    """This rank's part of the trained model and its reference; needs a running session.
+
+    Args:
+        vocabulary: size of the tokenizer's vocabulary.
+    """
     return Policy(
         config.architecture,
         parallel=config.parallel,
@@ -132,7 +137,7 @@ def _policy(config: ReinforceConfig, tokenizer: Tokenizer) -> Policy:
         optimizer=config.optimizer,
         objective=config.objective,
         gate_settings=config.gate,
-        vocabulary=tokenizer.vocab_size,
+        vocabulary=vocabulary,
         dtype=torch.bfloat16 if config.dtype == "bf16" else torch.float32,
         recompute=config.recompute,
         kernels=replace(config.kernels, overlap_param_gather=False),

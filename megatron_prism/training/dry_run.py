@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_prism.data.document_bounds import DOCUMENTS
 from megatron_prism.data.mixture import Mixture
+from megatron_prism.planning.memory import stage_memory
 from megatron_prism.platform.fake_device import META
 from megatron_prism.training.config import TrainConfig
 from megatron_prism.training.dry_step import (
@@ -19,8 +20,13 @@ from megatron_prism.training.dry_step import (
     different_ranks,
     filling_micro_batches,
     one_rank,
+    pipeline_stage,
 )
+from megatron_prism.training.kernels import KernelSettings
+from megatron_prism.training.megatron_block import MegatronBlock
+from megatron_prism.training.memory import train_workload
 from megatron_prism.training.micro_batches import SOURCE
+from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.training_run import build_trainer
 
 # The shortest document of a row whose documents do not see each other.
@@ -68,15 +74,44 @@ def buildable(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         lines.append(f"backend={config.backend}: built with backend=torch, which has the same parameters")
     if config.fp8 is not None:
         lines.append(f"fp8={config.fp8}: built without FP8, which needs Transformer Engine")
-    kernels = replace(
-        config.kernels, fused_swiglu=None, fused_rope=None, cp_comm_type="auto", attention_backend="auto"
+    kernels, precision, megatron, further = without_libraries(
+        config.kernels, config.precision, config.megatron
     )
-    if config.kernels.gradient_accumulation_fusion:
-        kernels = replace(kernels, gradient_accumulation_fusion=False)
-        lines.append("kernels.gradient_accumulation_fusion: built without Apex")
-    # `steps` of them are not taken, and a folder to start from is not read.
-    built = replace(config, backend="torch", fp8=None, compile=False, kernels=kernels)
-    return built, lines
+    built = replace(
+        config,
+        backend="torch",
+        fp8=None,
+        compile=False,
+        kernels=kernels,
+        precision=precision,
+        megatron=megatron,
+    )
+    return built, lines + further
+
+
+def without_libraries(
+    kernels: KernelSettings, precision: PrecisionSettings, megatron: MegatronBlock
+) -> tuple[KernelSettings, PrecisionSettings, MegatronBlock, list[str]]:
+    """The settings without what needs Transformer Engine, Apex or a GPU, and a line for each that changes bytes."""
+    lines = []
+    if kernels.gradient_accumulation_fusion:
+        lines.append("kernels.gradient_accumulation_fusion: built without Apex's kernel")
+    kernels = replace(
+        kernels,
+        gradient_accumulation_fusion=False,
+        fused_swiglu=None,
+        fused_rope=None,
+        cp_comm_type="auto",
+        attention_backend="auto",
+    )
+    plain = PrecisionSettings(grad_reduce_in_fp32=precision.grad_reduce_in_fp32)
+    if precision.precision_aware_optimizer:
+        lines.append("precision.precision_aware_optimizer: built with torch's AdamW, whose state is fp32")
+    graphs = [name for name in megatron.transformer if "cuda_graph" in name or name == "use_te_rng_tracker"]
+    if graphs:
+        lines.append(f"megatron.transformer.{', '.join(graphs)}: built without")
+    kept = {name: value for name, value in megatron.transformer.items() if name not in graphs}
+    return kernels, plain, replace(megatron, transformer=kept), lines
 
 
 def ranks_of(config: TrainConfig) -> list[int]:
@@ -100,4 +135,15 @@ def dry_run_rank(config: TrainConfig, rank: int, *, gpu: bool = True) -> RankRep
         trainer.source_count = len(Mixture.load(config.mixture).weights)
         with counter.passes(trainer.models):
             trainer.step(Shapes(config, count), 0, config.schedule.lr, counter.passes_end)
-        return counter.report(rank, config.parallel, trainer.models, trainer.optimizer)
+        return counter.report(
+            rank,
+            config.parallel,
+            trainer.models,
+            trainer.optimizer,
+            planned=stage_memory(
+                config.trained_architecture,
+                config.layout,
+                train_workload(config),
+                pipeline_stage(rank, config.parallel),
+            ),
+        )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_prism.models.architecture import Architecture
+from megatron_prism.planning.memory import Memory
 from megatron_prism.platform.fake_device import META, shapes_only
 from megatron_prism.platform.fake_group import one_rank_of
 from megatron_prism.platform.fake_memory import LiveBytes
@@ -86,12 +87,14 @@ class RankCount:
         models: Sequence[Any],
         optimizer: Any,
         *,
+        planned: Memory,
         reference: Sequence[Any] = (),
         cache: int = 0,
     ) -> RankReport:
         """The report after a step.
 
         Args:
+            planned: of this rank's pipeline stage.
             cache: bytes of sampling's cache, which exists between updates.
         """
         seen: set[int] = set()
@@ -118,7 +121,19 @@ class RankCount:
             counted={**held, **passing, "total": sum(held.values()) + most},
             seconds=time.perf_counter() - self._began,
             operations=self._live.operations,
+            planned=comparable(planned),
         )
+
+
+def comparable(planned: Memory) -> dict[str, float]:
+    """The planner's bytes by the names of `RankReport.counted`: without what is no tensor (NCCL, CUDA, slack)."""
+    names = ("weights", "gradients", "optimizer", "reference", "activations", "cache", "update")
+    found = {name: float(getattr(planned, name)) for name in names}
+    # The loss comes before the backward passes of the layers, so one of the two is the peak.
+    found["working"] = float(max(planned.working, planned.loss))
+    held = sum(found[name] for name in names[:4])
+    most = max(found["activations"] + found["working"], found["cache"], found["update"])
+    return found | {"total": held + most}
 
 
 @contextlib.contextmanager

@@ -134,6 +134,10 @@ class DecodeCache:
             found[:] = [F.pad(tensor, (0, 0, 0, more)) for tensor in found]
         return found
 
+    def held(self) -> list[Tensor]:
+        """The tensors of all modules."""
+        return [tensor for tensors in self._tensors.values() for tensor in tensors]
+
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the contents of the slots `sources` into the slots `targets`, in every layer."""
         if not sources:
