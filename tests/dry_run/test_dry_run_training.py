@@ -79,14 +79,14 @@ def test_state_bytes_are_those_of_two_real_ranks(two_ranks, name):
         found = report.counted | {"parameters": report.parameters}
         for part in ("parameters", "weights", "gradients", "optimizer"):
             assert found[part] == real[name][part], (rank, part)
-        assert found["activations"] == pytest.approx(real[name]["activations"], rel=0.001), rank
+        assert found["activations"] == pytest.approx(real[name]["activations"], rel=0.01), rank
 
 
 @pytest.mark.parametrize("name", real_runs.ONE)
 def test_what_forward_keeps_is_what_a_real_one_keeps(name):
     config = real_runs.stage(real_runs.ONE[name], length=256)
     real, found = real_runs.held(config), dry_run_rank(config, 0, gpu=False).counted
-    assert found["activations"] == pytest.approx(real["activations"], rel=0.001)
+    assert found["activations"] == pytest.approx(real["activations"], rel=0.01)
 
 
 def losses() -> list[float]:
