@@ -39,7 +39,13 @@ class Graph:
         self._overrides: dict[str, dict[str, Any]] = {}
 
     def add(
-        self, name: str, stage: Stage, derive: Callable[[Any], Any] | None = None, /, **inputs: Node
+        self,
+        name: str,
+        stage: Stage,
+        derive: Callable[[Any], Any] | None = None,
+        implied: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        /,
+        **inputs: Node,
     ) -> Node:
         """Add a stage.
 
@@ -48,6 +54,8 @@ class Graph:
             derive: takes the stage and returns it with the values that follow from other stages (for example their
                 architecture). It is applied now, and again after overrides, so that one override reaches every stage
                 that depends on it.
+            implied: takes the stage and its overrides and returns further overrides that follow from them (for example
+                the layout for another length of a row). The user's overrides win over these.
             inputs: nodes that were added before.
         """
         if name in self.nodes:
@@ -57,7 +65,7 @@ class Graph:
                 raise ConfigError(
                     f"recipe '{self.name}': input '{key}' of stage '{name}' is not a stage of this recipe"
                 )
-        node = Node(name, stage if derive is None else derive(stage), dict(inputs), derive)
+        node = Node(name, stage if derive is None else derive(stage), dict(inputs), derive, implied)
         self.nodes[name] = node
         return node
 
@@ -99,8 +107,11 @@ class Graph:
         # In the graph's order, so that derived values follow the overrides of earlier stages.
         for node in self.nodes.values():
             node.rederive()
-            if chosen := self._overrides.get(node.name):
-                node.stage = apply_overrides(node.stage, chosen, where=f"stage '{node.name}'")
+            chosen = self._overrides.get(node.name, {})
+            if chosen or node.implied is not None:
+                node.stage = apply_overrides(
+                    node.stage, node.with_implied(chosen), where=f"stage '{node.name}'"
+                )
                 node.check_derived()
 
     def needed(self, target: str | None) -> list[Node]:

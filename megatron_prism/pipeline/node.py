@@ -21,6 +21,7 @@ class Node:
     stage: Stage
     inputs: dict[str, Node] = field(default_factory=dict)
     derive: Callable[[Any], Any] | None = None
+    implied: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -36,6 +37,15 @@ class Node:
             return
         try:
             self.stage = self.derive(self.stage)
+        except ConfigError as problem:
+            raise type(problem)(f"stage '{self.name}': {problem}") from None
+
+    def with_implied(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The overrides that follow from the stage and from `chosen`, and then `chosen`, which wins."""
+        if self.implied is None:
+            return dict(chosen)
+        try:
+            return {**self.implied(self.stage, chosen), **chosen}
         except ConfigError as problem:
             raise type(problem)(f"stage '{self.name}': {problem}") from None
 
