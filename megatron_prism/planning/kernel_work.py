@@ -7,8 +7,9 @@ inside its backward pass, and what `recompute` adds. `tests/planning/test_flops.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP, Architecture
 from megatron_prism.planning.flops import keys_per_query
@@ -44,7 +45,25 @@ class Work:
     kernels: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Work(
+            self.matrix + other.matrix,
+            self.head + other.head,
+            self.attention + other.attention,
+            self.scan + other.scan,
+            self.moved + other.moved,
+            self.kernels + other.kernels,
+        )
+
+    def times(self, count: int) -> Work:
+        """The work of `count` such layers."""
+        return Work(
+            self.matrix * count,
+            self.head * count,
+            self.attention * count,
+            self.scan * count,
+            self.moved * count,
+            self.kernels * count,
+        )
 
     @property
     def flops(self) -> float:
@@ -63,6 +82,7 @@ class Software:
             Megatron-Core's vocab_parallel_cross_entropy does (cross_entropy.py:38), 'fused' in bf16.
         fp8: whether linear layers compute in FP8, whose inputs and gradients are converted first.
         hidden_tensor_communication: a program that computes while tensor-parallel ranks communicate.
+        merges_blocks: context-parallel ranks merge the partial results of each other's keys, as a ring does.
         repeated_keys: every query head gets its own copy of keys and values before attention.
         sharded_weights: FSDP: weights are gathered for every pass, and gradients are reduced in every micro-batch.
     """
@@ -73,6 +93,7 @@ class Software:
     loss: str = "chunked"
     fp8: bool = False
     hidden_tensor_communication: bool = False
+    merges_blocks: bool = True
     repeated_keys: bool = False
     sharded_weights: bool = False
 
@@ -84,7 +105,10 @@ def forward_work(a: Architecture, kinds: Sequence[str], length: int, software: S
         kinds: of each layer, as in `Architecture.kinds_of_layers`.
         length: tokens of a row.
     """
-    return _sum(_forward(a, part, length, software) for kind in kinds for part in kind)
+    total = Work()
+    for part, count in Counter("".join(kinds)).items():
+        total += _forward(a, part, length, software).times(count)
+    return total
 
 
 def backward_work(
@@ -92,24 +116,20 @@ def backward_work(
 ) -> Work:
     """The backward pass of some layers, with what it computes again."""
     total = Work()
-    for kind in kinds:
-        for part in kind:
-            once = _forward(a, part, length, software)
-            again = (
-                once.scan
-                if software.backend == "torch" and (recompute == "selective" or length > SEGMENT)
-                else 0
-            )
-            total += Work(
-                matrix=2 * once.matrix,
-                attention=ATTENTION_BACKWARD * once.attention,
-                scan=2 * once.scan + again,
-                moved=_moved_backward(a, part, software)
-                + (_moved_again(a, part) if recompute == "selective" else 0),
-                kernels=1.6 * once.kernels,
-            )
-            if recompute == "full":
-                total += once
+    for part, count in Counter("".join(kinds)).items():
+        once = _forward(a, part, length, software)
+        again = (
+            once.scan if software.backend == "torch" and (recompute == "selective" or length > SEGMENT) else 0
+        )
+        found = Work(
+            matrix=2 * once.matrix,
+            attention=ATTENTION_BACKWARD * once.attention,
+            scan=2 * once.scan + again,
+            moved=_moved_backward(a, part, software)
+            + (_moved_again(a, part) if recompute == "selective" else 0),
+            kernels=1.6 * once.kernels,
+        )
+        total += (found + once if recompute == "full" else found).times(count)
     return total
 
 
@@ -219,10 +239,3 @@ def _moved_again(a: Architecture, part: str) -> float:
     inner = {ATTENTION: 0, MLP: (3 if a.activation == "swiglu" else 2) * a.ffn_hidden_size}
     mamba = 3 * a.mamba_num_heads * a.mamba_head_dim
     return float(BF16 * (2 * a.hidden_size + inner.get(part, mamba)))
-
-
-def _sum(parts: Iterable[Work]) -> Work:
-    total = Work()
-    for part in parts:
-        total += part
-    return total

@@ -6,6 +6,7 @@ Weights, gradients and optimizer state are exact (state_bytes.py). What layers k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from megatron_prism.models.architecture import Architecture
@@ -16,7 +17,7 @@ from megatron_prism.planning.activations import (
     working_bytes,
 )
 from megatron_prism.planning.parameters import stage_parameters
-from megatron_prism.planning.state_bytes import state_bytes
+from megatron_prism.planning.state_bytes import StateBytes, state_bytes
 from megatron_prism.planning.workload import Workload
 from megatron_prism.platform.process_groups import ParallelConfig
 
@@ -97,25 +98,41 @@ class Memory:
         return values | {name: passing[name] for name in peak} | {"slack": self.slack}
 
 
-def training_memory(architecture: Architecture, parallel: ParallelConfig, work: Workload) -> Memory:
-    """The memory of the pipeline stage that needs the most."""
-    stages = range(parallel.pipeline_model_parallel_size)
-    return max(
-        (stage_memory(architecture, parallel, work, stage) for stage in stages), key=lambda found: found.total
+def training_memory(
+    architecture: Architecture, parallel: ParallelConfig, work: Workload, states: Sequence[StateBytes] = ()
+) -> Memory:
+    """The memory of the pipeline stage that needs the most.
+
+    Args:
+        states: of each stage, if they are known already.
+    """
+    known = states or states_of(architecture, parallel, work)
+    found = (
+        stage_memory(architecture, parallel, work, stage, state=state) for stage, state in enumerate(known)
+    )
+    return max(found, key=lambda each: each.total)
+
+
+def states_of(architecture: Architecture, parallel: ParallelConfig, work: Workload) -> tuple[StateBytes, ...]:
+    """Weights, gradients and optimizer state of each pipeline stage, on the rank whose optimizer owns the most."""
+    return tuple(
+        state_bytes(
+            architecture,
+            parallel,
+            stage,
+            precision=work.kept,
+            trainable=work.trainable,
+            overlap=work.overlap,
+            bucket=work.bucket,
+        )
+        for stage in range(parallel.pipeline_model_parallel_size)
     )
 
 
-def stage_memory(architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> Memory:
-    """The memory of a rank of one pipeline stage, the one whose optimizer owns the most."""
-    state = state_bytes(
-        architecture,
-        parallel,
-        stage,
-        precision=work.kept,
-        trainable=work.trainable,
-        overlap=work.overlap,
-        bucket=work.bucket,
-    )
+def stage_memory(
+    architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int, *, state: StateBytes
+) -> Memory:
+    """The memory of a rank of one pipeline stage."""
     weights = float(state.weights)
     if work.fp8:
         # Transformer Engine keeps an FP8 copy of each linear layer's weights, and its transpose, for a step's

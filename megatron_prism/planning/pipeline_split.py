@@ -69,9 +69,11 @@ def stage_costs(
     The embedding is a lookup and costs nothing. The output layer computes its logits again in the backward pass; with
     recompute=full, layers do so, too.
     """
-    kinds, start, costs = architecture.kinds_of_layers, 0, []
+    costs, start = [], 0
+    kinds = architecture.kinds_of_layers
+    of_kind = {kind: flops_of_layers(architecture, [kind], sequence_length) for kind in set(kinds)}
     for count in parallel.layers_per_stage(architecture.num_layers):
-        cost = flops_of_layers(architecture, kinds[start : start + count], sequence_length)
+        cost = sum(kinds[start : start + count].count(kind) * each for kind, each in of_kind.items())
         costs.append(cost * (AGAIN if recompute == "full" else 1))
         start += count
     costs[-1] += flops_of_output(architecture) * AGAIN

@@ -29,6 +29,11 @@ SHAPES = 0.90
 SCAN = 0.20
 # Share of the memory's bandwidth that kernels without products reach.
 MEMORY = 0.80
+# Attention is slower for short rows: by this many tokens over the row, and by the profile's share at 8k. From 1k to 8k
+# tokens cuDNN goes from 410 to 529 TFLOP/s (FlashAttention-3, arXiv 2407.08608, figure of the H100, causal).
+SHORT_ROW, LONG_ROW = 250, 8192
+# Bytes per channel and block that merging partial results of attention reads and writes, forward and backward.
+MERGE = (10, 16)
 # Seconds between two kernels.
 GAP = 3e-6
 # Share of a backward pass during which the network works without waiting for gradients.
@@ -84,13 +89,18 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Job:
-    """What is computed where."""
+    """What is computed where.
+
+    Attributes:
+        states: of each stage, if they are known already.
+    """
 
     architecture: Architecture
     parallel: ParallelConfig
     work: Workload
     gpu: GpuProfile
     software: Software
+    states: tuple[StateBytes, ...] = ()
 
     @property
     def tokens_of_rank(self) -> float:
@@ -99,6 +109,8 @@ class Job:
         return work.sequence_length * work.micro_batch_size / self.parallel.context_parallel_size
 
     def state(self, stage: int) -> StateBytes:
+        if self.states:
+            return self.states[stage]
         work = self.work
         return state_bytes(
             self.architecture,
@@ -146,6 +158,7 @@ def _pass(job: Job, stage: int, *, backward: bool) -> Pass:
     if stage == job.parallel.pipeline_model_parallel_size - 1:
         done += head_work(a, software)[backward]
     seconds = _compute(job, done, backward)
+    seconds["memory"] += _merge(job, "".join(kinds).count(ATTENTION), backward)
     if backward:
         # Weight gradients are added to the buffer: read and written, and written and read before that without a fused
         # product.
@@ -169,10 +182,33 @@ def _compute(job: Job, done: Work, backward: bool) -> dict[str, float]:
     moved = done.moved * (here if parallel.sequence_parallel or tp == 1 else (tokens + here) / 2)
     return {
         "matrix": (layers + head) * here,
-        "attention": done.attention * here / gpu.attention_speed(job.software.backend, backward),
+        "attention": done.attention
+        * here
+        * _short(job)
+        / gpu.attention_speed(job.software.backend, backward),
         "scan": done.scan * here / (gpu.peak["bf16"] * SCAN * gpu.power),
         "memory": moved / (gpu.memory_bandwidth * MEMORY) + done.kernels * GAP,
     }
+
+
+def _short(job: Job) -> float:
+    """How much longer attention takes than in rows of 8k tokens; context-parallel ranks have two chunks of a row."""
+    ranks = job.parallel.context_parallel_size
+    block = job.work.sequence_length / (2 * ranks if ranks > 1 else 1)
+    return (1 + SHORT_ROW / block) / (1 + SHORT_ROW / LONG_ROW)
+
+
+def _merge(job: Job, layers: int, backward: bool) -> float:
+    """Seconds to merge partial results of attention over the blocks of a ring."""
+    blocks, parallel = job.parallel.context_parallel_size, job.parallel
+    if blocks == 1 or not job.software.merges_blocks:
+        return 0.0
+    width = (
+        job.architecture.num_attention_heads * job.architecture.head_dim / parallel.tensor_model_parallel_size
+    )
+    again = 1 + (backward and job.work.recompute == "full") * MERGE[0] / MERGE[1]
+    moved = job.tokens_of_rank * width * blocks * MERGE[backward] * again
+    return layers * (moved / (job.gpu.memory_bandwidth * MEMORY) + 6 * blocks * GAP)
 
 
 def _communication(job: Job, parts: str, backward: bool, attention_seconds: float) -> dict[str, float]:

@@ -22,16 +22,16 @@ def stage_memory(config: TrainConfig) -> Memory:
 
 def train_workload(config: TrainConfig) -> Workload:
     """What a rank of a `train` stage computes at once."""
-    batch = config.batch
+    batch, layout = config.batch, config.layout
     return Workload(
         batch.sequence_length,
         batch.micro_batch_size,
-        batch.micro_batches(config.layout),
+        batch.micro_batches(layout),
         recompute=config.recompute,
         element=ELEMENT[config.dtype],
         trainable=config.trainable,
         fp8=config.fp8 is not None,
-        **state_fields(config.dtype, config.precision, config.kernels, config.layout),
+        **state_fields(config.dtype, config.precision, config.kernels, layout),
     )
 
 
