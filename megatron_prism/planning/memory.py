@@ -115,24 +115,24 @@ def training_memory(
 
 def states_of(architecture: Architecture, parallel: ParallelConfig, work: Workload) -> tuple[StateBytes, ...]:
     """Weights, gradients and optimizer state of each pipeline stage, on the rank whose optimizer owns the most."""
-    return tuple(
-        state_bytes(
-            architecture,
-            parallel,
-            stage,
-            precision=work.kept,
-            trainable=work.trainable,
-            overlap=work.overlap,
-            bucket=work.bucket,
-        )
-        for stage in range(parallel.pipeline_model_parallel_size)
-    )
+    stages = range(parallel.pipeline_model_parallel_size)
+    return tuple(_state(architecture, parallel, work, stage) for stage in stages)
 
 
 def stage_memory(
-    architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int, *, state: StateBytes
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    work: Workload,
+    stage: int,
+    *,
+    state: StateBytes | None = None,
 ) -> Memory:
-    """The memory of a rank of one pipeline stage."""
+    """The memory of a rank of one pipeline stage, the one whose optimizer owns the most.
+
+    Args:
+        state: its weights, gradients and optimizer state, if they are known already.
+    """
+    state = state or _state(architecture, parallel, work, stage)
     weights = float(state.weights)
     if work.fp8:
         # Transformer Engine keeps an FP8 copy of each linear layer's weights, and its transpose, for a step's
@@ -169,3 +169,15 @@ def communicators(parallel: ParallelConfig) -> int:
         p.pipeline_model_parallel_size,
     )
     return sum(size > 1 for size in sizes) + (p.context_parallel_size > 1 and p.data_parallel_size > 1)
+
+
+def _state(architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> StateBytes:
+    return state_bytes(
+        architecture,
+        parallel,
+        stage,
+        precision=work.kept,
+        trainable=work.trainable,
+        overlap=work.overlap,
+        bucket=work.bucket,
+    )
