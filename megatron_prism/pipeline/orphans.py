@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 
 POLL_SECONDS = 1.0
+# The variable in which a launcher tells its workers its process number.
+LAUNCHER = "PRISM_LAUNCHER"
 
 
 def end_with(launcher: int) -> None:

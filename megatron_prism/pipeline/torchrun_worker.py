@@ -1,17 +1,19 @@
-"""`python -m megatron_prism.pipeline.torchrun_worker TASK.json`: one rank of a stage that launch.py runs."""
+"""`python -m megatron_prism.pipeline.torchrun_worker TASK.json`: one rank of a stage that a launcher runs."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
-from megatron_prism.pipeline.launch import run_task
-from megatron_prism.pipeline.orphans import end_with
+from megatron_prism.pipeline.orphans import LAUNCHER, end_with
+from megatron_prism.pipeline.worker_task import run_task
 from megatron_prism.platform.console import setup_logging
 
 # Libraries may start processes that import this file again; without the guard they would run the task.
 if __name__ == "__main__":
     setup_logging()
-    end_with(json.loads(Path(sys.argv[1]).read_text())["launcher"])
+    # Each node of a job has a launcher of its own; the file names the one of a single machine.
+    end_with(int(os.environ.get(LAUNCHER) or json.loads(Path(sys.argv[1]).read_text())["launcher"]))
     run_task(Path(sys.argv[1]))

@@ -54,7 +54,7 @@ def forwarded(to: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def handled(*, worker: bool = False) -> Iterator[None]:
+def handled(*, worker: bool = False, repeated: bool = False) -> Iterator[None]:
     """Handle the signals in this block; inside another such block, and outside the main thread, this does nothing.
 
     A first signal is kept for `received` and forwarded. If nobody wants to know, it raises `Requeue` in the main
@@ -63,6 +63,8 @@ def handled(*, worker: bool = False) -> Iterator[None]:
     Args:
         worker: only its launcher ends this process. The manager of a job may send a worker what the launcher sends,
             too, so signals are only kept, however many there are.
+        repeated: the manager of a job sends the signal to a process and to its parents, which pass it on, so a second
+            one means no more than the first.
     """
     if _State.installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -70,7 +72,7 @@ def handled(*, worker: bool = False) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         first = not _State.received
-        if not first and not worker:
+        if not first and not worker and not repeated:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         _State.received = signal.Signals(number).name

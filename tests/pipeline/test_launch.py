@@ -7,7 +7,7 @@ from toy_stages import AllReduce, Write
 
 from megatron_prism.errors import StageFailed
 from megatron_prism.pipeline.graph import Graph
-from megatron_prism.pipeline.launch import run_task, write_task
+from megatron_prism.pipeline.worker_task import run_task, write_task
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from megatron_prism.data.token_files import TokenFile
 from megatron_prism.data.tokenizer import ModelTokenizer, Tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, Receipt
-from megatron_prism.pipeline.launch import run_task, write_task
+from megatron_prism.pipeline.worker_task import run_task, write_task
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train

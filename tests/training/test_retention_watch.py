@@ -10,7 +10,7 @@ import yaml
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.pipeline.launch import run_task, write_task
+from megatron_prism.pipeline.worker_task import run_task, write_task
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.training import text_run
 from megatron_prism.training.batch import BatchConfig

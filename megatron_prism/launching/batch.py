@@ -1,0 +1,49 @@
+"""What Slurm's batch script does around a stage: where the nodes meet, and when the job goes back into the queue.
+
+The lines run on the first node, outside any container, because `scontrol` is there. The stage itself cannot decide:
+a pre-emption and `scancel` both send SIGTERM, and only Slurm knows which it was.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from megatron_prism.errors import REQUEUE_EXIT
+from megatron_prism.launching.executor import Resources
+from megatron_prism.launching.rendezvous import HEAD
+
+# Of the addresses that `hostname --ip-address` prints, torchrun takes one.
+HEAD_NODE = "${head_node_ip%% *}"
+
+
+def head_node() -> dict[str, str]:
+    """The variable that tells all nodes the address of the first; nemo-run's script has computed it."""
+    return {HEAD: HEAD_NODE}
+
+
+def setup_lines(marker: Path, resources: Resources) -> str:
+    """Lines for the batch script.
+
+    Args:
+        marker: the file that the stage leaves when it has saved its state or lost a process.
+    """
+    lines = [line for line in resources.setup.splitlines() if line.strip()]
+    if not resources.requeue:
+        return "\n".join(lines)
+    lines += [
+        # The batch shell must outlive the signals that the stage answers by saving its state.
+        "trap : TERM USR1",
+        "prism_put_back() {",
+        f"  prism_code=$(cat {shlex.quote(str(marker))} 2>/dev/null) || return",
+        f"  rm -f {shlex.quote(str(marker))}",
+        # Stopped and saved; any other code is a crash, of which only some are allowed.
+        f'  [ "$prism_code" = {REQUEUE_EXIT} ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {resources.restarts} ] || return',
+        # A job that the user has cancelled is not running any more.
+        '  scontrol show job "$SLURM_JOB_ID" | grep -q "JobState=RUNNING" || return',
+        '  echo "prism: the job goes back into the queue"',
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "}",
+        "trap prism_put_back EXIT",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""`python -m megatron_prism.launching.job JOB.json`: what a node does when a job runs.
+
+The first node holds the lock on the artifact's folder, runs the stage and seals the artifact; the other nodes only
+start their processes, which meet those of the first. A stage whose artifact exists ends at once, so a job can be put
+back into the queue at any time.
+
+Exit codes: 0 done, 2 a user's mistake or a failed stage, 75 stopped with its state saved, 1 a bug or a lost process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue, WorkerLost
+from megatron_prism.launching.job_file import JobFile, open_inputs, read_job
+from megatron_prism.launching.placement import Placement
+from megatron_prism.launching.processes import run_processes
+from megatron_prism.launching.rendezvous import Rendezvous, rendezvous
+from megatron_prism.pipeline.artifact import Artifact, partial_path
+from megatron_prism.pipeline.artifact_lock import artifact_lock
+from megatron_prism.pipeline.log_relay import show_lines
+from megatron_prism.pipeline.stage import Stage
+from megatron_prism.pipeline.stage_run import StageRun
+from megatron_prism.pipeline.stop_file import ask_to_stop
+from megatron_prism.pipeline.worker_task import result_of, task_path, write_task
+from megatron_prism.platform import stop_signals
+from megatron_prism.platform.console import get_logger, setup_logging
+from megatron_prism.platform.hardware import check_devices
+
+USER_ERROR, LOST = 2, 1
+# In the folder of the job files: asks the batch script to put the job back into the queue.
+AGAIN = ".again"
+
+log = get_logger(__name__)
+
+
+def main(file: Path) -> int:
+    """Run the job of this file; returns the exit code."""
+    setup_logging()
+    file = file.resolve()
+    try:
+        with stop_signals.handled(repeated=True):
+            _run(file)
+    except Requeue as stopped:
+        log.info("%s", stopped)
+        _put_back(file, REQUEUE_EXIT)
+        return REQUEUE_EXIT
+    except WorkerLost as problem:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+        _put_back(file, LOST)
+        return LOST
+    except PrismError as problem:
+        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
+        return USER_ERROR
+    return 0
+
+
+def _run(file: Path) -> None:
+    job, run_dir, where = read_job(file), file.parents[1], rendezvous(os.environ)
+    folder = run_dir / job.folder
+    restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    if folder.exists() and (restarted or not job.again):
+        Artifact.open(folder, kind=job.stage().kind)
+        log.info("stage '%s': done before, in %s", job.name, folder)
+        return
+    stage = job.stage()
+    placement = Placement(where.nodes, max(1, stage.world_size // where.nodes))
+    if where.rank > 0:
+        if not run_processes(task_path(partial_path(folder)), placement, where) and not stop_signals.received():
+            raise WorkerLost(f"stage '{job.name}': a process on node {where.rank} failed; see the log of the first node")
+        return
+    again_marker(file).unlink(missing_ok=True)
+    with artifact_lock(folder):
+        inputs = open_inputs(job, run_dir)
+        run = StageRun(job.name, stage, fingerprint=job.fingerprint, folder=folder, inputs=inputs)
+        log.info("stage '%s': starts on %d nodes x %d processes", job.name, placement.nodes, placement.processes)
+        try:
+            run.seal(_metrics(job, stage, run, placement, where))
+        except PrismError:
+            raise
+        except Exception as problem:
+            explained = run.explain(problem)
+            if explained is problem:
+                raise
+            raise explained from problem
+    log.info("stage '%s': done in %.0f s", job.name, run.seconds)
+
+
+def _metrics(job: JobFile, stage: Stage, run: StageRun, placement: Placement, where: Rendezvous) -> dict[str, Any]:
+    """Run the stage; on several processes through torchrun, else in this process."""
+    if stage.world_size == 1:
+        return stage.run(run.inputs, run.partial)
+    check_devices(placement.processes)
+    task = write_task(stage, run.inputs, run.partial)
+    stoppable = stop_signals.forwarded(partial(ask_to_stop, run.partial)) if stage.stoppable else nullcontext()
+    with stoppable, show_lines(task.parent):
+        succeeded = run_processes(task, placement, where)
+    try:
+        return result_of(stage, task, succeeded=succeeded, log="the output of this job")
+    except WorkerLost:
+        # A signal that came before the workers could handle it ended them.
+        if signal := stop_signals.received():
+            raise Requeue(f"stage '{job.name}': stopped by {signal}") from None
+        raise
+
+
+def again_marker(file: Path) -> Path:
+    """The file that says why a job ended: it has saved its state or lost a process, and may run again."""
+    return file.with_suffix(AGAIN)
+
+
+def _put_back(file: Path, code: int) -> None:
+    """Leave word for the batch script, which knows whether the job may go back into the queue.
+
+    The exit code of srun does not tell: it is the largest of all nodes, and srun kills those that are still there.
+    """
+    if rendezvous(os.environ).rank == 0:
+        again_marker(file).write_text(f"{code}\n")
+
+
+# Libraries may start processes that import this file again; without the guard they would run the job.
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

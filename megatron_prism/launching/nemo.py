@@ -1,0 +1,227 @@
+"""Jobs as tasks of a nemo-run experiment. nemo-run takes seconds to import, so it is imported only when it is used.
+
+nemo-run writes its files below the experiment's folder, `RUN_DIR/launch/nemo/experiments`, whose name is a number:
+the next submission of this run folder. So a dry run, made in a temporary folder, shows the script of a live one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.launching.batch import head_node, setup_lines
+from megatron_prism.launching.executor import Executor, Resources
+from megatron_prism.launching.job import again_marker
+from megatron_prism.launching.job_file import LAUNCH
+from megatron_prism.launching.placement import Placement
+
+# nemo-run replaces "/nemo_run" in a script by the folder of the job.
+HOME = f"{LAUNCH}/nemo"
+MODULE = "megatron_prism.launching.job"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage, ready for submission.
+
+    Attributes:
+        file: its job file.
+        after: names of the tasks of this submission that must have succeeded.
+        code: folder with a copy of the code; None if the nodes run what is installed there.
+    """
+
+    name: str
+    file: Path
+    placement: Placement
+    resources: Resources
+    after: tuple[str, ...] = ()
+    code: Path | None = None
+
+
+def command(task: Task) -> list[str]:
+    """The argv of a job, on every node."""
+    return [interpreter(task.resources), "-m", MODULE, str(task.file)]
+
+
+def interpreter(resources: Resources) -> str:
+    """The Python of the nodes: that of the container, or the running one if the nodes see this machine's files."""
+    return resources.python or ("python" if resources.container_image else sys.executable)
+
+
+def environment(task: Task, executor: Executor) -> dict[str, str]:
+    """The variables of a job."""
+    found = {"OMP_NUM_THREADS": str(task.resources.cpus_per_process), "PYTHONUNBUFFERED": "1"}
+    if task.code is not None:
+        found["PYTHONPATH"] = str(task.code)
+    return found | dict(task.resources.env)
+
+
+def prepare_nemo_run(home: Path) -> None:
+    """Set where nemo-run keeps its files, which it reads when it is imported."""
+    os.environ["NEMORUN_HOME"] = str(home)
+    folder = str(Path(sys.executable).parent)
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+@contextmanager
+def experiment(title: str, number: int, home: Path) -> Iterator[Any]:
+    """An experiment of nemo-run that prints nothing; its files are below `home`."""
+    prepare_nemo_run(home)
+    import nemo_run as run
+
+    made = run.Experiment(
+        title,
+        id=f"{title}_{number:04d}",
+        base_dir=str(home),
+        log_level="ERROR",
+        clean_mode=True,
+        enable_goodbye_message=False,
+        skip_status_at_exit=True,
+    )
+    with made:
+        yield made
+
+
+def add_tasks(made: Any, tasks: Sequence[Task], executor: Executor, home: Path, title: str) -> None:
+    """Add the tasks with their dependencies, in order."""
+    for task in tasks:
+        made.add(
+            script_of(task, executor),
+            executor=nemo_executor(task, executor, home, title),
+            name=task.name,
+            dependencies=list(task.after) or None,
+        )
+
+
+def script_of(task: Task, executor: Executor) -> Any:
+    """The task as nemo-run's `Script`."""
+    import nemo_run as run
+
+    program, *arguments = command(task)
+    quote = shlex.quote if executor.kind != "local" else str
+    # nemo-run joins the words with blanks and gives them to a shell, but for local tasks.
+    _, module, *rest = arguments
+    return run.Script(path=module, args=[quote(each) for each in rest], entrypoint=quote(program), m=True)
+
+
+def nemo_executor(task: Task, executor: Executor, home: Path, title: str) -> Any:
+    """The executor of a task, of nemo-run's class for this kind."""
+    return {
+        "local": _local,
+        "slurm": _slurm,
+        "docker": _docker,
+        "skypilot": _skypilot,
+        "kubeflow": _kubeflow,
+    }[executor.kind](task, executor, home, title)
+
+
+def _local(task: Task, executor: Executor, home: Path, title: str) -> Any:
+    import nemo_run as run
+
+    return run.LocalExecutor(env_vars=environment(task, executor), packager=run.Packager())
+
+
+def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
+    import nemo_run as run
+
+    r, placement = task.resources, task.placement
+    parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", "requeue" if r.requeue else "no_requeue": True}
+    run_dir = task.file.parents[1]
+    mounts = [*r.container_mounts, f"{run_dir}:{run_dir}"] if r.container_image else []
+    if task.code is not None and r.container_image:
+        mounts.append(f"{task.code}:{task.code}")
+    return run.SlurmExecutor(
+        account=r.account,
+        partition=r.partition,
+        job_name_prefix=f"{title}.",
+        time=r.time,
+        nodes=placement.nodes,
+        ntasks_per_node=1,
+        cpus_per_task=r.cpus_per_process * placement.processes,
+        gpus_per_node=r.gpus_per_node or None if r.request_gpus else None,
+        qos=r.qos or None,
+        constraint=r.constraint or None,
+        comment=r.comment or None,
+        mem=r.mem or None,
+        exclusive=True if r.exclusive else None,
+        signal=f"USR1@{r.warn_seconds}" if r.warn_seconds else None,
+        container_image=r.container_image or None,
+        container_mounts=mounts,
+        srun_args=list(r.srun_args) or None,
+        additional_parameters=parameters | r.additional_parameters,
+        setup_lines=setup_lines(again_marker(task.file), r),
+        tunnel=run.LocalTunnel(job_dir=str(home / "experiments")),
+        packager=run.Packager(),
+        env_vars=_quoted(environment(task, executor)) | head_node(),
+        poll_estimated_start_time=False,
+    )
+
+
+def _docker(task: Task, executor: Executor, home: Path, title: str) -> Any:
+    import nemo_run as run
+
+    r, run_dir = task.resources, task.file.parents[1]
+    volumes = [*r.container_mounts, f"{run_dir}:{run_dir}"]
+    if task.code is not None:
+        volumes.append(f"{task.code}:{task.code}")
+    chosen = {key: value for key in ("shm_size", "network", "runtime") if (value := getattr(r, key))}
+    return run.DockerExecutor(
+        container_image=r.container_image,
+        num_gpus=task.placement.processes if r.gpus_per_node else None,
+        volumes=volumes,
+        ipc_mode="host",
+        env_vars=environment(task, executor),
+        packager=run.Packager(),
+        **chosen,
+    )
+
+
+def _skypilot(task: Task, executor: Executor, home: Path, title: str) -> Any:
+    import nemo_run as run
+
+    r = task.resources
+    return run.SkypilotExecutor(
+        container_image=r.container_image or None,
+        cloud=r.cloud or None,
+        region=r.region or None,
+        gpus=r.gpus or None,
+        gpus_per_node=r.gpus_per_node or None,
+        num_nodes=task.placement.nodes,
+        use_spot=r.use_spot,
+        cluster_name=r.cluster_name,
+        idle_minutes_to_autostop=r.idle_minutes_to_autostop,
+        storage_mounts=dict(r.storage_mounts) or None,
+        setup=r.setup or None,
+        env_vars=environment(task, executor),
+        packager=run.Packager(),
+    )
+
+
+def _kubeflow(task: Task, executor: Executor, home: Path, title: str) -> Any:
+    import nemo_run as run
+
+    r = task.resources
+    return run.KubeflowExecutor(
+        image=r.container_image,
+        namespace=r.namespace,
+        runtime_ref=r.runtime_ref,
+        num_nodes=task.placement.nodes,
+        nprocs_per_node=1,
+        gpus_per_node=r.gpus_per_node or None,
+        volumes=list(r.volumes),
+        volume_mounts=list(r.volume_mounts),
+        env_vars=environment(task, executor),
+        packager=run.Packager(),
+    )
+
+
+def _quoted(variables: Mapping[str, str]) -> dict[str, str]:
+    """Values for `export NAME=VALUE` in a script, where nemo-run writes them as they are."""
+    return {key: shlex.quote(value) for key, value in variables.items()}

@@ -1,0 +1,82 @@
+"""What was submitted from a run folder: `RUN_DIR/launch/submissions/NUMBER.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from megatron_prism.errors import ArtifactError
+from megatron_prism.launching.job_file import LAUNCH
+from megatron_prism.pipeline.artifact import write_json
+
+SUBMISSIONS = f"{LAUNCH}/submissions"
+
+
+@dataclass
+class SubmittedTask:
+    """One stage of a submission.
+
+    Attributes:
+        job: the number of the job on the cluster; empty for a task that is not submitted yet, or needs no number.
+        folder: of the artifact, below the run folder.
+        logs: pattern of its log files.
+        state: of a task that a cluster does not know: 'running', 'done', 'failed', or 'not started'.
+    """
+
+    job: str
+    folder: str
+    logs: str
+    after: list[str] = field(default_factory=list)
+    nodes: int = 1
+    processes: int = 1
+    state: str = ""
+
+
+@dataclass
+class Submission:
+    """Stages that were submitted together."""
+
+    number: int
+    recipe: str
+    kind: str
+    executor: str
+    submitted: str
+    tasks: dict[str, SubmittedTask] = field(default_factory=dict)
+
+    def save(self, run_dir: Path) -> None:
+        folder = run_dir / SUBMISSIONS
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{self.number:04d}.json", asdict(self))
+
+
+def next_number(run_dir: Path) -> int:
+    """The number of the next submission of this run folder."""
+    taken = [int(path.stem) for path in (run_dir / SUBMISSIONS).glob("*.json")]
+    return max(taken, default=0) + 1
+
+
+def read_submissions(run_dir: Path) -> list[Submission]:
+    """All submissions of a run folder, oldest first.
+
+    Raises:
+        ArtifactError: for a damaged file.
+    """
+    found = []
+    for path in sorted((run_dir / SUBMISSIONS).glob("*.json")):
+        try:
+            raw = json.loads(path.read_text())
+            raw["tasks"] = {name: SubmittedTask(**task) for name, task in raw["tasks"].items()}
+            found.append(Submission(**raw))
+        except (ValueError, TypeError, KeyError) as problem:
+            raise ArtifactError(f"{path}: not the record of a submission ({problem}); remove it") from None
+    return found
+
+
+def latest_tasks(run_dir: Path) -> dict[str, tuple[Submission, SubmittedTask]]:
+    """The last submission of every stage, by name."""
+    return {
+        name: (submission, task)
+        for submission in read_submissions(run_dir)
+        for name, task in submission.tasks.items()
+    }
