@@ -19,13 +19,11 @@ class SubmittedTask:
 
     Attributes:
         job: the number of the job on the cluster; empty for a task that is not submitted yet, or needs no number.
-        folder: of the artifact, below the run folder.
         logs: pattern of its log files.
         state: of a task that a cluster does not know: 'running', 'done', 'failed', or 'not started'.
     """
 
     job: str
-    folder: str
     logs: str
     after: list[str] = field(default_factory=list)
     nodes: int = 1

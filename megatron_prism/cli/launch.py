@@ -1,0 +1,107 @@
+"""`prism run ... --executor FILE`: the stages as jobs of a cluster, or of this machine, through nemo-run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_prism.cli.output import show_line, show_table, write_result
+from megatron_prism.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from megatron_prism.launching.submission import Plan
+    from megatron_prism.pipeline.node import Located
+
+INTERRUPT = "the jobs go on; watch them with `prism jobs --run-dir {run_dir}`, end them with `prism cancel --run-dir {run_dir}`"
+
+
+def launch(
+    recipe: str,
+    located: Mapping[str, Located],
+    *,
+    executor_file: Path,
+    run_dir: Path,
+    rerun: set[str],
+    detach: bool,
+    dry_run: bool,
+    json_file: str | None,
+) -> None:
+    """Submit what is not done; wait for it unless `detach`; with `dry_run`, show the scripts only.
+
+    Raises:
+        ConfigError: for what would fail in the queue; nothing is submitted then.
+        StageFailed: if a job failed.
+    """
+    from megatron_prism.launching.checks import check_submission
+    from megatron_prism.launching.executor import load_executor
+    from megatron_prism.launching.packaging import copy_of_the_code
+    from megatron_prism.launching.submission import Plan, scripts
+    from megatron_prism.launching.tasks import jobs_to_submit, tasks_of
+
+    executor = load_executor(executor_file)
+    run_dir = run_dir.resolve()
+    jobs = jobs_to_submit(located, run_dir, rerun)
+    code = copy_of_the_code(executor, run_dir, write=False)
+    tasks = tasks_of(jobs, located, run_dir, executor, code)
+    check_submission(tasks, executor, run_dir)
+    plan = Plan(recipe, run_dir, executor, tasks)
+    if detach and executor.kind != "slurm":
+        raise ConfigError(f"--detach: kind: {executor.kind} runs its stages from this process; only slurm can go on alone")
+    if dry_run:
+        shown = scripts(plan)
+        for name, text in shown.items():
+            show_line(json_file, f"### {name}\n{text}\n")
+        show_line(json_file, f"{len(shown)} of {len(located)} stages would be submitted")
+        write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "scripts": shown})
+        return
+    if not tasks:
+        show_line(json_file, f"nothing to submit: all {len(located)} stages are done")
+        write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": {}})
+        return
+    (run_dir / "artifacts").mkdir(parents=True, exist_ok=True)
+    copy_of_the_code(executor, run_dir)
+    submitted = _run(plan, jobs, detach, json_file)
+    if not detach:
+        _check_artifacts(located, run_dir)
+    write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": submitted})
+
+
+def _run(plan: Plan, jobs: Mapping[str, Any], detach: bool, json_file: str | None) -> dict[str, str]:
+    from megatron_prism.launching.submission import run_one_by_one, submit_to_slurm
+    from megatron_prism.launching.waiting import wait_for_jobs
+    from megatron_prism.platform.console import get_logger
+
+    log = get_logger(__name__)
+
+    def tell(name: str, state: str) -> None:
+        log.info("stage '%s': %s", name, state.lower())
+
+    if plan.executor.kind != "slurm":
+        return {name: task.state for name, task in run_one_by_one(plan, jobs, tell).tasks.items()}
+    submission = submit_to_slurm(plan, jobs)
+    rows = [
+        [name, task.job, str(task.nodes), str(task.processes), ", ".join(task.after)]
+        for name, task in submission.tasks.items()
+    ]
+    show_table(json_file, f"submitted from {plan.run_dir}", ["stage", "job", "nodes", "processes per node", "after"], rows)
+    if not detach:
+        try:
+            wait_for_jobs(submission, tell, lambda name, line: log.info("%s | %s", name, line))
+        except KeyboardInterrupt:
+            log.warning(INTERRUPT.format(run_dir=plan.run_dir))
+            raise
+    return {name: task.job for name, task in submission.tasks.items()}
+
+
+def _check_artifacts(located: Mapping[str, Located], run_dir: Path) -> None:
+    """Open what the jobs have made, and link it by name."""
+    from megatron_prism.pipeline.artifact import Artifact
+
+    for name, each in located.items():
+        if not each.folder.exists():
+            raise ArtifactError(
+                f"{each.folder}: the job of stage '{name}' has ended, but its artifact is not here; see `prism logs {name}`"
+            )
+        Artifact.open(each.folder, kind=each.node.stage.kind)
+        each.link(run_dir)

@@ -1,0 +1,63 @@
+"""The log files of a submitted task, as they grow."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_prism.launching.record import SubmittedTask
+
+ERROR = "error: "
+
+
+def log_files(task: SubmittedTask) -> list[Path]:
+    """The log files, oldest first; empty before the job has started.
+
+    Of Slurm's, those of the batch script (what the shell did) are left out once the stage itself has written.
+    """
+    if not task.logs:
+        return []
+    found = sorted(map(Path, glob.glob(task.logs, recursive=True)), key=lambda path: path.stat().st_mtime)
+    ours = [path for path in found if not path.name.startswith("sbatch_")]
+    return ours or found
+
+
+def last_error(files: Sequence[Path]) -> str:
+    """The last line of ours that says what went wrong; empty if there is none."""
+    for file in reversed(files):
+        for line in reversed(file.read_text(errors="replace").splitlines()):
+            _, mark, said = line.partition(ERROR)
+            if mark and not said.startswith(("Detected", "failed")):
+                return said.strip()
+    return ""
+
+
+def tail(files: Sequence[Path], lines: int) -> list[str]:
+    """The last lines of the newest files."""
+    kept: list[str] = []
+    for file in reversed(files):
+        kept = file.read_text(errors="replace").splitlines()[-(lines - len(kept)) :] + kept
+        if len(kept) >= lines:
+            break
+    return kept
+
+
+class Follower:
+    """Gives the lines that are new since it was last asked."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, int] = {}
+
+    def new_lines(self, files: Sequence[Path]) -> Iterator[str]:
+        """Complete lines only, file by file."""
+        for file in files:
+            start = self._read.get(file, 0)
+            with file.open("rb") as opened:
+                opened.seek(start)
+                for line in opened:
+                    if not line.endswith(b"\n"):
+                        break
+                    start += len(line)
+                    yield line.decode(errors="replace").rstrip()
+            self._read[file] = start

@@ -1,0 +1,174 @@
+"""Submit the tasks of a recipe and, if wanted, wait for them.
+
+Slurm gets all tasks at once, each with its dependencies; a task whose dependency fails is removed by Slurm. The other
+executors of nemo-run go on after a failure, so their tasks are started here, one after the other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import ServerError, StageFailed
+from megatron_prism.launching.executor import Executor
+from megatron_prism.launching.job_file import JobFile, write_job
+from megatron_prism.launching.nemo import HOME, Task, add_tasks, command, experiment
+from megatron_prism.launching.record import Submission, SubmittedTask, next_number
+
+LOCAL = "local"
+SLURM = "slurm"
+RUNNING, DONE, FAILED, NOT_STARTED = "running", "done", "failed", "not started"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a submission, and where their files are."""
+
+    recipe: str
+    run_dir: Path
+    executor: Executor
+    tasks: Sequence[Task]
+
+    @property
+    def number(self) -> int:
+        return next_number(self.run_dir)
+
+
+def scripts(plan: Plan) -> dict[str, str]:
+    """For a dry run: what each task gives to its executor, by name: Slurm's script, or the command.
+
+    Nothing is written into the run folder: nemo-run works in a temporary folder, and its path in the scripts is replaced
+    by the one that a live run would use.
+    """
+    if plan.executor.kind == LOCAL:
+        return {task.name: " ".join(command(task)) for task in plan.tasks}
+    home = plan.run_dir.resolve() / HOME
+    with tempfile.TemporaryDirectory() as made_here:
+        temporary = Path(made_here).resolve() / HOME.rpartition("/")[2]
+        with experiment(plan.recipe, plan.number, temporary) as made:
+            add_tasks(made, plan.tasks, plan.executor, temporary, plan.recipe)
+            made.dryrun(log=False, delete_exp_dir=False)
+            shown = {job.id: str(job._dryrun_info) for job in made.jobs}
+        return {name: text.replace(str(temporary), str(home)) for name, text in shown.items()}
+
+
+def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
+    """Write the job files and hand all tasks to Slurm.
+
+    Raises:
+        ServerError: with Slurm's words, if it refuses a job; those submitted before it are cancelled.
+    """
+    submission = _record(plan)
+    for job in jobs.values():
+        write_job(job, plan.run_dir)
+    home = plan.run_dir.resolve() / HOME
+    with experiment(plan.recipe, submission.number, home) as made:
+        add_tasks(made, plan.tasks, plan.executor, home, plan.recipe)
+        problem: Exception | None = None
+        try:
+            made.run(detach=True)
+        except Exception as refused:
+            problem = refused
+        for job in made.jobs:
+            task = submission.tasks[job.id]
+            task.job = job.handle.rpartition("/")[2] if job.handle else ""
+            task.logs = str(Path(job.executor.job_dir) / f"*{plan.recipe}.{job.id}_{task.job}*.out")
+    submission.save(plan.run_dir)
+    if problem is not None:
+        _take_back(submission)
+        raise ServerError(f"sbatch refused a job: {slurms_words(problem)}") from None
+    return submission
+
+
+def run_one_by_one(
+    plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str, str], None]
+) -> Submission:
+    """Run the tasks in order, each as an experiment of its own; a task whose dependency failed is not started.
+
+    Args:
+        tell: receives a task's name and its state.
+
+    Raises:
+        StageFailed: when all tasks that could run have ended, names the first that failed and its log.
+    """
+    submission = _record(plan)
+    submission.save(plan.run_dir)
+    failed = ""
+    for task in plan.tasks:
+        entry = submission.tasks[task.name]
+        if any(submission.tasks[name].state != DONE for name in task.after):
+            tell(task.name, NOT_STARTED)
+            continue
+        write_job(jobs[task.name], plan.run_dir)
+        entry.state = RUNNING
+        submission.save(plan.run_dir)
+        tell(task.name, RUNNING)
+        entry.state = DONE if _run_here(plan, task, submission) else FAILED
+        submission.save(plan.run_dir)
+        tell(task.name, entry.state)
+        failed = failed or (task.name if entry.state == FAILED else "")
+    if failed:
+        raise StageFailed(failure_of(submission, failed))
+    return submission
+
+
+def _run_here(plan: Plan, task: Task, submission: Submission) -> bool:
+    home = plan.run_dir.resolve() / HOME
+    title = f"{plan.recipe}-{task.name}"
+    with experiment(title, submission.number, home) as made:
+        add_tasks(made, [_alone(task)], plan.executor, home, title)
+        submission.tasks[task.name].logs = f"{made._exp_dir}/**/*.log"
+        made.run(detach=False)
+    from torchx.specs import AppState
+
+    # nemo-run returns without an error when a task has failed, and its states are final only now.
+    return all(job.state == AppState.SUCCEEDED for job in made.jobs)
+
+
+def _alone(task: Task) -> Task:
+    return Task(task.name, task.file, task.placement, task.resources, code=task.code)
+
+
+def _record(plan: Plan) -> Submission:
+    tasks = {
+        task.name: SubmittedTask(
+            job="",
+            logs="",
+            after=list(task.after),
+            nodes=task.placement.nodes,
+            processes=task.placement.processes,
+            state="" if plan.executor.kind == SLURM else NOT_STARTED,
+        )
+        for task in plan.tasks
+    }
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Submission(plan.number, plan.recipe, plan.executor.kind, plan.executor.file, now, tasks)
+
+
+def _take_back(submission: Submission) -> None:
+    from megatron_prism.launching.slurm import cancel_jobs
+
+    if numbers := [task.job for task in submission.tasks.values() if task.job]:
+        cancel_jobs(numbers)
+
+
+def slurms_words(problem: Any) -> str:
+    """What sbatch printed, from the error of the library that called it."""
+    result = getattr(problem, "result", None)
+    text = getattr(result, "stderr", "") or str(problem)
+    lines = [line.removeprefix("sbatch: error: ") for line in text.splitlines() if line.strip()]
+    return "; ".join(lines) or type(problem).__name__
+
+
+def failure_of(submission: Submission, name: str) -> str:
+    """One line about a failed task: what it said, and where its log is."""
+    from megatron_prism.launching.logs import last_error, log_files
+
+    files = log_files(submission.tasks[name])
+    said = last_error(files)
+    where = f"; its log is {files[-1]}" if files else ""
+    return f"stage '{name}' failed{f': {said}' if said else ''}{where}"
