@@ -14,7 +14,9 @@ from megatron_prism.errors import ConfigError, suggest
 if TYPE_CHECKING:
     from megatron_prism.launching.record import Submission, SubmittedTask
 
-RunDir = Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="The run folder that was submitted from.")]
+RunDir = Annotated[
+    Path, typer.Option("--run-dir", metavar="DIR", help="The run folder that was submitted from.")
+]
 POLL_SECONDS = 1.0
 
 
@@ -106,7 +108,9 @@ def _tasks(run_dir: Path) -> dict[str, tuple[Submission, SubmittedTask]]:
 
     found = latest_tasks(run_dir)
     if not found:
-        raise ConfigError(f"--run-dir {run_dir}: nothing was submitted from this folder with `prism run --executor`")
+        raise ConfigError(
+            f"--run-dir {run_dir}: nothing was submitted from this folder with `prism run --executor`"
+        )
     return found
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megatron_prism.launching.submission import Plan
     from megatron_prism.pipeline.node import Located
 
-INTERRUPT = "the jobs go on; watch them with `prism jobs --run-dir {run_dir}`, end them with `prism cancel --run-dir {run_dir}`"
+INTERRUPT = "the jobs go on; `prism jobs --run-dir {run_dir}` shows them, `prism cancel --run-dir {run_dir}` ends them"
 
 
 def launch(
@@ -43,11 +43,13 @@ def launch(
     run_dir = run_dir.resolve()
     jobs = jobs_to_submit(located, run_dir, rerun)
     code = copy_of_the_code(executor, run_dir, write=False)
-    tasks = tasks_of(jobs, located, run_dir, executor, code)
+    tasks = tasks_of(jobs, located, run_dir, executor=executor, code=code)
     check_submission(tasks, executor, run_dir)
     plan = Plan(recipe, run_dir, executor, tasks)
     if detach and executor.kind != "slurm":
-        raise ConfigError(f"--detach: kind: {executor.kind} runs its stages from this process; only slurm can go on alone")
+        raise ConfigError(
+            f"--detach: kind: {executor.kind} runs its stages from this process; only slurm can go on alone"
+        )
     if dry_run:
         shown = scripts(plan)
         for name, text in shown.items():
@@ -84,7 +86,12 @@ def _run(plan: Plan, jobs: Mapping[str, Any], detach: bool, json_file: str | Non
         [name, task.job, str(task.nodes), str(task.processes), ", ".join(task.after)]
         for name, task in submission.tasks.items()
     ]
-    show_table(json_file, f"submitted from {plan.run_dir}", ["stage", "job", "nodes", "processes per node", "after"], rows)
+    show_table(
+        json_file,
+        f"submitted from {plan.run_dir}",
+        ["stage", "job", "nodes", "processes per node", "after"],
+        rows,
+    )
     if not detach:
         try:
             wait_for_jobs(submission, tell, lambda name, line: log.info("%s | %s", name, line))
@@ -101,7 +108,7 @@ def _check_artifacts(located: Mapping[str, Located], run_dir: Path) -> None:
     for name, each in located.items():
         if not each.folder.exists():
             raise ArtifactError(
-                f"{each.folder}: the job of stage '{name}' has ended, but its artifact is not here; see `prism logs {name}`"
+                f"{each.folder}: the job of stage '{name}' has ended, but its artifact is missing; see its log"
             )
         Artifact.open(each.folder, kind=each.node.stage.kind)
         each.link(run_dir)

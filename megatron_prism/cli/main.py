@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, doctor, grade, merge, recipes, report, ruler, run
+from megatron_prism.cli import convert, doctor, grade, jobs, merge, recipes, report, ruler, run
 from megatron_prism.cli.dry_run import split_spelling
 from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue
 
@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("recipes")(recipes.recipes)
+app.command("jobs")(jobs.jobs)
+app.command("logs")(jobs.logs)
+app.command("cancel")(jobs.cancel)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("merge")(merge.merge)

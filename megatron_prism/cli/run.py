@@ -78,6 +78,15 @@ def run(
         str | None,
         typer.Option("--ranks", metavar="0,5,127", help="The ranks that --dry-run=deep builds."),
     ] = None,
+    executor: Annotated[
+        Path | None,
+        typer.Option(
+            "--executor", metavar="FILE", help="Run each stage as a job, on what this file describes."
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With --executor: submit, and do not wait for the jobs.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Run the stages of a recipe (up to STAGE, if given), except those that are done."""
@@ -107,6 +116,22 @@ def run(
     if target is not None:
         graph.node(target)
     folder = run_dir or Path("runs") / loaded.name
+    if detach and executor is None:
+        raise ConfigError("--detach: name the executor file as well, with --executor FILE")
+    if executor is not None:
+        from megatron_prism.cli.launch import launch
+
+        launch(
+            loaded.name,
+            locate(graph.needed(target), folder.resolve()),
+            executor_file=executor,
+            run_dir=folder,
+            rerun=graph.stages_to_rerun(target, from_stage, force),
+            detach=detach,
+            dry_run=dry_run,
+            json_file=json_file,
+        )
+        return
     if dry_run:
         rerun = graph.stages_to_rerun(target, from_stage, force)
         located = locate(graph.needed(target), folder)

@@ -13,8 +13,31 @@ from megatron_prism.launching.nemo import Task
 
 # File systems that several machines see. Others are local, or unknown.
 SHARED = {
-    *("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "wekafs", "panfs", "orangefs", "glusterfs"),
-    *("fuse.glusterfs", "fuse.juicefs", "fuse.ceph", "fuse.cephfs", "9p", "virtiofs", "afs", "vast", "quobyte"),
+    *(
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "smb3",
+        "wekafs",
+        "panfs",
+        "orangefs",
+        "glusterfs",
+    ),
+    *(
+        "fuse.glusterfs",
+        "fuse.juicefs",
+        "fuse.ceph",
+        "fuse.cephfs",
+        "9p",
+        "virtiofs",
+        "afs",
+        "vast",
+        "quobyte",
+    ),
 }
 MOUNTS = Path("/proc/mounts")
 

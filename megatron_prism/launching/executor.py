@@ -6,6 +6,7 @@ the name wins. docs/launching.md has the keys with examples.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,18 @@ class Resources:
 
 COMMON = {"gpus_per_node", "processes_per_node", "cpus_per_process", "python", "env"}
 SLURM = {
-    *("setup", "account", "partition", "qos", "constraint", "comment", "mem", "time", "warn_seconds", "requeue"),
+    *(
+        "setup",
+        "account",
+        "partition",
+        "qos",
+        "constraint",
+        "comment",
+        "mem",
+        "time",
+        "warn_seconds",
+        "requeue",
+    ),
     *("restarts", "exclusive", "request_gpus", "container_image", "container_mounts", "srun_args"),
     "additional_parameters",
 }
@@ -164,11 +176,16 @@ class Executor:
         return found
 
     def check_stages(self, known: Iterable[str]) -> None:
-        """Raise a ConfigError for an entry of `stages` that is neither a stage nor a kind of stage of the recipe."""
+        """Raise a ConfigError for an entry of `stages` that looks like a misspelt stage or kind of stage of the recipe.
+
+        Other entries are for other recipes: one file serves all of them.
+        """
         names = set(known)
         for name in self.stages:
-            if name not in names:
-                raise ConfigError(f"{self.file}: stages.{name}: no such stage or kind of stage{suggest(name, names)}")
+            if name not in names and difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+                raise ConfigError(
+                    f"{self.file}: stages.{name}: no such stage or kind of stage{suggest(name, names)}"
+                )
 
 
 def load_executor(path: Path) -> Executor:
@@ -199,7 +216,9 @@ def load_executor(path: Path) -> Executor:
         if not isinstance(values, dict):
             raise ConfigError(f"{where}: stages.{name} must be a mapping, for example {{time: '01:00:00'}}")
         _check_keys(where, kind, values, f"stages.{name}.")
-    return Executor(where, kind, packaging, shared, data, {str(name): dict(values) for name, values in stages.items()})
+    return Executor(
+        where, kind, packaging, shared, data, {str(name): dict(values) for name, values in stages.items()}
+    )
 
 
 def _check_keys(where: str, kind: str, values: Mapping[str, Any], prefix: str = "") -> None:

@@ -24,7 +24,6 @@ from megatron_prism.launching.rendezvous import Rendezvous, rendezvous
 from megatron_prism.pipeline.artifact import Artifact, partial_path
 from megatron_prism.pipeline.artifact_lock import artifact_lock
 from megatron_prism.pipeline.log_relay import show_lines
-from megatron_prism.pipeline.stage import Stage
 from megatron_prism.pipeline.stage_run import StageRun
 from megatron_prism.pipeline.stop_file import ask_to_stop
 from megatron_prism.pipeline.worker_task import result_of, task_path, write_task
@@ -36,7 +35,8 @@ USER_ERROR, LOST = 2, 1
 # In the folder of the job files: asks the batch script to put the job back into the queue.
 AGAIN = ".again"
 
-log = get_logger(__name__)
+# As the main module it has another name, and its lines would be lost.
+log = get_logger("megatron_prism.launching.job")
 
 
 def main(file: Path) -> int:
@@ -71,16 +71,23 @@ def _run(file: Path) -> None:
     stage = job.stage()
     placement = Placement(where.nodes, max(1, stage.world_size // where.nodes))
     if where.rank > 0:
-        if not run_processes(task_path(partial_path(folder)), placement, where) and not stop_signals.received():
-            raise WorkerLost(f"stage '{job.name}': a process on node {where.rank} failed; see the log of the first node")
+        if (
+            not run_processes(task_path(partial_path(folder)), placement, where)
+            and not stop_signals.received()
+        ):
+            raise WorkerLost(
+                f"stage '{job.name}': a process on node {where.rank} failed; see the log of the first node"
+            )
         return
     again_marker(file).unlink(missing_ok=True)
     with artifact_lock(folder):
         inputs = open_inputs(job, run_dir)
         run = StageRun(job.name, stage, fingerprint=job.fingerprint, folder=folder, inputs=inputs)
-        log.info("stage '%s': starts on %d nodes x %d processes", job.name, placement.nodes, placement.processes)
+        log.info(
+            "stage '%s': starts on %d nodes x %d processes", job.name, placement.nodes, placement.processes
+        )
         try:
-            run.seal(_metrics(job, stage, run, placement, where))
+            run.seal(_metrics(job, run, placement, where))
         except PrismError:
             raise
         except Exception as problem:
@@ -91,13 +98,16 @@ def _run(file: Path) -> None:
     log.info("stage '%s': done in %.0f s", job.name, run.seconds)
 
 
-def _metrics(job: JobFile, stage: Stage, run: StageRun, placement: Placement, where: Rendezvous) -> dict[str, Any]:
+def _metrics(job: JobFile, run: StageRun, placement: Placement, where: Rendezvous) -> dict[str, Any]:
     """Run the stage; on several processes through torchrun, else in this process."""
+    stage = run.stage
     if stage.world_size == 1:
         return stage.run(run.inputs, run.partial)
     check_devices(placement.processes)
     task = write_task(stage, run.inputs, run.partial)
-    stoppable = stop_signals.forwarded(partial(ask_to_stop, run.partial)) if stage.stoppable else nullcontext()
+    stoppable = (
+        stop_signals.forwarded(partial(ask_to_stop, run.partial)) if stage.stoppable else nullcontext()
+    )
     with stoppable, show_lines(task.parent):
         succeeded = run_processes(task, placement, where)
     try:

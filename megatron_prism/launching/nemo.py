@@ -85,11 +85,23 @@ def experiment(title: str, number: int, home: Path) -> Iterator[Any]:
         enable_goodbye_message=False,
         skip_status_at_exit=True,
     )
-    with made:
+    with _no_input(), made:
         yield made
 
 
-def add_tasks(made: Any, tasks: Sequence[Task], executor: Executor, home: Path, title: str) -> None:
+@contextmanager
+def _no_input() -> Iterator[None]:
+    """The library with which nemo-run calls programs reads the standard input, which is the user's or a pipe's."""
+    before = sys.stdin
+    with Path(os.devnull).open() as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+def add_tasks(made: Any, tasks: Sequence[Task], executor: Executor, *, home: Path, title: str) -> None:
     """Add the tasks with their dependencies, in order."""
     for task in tasks:
         made.add(
@@ -132,7 +144,10 @@ def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
     import nemo_run as run
 
     r, placement = task.resources, task.placement
-    parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", "requeue" if r.requeue else "no_requeue": True}
+    parameters: dict[str, Any] = {
+        "kill_on_invalid_dep": "yes",
+        "requeue" if r.requeue else "no_requeue": True,
+    }
     run_dir = task.file.parents[1]
     mounts = [*r.container_mounts, f"{run_dir}:{run_dir}"] if r.container_image else []
     if task.code is not None and r.container_image:

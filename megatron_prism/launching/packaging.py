@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_prism.errors import ConfigError
 from megatron_prism.launching.executor import Executor
 from megatron_prism.launching.job_file import LAUNCH
-from megatron_prism.platform.source_tree import source_root
+from megatron_prism.platform.source_tree import ROOT
 
 SHOWN = 3
 
@@ -31,7 +31,7 @@ def copy_of_the_code(executor: Executor, run_dir: Path, *, write: bool = True) -
     """
     if executor.packaging == "none":
         return None
-    root = source_root()
+    root = ROOT
     if _git(root, "rev-parse", "--is-inside-work-tree") is None:
         raise ConfigError(
             f"{executor.file}: packaging: {executor.packaging} needs a git checkout of the code, which {root} is not; "
@@ -85,7 +85,9 @@ def _listed(root: Path, *arguments: str) -> list[str]:
 def _git(root: Path, *arguments: str) -> str | None:
     """What git prints; None if it fails."""
     try:
-        ended = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return None
     return ended.stdout.strip("\n") if ended.returncode == 0 else None

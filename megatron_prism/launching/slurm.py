@@ -1,4 +1,4 @@
-"""What Slurm knows about jobs: `squeue` for those in the queue, `sacct` for all others, or `scontrol` without accounting."""
+"""What Slurm knows about jobs: `squeue` for those in the queue, `sacct` for others, `scontrol` without accounting."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def _lines(*command: str) -> list[str]:
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        raise ServerError(f"{command[0]} is not on PATH; ask for the jobs on a login node of the cluster") from None
+        raise ServerError(
+            f"{command[0]} is not on PATH; ask for the jobs on a login node of the cluster"
+        ) from None
     except subprocess.TimeoutExpired:
         raise ServerError(f"{command[0]} gave no answer for 60 s; Slurm's controller may be down") from None
     if ended.returncode != 0:

@@ -41,7 +41,7 @@ class Plan:
 def scripts(plan: Plan) -> dict[str, str]:
     """For a dry run: what each task gives to its executor, by name: Slurm's script, or the command.
 
-    Nothing is written into the run folder: nemo-run works in a temporary folder, and its path in the scripts is replaced
+    Nothing is written into the run folder: nemo-run works in a temporary folder, whose path in the scripts is replaced
     by the one that a live run would use.
     """
     if plan.executor.kind == LOCAL:
@@ -50,7 +50,7 @@ def scripts(plan: Plan) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as made_here:
         temporary = Path(made_here).resolve() / HOME.rpartition("/")[2]
         with experiment(plan.recipe, plan.number, temporary) as made:
-            add_tasks(made, plan.tasks, plan.executor, temporary, plan.recipe)
+            add_tasks(made, plan.tasks, plan.executor, home=temporary, title=plan.recipe)
             made.dryrun(log=False, delete_exp_dir=False)
             shown = {job.id: str(job._dryrun_info) for job in made.jobs}
         return {name: text.replace(str(temporary), str(home)) for name, text in shown.items()}
@@ -67,7 +67,7 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
         write_job(job, plan.run_dir)
     home = plan.run_dir.resolve() / HOME
     with experiment(plan.recipe, submission.number, home) as made:
-        add_tasks(made, plan.tasks, plan.executor, home, plan.recipe)
+        add_tasks(made, plan.tasks, plan.executor, home=home, title=plan.recipe)
         problem: Exception | None = None
         try:
             made.run(detach=True)
@@ -84,9 +84,7 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
     return submission
 
 
-def run_one_by_one(
-    plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str, str], None]
-) -> Submission:
+def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str, str], None]) -> Submission:
     """Run the tasks in order, each as an experiment of its own; a task whose dependency failed is not started.
 
     Args:
@@ -120,8 +118,8 @@ def _run_here(plan: Plan, task: Task, submission: Submission) -> bool:
     home = plan.run_dir.resolve() / HOME
     title = f"{plan.recipe}-{task.name}"
     with experiment(title, submission.number, home) as made:
-        add_tasks(made, [_alone(task)], plan.executor, home, title)
-        submission.tasks[task.name].logs = f"{made._exp_dir}/**/*.log"
+        add_tasks(made, [_alone(task)], plan.executor, home=home, title=title)
+        submission.tasks[task.name].logs = f"{made._exp_dir}/**/combined.log"
         made.run(detach=False)
     from torchx.specs import AppState
 

@@ -18,7 +18,9 @@ SINGLE_NODE = ("local", "docker")
 
 
 def jobs_to_submit(
-    located: Mapping[str, Located], run_dir: Path, rerun: set[str] = frozenset()  # type: ignore[assignment]
+    located: Mapping[str, Located],
+    run_dir: Path,
+    rerun: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> dict[str, JobFile]:
     """The stages without a finished artifact, and those of `rerun`, by name, in order. Equal stages become one job.
 
@@ -43,13 +45,16 @@ def _open(each: Located) -> None:
     try:
         Artifact.open(each.folder, kind=each.node.stage.kind)
     except ArtifactError as problem:
-        raise ArtifactError(f"stage '{each.node.name}' is done, but its artifact is damaged: {problem}") from None
+        raise ArtifactError(
+            f"stage '{each.node.name}' is done, but its artifact is damaged: {problem}"
+        ) from None
 
 
 def tasks_of(
     jobs: Mapping[str, JobFile],
     located: Mapping[str, Located],
     run_dir: Path,
+    *,
     executor: Executor,
     code: Path | None = None,
 ) -> list[Task]:

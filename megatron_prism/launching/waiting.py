@@ -63,12 +63,12 @@ def _cancel_dependants(submission: Submission, jobs: dict[str, SlurmJob]) -> Non
     failed = {name for name, job in jobs.items() if job.has_failed}
     while True:
         more = {
-            name
-            for name, task in submission.tasks.items()
-            if name not in failed and failed & set(task.after)
+            name for name, task in submission.tasks.items() if name not in failed and failed & set(task.after)
         }
         if not more:
             break
         failed |= more
-    if doomed := [submission.tasks[n].job for n in failed if not jobs[n].has_ended and jobs[n].state != UNKNOWN]:
+    if doomed := [
+        submission.tasks[n].job for n in failed if not jobs[n].has_ended and jobs[n].state != UNKNOWN
+    ]:
         cancel_jobs(doomed)

@@ -48,7 +48,9 @@ def load_module(name: str, path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file():
-        raise ArtifactError(f"{path}: the file that defines this stage does not exist any more; submit the recipe again")
+        raise ArtifactError(
+            f"{path}: the file that defines this stage does not exist any more; submit the recipe again"
+        )
     module = ModuleType(name)
     module.__file__ = str(path)
     # Dataclasses look up their module by name.
