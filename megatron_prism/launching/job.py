@@ -18,11 +18,10 @@ from typing import Any
 
 from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue, WorkerLost
 from megatron_prism.launching.job_file import JobFile, open_inputs, read_job
-from megatron_prism.launching.placement import Placement
-from megatron_prism.launching.processes import run_processes
 from megatron_prism.launching.rendezvous import Rendezvous, rendezvous
 from megatron_prism.pipeline.artifact import Artifact, partial_path
 from megatron_prism.pipeline.artifact_lock import artifact_lock
+from megatron_prism.pipeline.launch import ONE_MACHINE, run_processes
 from megatron_prism.pipeline.log_relay import show_lines
 from megatron_prism.pipeline.stage_run import StageRun
 from megatron_prism.pipeline.stop_file import ask_to_stop
@@ -69,12 +68,9 @@ def _run(file: Path) -> None:
         log.info("stage '%s': done before, in %s", job.name, folder)
         return
     stage = job.stage()
-    placement = Placement(where.nodes, max(1, stage.world_size // where.nodes))
+    processes = max(1, stage.world_size // where.nodes)
     if where.rank > 0:
-        if (
-            not run_processes(task_path(partial_path(folder)), placement, where)
-            and not stop_signals.received()
-        ):
+        if not _processes(task_path(partial_path(folder)), processes, where) and not stop_signals.received():
             raise WorkerLost(
                 f"stage '{job.name}': a process on node {where.rank} failed; see the log of the first node"
             )
@@ -83,11 +79,9 @@ def _run(file: Path) -> None:
     with artifact_lock(folder):
         inputs = open_inputs(job, run_dir)
         run = StageRun(job.name, stage, fingerprint=job.fingerprint, folder=folder, inputs=inputs)
-        log.info(
-            "stage '%s': starts on %d nodes x %d processes", job.name, placement.nodes, placement.processes
-        )
+        log.info("stage '%s': starts on %d nodes x %d processes", job.name, where.nodes, processes)
         try:
-            run.seal(_metrics(job, run, placement, where))
+            run.seal(_metrics(job, run, processes, where))
         except PrismError:
             raise
         except Exception as problem:
@@ -98,18 +92,18 @@ def _run(file: Path) -> None:
     log.info("stage '%s': done in %.0f s", job.name, run.seconds)
 
 
-def _metrics(job: JobFile, run: StageRun, placement: Placement, where: Rendezvous) -> dict[str, Any]:
+def _metrics(job: JobFile, run: StageRun, processes: int, where: Rendezvous) -> dict[str, Any]:
     """Run the stage; on several processes through torchrun, else in this process."""
     stage = run.stage
     if stage.world_size == 1:
         return stage.run(run.inputs, run.partial)
-    check_devices(placement.processes)
+    check_devices(processes)
     task = write_task(stage, run.inputs, run.partial)
     stoppable = (
         stop_signals.forwarded(partial(ask_to_stop, run.partial)) if stage.stoppable else nullcontext()
     )
     with stoppable, show_lines(task.parent):
-        succeeded = run_processes(task, placement, where)
+        succeeded = _processes(task, processes, where)
     try:
         return result_of(stage, task, succeeded=succeeded, log="the output of this job")
     except WorkerLost:
@@ -117,6 +111,20 @@ def _metrics(job: JobFile, run: StageRun, placement: Placement, where: Rendezvou
         if signal := stop_signals.received():
             raise Requeue(f"stage '{job.name}': stopped by {signal}") from None
         raise
+
+
+def _processes(task: Path, processes: int, where: Rendezvous) -> bool:
+    """Run this node's processes; whether all succeeded."""
+    nodes: tuple[str, ...] = ONE_MACHINE
+    if where.nodes > 1:
+        # The static rendezvous needs no agreement on who is first, and a node that comes back has its old rank.
+        nodes = (
+            f"--nnodes={where.nodes}",
+            f"--node-rank={where.rank}",
+            f"--master-addr={where.host}",
+            f"--master-port={where.port}",
+        )
+    return run_processes(task, processes, threads=int(os.environ.get("OMP_NUM_THREADS", "1")), nodes=nodes)
 
 
 def again_marker(file: Path) -> Path:

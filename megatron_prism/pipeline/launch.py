@@ -1,26 +1,31 @@
-"""Run a stage on its processes: in this process if it needs one, else with nemo-run's local torchrun executor.
+"""Run a stage on its processes: in this process if it needs one, else with torchrun on this machine.
 
-nemo-run exits with 0 when a task fails, so the job states are checked here. The output of nemo-run and torchrun stays
-in their log files; the workers' log lines are relayed by log_relay.py.
+What torchrun and libraries print goes to a log file next to the artifacts; the workers' log lines are relayed by
+log_relay.py. Several machines, and nemo-run, are the business of `launching`.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.artifact import PARTIAL_SUFFIX, Artifact
 from megatron_prism.pipeline.log_relay import show_lines
+from megatron_prism.pipeline.orphans import LAUNCHER
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.pipeline.stop_file import ask_to_stop
 from megatron_prism.pipeline.worker_task import PATIENCE, WORKER, result_of, write_task
 from megatron_prism.platform import stop_signals
 from megatron_prism.platform.hardware import check_devices
+
+LOGS = ".torchrun"
+ONE_MACHINE = ("--standalone",)
 
 
 def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -32,34 +37,45 @@ def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[s
     """
     if stage.world_size == 1:
         return stage.run(inputs, out)
-    return _run_with_torchrun(stage, inputs, out)
-
-
-def _run_with_torchrun(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     check_devices(stage.world_size)
     task = write_task(stage, inputs, out)
-    # nemo-run takes seconds to import, so it is imported only here. It looks up `python` and `torchrun` on PATH, so the
-    # folder of the running interpreter comes first there.
-    os.environ.setdefault("NEMORUN_HOME", str(out.resolve().parent / ".nemo_run"))
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    import nemo_run as run
-    from torchx.specs import AppState
-
     threads = max(1, (os.cpu_count() or 1) // stage.world_size)
-    executor = run.LocalExecutor(
-        ntasks_per_node=stage.world_size,
-        launcher="torchrun",
-        env_vars={"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **PATIENCE},
-    )
-    script = run.Script(path=WORKER, args=[str(task.resolve())], entrypoint="python", m=True)
+    log = out.parent / LOGS / f"{out.name.removesuffix(PARTIAL_SUFFIX)}.log"
+    log.parent.mkdir(exist_ok=True)
     stoppable = stop_signals.forwarded(partial(ask_to_stop, out)) if stage.stoppable else nullcontext()
-    with (
-        stoppable,
-        show_lines(task.parent),
-        run.Experiment(f"prism-{stage.kind}", log_level="ERROR", clean_mode=True) as experiment,
-    ):
-        experiment.add(script, executor=executor, name=stage.kind)
-        experiment.run(detach=False)
-    succeeded = all(job.state == AppState.SUCCEEDED for job in experiment.jobs)
-    log = f"{os.environ['NEMORUN_HOME']}/experiments"
-    return result_of(stage, task, succeeded=succeeded, log=log)
+    with stoppable, show_lines(task.parent), log.open("ab") as output:
+        succeeded = run_processes(task, stage.world_size, threads=threads, output=output)
+    return result_of(stage, task, succeeded=succeeded, log=str(log))
+
+
+def run_processes(
+    task: Path,
+    processes: int,
+    *,
+    threads: int,
+    nodes: Sequence[str] = ONE_MACHINE,
+    output: IO[bytes] | None = None,
+) -> bool:
+    """Run this machine's processes of a task with torchrun, to their end; whether all succeeded.
+
+    Args:
+        nodes: torchrun's arguments that say which machines take part.
+        output: where torchrun and the workers print; None for the output of this process.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", *nodes, f"--nproc-per-node={processes}"]
+    environment = {
+        **os.environ,
+        **PATIENCE,
+        LAUNCHER: str(os.getpid()),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    ended = subprocess.run(
+        [*command, "-m", WORKER, str(task.resolve())],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        check=False,
+    )
+    return ended.returncode == 0

@@ -1,6 +1,7 @@
-"""Worker processes that torchrun started end when the launcher of their stage is gone, even if it was killed.
+"""Worker processes that torchrun started end when the launcher of their stage is gone, or another worker has failed.
 
-Otherwise they would go on writing into a folder that the next run of the same command takes for its own.
+Without the first, they would go on writing into a folder that the next run of the same command takes for its own.
+Without the second, a rank that waits for a failed one in a collective would be waited for until torchrun kills it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 POLL_SECONDS = 1.0
@@ -16,14 +18,21 @@ POLL_SECONDS = 1.0
 LAUNCHER = "PRISM_LAUNCHER"
 
 
-def end_with(launcher: int) -> None:
-    """Let this process and torchrun, its parent, end when process `launcher` of this machine does."""
-    threading.Thread(target=_watch, args=(launcher, os.getppid()), daemon=True, name="launcher watch").start()
+def end_with(launcher: int, failed: Callable[[], bool]) -> None:
+    """Let this process and torchrun, its parent, end when process `launcher` of this machine does.
+
+    Args:
+        failed: whether another worker has failed for good; then only this process ends.
+    """
+    arguments = (launcher, os.getppid(), failed)
+    threading.Thread(target=_watch, args=arguments, daemon=True, name="launcher watch").start()
 
 
-def _watch(launcher: int, parent: int) -> None:
+def _watch(launcher: int, parent: int, failed: Callable[[], bool]) -> None:
     while _runs(launcher):
         time.sleep(POLL_SECONDS)
+        if failed():
+            os._exit(1)
     with suppress(ProcessLookupError):
         # Otherwise torchrun would take this process's end for a failure and wait for the others.
         if os.getppid() == parent:

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from megatron_prism.pipeline.orphans import LAUNCHER, end_with
-from megatron_prism.pipeline.worker_task import run_task
+from megatron_prism.pipeline.worker_task import has_failed, run_task
 from megatron_prism.platform.console import setup_logging
 
 # Libraries may start processes that import this file again; without the guard they would run the task.
 if __name__ == "__main__":
+    task = Path(sys.argv[1])
     setup_logging()
     # Each node of a job has a launcher of its own; the file names the one of a single machine.
-    end_with(int(os.environ.get(LAUNCHER) or json.loads(Path(sys.argv[1]).read_text())["launcher"]))
-    run_task(Path(sys.argv[1]))
+    launcher = int(os.environ.get(LAUNCHER) or json.loads(task.read_text())["launcher"])
+    end_with(launcher, lambda: has_failed(task))
+    run_task(task)

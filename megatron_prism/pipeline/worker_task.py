@@ -77,6 +77,12 @@ def run_task(task: Path) -> None:
         write_json(task.with_name(METRICS), metrics)
 
 
+def has_failed(task: Path) -> bool:
+    """Whether a worker other than this one has left an error."""
+    own = f"error-{os.environ.get('RANK', '0')}.json"
+    return any(path.name != own for path in task.parent.glob("error-*.json"))
+
+
 def result_of(stage: Stage, task: Path, *, succeeded: bool, log: str) -> dict[str, Any]:
     """In the launcher, when all workers have ended: the metrics; the files of the task are removed.
 

@@ -29,7 +29,7 @@ PACKAGES = (
     ("torch", "torch", "torch", "everything that touches a model"),
     ("megatron-core", "megatron-core", "megatron.core", "models, parallelism, checkpoints, datasets"),
     ("transformers", "transformers", "transformers", "tokenizers and Hugging Face folders"),
-    ("nemo-run", "nemo-run", "nemo_run", "stages on more than one process"),
+    ("nemo-run", "nemo-run", "nemo_run", "prism run --executor: stages as jobs of a cluster"),
     (
         "transformer_engine",
         "transformer-engine-torch",

@@ -153,7 +153,11 @@ def test_the_script_for_slurm(tmp_path, sbatch):
         (SLURM.replace("NOTE", "note"), [], "env.note: nemo-run writes names in capitals"),
         ("kind: local\n", ["ranks=2"], "2 processes do not fit one machine"),
         ("kind: local\n", ["--detach"], "only slurm can go on alone"),
-        ("kind: local\nstages: {other: {}, thre: {}}\n", [], "stages.thre: no such stage or kind of stage; did you mean 'three'"),
+        (
+            "kind: local\nstages: {other: {}, thre: {}}\n",
+            [],
+            "stages.thre: no such stage or kind of stage; did you mean 'three'",
+        ),
     ],
 )
 def test_what_would_fail_in_the_queue_is_refused(

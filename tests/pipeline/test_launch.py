@@ -12,9 +12,8 @@ from megatron_prism.pipeline.worker_task import run_task, write_task
 
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Workers can import the toy stages, and nemo-run writes into the test's folder."""
+    """Workers can import the toy stages, and do not need the environment's programs on PATH."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     return tmp_path
 
@@ -28,7 +27,7 @@ def test_two_processes_reduce_and_leave_only_outputs(
     assert made.metrics == {"total": 3, "world": 2}
     assert made.receipt.world_size == 2
     assert [output.path for output in made.receipt.outputs] == ["total.txt"]
-    # Neither nemo-run nor torchrun prints to the terminal, and stdout is for results.
+    # Torchrun does not print to the terminal, and stdout is for results.
     assert capfd.readouterr() == ("", "")
 
 

@@ -114,9 +114,8 @@ def test_no_stage_starts_after_a_signal(tmp_path, monkeypatch):
 
 
 def test_through_torchrun(tmp_path, monkeypatch):
-    """The launcher of nemo-run and torchrun: a request, a lost rank that is started again, and no process left."""
+    """Torchrun and its launcher: a request, a lost rank that is started again, and no process left."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
     mark = tmp_path / "started"
     child = warm.Child(program, tmp_path / "run", 1, Patient(mark=str(mark), processes=2))
     for rank in range(2):
@@ -142,7 +141,6 @@ def test_the_command_line_ends_with_the_code_to_requeue(monkeypatch, capsys):
 def test_torchrun_ends_the_ranks_that_wait_for_a_lost_one(tmp_path, monkeypatch):
     """The other rank ignores SIGTERM, as one that waits in a collective would; torchrun kills it after 30 s."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
     began = time.monotonic()
     made = graph(Vanish(times=1, mark=str(tmp_path / "m"), processes=2)).run(
         tmp_path / "run", jobs=1, max_restarts=1
