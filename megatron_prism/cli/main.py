@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, doctor, grade, jobs, merge, recipes, report, ruler, run
+from megatron_prism.cli import convert, doctor, grade, jobs, merge, plan, recipes, report, ruler, run
 from megatron_prism.cli.dry_run import split_spelling
 from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("recipes")(recipes.recipes)
 app.command("jobs")(jobs.jobs)
 app.command("logs")(jobs.logs)

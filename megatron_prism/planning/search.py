@@ -42,7 +42,7 @@ class Option:
             p.context_parallel_size,
             p.tensor_model_parallel_size,
             p.virtual_pipeline_model_parallel_size or 1,
-            p.split,
+            p.split != "even",
             RECOMPUTE.index(self.recompute),
             self.micro_batch_size,
         )
