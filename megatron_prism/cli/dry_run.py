@@ -6,28 +6,23 @@ others, configs and inputs are checked. Folders that the recipe would read need 
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from megatron_prism.cli.output import show_line, show_table, write_result
+from megatron_prism.cli.show import show_absent
 from megatron_prism.errors import ConfigError
 
 if TYPE_CHECKING:
     from megatron_prism.pipeline.graph import Graph
     from megatron_prism.pipeline.node import Node
-    from megatron_prism.study.registry import Recipe
     from megatron_prism.training.dry_step import RankReport
 
 FAILED = 2
-# Parameters of recipes that name folders; a laptop has neither weights nor corpora.
-FOLDERS = ("checkpoint", "data", "prompts")
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "working", "cache", "total")
 # The planner's number is marked if it differs by more.
 TOLERANCE = 0.1
@@ -69,20 +64,12 @@ def split_spelling(arguments: Sequence[str]) -> list[str]:
     return given
 
 
-def deep_dry_run(
-    recipe: Recipe, target: str | None, overrides: Sequence[str], *, ranks: str | None, json_file: str | None
-) -> None:
+def deep_dry_run(graph: Graph, target: str | None, *, ranks: str | None, json_file: str | None) -> None:
     """Check all stages up to `target`, print what was found, and exit with 2 if a stage would fail."""
-    from megatron_prism.cli.run import build_graph
-
-    chosen = _numbers(ranks)
-    with _placeholders(recipe, overrides) as placed:
-        graph = build_graph(recipe, target, [*overrides, *placed])
-        if target is not None:
-            graph.node(target)
-        reports = list(_reports(graph, graph.needed(target), chosen))
-    _show(json_file, recipe.name, reports)
-    write_result(json_file, {"recipe": recipe.name, "stages": [asdict(each) for each in reports]})
+    reports = list(_reports(graph, graph.needed(target), _numbers(ranks)))
+    _show(json_file, graph.name, reports)
+    show_absent(graph, json_file)
+    write_result(json_file, {"recipe": graph.name, "stages": [asdict(each) for each in reports]})
     if any(each.problems for each in reports):
         raise typer.Exit(FAILED)
 
@@ -92,23 +79,6 @@ def _numbers(ranks: str | None) -> list[int] | None:
         return None if ranks is None else [int(each) for each in ranks.split(",")]
     except ValueError:
         raise ConfigError(f"--ranks {ranks}: must be numbers of ranks, such as 0,5,127") from None
-
-
-@contextmanager
-def _placeholders(recipe: Recipe, overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Settings for the folders of the recipe that are not given: empty ones, with every source of every mixture."""
-    from megatron_prism.data.mixture import Mixture, packaged_mixtures
-
-    given = {override.partition("=")[0] for override in overrides}
-    missing = [name for name in FOLDERS if name in recipe.parameters and name not in given]
-    if not missing or "tiny=true" in overrides:
-        yield []
-        return
-    with tempfile.TemporaryDirectory(prefix="prism-dry-run-") as folder:
-        for mixture in packaged_mixtures():
-            for source in Mixture.load(mixture).weights:
-                (Path(folder) / source).mkdir(exist_ok=True)
-        yield [f"{name}={folder}" for name in missing]
 
 
 def _reports(graph: Graph, nodes: Sequence[Node], chosen: list[int] | None) -> Iterator[StageReport]:

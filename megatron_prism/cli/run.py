@@ -14,6 +14,7 @@ import typer
 
 from megatron_prism.cli.dry_run import deep_dry_run
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
+from megatron_prism.cli.show import show_absent, show_graph
 from megatron_prism.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -87,6 +88,20 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="With --executor: submit, and do not wait for the jobs.")
     ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the graph, layouts and changed values instead of running.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="With --show: all values of all stages.")] = False,
+    to_yaml: Annotated[
+        Path | None,
+        typer.Option(
+            "--to-yaml", metavar="FILE", help="Write every resolved value to FILE instead of running."
+        ),
+    ] = None,
+    from_yaml: Annotated[
+        Path | None,
+        typer.Option("--from-yaml", metavar="FILE", help="Run what FILE says; KEY=VALUE wins over it."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run the stages of a recipe (up to STAGE, if given), except those that are done."""
@@ -109,12 +124,26 @@ def run(
     settings = [*(overrides or []), *(["tiny=true"] if tiny else []), *traced]
     if ranks is not None and not dry_run_deep:
         raise ConfigError(f"--ranks {ranks}: only --dry-run=deep builds single ranks; add it")
-    if dry_run_deep:
-        deep_dry_run(loaded, target, settings, ranks=ranks, json_file=json_file)
-        return
-    graph = build_graph(loaded, target, settings)
+    if everything and not show:
+        raise ConfigError("--all: only --show prints values; add it")
+    # A laptop that has neither weights nor text can show and plan a recipe, but not run it.
+    planned = dry_run or dry_run_deep or show or to_yaml is not None
+    graph = build_graph(loaded, target, settings, planned=planned, from_yaml=from_yaml)
     if target is not None:
         graph.node(target)
+    if to_yaml is not None:
+        from megatron_prism.study.saved_config import save
+
+        save(to_yaml, loaded, graph)
+        show_line(json_file, f"written: {to_yaml}")
+    if dry_run_deep:
+        deep_dry_run(graph, target, ranks=ranks, json_file=json_file)
+        return
+    if show:
+        show_graph(graph, graph.needed(target), everything=everything, json_file=json_file)
+        return
+    if to_yaml is not None and not dry_run:
+        return
     folder = run_dir or Path("runs") / loaded.name
     if detach and executor is None:
         raise ConfigError("--detach: name the executor file as well, with --executor FILE")
@@ -131,6 +160,7 @@ def run(
             dry_run=dry_run,
             json_file=json_file,
         )
+        show_absent(graph, json_file)
         return
     if dry_run:
         rerun = graph.stages_to_rerun(target, from_stage, force)
@@ -143,8 +173,10 @@ def run(
         for name, lines in remarks.items():
             for line in lines:
                 show_line(json_file, f"{name}: {line}")
+        show_absent(graph, json_file)
         stages = [row | {"remarks": remarks[row["stage"]]} for row in rows]
-        write_result(json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": stages})
+        result = {"recipe": loaded.name, "run_dir": str(folder), "stages": stages}
+        write_result(json_file, result | {"needs": list(graph.absent)})
         return
     from megatron_prism.cli.run_progress import Estimate, RunProgress
 
@@ -181,15 +213,31 @@ def split_target(text: str) -> tuple[str, str | None]:
     return name, stage
 
 
-def build_graph(recipe: Recipe, target: str | None, overrides: list[str]) -> Graph:
+def build_graph(
+    recipe: Recipe,
+    target: str | None,
+    overrides: list[str],
+    *,
+    planned: bool = False,
+    from_yaml: Path | None = None,
+) -> Graph:
     """The recipe's graph with `overrides` ('key=value'), by the rules in the docstring of this module.
+
+    Args:
+        planned: placeholders stand for paths without a value (see `Recipe.build`).
+        from_yaml: a file of `--to-yaml`, over which the overrides win.
 
     Raises:
         ConfigError: for an unknown key, or a value that is not allowed.
     """
     from megatron_prism.pipeline.config import parse_override
 
-    return recipe.graph(dict(parse_override(text) for text in overrides), target)
+    values = dict(parse_override(text) for text in overrides)
+    if from_yaml is None:
+        return recipe.graph(values, target, planned)
+    from megatron_prism.study.saved_config import restore
+
+    return restore(from_yaml, recipe, values, target=target, planned=planned)
 
 
 def _planned(each: Located, rerun: bool) -> dict[str, str]:

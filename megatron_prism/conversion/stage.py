@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.pipeline.artifact import Artifact, folder_stamp
 from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.placeholder import resolved
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 
@@ -37,7 +38,7 @@ class ImportHF(Stage):
     def __post_init__(self) -> None:
         one_of(self.dtype, DTYPES, "dtype")
         if self.source:
-            self.source = str(Path(self.source).resolve())
+            self.source = resolved(self.source)
 
     def identity(self) -> dict[str, Any]:
         """Includes size and time of the source's files, because a changed folder gives another checkpoint."""

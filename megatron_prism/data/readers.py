@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_prism.errors import DataError
 from megatron_prism.pipeline.json_text import is_blank, read_records
+from megatron_prism.pipeline.placeholder import is_placeholder
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -81,11 +82,13 @@ def suffix_of(path: Path) -> str | None:
 
 
 def source_files(path: Path) -> list[Path]:
-    """The files that `read_texts` reads for a path, sorted.
+    """The files that `read_texts` reads for a path, sorted; none for a placeholder.
 
     Raises:
         DataError: if there are none.
     """
+    if is_placeholder(path):
+        return []
     if path.is_dir():
         inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and suffix_of(file))
         files = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))

@@ -142,6 +142,26 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return {str(key): _jsonable(value) for key, value in dict(container).items()}  # type: ignore[arg-type]
 
 
+def changed_fields(config: Any) -> dict[str, Any]:
+    """Dotted key -> value of the fields of a dataclass that have no default, or another value than their default."""
+    found: dict[str, Any] = {}
+    for each, value in ((each, getattr(config, each.name)) for each in dataclasses.fields(config)):
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        if not dataclasses.is_dataclass(value):
+            if value != default:
+                found[each.name] = _jsonable(value)
+            continue
+        if dataclasses.is_dataclass(default):
+            before = flat(to_mapping(default))
+            changed = {
+                key: new for key, new in flat(to_mapping(value)).items() if before.get(key, value) != new
+            }
+        else:
+            changed = changed_fields(value)
+        found |= {f"{each.name}.{key}": new for key, new in changed.items()}
+    return found
+
+
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     if not isinstance(values, dict):

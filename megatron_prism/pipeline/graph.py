@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.config import apply_overrides, field_names, to_mapping
+from megatron_prism.pipeline.config import field_names, to_mapping
 from megatron_prism.pipeline.execution import Observer, run_in_order, run_in_pool
 from megatron_prism.pipeline.node import Located, Node, locate
 from megatron_prism.pipeline.previous_run import GRAPH, explain_new_folders
@@ -30,12 +30,19 @@ class Graph:
         name: the name of the recipe.
         jobs: how many processes on one machine the recipe uses by default.
         expected_seconds: roughly how long each stage takes, by name, to estimate the remaining time.
+
+    Attributes:
+        absent: parameters that have no value yet, with what a real run says about each; such a graph can be shown and
+            planned, but not run.
+        parameters: the recipe's parameters with the values from which the graph was made.
     """
 
     def __init__(self, name: str, jobs: int = 1, expected_seconds: Mapping[str, float] | None = None) -> None:
         self.name, self.jobs = name, jobs
         self.expected_seconds = dict(expected_seconds or {})
         self.nodes: dict[str, Node] = {}
+        self.absent: dict[str, str] = {}
+        self.parameters: dict[str, Any] = {}
         self._overrides: dict[str, dict[str, Any]] = {}
 
     def add(
@@ -55,7 +62,7 @@ class Graph:
                 architecture). It is applied now, and again after overrides, so that one override reaches every stage
                 that depends on it.
             implied: takes the stage and its overrides and returns further overrides that follow from them (for example
-                the layout for another length of a row). The user's overrides win over these.
+                the layout for the length of a row). It is applied when `derive` is; the user's overrides win over it.
             inputs: nodes that were added before.
         """
         if name in self.nodes:
@@ -66,6 +73,7 @@ class Graph:
                     f"recipe '{self.name}': input '{key}' of stage '{name}' is not a stage of this recipe"
                 )
         node = Node(name, stage if derive is None else derive(stage), dict(inputs), derive, implied)
+        node.settle({})
         self.nodes[name] = node
         return node
 
@@ -107,12 +115,7 @@ class Graph:
         # In the graph's order, so that derived values follow the overrides of earlier stages.
         for node in self.nodes.values():
             node.rederive()
-            chosen = self._overrides.get(node.name, {})
-            if chosen or node.implied is not None:
-                node.stage = apply_overrides(
-                    node.stage, node.with_implied(chosen), where=f"stage '{node.name}'"
-                )
-                node.check_derived()
+            node.settle(self._overrides.get(node.name, {}))
 
     def needed(self, target: str | None) -> list[Node]:
         """`target` and the nodes it depends on (all nodes if None), in order."""
@@ -166,6 +169,8 @@ class Graph:
             Requeue: if the run was asked to stop, and did.
             PrismError: from a stage, or for a damaged artifact; finished artifacts are kept.
         """
+        for message in self.absent.values():
+            raise ConfigError(message)
         run_dir = Path(run_dir)
         located = locate(self.needed(target), run_dir)
         rerun = self.stages_to_rerun(target, start_from, force)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import flat, to_mapping
+from megatron_prism.pipeline.config import apply_overrides, flat, to_mapping
 from megatron_prism.pipeline.stage import Stage
 
 
@@ -40,14 +40,21 @@ class Node:
         except ConfigError as problem:
             raise type(problem)(f"stage '{self.name}': {problem}") from None
 
-    def with_implied(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """The overrides that follow from the stage and from `chosen`, and then `chosen`, which wins."""
-        if self.implied is None:
-            return dict(chosen)
+    def settle(self, chosen: Mapping[str, Any]) -> None:
+        """Apply what `implied` returns, and then the user's overrides `chosen`, which win.
+
+        Raises:
+            ConfigError: for an unknown key, or a value that the stage refuses or that contradicts a derived one.
+        """
+        where = f"stage '{self.name}'"
         try:
-            return {**self.implied(self.stage, chosen), **chosen}
+            further = {} if self.implied is None else self.implied(self.stage, chosen)
         except ConfigError as problem:
-            raise type(problem)(f"stage '{self.name}': {problem}") from None
+            raise type(problem)(f"{where}: {problem}") from None
+        if further or chosen:
+            self.stage = apply_overrides(self.stage, {**further, **chosen}, where=where)
+        if chosen:
+            self.check_derived()
 
     def check_derived(self) -> None:
         """Check the stage against the values derived from other stages.

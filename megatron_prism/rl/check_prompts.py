@@ -12,6 +12,7 @@ from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_text import read_records
+from megatron_prism.pipeline.placeholder import resolved
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.prompts import PROMPTS, count_by_domain, write_prompts
@@ -48,7 +49,7 @@ class CheckPrompts(Stage):
     grading: GradingSettings = field(default_factory=GradingSettings)
 
     def __post_init__(self) -> None:
-        self.files = [str(Path(file).resolve()) for file in self.files]
+        self.files = [resolved(file) for file in self.files]
 
     def identity(self) -> dict[str, Any]:
         hashes = [hash_file(each) for name in self.files for each in source_files(Path(name))]

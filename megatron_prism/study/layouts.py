@@ -13,7 +13,6 @@ of the next longer entry, because what fits a long row fits a shorter one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,15 +112,6 @@ def layout_follows(
         return table.find(kind, gpus, tokens).fields(kind)
 
     return implied
-
-
-def with_layout(stage: Any, table: LayoutTable, kind: str, gpus: int) -> Any:
-    """`stage` with the layout for its rows."""
-    layout = table.find(kind, gpus, _row(stage, kind))
-    changed = {"parallel": layout.parallel, "recompute": layout.recompute}
-    if kind == TRAIN:
-        changed["batch"] = dataclasses.replace(stage.batch, micro_batch_size=layout.micro_batch_size)
-    return dataclasses.replace(stage, **changed)
 
 
 def _row(stage: Any, kind: str) -> int:

@@ -17,8 +17,10 @@ from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.merging.stage import Merge
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.extension import ContextExtension
+from megatron_prism.pipeline.config import one_of
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
+from megatron_prism.study.layouts import TRAIN, LayoutTable, layout_follows
 from megatron_prism.study.midtraining import StudyInputs
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
@@ -38,17 +40,28 @@ GLOBAL_BATCH = 9
 TINY_STEPS, TINY_SAMPLES, TINY_TASKS = 2, 2, ["needle_single", "needle_multikey"]
 
 
+# Which rows of Table 7 are extended: all of them, or only the merged model, by all parameters or by attention.
+FULL, ATTENTION, ALL = "full", "attention", "all"
+EXTENSIONS = (FULL, ATTENTION, ALL)
+
+
 @dataclass(frozen=True)
 class LongContext:
     """How the context of one model is extended to `LENGTH` tokens.
 
     Attributes:
-        parallel: layout of the extension on a node of eight GPUs.
+        rows: which extensions are trained, one of `EXTENSIONS`.
+        gpus: of the extension.
         rope_theta: the new rotary base of a rotary model with fewer positions; None for all other models.
     """
 
-    parallel: ParallelConfig
+    layouts: LayoutTable
+    rows: str = ALL
+    gpus: int = 8
     rope_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.rows, EXTENSIONS, "extension")
 
 
 def paper_extension(
@@ -63,11 +76,9 @@ def paper_extension(
         seed=seed,
         dtype="bf16",
         trainable=trainable,
-        recompute="full",
         batch=BatchConfig(sequence_length=LENGTH, micro_batch_size=1, global_batch_size=GLOBAL_BATCH),
         schedule=Schedule(lr=5e-5, style="exponential", warmup_steps=100, final_factor=0.0),
         optimizer=OptimizerSettings(beta1=0.9, beta2=0.95, eps=1e-10, weight_decay=0.1, clip_grad=1.0),
-        parallel=long_context.parallel,
         validation_batches=1,
         checkpoint_every=100,
         log_every=1,
@@ -110,29 +121,35 @@ def add_long_context(
     )
 
     make = tiny_extension if tiny else paper_extension
+    implied = None if tiny else layout_follows(long_context.layouts, TRAIN, long_context.gpus)
 
     def extend(name: str, start: Node, trainable: str, first: Node | None = None) -> Node:
         stage = make(architecture, long_context, seed, trainable)
         derive = partial(extension_of, midtrain, packed, first)
-        return graph.add(name, stage, derive, tokens=packed, tokenizer=tokenizer, init=start)
+        return graph.add(name, stage, derive, implied, tokens=packed, tokenizer=tokenizer, init=start)
 
-    # The rows of Table 7 are compared, so all use the settings of `extend`.
-    extended = extend("extend", merge, "all")
-    # The order is that of the table.
-    models = {
-        "base": base,
-        "midtrain": midtrain,
-        "midtrain_extend_attention": extend("midtrain_extend_attention", midtrain, "attention", extended),
-        "midtrain_extend": extend("midtrain_extend", midtrain, "all", extended),
-        "merge": merge,
-        "extend_attention": extend("extend_attention", merge, "attention", extended),
-        "extend": extended,
-    }
+    # The rows of Table 7, in its order. They are compared, so all use the settings of the one that is made first.
+    models = {"base": base, "midtrain": midtrain, "merge": merge}
+    if long_context.rows == ATTENTION:
+        restored = models["extend_attention"] = extend("extend_attention", merge, "attention")
+    else:
+        restored = extend("extend", merge, "all")
+        if long_context.rows == ALL:
+            rows = {
+                "midtrain_extend_attention": extend(
+                    "midtrain_extend_attention", midtrain, "attention", restored
+                ),
+                "midtrain_extend": extend("midtrain_extend", midtrain, "all", restored),
+                "merge": merge,
+                "extend_attention": extend("extend_attention", merge, "attention", restored),
+            }
+            models = {"base": base, "midtrain": midtrain, **rows}
+        models["extend"] = restored
     for name, node in models.items():
         positions = partial(_positions, node if "extend" in name else midtrain, "extend" in name)
         ruler = _ruler(positions(), seed, tiny)
         graph.add(f"ruler_{name}", ruler, partial(_within, positions), model=node, tokenizer=tokenizer)
-    return extended
+    return restored
 
 
 def extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train) -> Train:
@@ -151,7 +168,12 @@ def extension_of(midtrain: Node, packed: Node, first: Node | None, stage: Train)
         extension=settings.extension,
         mixture=settings.mixture,
         steps=settings.steps,
-        batch=replace(settings.batch, sequence_length=packed.stage.sequence_length),
+        # The size of a micro-batch belongs to the layout, which each of them has for itself.
+        batch=replace(
+            settings.batch,
+            sequence_length=packed.stage.sequence_length,
+            micro_batch_size=stage.batch.micro_batch_size,
+        ),
         schedule=settings.schedule,
         optimizer=settings.optimizer,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.data.corpus import FileCorpus
@@ -16,14 +17,17 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, published_config
 from megatron_prism.pipeline.graph import Graph, Node
+from megatron_prism.pipeline.placeholder import is_placeholder, needed
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.report.stage import Report
+from megatron_prism.study.layouts import TRAIN, LayoutTable, layout_follows
 from megatron_prism.study.random_checkpoint import RandomCheckpoint, tiny_architecture
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 
+PAPER_MIXTURES = ("math", "mc", "mcs")
 TINY_VOCABULARY = 1024
 TINY_STEPS = 4
 TINY_CHARACTERS = 200_000
@@ -85,7 +89,8 @@ def add_midtraining(
     *,
     steps: int,
     learning_rate: float,
-    parallel: ParallelConfig,
+    layouts: LayoutTable,
+    gpus: int,
     seed: int,
 ) -> Node:
     """Table 16 of the paper: 128 sequences of 8,192 tokens per step, which is 26.2B tokens in 25,000 steps."""
@@ -98,19 +103,24 @@ def add_midtraining(
         batch=BatchConfig(sequence_length=8192, micro_batch_size=1, global_batch_size=128),
         schedule=Schedule(lr=learning_rate, style="cosine", warmup_steps=steps // 50, final_factor=0.1),
         optimizer=OptimizerSettings(beta1=0.9, beta2=0.95, eps=1e-10, weight_decay=0.1, clip_grad=1.0),
-        parallel=parallel,
         validate_every=1000,
         checkpoint_every=500,
         log_every=10,
     )
-    return _add_training(graph, inputs, train)
+    return _add_training(graph, inputs, train, layout_follows(layouts, TRAIN, gpus))
 
 
-def add_tiny_midtraining(graph: Graph, inputs: StudyInputs, parallel: ParallelConfig, seed: int) -> Node:
-    """A few steps on the shoebox, in fp32 on two processes."""
+def add_tiny_midtraining(
+    graph: Graph, inputs: StudyInputs, mixture: str, *, parallel: ParallelConfig, seed: int
+) -> Node:
+    """A few steps on the shoebox, in fp32 on two processes.
+
+    Args:
+        mixture: one of the paper's, in place of which its shoebox form is used, or one of shoebox sources.
+    """
     train = Train(
         architecture=inputs.architecture,
-        mixture="shoebox-mcs",
+        mixture=_tiny_mixture(mixture),
         steps=TINY_STEPS,
         seed=seed,
         batch=BatchConfig(sequence_length=128, micro_batch_size=2, global_batch_size=4),
@@ -118,13 +128,31 @@ def add_tiny_midtraining(graph: Graph, inputs: StudyInputs, parallel: ParallelCo
         parallel=parallel,
         validation_batches=1,
     )
-    return _add_training(graph, inputs, train)
+    return _add_training(graph, inputs, train, None)
 
 
-def _add_training(graph: Graph, inputs: StudyInputs, train: Train) -> Node:
+def _add_training(graph: Graph, inputs: StudyInputs, train: Train, implied: Any) -> Node:
     return graph.add(
-        "midtrain", train, tokens=inputs.tokens, tokenizer=inputs.tokenizer, init=inputs.imported
+        "midtrain",
+        train,
+        None,
+        implied,
+        tokens=inputs.tokens,
+        tokenizer=inputs.tokenizer,
+        init=inputs.imported,
     )
+
+
+def _tiny_mixture(mixture: str) -> str:
+    Mixture.load(mixture)
+    name = f"shoebox-{mixture}" if mixture in PAPER_MIXTURES else mixture
+    for source in Mixture.load(name).weights:
+        if source not in DEFAULT_CHARACTERS:
+            raise ConfigError(
+                f"mixture={mixture}: tiny=true has no source '{source}'; use one of {', '.join(PAPER_MIXTURES)}, or a "
+                f"mixture of {', '.join(DEFAULT_CHARACTERS)}"
+            )
+    return name
 
 
 def add_export_and_report(graph: Graph, model: str, trained: Node, tiny: bool) -> Graph:
@@ -149,23 +177,24 @@ def initial_architecture(node: Node) -> Architecture:
 
 
 def _checkpoint(folder: str, model: str) -> str:
-    if not folder:
-        raise ConfigError(
-            f"checkpoint: give the Hugging Face folder of {model} (checkpoint=DIR), or try the recipe with --tiny"
-        )
-    if not Path(folder).is_dir():
+    message = (
+        f"checkpoint: give the Hugging Face folder of {model} (checkpoint=DIR), or try the recipe with --tiny"
+    )
+    path = needed("checkpoint", folder, message)
+    if not is_placeholder(path) and not Path(path).is_dir():
         raise ConfigError(f"checkpoint={folder}: no such folder")
-    return folder
+    return path
 
 
 def _sources(folder: str, mixture: str) -> dict[str, str]:
     """The path of each source of the mixture."""
-    if not folder:
-        raise ConfigError(
-            f"data: give the folder with the sources of mixture={mixture} (data=DIR), or try the recipe with --tiny"
-        )
+    weights = Mixture.load(mixture).weights
+    message = f"data: give the folder with the sources of mixture={mixture} (data=DIR), or try the recipe with --tiny"
+    given = needed("data", folder, message)
+    if is_placeholder(given):
+        return {source: f"{given}/{source}" for source in weights}
     found = {}
-    for source in Mixture.load(mixture).weights:
+    for source in weights:
         paths = [Path(folder) / f"{source}{ending}" for ending in SOURCE_ENDINGS]
         existing = next((path for path in paths if path.exists()), None)
         if existing is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.graph import Graph
+from megatron_prism.pipeline.placeholder import planning
 from megatron_prism.platform.source_tree import recipes_folder
 
 PARAMETER_TYPES = (bool, int, float, str)
@@ -32,8 +33,12 @@ class Recipe:
     function: Callable[..., Graph]
     parameters: dict[str, Any]
 
-    def build(self, values: Mapping[str, Any]) -> Graph:
+    def build(self, values: Mapping[str, Any], planned: bool = False) -> Graph:
         """The graph for these parameters; all others keep their defaults.
+
+        Args:
+            planned: placeholders stand for paths that a real run needs and that have no value; `Graph.absent` names
+                them, and the graph cannot be run.
 
         Raises:
             ConfigError: if a parameter is unknown (the message suggests the nearest), or its type is not the default's.
@@ -45,24 +50,30 @@ class Recipe:
                     f"recipe '{self.name}': unknown parameter '{key}'{suggest(key, self.parameters)}"
                 )
             checked[key] = self._checked(key, value)
-        graph = self.function(**checked)
+        if planned:
+            with planning() as absent:
+                graph = self.function(**checked)
+        else:
+            graph, absent = self.function(**checked), {}
         if not isinstance(graph, Graph):
             raise ConfigError(
                 f"recipe '{self.name}': recipe() must return a Graph, not {type(graph).__name__}"
             )
+        graph.absent, graph.parameters = dict(absent), {**self.parameters, **checked}
         return graph
 
-    def graph(self, values: Mapping[str, Any], target: str | None = None) -> Graph:
+    def graph(self, values: Mapping[str, Any], target: str | None = None, planned: bool = False) -> Graph:
         """The graph for `values` by dotted key: parameters of the recipe, and overrides of its stages.
 
         Args:
             target: a stage whose fields may be set without its name (see `Graph.override`).
+            planned: see `build`.
 
         Raises:
             ConfigError: if a key is unknown or a value is invalid.
         """
         own = {key: value for key, value in values.items() if key.partition(".")[0] in self.parameters}
-        graph = self.build(own)
+        graph = self.build(own, planned)
         overrides = {key: value for key, value in values.items() if key not in own}
         graph.override(overrides, target, also_known=self.parameters)
         return graph

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A line of a code block without its comment; lines that end with a backslash continue.
 COMMAND = re.compile(r"^    prism run ((?:.*\\\n)*.*?)(?: {2,}#.*)?$", re.MULTILINE)
 OVERRIDE = re.compile(r"^    '([\w.]+=\{[^']*\})'", re.MULTILINE)
-WITH_VALUE = ("--from", "--jobs", "--run-dir", "--json", "--executor")
+WITH_VALUE = ("--from", "--jobs", "--run-dir", "--json", "--executor", "--to-yaml", "--from-yaml")
 
 
 def commands() -> list[str]:
@@ -53,10 +53,8 @@ def build(command: str, files: dict[str, str]):
         # docs/recipes.md copies a recipe first.
         name = shutil.copy(ROOT / "recipes/granite_3_3_8b.py", Path(files["DIR"]) / "mine.py").as_posix()
     recipe = load_recipe(str(ROOT / name) if name.endswith(".py") else name)
-    for key, value in {"checkpoint": files["DIR"], "data": files["DATA"]}.items():
-        if key in recipe.parameters and not any(word.startswith(f"{key}=") for word in overrides):
-            overrides.append(f"{key}={value}")
-    return build_graph(recipe, target, overrides)
+    # Paths that a command leaves out have placeholders.
+    return build_graph(recipe, target, overrides, planned=True)
 
 
 @pytest.mark.parametrize("command", commands())

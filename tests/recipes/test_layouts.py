@@ -9,7 +9,7 @@ from megatron_prism.models.families import FAMILIES
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.platform.source_tree import recipes_folder
-from megatron_prism.study.layouts import RL, TRAIN, Layout, LayoutTable, layout_follows, with_layout
+from megatron_prism.study.layouts import RL, TRAIN, Layout, LayoutTable, layout_follows
 from megatron_prism.study.small_models import DENSE
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.stage import Train
@@ -29,7 +29,7 @@ def table(tmp_path):
 def graph(table):
     graph = Graph("toy")
     train = Train(architecture=DENSE, mixture="shoebox-mcs", batch=BatchConfig(256, 1, 8))
-    graph.add("train", with_layout(train, table, TRAIN, 2), None, layout_follows(table, TRAIN, 2))
+    graph.add("train", train, None, layout_follows(table, TRAIN, 2))
     return graph
 
 
