@@ -6,8 +6,7 @@ a pre-emption and `scancel` both send SIGTERM, and only Slurm knows which it was
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
+from collections.abc import Sequence
 
 from megatron_prism.errors import REQUEUE_EXIT
 from megatron_prism.launching.executor import Resources
@@ -22,27 +21,32 @@ def head_node() -> dict[str, str]:
     return {HEAD: HEAD_NODE}
 
 
-def setup_lines(marker: Path, resources: Resources) -> str:
+def setup_lines(marker: str, resources: Resources, members: Sequence[str] = ()) -> str:
     """Lines for the batch script.
 
     Args:
-        marker: the file that the stage leaves when it has saved its state or lost a process.
+        marker: the file that the stage leaves when it has saved its state or lost a process, as a word of the shell.
+        members: the stages of an array, for a reader.
     """
-    lines = [line for line in resources.setup.splitlines() if line.strip()]
+    lines = [f"# Array task {place}: stage {name}" for place, name in enumerate(members)]
+    lines += [line for line in resources.setup.splitlines() if line.strip()]
     if not resources.requeue:
         return "\n".join(lines)
     lines += [
         # The batch shell must outlive the signals that the stage answers by saving its state.
         "trap : TERM USR1",
         "prism_put_back() {",
-        f"  prism_code=$(cat {shlex.quote(str(marker))} 2>/dev/null) || return",
-        f"  rm -f {shlex.quote(str(marker))}",
+        f"  prism_code=$(cat {marker} 2>/dev/null) || return",
+        f"  rm -f {marker}",
         # Stopped and saved; any other code is a crash, of which only some are allowed.
         f'  [ "$prism_code" = {REQUEUE_EXIT} ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {resources.restarts} ] || return',
+        # The number of an array's last task is that of the array, so tasks are named by array and place.
+        "  prism_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+        "  prism_job=${prism_job:-$SLURM_JOB_ID}",
         # A job that the user has cancelled is not running any more.
-        '  scontrol show job "$SLURM_JOB_ID" | grep -q "JobState=RUNNING" || return',
+        '  scontrol show job "$prism_job" | grep -q "JobState=RUNNING" || return',
         '  echo "prism: the job goes back into the queue"',
-        '  scontrol requeue "$SLURM_JOB_ID"',
+        '  scontrol requeue "$prism_job"',
         "}",
         "trap prism_put_back EXIT",
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.launching.executor import Executor
-from megatron_prism.launching.nemo import Task
+from megatron_prism.launching.task import Task
 
 # File systems that several machines see. Others are local, or unknown.
 SHARED = {

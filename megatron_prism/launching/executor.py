@@ -38,6 +38,8 @@ class Resources:
         requeue: a job that was pre-empted, lost a node, or reached its time limit and saved goes back into the queue.
         restarts: how often a job whose processes crashed is put back into the queue.
         exclusive: whole nodes.
+        array: stages with equal resources that wait for the same jobs become one array, of which this many run at a
+            time; 0 for a job each.
         request_gpus: whether `--gpus-per-node` is in the job's header; clusters whose partitions hand out whole nodes
             may refuse it.
         container_image, container_mounts: of pyxis on Slurm, of Docker, of Kubernetes.
@@ -66,6 +68,7 @@ class Resources:
     requeue: bool = True
     restarts: int = 0
     exclusive: bool = False
+    array: int = 0
     request_gpus: bool = True
     container_image: str = ""
     container_mounts: list[str] = field(default_factory=list)
@@ -88,7 +91,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         positive(self, "processes_per_node", "cpus_per_process")
-        not_negative(self, "gpus_per_node", "warn_seconds", "restarts", "idle_minutes_to_autostop")
+        not_negative(self, "gpus_per_node", "warn_seconds", "restarts", "array", "idle_minutes_to_autostop")
         for key in self.env:
             if not key.isidentifier():
                 raise ConfigError(f"env.{key}: not the name of an environment variable")
@@ -113,7 +116,7 @@ SLURM = {
         "warn_seconds",
         "requeue",
     ),
-    *("restarts", "exclusive", "request_gpus", "container_image", "container_mounts", "srun_args"),
+    *("restarts", "exclusive", "array", "request_gpus", "container_image", "container_mounts", "srun_args"),
     "additional_parameters",
 }
 KEYS = {

@@ -11,42 +11,23 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.launching.array import array_option, marker_word
 from megatron_prism.launching.batch import head_node, setup_lines
 from megatron_prism.launching.executor import Executor, Resources
-from megatron_prism.launching.job import again_marker
 from megatron_prism.launching.job_file import LAUNCH
-from megatron_prism.launching.placement import Placement
+from megatron_prism.launching.task import Task
 
 # nemo-run replaces "/nemo_run" in a script by the folder of the job.
 HOME = f"{LAUNCH}/nemo"
-MODULE = "megatron_prism.launching.job"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A stage, ready for submission.
-
-    Attributes:
-        file: its job file.
-        after: names of the tasks of this submission that must have succeeded.
-        code: folder with a copy of the code; None if the nodes run what is installed there.
-    """
-
-    name: str
-    file: Path
-    placement: Placement
-    resources: Resources
-    after: tuple[str, ...] = ()
-    code: Path | None = None
+MODULE, ARRAY_MODULE = "megatron_prism.launching.job", "megatron_prism.launching.array"
 
 
 def command(task: Task) -> list[str]:
     """The argv of a job, on every node."""
-    return [interpreter(task.resources), "-m", MODULE, str(task.file)]
+    return [interpreter(task.resources), "-m", ARRAY_MODULE if task.members else MODULE, str(task.file)]
 
 
 def interpreter(resources: Resources) -> str:
@@ -152,7 +133,7 @@ def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
     mounts = [*r.container_mounts, f"{run_dir}:{run_dir}"] if r.container_image else []
     if task.code is not None and r.container_image:
         mounts.append(f"{task.code}:{task.code}")
-    return run.SlurmExecutor(
+    made = run.SlurmExecutor(
         account=r.account,
         partition=r.partition,
         job_name_prefix=f"{title}.",
@@ -171,12 +152,18 @@ def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
         container_mounts=mounts,
         srun_args=list(r.srun_args) or None,
         additional_parameters=parameters | r.additional_parameters,
-        setup_lines=setup_lines(again_marker(task.file), r),
+        setup_lines=setup_lines(marker_word(task), r, [member.name for member in task.members]),
         tunnel=run.LocalTunnel(job_dir=str(home / "experiments")),
         packager=run.Packager(),
         env_vars=_quoted(environment(task, executor)) | head_node(),
         poll_estimated_start_time=False,
+        array=array_option(task),
     )
+    if task.members:
+        from megatron_prism.launching.array_logs import ArrayJobDetails
+
+        made.job_details = ArrayJobDetails()
+    return made
 
 
 def _docker(task: Task, executor: Executor, home: Path, title: str) -> Any:

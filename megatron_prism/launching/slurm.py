@@ -41,7 +41,7 @@ def slurm_jobs(numbers: Sequence[str]) -> dict[str, SlurmJob]:
         return {}
     found: dict[str, SlurmJob] = {}
     # One number that is gone makes `squeue --jobs` fail for all, so the user's queue is read.
-    for line in _lines("squeue", "--noheader", "--me", "--states=all", "--format=%A|%T|%M|%N|%r"):
+    for line in _lines("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%M|%N|%r"):
         number, state, elapsed, nodes, reason = line.split("|", 4)
         if number in wanted:
             found[number] = SlurmJob(state, elapsed, nodes, "" if reason == "None" else reason)
@@ -57,7 +57,9 @@ def slurm_jobs(numbers: Sequence[str]) -> dict[str, SlurmJob]:
 def _from_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
     columns = "JobID,State,Elapsed,NodeList"
     try:
-        lines = _lines("sacct", "-n", "-P", "-X", f"--format={columns}", f"--jobs={','.join(numbers)}")
+        lines = _lines(
+            "sacct", "-n", "-P", "-X", "--array", f"--format={columns}", f"--jobs={','.join(numbers)}"
+        )
     except ServerError:
         return {}
     found = {}

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ServerError, StageFailed
+from megatron_prism.launching.array import job_numbers, with_arrays, write_array
 from megatron_prism.launching.executor import Executor
 from megatron_prism.launching.job_file import JobFile, write_job
-from megatron_prism.launching.nemo import HOME, Task, add_tasks, command, experiment
+from megatron_prism.launching.nemo import HOME, add_tasks, command, experiment
 from megatron_prism.launching.record import Submission, SubmittedTask, next_number
+from megatron_prism.launching.task import Task
 
 LOCAL = "local"
 SLURM = "slurm"
@@ -37,6 +39,11 @@ class Plan:
     def number(self) -> int:
         return next_number(self.run_dir)
 
+    @property
+    def entries(self) -> list[Task]:
+        """What the executor gets: on Slurm, some tasks share an array."""
+        return with_arrays(self.tasks) if self.executor.kind == SLURM else list(self.tasks)
+
 
 def scripts(plan: Plan) -> dict[str, str]:
     """For a dry run: what each task gives to its executor, by name: Slurm's script, or the command.
@@ -50,7 +57,7 @@ def scripts(plan: Plan) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as made_here:
         temporary = Path(made_here).resolve() / HOME.rpartition("/")[2]
         with experiment(plan.recipe, plan.number, temporary) as made:
-            add_tasks(made, plan.tasks, plan.executor, home=temporary, title=plan.recipe)
+            add_tasks(made, plan.entries, plan.executor, home=temporary, title=plan.recipe)
             made.dryrun(log=False, delete_exp_dir=False)
             shown = {job.id: str(job._dryrun_info) for job in made.jobs}
         return {name: text.replace(str(temporary), str(home)) for name, text in shown.items()}
@@ -65,18 +72,24 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
     submission = _record(plan)
     for job in jobs.values():
         write_job(job, plan.run_dir)
+    entries = {task.name: task for task in plan.entries}
+    for entry in entries.values():
+        if entry.members:
+            write_array(entry)
     home = plan.run_dir.resolve() / HOME
     with experiment(plan.recipe, submission.number, home) as made:
-        add_tasks(made, plan.tasks, plan.executor, home=home, title=plan.recipe)
+        add_tasks(made, list(entries.values()), plan.executor, home=home, title=plan.recipe)
         problem: Exception | None = None
         try:
             made.run(detach=True)
         except Exception as refused:
             problem = refused
         for job in made.jobs:
-            task = submission.tasks[job.id]
-            task.job = job.handle.rpartition("/")[2] if job.handle else ""
-            task.logs = str(Path(job.executor.job_dir) / f"*{plan.recipe}.{job.id}_{task.job}*.out")
+            number = job.handle.rpartition("/")[2] if job.handle else ""
+            for name, own in job_numbers(entries[job.id], number).items():
+                task = submission.tasks[name]
+                task.job = own
+                task.logs = str(Path(job.executor.job_dir) / f"*{plan.recipe}.{job.id}_{own}[._]*")
     submission.save(plan.run_dir)
     if problem is not None:
         _take_back(submission)

@@ -8,8 +8,8 @@ from pathlib import Path
 from megatron_prism.errors import ArtifactError
 from megatron_prism.launching.executor import Executor
 from megatron_prism.launching.job_file import JobFile, job_of, job_path
-from megatron_prism.launching.nemo import Task
 from megatron_prism.launching.placement import place
+from megatron_prism.launching.task import Task
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.node import Located
 
