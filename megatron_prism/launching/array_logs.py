@@ -12,7 +12,7 @@ from nemo_run.core.execution.slurm import SlurmJobDetails
 
 
 @dataclass(kw_only=True)
-class ArrayJobDetails(SlurmJobDetails):  # type: ignore[misc]
+class ArrayJobDetails(SlurmJobDetails):
     """Logs named by the number of the array and of its task, as `squeue` shows them."""
 
     @property

@@ -46,7 +46,8 @@ def setup_lines(marker: str, resources: Resources, members: Sequence[str] = ()) 
         # A job that the user has cancelled is not running any more.
         '  scontrol show job "$prism_job" | grep -q "JobState=RUNNING" || return',
         '  echo "prism: the job goes back into the queue"',
-        '  scontrol requeue "$prism_job"',
+        # Slurm ends this script. An exit of its own could be taken for that of the next attempt.
+        '  scontrol requeue "$prism_job" && sleep 60',
         "}",
         "trap prism_put_back EXIT",
     ]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.errors import ConfigError
+from megatron_prism.errors import ConfigError, Requeue
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.stage import Stage, tuning
 
 
 @dataclass
 class Note(Stage):
-    """Writes its text; 'refuse' is a user's mistake, 'crash' a lost process."""
+    """Writes its text; 'refuse' is a user's mistake, 'crash' a lost process, 'stop' a stage that was stopped."""
 
     kind: ClassVar[str] = "note"
     text: str = "text"
@@ -27,6 +27,8 @@ class Note(Stage):
     def run(self, inputs: Any, out: Path) -> dict[str, Any]:
         if self.text == "refuse":
             raise ConfigError("text=refuse: this text is refused")
+        if self.text == "stop":
+            raise Requeue("saved")
         if self.text == "crash":
             os._exit(7)
         if os.environ.get("RANK", "0") == "0":
