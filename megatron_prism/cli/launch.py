@@ -33,19 +33,13 @@ def launch(
         ConfigError: for what would fail in the queue; nothing is submitted then.
         StageFailed: if a job failed.
     """
-    from megatron_prism.launching.checks import check_submission
-    from megatron_prism.launching.executor import load_executor
     from megatron_prism.launching.packaging import copy_of_the_code
-    from megatron_prism.launching.submission import Plan, scripts
-    from megatron_prism.launching.tasks import jobs_to_submit, tasks_of
+    from megatron_prism.launching.preparation import prepare
+    from megatron_prism.launching.submission import scripts
 
-    executor = load_executor(executor_file)
     run_dir = run_dir.resolve()
-    jobs = jobs_to_submit(located, run_dir, rerun)
-    code = copy_of_the_code(executor, run_dir, write=False)
-    tasks = tasks_of(jobs, located, run_dir, executor=executor, code=code)
-    check_submission(tasks, executor, run_dir)
-    plan = Plan(recipe, run_dir, executor, tasks)
+    plan, jobs = prepare(recipe, located, run_dir, executor_file=executor_file, rerun=rerun)
+    executor = plan.executor
     if detach and executor.kind != "slurm":
         raise ConfigError(
             f"--detach: kind: {executor.kind} runs its stages from this process; only slurm can go on alone"
@@ -57,7 +51,7 @@ def launch(
         show_line(json_file, f"{len(shown)} of {len(located)} stages would be submitted")
         write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "scripts": shown})
         return
-    if not tasks:
+    if not plan.tasks:
         show_line(json_file, f"nothing to submit: all {len(located)} stages are done")
         write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": {}})
         return

@@ -7,7 +7,8 @@ executors of nemo-run go on after a failure, so their tasks are started here, on
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +70,25 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
     Raises:
         ServerError: with Slurm's words, if it refuses a job; those submitted before it are cancelled.
     """
+    problem: Exception | None = None
+    with open_experiment(plan, jobs) as (made, submission):
+        try:
+            made.run(detach=True)
+        except Exception as refused:
+            problem = refused
+    if problem is not None:
+        _take_back(submission)
+        raise ServerError(f"sbatch refused a job: {slurms_words(problem)}") from None
+    return submission
+
+
+@contextmanager
+def open_experiment(plan: Plan, jobs: Mapping[str, JobFile]) -> Iterator[tuple[Any, Submission]]:
+    """The experiment of a submission, with its tasks and files, for a caller who runs it in the block.
+
+    The jobs are recorded when the block ends, and the states of tasks that Slurm does not know after nemo-run has
+    waited for them.
+    """
     submission = _record(plan)
     for job in jobs.values():
         write_job(job, plan.run_dir)
@@ -79,22 +99,30 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
     home = plan.run_dir.resolve() / HOME
     with experiment(plan.recipe, submission.number, home) as made:
         add_tasks(made, list(entries.values()), plan.executor, home=home, title=plan.recipe)
-        problem: Exception | None = None
         try:
-            made.run(detach=True)
-        except Exception as refused:
-            problem = refused
+            yield made, submission
+        finally:
+            for job in made.jobs:
+                _note(submission, entries[job.id], job)
+            submission.save(plan.run_dir)
+    if plan.executor.kind != SLURM:
+        from torchx.specs import AppState
+
         for job in made.jobs:
-            number = job.handle.rpartition("/")[2] if job.handle else ""
-            for name, own in job_numbers(entries[job.id], number).items():
-                task = submission.tasks[name]
-                task.job = own
-                task.logs = str(Path(job.executor.job_dir) / f"*{plan.recipe}.{job.id}_{own}[._]*")
-    submission.save(plan.run_dir)
-    if problem is not None:
-        _take_back(submission)
-        raise ServerError(f"sbatch refused a job: {slurms_words(problem)}") from None
-    return submission
+            submission.tasks[job.id].state = DONE if job.state == AppState.SUCCEEDED else FAILED
+        submission.save(plan.run_dir)
+
+
+def _note(submission: Submission, entry: Task, job: Any) -> None:
+    """Record the number of nemo-run's `job` on Slurm, and where its log is."""
+    folder, title = Path(job.executor.job_dir), submission.recipe
+    if submission.kind != SLURM:
+        submission.tasks[entry.name].logs = f"{folder}/**/combined.log"
+        return
+    number = job.handle.rpartition("/")[2] if job.handle else ""
+    for name, own in job_numbers(entry, number).items():
+        submission.tasks[name].job = own
+        submission.tasks[name].logs = str(folder / f"*{title}.{job.id}_{own}[._]*")
 
 
 def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str, str], None]) -> Submission:
