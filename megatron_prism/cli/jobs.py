@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from megatron_prism.launching.record import Submission, SubmittedTask
 
 RunDir = Annotated[
-    Path, typer.Option("--run-dir", metavar="DIR", help="The run folder that was submitted from.")
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        metavar="DIR",
+        help="The run folder that was submitted from; default: the one in runs/ with the last submission.",
+    ),
 ]
 POLL_SECONDS = 1.0
 
 
-def jobs(run_dir: RunDir, json_file: JsonOption = None) -> None:
+def jobs(run_dir: RunDir = None, json_file: JsonOption = None) -> None:
     """Show the jobs of a run folder: the last submission of every stage."""
     check_json_target(json_file)
     from megatron_prism.launching.logs import log_files
 
     rows = []
+    run_dir = run_dir or _last_run_dir()
     tasks = _tasks(run_dir)
     for name, (state, elapsed, nodes, reason) in _states(tasks).items():
         submission, task = tasks[name]
@@ -48,7 +54,7 @@ def jobs(run_dir: RunDir, json_file: JsonOption = None) -> None:
 
 def logs(
     stage: Annotated[str, typer.Argument(metavar="STAGE")],
-    run_dir: RunDir,
+    run_dir: RunDir = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show new lines until the job has ended.")] = False,
     lines: Annotated[int, typer.Option("--lines", metavar="N", help="How many of the last lines.")] = 40,
     json_file: JsonOption = None,
@@ -82,7 +88,7 @@ def logs(
 
 
 def cancel(
-    run_dir: RunDir,
+    run_dir: RunDir = None,
     stage: Annotated[str | None, typer.Argument(metavar="[STAGE]")] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -103,9 +109,21 @@ def cancel(
     write_result(json_file, {"cancelled": {name: alive[name] for name in names}})
 
 
-def _tasks(run_dir: Path) -> dict[str, tuple[Submission, SubmittedTask]]:
+def _last_run_dir() -> Path:
+    """The run folder in runs/ with the last submission."""
+    from megatron_prism.launching.record import SUBMISSIONS
+
+    files = list(Path("runs").glob(f"*/{SUBMISSIONS}/*.json"))
+    if not files:
+        raise ConfigError("runs: no folder in it has a submission; name the run folder with --run-dir DIR")
+    newest = max(files, key=lambda file: file.stat().st_mtime)
+    return newest.parents[len(Path(SUBMISSIONS).parts)]
+
+
+def _tasks(run_dir: Path | None) -> dict[str, tuple[Submission, SubmittedTask]]:
     from megatron_prism.launching.record import latest_tasks
 
+    run_dir = run_dir or _last_run_dir()
     found = latest_tasks(run_dir)
     if not found:
         raise ConfigError(

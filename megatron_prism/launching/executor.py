@@ -169,14 +169,28 @@ class Executor:
             for key, value in values.items():
                 both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
                 merged[key] = {**merged[key], **value} if both_mappings else value
+        self._check_values(merged, stage)
         found = from_mapping(Resources, merged, where=f"{self.file}, stage '{stage}'")
         for key in REQUIRED[self.kind]:
-            if not str(getattr(found, key)).strip() or str(getattr(found, key)).startswith("<"):
+            if not str(getattr(found, key)).strip():
                 raise ConfigError(
                     f"{self.file}: {key} is not set, which kind: {self.kind} needs; write {key}: NAME at the top "
                     f"level, or under stages: {stage}"
                 )
         return found
+
+    def _check_values(self, values: Mapping[str, Any], stage: str) -> None:
+        """Refuse what a template left open, and a time that YAML has read as a number."""
+        for key, value in values.items():
+            if isinstance(value, str) and value.strip().startswith("<"):
+                raise ConfigError(
+                    f"{self.file}: {key} is not set for stage '{stage}': replace {value} by a value of your own"
+                )
+        if not isinstance(time := values.get("time", ""), str):
+            raise ConfigError(
+                f"{self.file}: time={time} for stage '{stage}': YAML reads 24:00:00 as a number of seconds, and Slurm "
+                'would take it for minutes; write it in quotes, for example time: "24:00:00"'
+            )
 
     def check_stages(self, known: Iterable[str]) -> None:
         """Raise a ConfigError for an entry of `stages` that looks like a misspelt stage or kind of stage of the recipe.

@@ -12,12 +12,14 @@ from two_stages import recipe
 
 from megatron_prism.launching.array import job_numbers, run_member, with_arrays, write_array
 from megatron_prism.launching.executor import Resources, load_executor
+from megatron_prism.launching.job import main as run_job
 from megatron_prism.launching.job_file import write_job
 from megatron_prism.launching.placement import Placement
 from megatron_prism.launching.task import Task
 from megatron_prism.launching.tasks import jobs_to_submit, tasks_of
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.node import locate
+from megatron_prism.study.nemo_recipes import stage_script
 
 __all__ = ["sbatch"]
 
@@ -86,6 +88,15 @@ def array(tmp_path) -> Task:
         write_job(job, run_dir)
     write_array(made)
     return made
+
+
+def test_a_stage_as_a_script_of_nemo_run(tmp_path):
+    """Its command, run by hand, makes the stage."""
+    script = stage_script(RECIPE, "three", run_dir=tmp_path / "run", overrides=["three.text=by hand"])
+    assert (script.path, script.m, script.entrypoint) == ("megatron_prism.launching.job", True, "python")
+    assert run_job(Path(script.args[0])) == 0
+    made = next((tmp_path / "run/artifacts").glob("note-*"))
+    assert Artifact.open(made).receipt.config["text"] == "by hand"
 
 
 def test_a_node_runs_the_stage_of_its_place_and_leaves_word_for_its_own_script(array):

@@ -68,6 +68,12 @@ def test_a_mistake_in_the_file(tmp_path, text, words):
         ("kind: slurm\npartition: batch\n", "account is not set"),
         ("kind: slurm\naccount: lab\n", "partition is not set"),
         ("kind: slurm\naccount: <your account>\npartition: batch\n", "account is not set"),
+        (
+            SLURM + "container_image: <image>\n",
+            "container_image is not set for stage 'midtrain': replace <image>",
+        ),
+        # PyYAML makes seconds of it, which Slurm would take for 60 days of minutes.
+        (SLURM + "time: 24:00:00\n", "time=86400 for stage 'midtrain': YAML reads 24:00:00 as a number"),
         (SLURM + "gpus_per_node: eight\n", "gpus_per_node"),
         (SLURM + "gpus_per_node: -1\n", "gpus_per_node=-1"),
         (SLURM + "env: {'A-B': '1'}\n", "env.A-B: not the name"),

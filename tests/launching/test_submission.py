@@ -51,7 +51,7 @@ def sbatch(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_a_failing_task_fails_the_run_and_only_its_dependants_are_left_out(tmp_path, capsys):
+def test_a_failing_task_fails_the_run_and_only_its_dependants_are_left_out(tmp_path, capsys, monkeypatch):
     run_dir, file = tmp_path / "run", executor(tmp_path)
     arguments = ("run", RECIPE, "--executor", file, "--run-dir", run_dir)
     assert prism(*arguments, "first=refuse") == 2
@@ -79,6 +79,16 @@ def test_a_failing_task_fails_the_run_and_only_its_dependants_are_left_out(tmp_p
     assert Artifact.open(run_dir / "two").receipt.inputs == {"one": receipt.fingerprint}
     assert prism("logs", "one", "--run-dir", run_dir) == 0
     assert "stage 'one': done in" in capsys.readouterr().out
+    # Without --run-dir, the folder in runs/ with the last submission.
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/notes").symlink_to(run_dir)
+    monkeypatch.chdir(tmp_path)
+    assert prism("jobs", "--json", tmp_path / "jobs.json") == 0
+    assert {row["stage"]: row["state"] for row in json.loads((tmp_path / "jobs.json").read_text())} == {
+        "one": "done",
+        "two": "done",
+        "three": "done",
+    }
     assert prism("logs", "oen", "--run-dir", run_dir) == 2
     assert "did you mean 'one'" in capsys.readouterr().err
 
@@ -182,6 +192,9 @@ def test_refused_folders_and_machines(tmp_path, monkeypatch, capsys, sbatch):
     assert "sbatch is not on PATH" in capsys.readouterr().err
     assert prism("run", RECIPE, "--detach", "--run-dir", tmp_path / "run") == 2
     assert prism("run", RECIPE, "--executor", tmp_path / "none.yaml", "--run-dir", tmp_path / "run") == 2
+    monkeypatch.chdir(tmp_path)
+    assert prism("jobs") == 2
+    assert "name the run folder with --run-dir" in capsys.readouterr().err
     assert prism("jobs", "--run-dir", tmp_path / "run") == 2
     assert "nothing was submitted from this folder" in capsys.readouterr().err
 
