@@ -41,9 +41,12 @@ def show_graph(
         nodes: the stages to show.
         everything: all values instead of those that differ from the defaults of a stage.
     """
-    shown = [_shown(node, everything) for node in nodes]
+    costs = stage_costs(nodes)
+    shown = [_shown(node, everything, costs.get(node.name, "")) for node in nodes]
     rows = [[each.stage, each.kind, _inputs(each.inputs), each.layout, each.cost or "-"] for each in shown]
-    show_table(json_file, f"{graph.name}: the graph", ["stage", "kind", "inputs", "layout", "cost"], rows)
+    show_table(
+        json_file, f"{graph.name}: the graph", ["stage", "kind", "inputs", "layout", "cost on H100"], rows
+    )
     for each in shown:
         if each.config:
             show_line(json_file, f"{each.stage}:")
@@ -68,12 +71,12 @@ def show_absent(graph: Graph, json_file: str | None) -> None:
         show_line(json_file, f"a real run also needs: {names} (docs/recipes.md)")
 
 
-def _shown(node: Node, everything: bool) -> Shown:
+def _shown(node: Node, everything: bool, cost: str) -> Shown:
     from megatron_prism.pipeline.config import changed_fields, flat, to_mapping
 
     config = flat(to_mapping(node.stage)) if everything else changed_fields(node.stage)
     inputs = {key: parent.name for key, parent in node.inputs.items()}
-    return Shown(node.name, node.stage.kind, inputs, _layout(node.stage), stage_cost(node.stage), config)
+    return Shown(node.name, node.stage.kind, inputs, _layout(node.stage), cost, config)
 
 
 def _layout(stage: Any) -> str:
@@ -85,9 +88,13 @@ def _layout(stage: Any) -> str:
     return ", ".join([*sizes, f"{stage.world_size} {noun}", f"recompute {stage.recompute}"])
 
 
-def stage_cost(stage: Any) -> str:
-    """What the planner expects a stage that trains to take; empty for others."""
-    return ""
+def stage_costs(nodes: Sequence[Node]) -> dict[str, str]:
+    """What the planner expects the stages to take on H100 GPUs, by name; none for those that take no GPU."""
+    from megatron_prism.planning.gpu_profile import load_profile
+    from megatron_prism.study.stage_plans import Setting, plan_stages
+
+    plans, _ = plan_stages(nodes, Setting(load_profile("h100")))
+    return {each.name: f"{each.hours:.1f} h, {each.gpu_hours:.0f} GPU-h" for each in plans if each.gpus}
 
 
 def _inputs(inputs: dict[str, str]) -> str:
