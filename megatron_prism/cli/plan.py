@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
-
-if TYPE_CHECKING:
-    from megatron_prism.pipeline.node import Node
-    from megatron_prism.study.registry import Recipe
-
-# Parameters of a recipe that name folders, which need not exist for a plan.
-FOLDERS = ("checkpoint", "data", "prompts")
 
 
 def plan(
@@ -66,13 +57,15 @@ def plan(
     if choose_layouts:
         _choose_layouts(name)
         return
+    from megatron_prism.pipeline.config import parse_override
     from megatron_prism.planning.memory import GB
     from megatron_prism.rl.planned import Lengths
     from megatron_prism.study.registry import load_recipe
-    from megatron_prism.study.stage_plans import Setting, plan_stages
+    from megatron_prism.study.stage_plans import Setting, nodes_on_paper, plan_stages
 
     loaded = load_recipe(name)
-    nodes = _nodes(loaded, target, overrides or [])
+    values = dict(parse_override(text) for text in overrides or [])
+    nodes = nodes_on_paper(loaded, values, target)
     setting = Setting(profile, gpus, disk_gb_per_second * GB, Lengths(answer=answer_tokens))
     plans, searches = plan_stages(nodes, setting)
     plans = [each for each in plans if target in (None, each.name)]
@@ -98,28 +91,6 @@ def plan(
     write_result(
         json_file, _as_json(loaded.name, profile.name, [each.to_json(profile) for each in plans], searches)
     )
-
-
-def _nodes(recipe: Recipe, target: str | None, overrides: list[str]) -> list[Node]:
-    """All stages of the recipe; folders that the user did not name are made for as long as the graph is built."""
-    from megatron_prism.data.mixture import Mixture
-    from megatron_prism.pipeline.config import parse_override
-
-    values = dict(parse_override(text) for text in overrides)
-    with tempfile.TemporaryDirectory() as made:
-        unnamed = [key for key in FOLDERS if recipe.parameters.get(key) == "" and key not in values]
-        if unnamed and values.get("tiny") is not True:
-            for mixture in {
-                str(values.get("mixture", recipe.parameters.get("mixture", "mcs"))),
-                "long-context",
-            }:
-                for source in Mixture.load(mixture).weights:
-                    (Path(made) / source).mkdir(exist_ok=True)
-            values |= dict.fromkeys(unnamed, made)
-        graph = recipe.graph(values, target)
-        if target is not None:
-            graph.node(target)
-        return list(graph.nodes.values())
 
 
 def _as_json(recipe: str, gpu: str, stages: list[dict[str, Any]], searches: dict[str, Any]) -> dict[str, Any]:

@@ -79,11 +79,14 @@ class Found:
     Attributes:
         ranked: what fits, the fastest first.
         refused: by reason, without its numbers.
+        untried: options that are slower for certain, because the same layout fits with less recomputation, or larger
+            than one that does not fit.
         smallest: bytes of the option that needs the least, whether or not it fits; None if all were refused.
     """
 
     ranked: list[Ranked] = field(default_factory=list)
     refused: dict[str, Refusal] = field(default_factory=dict)
+    untried: int = 0
     smallest: float | None = None
 
     def refuse(self, message: str) -> None:
@@ -126,28 +129,32 @@ def search(
         micro_batches: sizes to try.
     """
     found = Found()
-    states: dict[str, tuple[StateBytes, ...]] = {}
+    limit = gpu.memory * (1 - RESERVE)
     for parallel in layouts(gpus, gpu):
-        for recompute in RECOMPUTE:
-            for size in micro_batches:
+        states: tuple[StateBytes, ...] = ()
+        for place, size in enumerate(micro_batches):
+            fits = False
+            for number, recompute in enumerate(RECOMPUTE):
                 option = Option(parallel, recompute, size)
                 try:
                     job = build(option)
                 except PrismError as problem:
                     found.refuse(str(problem))
                     continue
-                key = repr(job.parallel)
-                if key not in states:
-                    states[key] = states_of(job.architecture, job.parallel, job.work)
-                job = replace(job, states=states[key])
-                memory = training_memory(job.architecture, job.parallel, job.work, job.states)
+                states = states or states_of(job.architecture, job.parallel, job.work)
+                job = replace(job, states=states)
+                memory = training_memory(job.architecture, job.parallel, job.work, states)
                 found.smallest = min(found.smallest or memory.total, memory.total)
-                if memory.total > gpu.memory * (1 - RESERVE):
-                    found.refuse(
-                        f"does not fit: needs {memory.total / 1e9:.1f} GB of {gpu.memory * (1 - RESERVE) / 1e9:.1f}"
-                    )
+                if memory.total > limit:
+                    found.refuse(f"does not fit: needs {memory.total / 1e9:.1f} GB of {limit / 1e9:.1f}")
                     continue
+                fits = True
                 found.ranked.append(Ranked(option, memory, seconds(job)))
+                found.untried += len(RECOMPUTE) - number - 1
+                break
+            if states and not fits:
+                found.untried += len(RECOMPUTE) * (len(micro_batches) - place - 1)
+                break
     # Equal to a tenth of a percent: the simpler one.
     found.ranked.sort(key=lambda each: (-float(f"{each.time.tokens_per_second:.3g}"), each.option.order()))
     return found

@@ -16,7 +16,7 @@ import yaml
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, published_config
 from megatron_prism.pipeline.config import to_mapping
-from megatron_prism.planning.gpu_profile import GpuProfile, load_profile
+from megatron_prism.planning.gpu_profile import load_profile
 from megatron_prism.planning.search import Found, Ranked
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.planned import Lengths, search_reinforcement
@@ -50,7 +50,7 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    """8 and 128 GPUs at every length, and the paper's 144 for rows of 128k tokens."""
+    """8 and 128 GPUs at every length, and the paper's 144 for rows of 128k tokens; where 8 are too few, also 16."""
     for kind in (TRAIN, RL):
         for gpus in (8, 128):
             for tokens in LENGTHS:
@@ -60,23 +60,22 @@ def entries() -> Iterator[Entry]:
 
 def search_entry(model: str, entry: Entry) -> Found:
     """All layouts for an entry, the fastest first."""
-    gpu = load_profile(GPU)
+    gpu, stage = load_profile(GPU), stage_of(model, entry)
+    if isinstance(stage, Train):
+        return search_train(stage, entry.gpus, gpu)
+    return search_reinforcement(stage, entry.gpus, gpu, Lengths())
+
+
+def stage_of(model: str, entry: Entry) -> Train | Reinforce:
+    """The stage that a layout is chosen for, with the paper's batches."""
     architecture = _with_positions(architecture_from_config(published_config(MODELS[model])), entry.tokens)
-    return _train(architecture, entry, gpu) if entry.kind == TRAIN else _reinforce(architecture, entry, gpu)
-
-
-def _train(architecture: Architecture, entry: Entry, gpu: GpuProfile) -> Found:
-    batch = BatchConfig(entry.tokens, 1, 9 if entry.tokens == LONGEST else 128)
-    stage = Train(architecture, "mcs", dtype="bf16", batch=batch)
-    return search_train(stage, entry.gpus, gpu)
-
-
-def _reinforce(architecture: Architecture, entry: Entry, gpu: GpuProfile) -> Found:
+    if entry.kind == TRAIN:
+        batch = BatchConfig(entry.tokens, 1, 9 if entry.tokens == LONGEST else 128)
+        return Train(architecture, "mcs", dtype="bf16", batch=batch)
     # The slots are those of study/reinforcement.py.
-    stage = Reinforce(
+    return Reinforce(
         architecture, dtype="bf16", context_length=entry.tokens, max_new_tokens=entry.tokens, slots=16
     )
-    return search_reinforcement(stage, entry.gpus, gpu, Lengths())
 
 
 def _with_positions(architecture: Architecture, tokens: int) -> Architecture:
@@ -88,11 +87,15 @@ def choose(model: str) -> tuple[dict[str, Any], list[str]]:
     """The contents of a model's file, and a line for every entry of which nothing fits."""
     found: dict[str, Any] = {}
     missing = []
-    for entry in entries():
+    waiting = list(entries())
+    while waiting:
+        entry = waiting.pop(0)
         result = search_entry(model, entry)
         if not result.ranked:
             least = "" if result.smallest is None else f"; the least is {result.smallest / 1e9:.0f} GB"
             missing.append(f"{entry.kind}, {entry.gpus} GPUs, {entry.tokens} tokens: no layout fits{least}")
+            if entry.gpus == 8:
+                waiting.append(replace(entry, gpus=16))
             continue
         found.setdefault(entry.kind, {}).setdefault(entry.gpus, {})[entry.tokens] = as_mapping(
             result.ranked[0]

