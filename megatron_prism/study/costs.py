@@ -15,8 +15,8 @@ from megatron_prism.planning.gpu_profile import load_profile
 from megatron_prism.planning.stage_plan import GB, StagePlan
 from megatron_prism.platform.source_tree import ROOT
 from megatron_prism.rl.stage import Reinforce
-from megatron_prism.study.layout_choice import LONGEST, MODELS
-from megatron_prism.study.layouts import LayoutTable, with_layout
+from megatron_prism.study.layout_choice import LONGEST, MODELS, with_layout
+from megatron_prism.study.layouts import LayoutTable
 from megatron_prism.study.registry import load_recipe
 from megatron_prism.study.stage_plans import Setting, nodes_on_paper, plan_stages
 from megatron_prism.training.stage import Train
@@ -108,20 +108,25 @@ def _tables() -> Iterator[str]:
     yield "## Stages that train\n"
     yield "| model | stage | layout | GPUs | GB | seconds per step | tokens/s/GPU | MFU | hours | GPU-hours |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    gpu = load_profile("h100")
     for gpus, long_gpus in SCALES:
         for model in MODELS:
-            for plan in plans_of(model, gpus, long_gpus):
-                if plan.step is None or plan.memory is None:
-                    continue
-                mfu = plan.mfu(gpu)
-                share = "" if mfu is None or plan.kind == "rl" else f"{mfu:.0%}"
-                yield (
-                    f"| {model} | {plan.name} | {plan.layout} | {plan.gpus} | {plan.memory.total / GB:.1f} | "
-                    f"{plan.step.seconds:.2f} | {plan.step.tokens_per_second:,.0f} | {share} | {plan.hours:,.1f} | "
-                    f"{plan.gpu_hours:,.0f} |"
-                )
+            yield from stage_lines(model, gpus, long_gpus)
     yield ""
+
+
+def stage_lines(model: str, gpus: int, long_gpus: int) -> Iterator[str]:
+    """The lines of a model's stages that train."""
+    gpu = load_profile("h100")
+    for plan in plans_of(model, gpus, long_gpus):
+        if plan.step is None or plan.memory is None:
+            continue
+        mfu = plan.mfu(gpu)
+        share = "" if mfu is None or plan.kind == "rl" else f"{mfu:.0%}"
+        yield (
+            f"| {model} | {plan.name} | {plan.layout} | {plan.gpus} | {plan.memory.total / GB:.1f} | "
+            f"{plan.step.seconds:.2f} | {plan.step.tokens_per_second:,.0f} | {share} | {plan.hours:,.1f} | "
+            f"{plan.gpu_hours:,.0f} |"
+        )
 
 
 def main() -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.families import architecture_from_config, published_config
-from megatron_prism.pipeline.config import to_mapping
+from megatron_prism.pipeline.config import apply_overrides, to_mapping
 from megatron_prism.planning.gpu_profile import load_profile
 from megatron_prism.planning.search import Found, Ranked
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.planned import Lengths, search_reinforcement
 from megatron_prism.rl.stage import Reinforce
+from megatron_prism.study.layouts import LayoutTable
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.planned import search_train
 from megatron_prism.training.stage import Train
@@ -38,6 +39,7 @@ LENGTHS = (8192, 16384, 32768, 131072)
 LONGEST = LENGTHS[-1]
 TRAIN, RL = "train", "rl"
 GPU = "h100"
+T = TypeVar("T", Train, Reinforce)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ def stage_of(model: str, entry: Entry) -> Train | Reinforce:
     return Reinforce(
         architecture, dtype="bf16", context_length=entry.tokens, max_new_tokens=entry.tokens, slots=16
     )
+
+
+def with_layout(stage: T, table: LayoutTable, kind: str, gpus: int) -> T:
+    """`stage` with the layout that the table has for its rows."""
+    row = stage.batch.sequence_length if isinstance(stage, Train) else stage.context_length
+    return apply_overrides(stage, table.find(kind, gpus, row).fields(kind))
 
 
 def _with_positions(architecture: Architecture, tokens: int) -> Architecture:

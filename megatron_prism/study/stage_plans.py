@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from megatron_prism.conversion.stage import ExportHF, ImportHF
-from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
@@ -33,8 +30,6 @@ from megatron_prism.study.registry import Recipe
 from megatron_prism.training import planned as train_planned
 from megatron_prism.training.stage import Train
 
-# Parameters of a recipe that name folders, which need not exist for a plan.
-FOLDERS = ("checkpoint", "data", "prompts")
 # Bytes of a weight in a model folder; of the optimizer's state in a checkpoint to resume from.
 WEIGHT, STATE = 2, 12
 # Assumptions: bytes of text per token; tokens per second of one tokenizing process (HF tokenizers, encode_batch: 1.49
@@ -63,23 +58,15 @@ class Setting:
 
 
 def nodes_on_paper(recipe: Recipe, values: Mapping[str, Any], target: str | None = None) -> list[Node]:
-    """All stages of a recipe. Folders that `values` does not name exist while the graph is built.
+    """All stages of a recipe; folders that a real run needs need not exist.
 
     Raises:
         ConfigError: for an unknown key or stage, or a value that is not allowed.
     """
-    chosen = dict(values)
-    with tempfile.TemporaryDirectory() as made:
-        unnamed = [key for key in FOLDERS if recipe.parameters.get(key) == "" and key not in chosen]
-        if unnamed and chosen.get("tiny") is not True:
-            mixture = str(chosen.get("mixture", recipe.parameters.get("mixture", "mcs")))
-            for source in {**Mixture.load(mixture).weights, **Mixture.load("long-context").weights}:
-                (Path(made) / source).mkdir(exist_ok=True)
-            chosen |= dict.fromkeys(unnamed, made)
-        graph = recipe.graph(chosen, target)
-        if target is not None:
-            graph.node(target)
-        return list(graph.nodes.values())
+    graph = recipe.graph(values, target, planned=True)
+    if target is not None:
+        graph.node(target)
+    return list(graph.nodes.values())
 
 
 def plan_stages(nodes: Iterable[Node], setting: Setting) -> tuple[list[StagePlan], dict[str, Found]]:

@@ -50,7 +50,7 @@ def test_one_stage_is_explained(capsys, tmp_path):
     found = result("granite-3.3-8b:midtrain", "--explain", folder=tmp_path)
     (stage,) = found["stages"]
     said = capsys.readouterr().out
-    for word in ("optimizer", "activations", "█", "peak", "of 80 GB", "matrix", "tensor"):
+    for word in ("optimizer", "activations", "█", "peak", "of 80 GB", "matrix", "attention"):
         assert word in said
     parts = stage["memory_gb"]
     held = sum(

@@ -17,8 +17,9 @@ from megatron_prism.study.layout_choice import (
     file_text,
     search_entry,
     stage_of,
+    with_layout,
 )
-from megatron_prism.study.layouts import LayoutTable, with_layout
+from megatron_prism.study.layouts import LayoutTable
 
 H100 = load_profile("h100")
 # Quick ones: rows of 128k tokens, which few layouts take, and a dense model's and a hybrid's.
@@ -67,5 +68,14 @@ def test_every_length_and_number_of_gpus_is_in_the_list():
     assert len(list(entries())) == 17
 
 
+def test_the_page_of_costs_agrees_for_one_model():
+    text = costs.PAGE.read_text()
+    for gpus, long_gpus in costs.SCALES:
+        lines = list(costs.stage_lines("granite-4.0-h-micro", gpus, long_gpus))
+        assert len(lines) == 7
+        assert all(line in text for line in lines)
+
+
+@pytest.mark.slow
 def test_the_page_of_costs_agrees():
     assert costs.PAGE.read_text() == costs.page()
