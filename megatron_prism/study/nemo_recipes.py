@@ -21,7 +21,9 @@ from megatron_prism.launching.job_file import job_of, write_job
 from megatron_prism.launching.nemo import MODULE
 from megatron_prism.launching.packaging import copy_of_the_code
 from megatron_prism.launching.preparation import prepare
-from megatron_prism.launching.submission import open_experiment
+from megatron_prism.launching.record import Submission
+from megatron_prism.launching.submission import DONE, SLURM, failure_of, open_experiment
+from megatron_prism.launching.waiting import wait_for_jobs
 from megatron_prism.pipeline.config import parse_override
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.node import locate
@@ -120,12 +122,26 @@ def recipe_experiment(
     plan, jobs = prepare(load_recipe(recipe).name, located, folder, executor_file=Path(executor), rerun=set())
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     copy_of_the_code(plan.executor, folder)
-    with open_experiment(plan, jobs) as (experiment, _):
+    with open_experiment(plan, jobs) as (experiment, submission):
         yield experiment
-    if not getattr(experiment, "detach", False) and experiment._launched:
-        require_success(experiment)
+        detached = getattr(experiment, "detach", False)
+        if submission.kind == SLURM:
+            # nemo-run would wait for an array for ever, because `sacct` has no line with its number.
+            experiment.detach = True
+    if experiment._launched and not detached:
+        _check(submission)
         for each in located.values():
             each.link(folder)
+
+
+def _check(submission: Submission) -> None:
+    """Raise a StageFailed about the first stage that failed, with its words."""
+    if submission.kind == SLURM:
+        wait_for_jobs(submission, lambda stage, state: None, lambda stage, line: None)
+        return
+    for name, task in submission.tasks.items():
+        if task.state != DONE:
+            raise StageFailed(failure_of(submission, name))
 
 
 def require_success(experiment: Any) -> None:

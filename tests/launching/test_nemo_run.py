@@ -46,5 +46,5 @@ def test_nemo_runs_command_line_takes_overrides_and_fails_with_a_failed_task(tmp
     values = ("stage=two", "executor=local.yaml", "folder=run", "overrides=['first=refuse']")
     done = example("nemo_run_cli.py", tmp_path, f"recipe={RECIPE}", *values, "--yes")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "one, two did not succeed" in done.stderr
+    assert "stage 'one' failed: text=refuse: this text is refused; its log is " in done.stderr
     assert not list((tmp_path / "run/artifacts").glob("*/receipt.json"))
