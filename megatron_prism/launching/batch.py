@@ -12,6 +12,8 @@ from megatron_prism.errors import REQUEUE_EXIT
 from megatron_prism.launching.executor import Resources
 from megatron_prism.launching.rendezvous import HEAD
 
+# Whether all nodes of the job still answer.
+PROBE = 'timeout 60 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true'
 # Of the addresses that `hostname --ip-address` prints, torchrun takes one.
 HEAD_NODE = "${head_node_ip%% *}"
 
@@ -36,17 +38,22 @@ def setup_lines(marker: str, resources: Resources, members: Sequence[str] = ()) 
         # The batch shell must outlive the signals that the stage answers by saving its state.
         "trap : TERM USR1",
         "prism_put_back() {",
-        f"  prism_code=$(cat {marker} 2>/dev/null) || return",
-        f"  rm -f {marker}",
-        # Stopped and saved; any other code is a crash, of which only some are allowed.
-        f'  [ "$prism_code" = {REQUEUE_EXIT} ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {resources.restarts} ] || return',
         # The number of an array's last task is that of the array, so tasks are named by array and place.
         "  prism_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "  prism_job=${prism_job:-$SLURM_JOB_ID}",
+        f"  prism_code=$(cat {marker} 2>/dev/null)",
+        f"  rm -f {marker}",
+        '  prism_state=$(scontrol show job "$prism_job" | grep -o "JobState=[A-Z_]*")',
+        # Slurm itself has put the job back, and ends this script. An exit of its own could be taken for that of the next
+        # attempt.
+        '  [ "$prism_state" != JobState=PENDING ] || sleep 60',
         # A job that the user has cancelled is not running any more.
-        '  scontrol show job "$prism_job" | grep -q "JobState=RUNNING" || return',
+        '  [ "$prism_state" = JobState=RUNNING ] && [ -n "$prism_code" ] || return',
+        # Stopped and saved; or a node was lost, which Slurm notices only minutes later; any other end is a crash, of
+        # which only some are allowed.
+        f'  [ "$prism_code" = {REQUEUE_EXIT} ] || ! {PROBE} \\',
+        f'    || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {resources.restarts} ] || return',
         '  echo "prism: the job goes back into the queue"',
-        # Slurm ends this script. An exit of its own could be taken for that of the next attempt.
         '  scontrol requeue "$prism_job" && sleep 60',
         "}",
         "trap prism_put_back EXIT",

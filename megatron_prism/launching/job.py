@@ -22,7 +22,6 @@ from megatron_prism.launching.rendezvous import Rendezvous, rendezvous
 from megatron_prism.pipeline.artifact import Artifact, partial_path
 from megatron_prism.pipeline.artifact_lock import artifact_lock
 from megatron_prism.pipeline.launch import ONE_MACHINE, run_processes
-from megatron_prism.pipeline.log_relay import show_lines
 from megatron_prism.pipeline.stage_run import StageRun
 from megatron_prism.pipeline.stop_file import ask_to_stop
 from megatron_prism.pipeline.worker_task import result_of, task_path, write_task
@@ -102,7 +101,8 @@ def _metrics(job: JobFile, run: StageRun, processes: int, where: Rendezvous) -> 
     stoppable = (
         stop_signals.forwarded(partial(ask_to_stop, run.partial)) if stage.stoppable else nullcontext()
     )
-    with stoppable, show_lines(task.parent):
+    # Rank 0 logs into the output of the job, so its lines are not relayed.
+    with stoppable:
         succeeded = _processes(task, processes, where)
     try:
         return result_of(stage, task, succeeded=succeeded, log="the output of this job")

@@ -1,0 +1,163 @@
+"""Recipes on a real Slurm: a pre-emption, a lost node, a failing stage, a mistake, and the commands about jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.study.registry import load_recipe
+
+STEPS = 60
+HERE = Path(__file__).parent
+TRAINING, NOTES = str(HERE / "tiny_training.py"), str(HERE.parent / "launching" / "two_stages.py")
+EXECUTOR = """kind: slurm
+account: lab
+partition: batch
+shared_run_dir: true
+time: "00:20:00"
+warn_seconds: 30
+"""
+
+
+class Prism:
+    """`prism` as a user of the cluster types it."""
+
+    def __init__(self, cluster, folder: Path) -> None:
+        self.cluster, self.run_dir = cluster, folder / "run"
+        self.file = folder / "executor.yaml"
+        self.file.write_text(EXECUTOR)
+        path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), *sys.path])
+        self.environment = os.environ | cluster.environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "megatron_prism",
+            *map(str, arguments),
+            "--run-dir",
+            str(self.run_dir),
+        ]
+        ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
+        assert ended.returncode == code, ended.stderr + ended.stdout
+        return ended
+
+    def submit(self, recipe: str, *arguments: object) -> dict[str, str]:
+        """The numbers of the jobs, by stage."""
+        result = self.run_dir.parent / "result.json"
+        self("run", recipe, *arguments, "--executor", self.file, "--detach", "--json", result)
+        return json.loads(result.read_text())["jobs"]
+
+
+@pytest.fixture
+def prism(cluster, tmp_path):
+    return Prism(cluster, tmp_path)
+
+
+def steps(folder: Path) -> list[dict]:
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [record for line in lines if "loss" in (record := json.loads(line))]
+
+
+def last_step(run_dir: Path) -> int:
+    partial = next((run_dir / "artifacts").glob("train-*.partial"), None)
+    return max((record["step"] for record in steps(partial)), default=0) if partial else 0
+
+
+def test_a_pre_empted_job_and_one_that_loses_a_node_finish_as_if_nothing_had_happened(
+    cluster, prism, tmp_path
+):
+    graph = load_recipe(TRAINING).graph({})
+    graph.run(prism.run_dir, target="tokens", jobs=1)
+    number = prism.submit(TRAINING)["train"]
+    cluster.wait_for(lambda: last_step(prism.run_dir) >= 3, about="the third step")
+
+    urgent = cluster.submit("#!/bin/sh\nsleep 1\n", "-N2", "--partition=urgent", "--exclusive")
+    cluster.wait_for_state(urgent, "COMPLETED")
+    stopped_at = last_step(prism.run_dir)
+    assert cluster.wait_for_state(number, "PENDING")["Restarts"] == "1"
+    cluster.start_now(number)
+    cluster.wait_for(lambda: last_step(prism.run_dir) >= stopped_at + 13, about="steps after the pre-emption")
+
+    cluster.lose("n2")
+    lost_at = last_step(prism.run_dir)
+    cluster.wait_for_state(number, "PENDING")
+    cluster.repair("n2")
+    cluster.start_now(number)
+    cluster.wait_for_state(number, "COMPLETED", seconds=60)
+
+    made = Artifact.open(next((prism.run_dir / "artifacts").glob("train-*")))
+    assert [attempt["world_size"] for attempt in made.receipt.attempts] == [2, 2, 2]
+    # The pre-empted attempt saved its last step; the lost node cost the steps since the last checkpoint.
+    assert first_step(prism, number, 1) == stopped_at + 1
+    assert first_step(prism, number, 2) == lost_at // 10 * 10 + 1 > stopped_at + 1
+
+    # One that was never stopped; and one that forgot its place, which the comparison must not take for the same.
+    unbroken = graph.run(tmp_path / "unbroken", jobs=2)["train"]
+    assert losses(made.path) == losses(unbroken.path)
+    assert [record["step"] for record in steps(made.path)] == list(range(1, STEPS + 1))
+
+
+def first_step(prism: Prism, number: str, restart: int) -> int:
+    """The first step that an attempt made."""
+    (log,) = prism.run_dir.glob(f"launch/nemo/**/log-*_{number}_{restart}.out")
+    return int(re.findall(r"step (\d+)/", log.read_text())[0])
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in steps(folder)]
+
+
+def test_a_failing_stage_ends_the_run_and_nothing_is_left_in_the_queue(cluster, prism):
+    """A user's mistake is not tried again."""
+    ended = prism("run", NOTES, "first=refuse", "--executor", prism.file, code=2)
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: stage 'one' failed: text=refuse: this text is refused; its log is ")
+    assert cluster.run("squeue", "-h") == ""
+    made = [Artifact.open(path) for path in (prism.run_dir / "artifacts").glob("note-????????????")]
+    assert [artifact.receipt.stage for artifact in made] == ["three"]
+    jobs = {row["stage"]: row for row in json.loads(prism("jobs", "--json", "-").stdout)}
+    assert {name: row["state"] for name, row in jobs.items()} == {
+        "one": "failed",
+        "two": "cancelled",
+        "three": "completed",
+    }
+    assert cluster.job(jobs["one"]["job"])["Restarts"] == "0"
+    assert "refused" in prism("logs", "one").stdout
+
+    # What was submitted once more: only what is missing, on two nodes, and a crash that may be tried once again.
+    prism.file.write_text(EXECUTOR + "restarts: 1\n")
+    numbers = prism.submit(NOTES, "first=crash", "ranks=2")
+    assert set(numbers) == {"one", "two"}
+    cluster.wait_for(lambda: cluster.job(numbers["one"])["Restarts"] == "1", about="one restart")
+    cluster.start_now(numbers["one"])
+    assert cluster.wait_for_state(numbers["one"], "FAILED")["Restarts"] == "1"
+    cluster.wait_for_state(numbers["two"], "CANCELLED")
+
+
+def test_jobs_are_seen_and_cancelled(cluster, prism):
+    """Cancelled ones do not come back; what sbatch refuses is said in its words, and leaves nothing behind."""
+    cluster.run("scontrol", "update", "partition=batch", "state=down")
+    try:
+        numbers = prism.submit(NOTES, "ranks=2")
+        assert prism("cancel", "one").stdout.strip() == "cancelled: one, two"
+        states = {row["stage"]: row["state"] for row in json.loads(prism("jobs", "--json", "-").stdout)}
+        assert states == {"one": "cancelled", "two": "cancelled", "three": "pending"}
+        assert prism("cancel").stdout.strip() == "cancelled: three"
+        assert prism("cancel").stdout.strip() == "no job to cancel"
+    finally:
+        cluster.run("scontrol", "update", "partition=batch", "state=up")
+    assert all(cluster.job(number)["Restarts"] == "0" for number in numbers.values())
+    prism.file.write_text(EXECUTOR.replace("account: lab", "account: nobody"))
+    refused = prism("run", NOTES, "--executor", prism.file, code=2).stderr
+    assert refused.splitlines()[-1].startswith("error: sbatch refused a job: ")
+    assert "Invalid account" in refused
+    assert cluster.run("squeue", "-h") == ""
