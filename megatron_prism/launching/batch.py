@@ -41,19 +41,18 @@ def setup_lines(marker: str, resources: Resources, members: Sequence[str] = ()) 
         # The number of an array's last task is that of the array, so tasks are named by array and place.
         "  prism_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "  prism_job=${prism_job:-$SLURM_JOB_ID}",
-        f"  prism_code=$(cat {marker} 2>/dev/null)",
+        # The script runs with `set -e`, and the exit code of the trap would be that of the job.
+        f"  prism_code=$(cat {marker} 2>/dev/null) || :",
         f"  rm -f {marker}",
-        '  prism_state=$(scontrol show job "$prism_job" | grep -o "JobState=[A-Z_]*")',
-        # Slurm itself has put the job back, and ends this script. An exit of its own could be taken for that of the next
-        # attempt.
-        '  [ "$prism_state" != JobState=PENDING ] || sleep 60',
-        # A job that the user has cancelled is not running any more.
-        '  [ "$prism_state" = JobState=RUNNING ] && [ -n "$prism_code" ] || return',
+        '  prism_state=$(scontrol show job "$prism_job" | grep -o "JobState=[A-Z_]*") || :',
+        # Otherwise Slurm is ending the job already: the user has cancelled it, or a node is lost and it starts again.
+        '  [ "$prism_state" = JobState=RUNNING ] && [ -n "$prism_code" ] || return 0',
         # Stopped and saved; or a node was lost, which Slurm notices only minutes later; any other end is a crash, of
         # which only some are allowed.
         f'  [ "$prism_code" = {REQUEUE_EXIT} ] || ! {PROBE} \\',
-        f'    || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {resources.restarts} ] || return',
+        f'    || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {resources.restarts} ] || return 0',
         '  echo "prism: the job goes back into the queue"',
+        # Slurm ends this script. An exit of its own could be taken for that of the next try.
         '  scontrol requeue "$prism_job" && sleep 60',
         "}",
         "trap prism_put_back EXIT",

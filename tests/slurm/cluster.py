@@ -209,8 +209,15 @@ class Cluster:
         )
 
     def start_now(self, number: str) -> None:
-        """Let a requeued job start: Slurm makes it wait for two minutes."""
-        self.run("scontrol", "update", f"jobid={number}", "starttime=now")
+        """Let a requeued job start in a few seconds: Slurm makes it wait for two minutes.
+
+        A node refuses a job that starts in the second in which its last attempt has ended ("credential revoked").
+        """
+        self.wait_for(
+            lambda: all(self.state(node) == "idle" for node in self.nodes), about="both nodes are idle"
+        )
+        self._succeeds("scontrol", "update", f"jobid={number}", "starttime=now+3seconds")
+        self.wait_for_state(number, "RUNNING", "COMPLETED", "FAILED")
 
     # ---------------------------------------------------------------------------------------------------- nodes
 
