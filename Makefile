@@ -18,7 +18,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 \
   -x '/(tests?|testing|ray|scipy|pandas|modelopt|openai|pip|mypy|transformers/models)/'
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help bubblewrap quickstart quickstart-short test lint format clean
+.PHONY: help bubblewrap slurm quickstart quickstart-short test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,12 @@ bubblewrap:  ## what isolates programs that a model wrote: installed if missing,
 	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && { $(APT_INSTALL) || { apt-get update -qq && $(APT_INSTALL); }; }; } \
 	  || echo "bwrap is missing: install the package bubblewrap, or grade programs with sandbox=weak" >&2
+
+SLURM_PACKAGES := slurm-wlm slurmctld slurmd slurm-client munge slurmdbd mariadb-server
+slurm:  ## a real Slurm for the tests: installed if missing, as root on Debian; the tests start and stop it
+	@{ command -v slurmctld && command -v mariadbd; } >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
+	  $(SLURM_PACKAGES) >/dev/null 2>&1; }; } || echo "Slurm is missing: the tests in tests/slurm are skipped" >&2
 
 quickstart: .venv/.stamp bubblewrap  ## the whole pipeline at a small size: MODEL=dense|hybrid SEED=1
 	@$(BIN)/prism run shoebox model=$(MODEL) seed=$(SEED)

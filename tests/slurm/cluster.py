@@ -209,15 +209,22 @@ class Cluster:
         )
 
     def start_now(self, number: str) -> None:
-        """Let a requeued job start in a few seconds: Slurm makes it wait for two minutes.
+        """Let a requeued job start in a few seconds: Slurm makes it wait for two minutes, from when it has ended.
 
         A node refuses a job that starts in the second in which its last attempt has ended ("credential revoked").
         """
-        self.wait_for(
-            lambda: all(self.state(node) == "idle" for node in self.nodes), about="both nodes are idle"
-        )
-        self._succeeds("scontrol", "update", f"jobid={number}", "starttime=now+3seconds")
-        self.wait_for_state(number, "RUNNING", "COMPLETED", "FAILED")
+        asked = 0.0
+
+        def started() -> bool:
+            nonlocal asked
+            state = self.job(number)["JobState"]
+            idle = all(self.state(node) == "idle" for node in self.nodes)
+            if state == "PENDING" and idle and time.monotonic() - asked > 6:
+                asked = time.monotonic()
+                self._succeeds("scontrol", "update", f"jobid={number}", "starttime=now+3seconds")
+            return state in ("RUNNING", "COMPLETED", "FAILED")
+
+        self.wait_for(started, about=f"job {number} starts")
 
     # ---------------------------------------------------------------------------------------------------- nodes
 

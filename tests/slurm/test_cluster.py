@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 
 def test_two_machines_with_names_addresses_and_files_of_their_own(cluster):
@@ -25,6 +26,7 @@ srun -N2 sh -c 'echo $(hostname) $(getent hosts $(hostname)) > {cluster.private}
     cluster.wait_for(lambda: "COMPLETED" in cluster.run("sacct", "-n", "-X", "-j", number, "-o", "state"))
 
 
+@pytest.mark.slow
 def test_a_lost_node_takes_its_processes_with_it_and_the_job_is_requeued(cluster):
     number = cluster.submit("#!/bin/sh\nsrun -N2 sleep 1234.5\n", "-N2", "--requeue")
     cluster.wait_for(lambda: len(sleeping("1234.5")) == 2)

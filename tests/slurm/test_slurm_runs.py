@@ -72,6 +72,7 @@ def last_step(run_dir: Path) -> int:
     return max((record["step"] for record in steps(partial)), default=0) if partial else 0
 
 
+@pytest.mark.slow
 def test_a_pre_empted_job_and_one_that_loses_a_node_finish_as_if_nothing_had_happened(
     cluster, prism, tmp_path
 ):
