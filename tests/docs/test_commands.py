@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A line of a code block without its comment; lines that end with a backslash continue.
 COMMAND = re.compile(r"^    prism run ((?:.*\\\n)*.*?)(?: {2,}#.*)?$", re.MULTILINE)
 OVERRIDE = re.compile(r"^    '([\w.]+=\{[^']*\})'", re.MULTILINE)
-WITH_VALUE = ("--from", "--jobs", "--run-dir", "--json", "--executor", "--to-yaml", "--from-yaml")
+WITH_VALUE = ("--from", "--jobs", "--run-dir", "--json", "--executor", "--ranks", "--to-yaml", "--from-yaml")
 
 
 def commands() -> list[str]:
