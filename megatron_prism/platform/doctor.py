@@ -1,4 +1,4 @@
-"""Which hardware, packages and programs this machine has, and what each is needed for.
+"""Which hardware, packages, programs, folders and services this machine has, and what each is needed for.
 
 Packages are looked up in the installed metadata and not imported: `import transformer_engine` raises when only its
 empty meta package is installed, and importing vLLM is slow.
@@ -9,21 +9,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from dataclasses import dataclass
+import tempfile
+from pathlib import Path
 
 from megatron_prism.platform import hardware
+from megatron_prism.platform.check import Check
+from megatron_prism.platform.cluster_checks import cluster_checks
+from megatron_prism.platform.folder_checks import folder_checks
 
-
-@dataclass(frozen=True)
-class Check:
-    """One check: its name, whether it was found, details, and what it is needed for."""
-
-    name: str
-    found: bool
-    detail: str
-    unlocks: str
-
-
+VITAL = ("torch", "megatron-core", "transformers", "nemo-run")
 # Name to show, distribution, module that must exist, too, and what the package is needed for.
 PACKAGES = (
     ("torch", "torch", "torch", "everything that touches a model"),
@@ -42,15 +36,19 @@ PACKAGES = (
     ("vllm", "vllm", "vllm", "fast sampling of exported models (extra: vllm)"),
     ("modelopt", "nvidia-modelopt", "modelopt", "quantization of exported models (extra: modelopt)"),
 )
-PROGRAMS = (
-    ("Slurm", "sbatch", "jobs on a cluster"),
-    ("C compiler", "cc", "building extensions and Triton kernels"),
-)
 
 
-def diagnose() -> list[Check]:
+def diagnose(run_dir: Path) -> list[Check]:
     """Every check, in the order of the table. It takes seconds, because torch looks for a GPU."""
-    return [*_machine(), *_packages(), *_programs()]
+    return [*_machine(), _nccl(), *_packages(), *_programs(), *folder_checks(run_dir), *cluster_checks()]
+
+
+def vital_problems(run_dir: Path) -> list[Check]:
+    """What this machine needs for any run and does not have: packages, a torch that computes, folders to write."""
+    checks = [*_packages(), _temporary_folder(), *folder_checks(run_dir)]
+    if not (problems := [check for check in checks if check.vital and not check.found]):
+        problems = [check for check in (_torch_computes(), _gpus_work()) if not check.found]
+    return problems
 
 
 def _machine() -> list[Check]:
@@ -79,15 +77,63 @@ def _packages() -> list[Check]:
     for name, distribution, module, unlocks in PACKAGES:
         version = hardware.package_version(distribution)
         found = version is not None and _has_module(module)
-        checks.append(Check(name, found, version or "not installed", unlocks))
+        extra = unlocks.partition("(extra: ")[2].rstrip(")")
+        remedy = f"pip install 'megatron-prism[{extra}]'" if extra else f"pip install {distribution}"
+        detail = (
+            version if version and found else f"{version}, without its module" if version else "not installed"
+        )
+        checks.append(Check(name, found, detail, unlocks, remedy + ".", vital=name in VITAL))
     return checks
 
 
 def _programs() -> list[Check]:
+    path = shutil.which("cc")
+    unlocks = "building extensions and Triton kernels"
     return [
-        Check(name, (path := shutil.which(program)) is not None, path or f"no {program} on PATH", unlocks)
-        for name, program, unlocks in PROGRAMS
+        Check("C compiler", path is not None, path or "no cc on PATH", unlocks, "apt-get install gcc g++.")
     ]
+
+
+def _nccl() -> Check:
+    found = ""
+    if _has_torch():
+        import torch
+
+        if torch.distributed.is_nccl_available():
+            found = ".".join(map(str, torch.cuda.nccl.version()))
+    remedy = "Install a torch that was built for CUDA; without a GPU it is not needed."
+    return Check("NCCL", bool(found), found or "none in this torch", "collectives between GPUs", remedy)
+
+
+def _temporary_folder() -> Check:
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"prism doctor")
+        problem = ""
+    except OSError as error:
+        problem = str(error.strerror)
+    remedy = "Set TMPDIR to a folder that can be written."
+    return Check("temporary folder", not problem, problem, "every run", remedy, vital=True)
+
+
+def _torch_computes() -> Check:
+    """Whether this process can import torch and multiply; a broken installation shows itself only here."""
+    try:
+        import torch
+
+        right = float((torch.full((8, 8), 2.0) @ torch.ones(8, 8)).sum()) == 1024.0
+        problem = "" if right else "a product of matrices is wrong"
+    except Exception as error:  # A broken library raises almost anything.
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return Check("torch computes", not problem, problem, "every run", "Install torch again.", vital=True)
+
+
+def _gpus_work() -> Check:
+    """Whether torch reaches a GPU where the kernel has its driver; a container may have lost it."""
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    works = not devices or hardware.has_gpu()
+    detail = f"{len(devices)} devices in /dev, and torch reaches none"
+    return Check("GPUs", works, detail, "training", "Run nvidia-smi; restart the container.", vital=True)
 
 
 def _has_torch() -> bool:

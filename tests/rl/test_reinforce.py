@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -75,12 +76,21 @@ def resumable(kind="dense", **changes):
 
 
 @pytest.fixture(scope="module")
-def unbroken(inputs, tmp_path_factory):
-    """The folder of an uninterrupted run of each kind."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    for kind in MODELS:
-        run(resumable(kind), inputs[kind] | {"tracked": inputs[kind]["prompts"]}, folder / kind)
-    return folder
+def unbroken_run(inputs, tmp_path_factory):
+    """The folder of an uninterrupted run of a kind, made when it is first asked for."""
+
+    @cache
+    def made(kind):
+        out = tmp_path_factory.mktemp("unbroken")
+        run(resumable(kind), inputs[kind] | {"tracked": inputs[kind]["prompts"]}, out)
+        return out
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def unbroken(unbroken_run):
+    return unbroken_run("dense")
 
 
 def killed_in(step, stage, inputs, out):
@@ -120,13 +130,13 @@ def same_run(out, whole):
         pytest.param("hybrid", (1, 5), marks=pytest.mark.slow),
     ],
 )
-def test_after_kills_the_run_is_the_unbroken_one(kind, steps, inputs, unbroken, tmp_path):
+def test_after_kills_the_run_is_the_unbroken_one(kind, steps, inputs, unbroken_run, tmp_path):
     given = inputs[kind] | {"tracked": inputs[kind]["prompts"]}
     out = tmp_path / "out"
     for step in steps:
         kill(step, resumable(kind), given, out)
     run(resumable(kind), given, out)
-    same_run(out, unbroken / kind)
+    same_run(out, unbroken_run(kind))
 
 
 # A random model is never right, so without the penalty that these tests add all rewards are equal.
@@ -202,13 +212,13 @@ def test_a_run_that_restarts_the_prompt_order_differs(inputs, unbroken, tmp_path
         patch.setattr(PromptOrder, "take", lambda self, position, number: honest(self, position - 9, number))
         run(resumable(), inputs["dense"], out)
     with pytest.raises(AssertionError):
-        same_run(out, unbroken / "dense")
+        same_run(out, unbroken)
 
 
 def test_every_prompt_comes_once_an_epoch(unbroken):
     met = []
     for step in range(1, 6):
-        rows = answers(unbroken / "dense" / "answers", step)
+        rows = answers(unbroken / "answers", step)
         met += [row["id"] for row in rows if row["sample"] == 0]
     assert len(met) == 15
     assert sorted(met[:8]) == [f"p{i}" for i in range(8)]
@@ -216,7 +226,7 @@ def test_every_prompt_comes_once_an_epoch(unbroken):
 
 
 def test_the_outputs_of_a_run(unbroken):
-    out = unbroken / "dense"
+    out = unbroken
     assert not (out / "checkpoints").exists()
     steps = [line for line in lines(out) if "reward" in line]
     tracked = [line for line in lines(out) if line.get("evaluation") == "tracked"]
@@ -273,7 +283,7 @@ def test_the_reference_is_updated_only_at_its_interval(inputs, unbroken, tmp_pat
     stage = resumable(loop=loop, evaluate_every=0, checkpoint_every=0)
     run(stage, inputs["dense"], tmp_path / "still")
     still = [line["kl"] for line in lines(tmp_path / "still") if "kl" in line]
-    moved = [line["kl"] for line in lines(unbroken / "dense") if "kl" in line]
+    moved = [line["kl"] for line in lines(unbroken) if "kl" in line]
     assert still[:2] == moved[:2]
     assert still[2] > 1.2 * moved[2]
 

@@ -85,9 +85,13 @@ def test_bad_programs_fail_with_their_reason(runner, program, reason):
     assert verdict(runner, program, seconds=seconds) == reason
 
 
-def test_the_first_failing_test_decides_without_waiting_for_the_others(runner):
+def test_the_first_failing_test_decides(runner):
     program = "import time\ndef f(x):\n    if x < 0: time.sleep(100)\n    return 5\n"
-    assert verdict(runner, program) == "assertion"
+    late = run_tests(program, TESTS, Limits(2.0, 256), runner=runner)
+    assert (late.reason, late.tests) == ("assertion", ["assertion", "timeout"])
+    # The others are waited for, unless the caller wants only the first verdict.
+    early = run_tests(program, TESTS, Limits(PATIENT_SECONDS, 256, stop_early=True), runner=runner)
+    assert (early.reason, early.tests) == ("assertion", ["assertion", "not_run"])
 
 
 def test_statements_run_beside_the_program_and_all_must_hold(runner):
