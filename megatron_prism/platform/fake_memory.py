@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron_prism.platform.fake_results import Results
+
 _aten = torch.ops.aten
 # Meta kernels of these do not compare the dtypes of the factors.
 _PRODUCTS = {
@@ -39,6 +41,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = self.operations = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
+        self._results = Results()
 
     def reset_peak(self) -> None:
         self.peak = self.live
@@ -48,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         if func in _PRODUCTS:
             _check_dtypes(func, args)
         with torch._C.DisableTorchFunction():
-            result = func(*args, **kwargs) if kwargs else func(*args)
+            result = self._results.run(func, args, kwargs or {})
         if isinstance(result, Tensor):
             self._count(result)
             if func not in _ACROSS:
