@@ -44,6 +44,8 @@ _IS = {Tensor.is_cuda.__get__: True, Tensor.is_cpu.__get__: False}  # type: igno
 
 
 _POSITION = "is_a_position"
+# What `whole_numbers` set.
+_whole_number: int | None = None
 
 
 class NumberNeeded(RuntimeError):
@@ -58,6 +60,8 @@ def _number(tensor: Tensor) -> float | bool:
         return 0.0
     if hasattr(tensor, _POSITION):
         return 0
+    if _whole_number is not None:
+        return _whole_number
     raise NumberNeeded(f"a number of {tensor.dtype} is read from the device, and it may decide a size")
 
 
@@ -194,6 +198,20 @@ def _attention(
         )
     output: Tensor = found[0]
     return output
+
+
+@contextlib.contextmanager
+def whole_numbers(value: int) -> Iterator[None]:
+    """Within the block, a whole number that is read from the device is `value`; otherwise reading one is an error.
+
+    The caller knows what the code reads: the largest number of a text, from which the size of a sum follows.
+    """
+    global _whole_number
+    before, _whole_number = _whole_number, value
+    try:
+        yield
+    finally:
+        _whole_number = before
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from megatron_prism.models.layers.decode_cache import (
     set_decode_cache,
 )
 from megatron_prism.planning.memory import stage_memory
-from megatron_prism.platform.fake_device import META
+from megatron_prism.platform.fake_device import META, whole_numbers
 from megatron_prism.rl.config import ReinforceConfig
 from megatron_prism.rl.memory import reinforcement_workload
 from megatron_prism.rl.micro_batches import TrainingText
@@ -77,11 +77,13 @@ def dry_run_rank(config: ReinforceConfig, rank: int, *, gpu: bool = True) -> Ran
         policy.copy_to_reference()
         trainer = policy.trainer
         cache = _sample(config, policy) if config.engine.name == "megatron" else 0
-        batches = policy.micro_batches(texts(config))
+        answers = texts(config)
+        batches = policy.micro_batches(answers)
         policy.compute_reference_logprobs(batches)
         if config.loop.minibatches > 1:
             policy.compute_old_logprobs(batches)
-        with counter.passes(trainer.models):
+        # The mean ratio of a text needs the number of texts (objective.py).
+        with counter.passes(trainer.models), whole_numbers(len(answers)):
             policy.update(batches, config.schedule.lr, 1, accept=counter.passes_end)
         if config.loop.reference_interval:
             policy.soft_update_reference(config.loop.reference_alpha)

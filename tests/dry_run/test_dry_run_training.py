@@ -13,6 +13,7 @@ import torch.distributed as dist
 import warm
 from parallel_runs import Motifs, layout
 
+from megatron_prism.models.extension import ContextExtension
 from megatron_prism.models.families import (
     FAMILIES,
     architecture_from_config,
@@ -23,6 +24,9 @@ from megatron_prism.platform.process_groups import session
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.dry_run import buildable, dry_run_rank, ranks_of
 from megatron_prism.training.dry_step import one_rank
+from megatron_prism.training.kernels import KernelSettings
+from megatron_prism.training.megatron_block import MegatronBlock
+from megatron_prism.training.precision import PrecisionSettings
 from megatron_prism.training.stage import Train
 from megatron_prism.training.training_run import build_trainer
 
@@ -63,6 +67,78 @@ def test_a_step_of_128_ranks(name):
         assert counted["activations"] > 0
     # The first stage runs the furthest ahead.
     assert all(a.counted["activations"] > b.counted["activations"] for a, b in pairwise(reports))
+
+
+VARIANTS = {
+    "documents, pipeline": {"parallel": layout(pp=2, vp=2, dp=4), "intra_document": True},
+    "documents, context": {"parallel": layout(cp=2, tp=2, dp=2, sp=True), "intra_document": True},
+    "documents, hybrid": {
+        "parallel": layout(pp=2, cp=2),
+        "intra_document": True,
+        "architecture": real_runs.HYBRID,
+    },
+    "attention, recomputed": {
+        "parallel": layout(tp=2, pp=2, dp=4),
+        "trainable": "attention",
+        "recompute": "full",
+    },
+    "extension": {
+        "parallel": layout(cp=4, dp=2),
+        "extension": ContextExtension(max_position_embeddings=8192, rope_theta=1e6),
+        "recompute": "selective",
+    },
+    "uneven": {"parallel": layout(pp=2, dp=8, first=1), "dtype": "bf16"},
+    "balanced": {"parallel": layout(pp=2, dp=8, split="balanced"), "architecture": real_runs.HYBRID},
+    "fp32 state in bf16": {"precision": PrecisionSettings(grad_reduce_in_fp32=False), "dtype": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_setting_that_changes_a_step(name):
+    config, _ = buildable(real_runs.stage(VARIANTS[name], length=1024))
+    for rank in ranks_of(config):
+        report = dry_run_rank(config, rank)
+        for part in ("weights", "gradients"):
+            assert report.counted[part] == report.planned[part]
+        assert report.counted["activations"] > 0
+
+
+def test_what_cannot_be_built_here_is_said():
+    changes = {
+        "dtype": "bf16",
+        "backend": "te",
+        "fp8": "hybrid",
+        "precision": PrecisionSettings(precision_aware_optimizer=True, exp_avg_dtype="bf16"),
+        "kernels": KernelSettings(gradient_accumulation_fusion=False, cp_comm_type="a2a"),
+        "megatron": MegatronBlock(transformer={"cuda_graph_impl": "local"}),
+    }
+    config, lines = buildable(real_runs.stage(changes))
+    assert [line.partition(":")[0] for line in lines] == [
+        "backend=te",
+        "fp8=hybrid",
+        "precision.precision_aware_optimizer",
+        "megatron.transformer.cuda_graph_impl",
+    ]
+    assert dry_run_rank(config, 0).parameters > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("trainable", ["all", "attention"])
+def test_an_extension_to_128k_tokens_on_144_ranks(name, trainable):
+    """The planner's bytes are those of the modules; activations within a tenth."""
+    published, parallel = architecture_from_config(published_config(name)), layout(cp=4, dp=36)
+    positions = max(131072, published.max_position_embeddings)
+    rotary = published.position_embedding == "rope" and positions > published.max_position_embeddings
+    extension = ContextExtension(max_position_embeddings=positions, keep_rope=rotary)
+    stage = Train(
+        published, "long-context", dtype="bf16", batch=BatchConfig(131072, 1, 36), parallel=parallel,
+        extension=extension, recompute="full", trainable=trainable,
+    )  # fmt: skip
+    report = dry_run_rank(buildable(stage)[0], 0)
+    for part in ("weights", "gradients", "optimizer"):
+        assert report.counted[part] == pytest.approx(report.planned[part], rel=0.01)
+    assert report.counted["activations"] == pytest.approx(report.planned["activations"], rel=0.1)
 
 
 @pytest.fixture(scope="module")
