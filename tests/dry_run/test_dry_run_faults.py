@@ -111,7 +111,7 @@ def parameter_table(patch: pytest.MonkeyPatch) -> None:
 FAULTS = {
     "a shape inside a layer": (shape_in_a_layer, [], "stage 'midtrain': rank 0 of 64: RuntimeError"),
     "a dtype": (dtype_of_a_product, [], "a matrix product of torch.float32 and torch.bfloat16"),
-    "a tensor on the CPU": (tensor_on_the_cpu, [], "Tensor on device cpu is not on the expected device"),
+    "a tensor on the CPU": (tensor_on_the_cpu, [], "was left on the cpu"),
     "a number": (number_that_decides_a_size, [], "may decide a size"),
     "heads": (unchecked(Architecture, "check_parallel"), ["tp=3", "length=48"], "parallel.tensor_model_parallel_size"),
     "a pipeline split": (both_ends, ["first=1"], "parallel.layers_in_first_stage"),
