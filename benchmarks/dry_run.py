@@ -39,9 +39,9 @@ BATCH = 36
 
 def command(model: str) -> list[str]:
     """What a user types."""
-    settings = ["long_context=true", f"extend.batch.global_batch_size={BATCH}"]
+    settings = ["long_context=true", f"extend.batch.global_batch_size={BATCH}", "extend.recompute=full"]
+    settings += ["midtrain.recompute=none", "midtrain.batch.micro_batch_size=1"]
     for stage, sizes in (("midtrain", LAYOUTS[model]), ("extend", EXTENSION)):
-        # Sequence parallelism first: without tensor parallelism it is refused.
         settings += [f"{stage}.parallel.{name}={size}" for name, size in zip(NAMES, sizes, strict=True)]
         settings.append(f"{stage}.parallel.sequence_parallel={str(sizes[0] > 1).lower()}")
     return ["run", f"{model}:extend", *settings, "--dry-run=deep"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -21,6 +22,8 @@ from megatron_prism.models.families import (
     published_config,
 )
 from megatron_prism.platform.process_groups import session
+from megatron_prism.study.layouts import TRAIN, LayoutTable
+from megatron_prism.study.registry import list_recipes, load_recipe
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.dry_run import buildable, dry_run_rank, ranks_of
 from megatron_prism.training.dry_step import one_rank
@@ -139,6 +142,39 @@ def test_an_extension_to_128k_tokens_on_144_ranks(name, trainable):
     for part in ("weights", "gradients", "optimizer"):
         assert report.counted[part] == pytest.approx(report.planned[part], rel=0.01)
     assert report.counted["activations"] == pytest.approx(report.planned["activations"], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in list_recipes() if name != "shoebox"])
+@pytest.mark.parametrize("gpus", [8, 128, 144])
+def test_all_layouts_of_the_recipes(recipe, gpus):
+    """Those of 131,072 tokens take minutes."""
+    architecture = architecture_from_config(published_config(load_recipe(recipe).function.model))
+    table = LayoutTable.load(recipe)
+    entries = {tokens: table.entries[key] for key in table.entries for kind, number, tokens in [key]
+               if (kind, number) == (TRAIN, gpus)}  # fmt: skip
+    assert entries
+    for tokens, chosen in entries.items():
+        parallel, rows = chosen.parallel, chosen.micro_batch_size
+        batch = BatchConfig(
+            tokens, rows, rows * parallel.data_parallel_size * parallel.pipeline_model_parallel_size
+        )
+        longer = replace(
+            architecture, max_position_embeddings=max(tokens, architecture.max_position_embeddings)
+        )
+        stage = Train(
+            longer,
+            "mcs",
+            dtype="bf16",
+            batch=batch,
+            parallel=parallel,
+            recompute=chosen.recompute,
+            backend="torch",
+        )
+        config, _ = buildable(stage)
+        report = dry_run_rank(config, ranks_of(config)[0])
+        for part in ("weights", "gradients", "activations"):
+            assert report.counted[part] == pytest.approx(report.planned[part], rel=0.1), (tokens, part)
 
 
 @pytest.fixture(scope="module")
