@@ -16,5 +16,7 @@ ARG PRISM_TORCH_ARGS="--torch-backend cpu"
 RUN make .venv/.stamp PRISM_TORCH_ARGS="${PRISM_TORCH_ARGS}" && rm -rf /root/.cache
 
 ENV PATH="/opt/megatron_prism/.venv/bin:${PATH}"
+# Sees a torch that does not load, a GPU that was lost, and a full or read-only run folder.
+HEALTHCHECK --interval=5m --timeout=60s --start-period=1m CMD ["prism", "doctor", "--health"]
 ENTRYPOINT ["prism"]
 CMD ["--help"]
