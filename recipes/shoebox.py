@@ -31,7 +31,7 @@ from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
 from megatron_prism.study.long_context import MERGE, extension_of
-from megatron_prism.study.midtraining import trained_architecture
+from megatron_prism.study.midtraining import trained_architecture, with_architecture_of
 from megatron_prism.study.reinforcement import RLStages, add_reinforcement
 from megatron_prism.study.small_models import MODELS, VOCABULARY
 from megatron_prism.training.batch import BatchConfig
@@ -228,7 +228,7 @@ def recipe(
             schedule=cosine(midtrain_steps),
             ranks=processes,
         ),
-        partial(_same_architecture, base),
+        partial(with_architecture_of, base),
         tokens=tokens,
         tokenizer=tokenizer,
         init=base,
@@ -297,11 +297,6 @@ def recipe(
         graph.expected_seconds = {name: _expected_seconds(name) for name in [*graph.nodes, "report"]}
     graph.add("report", Report(title=f"shoebox: PRISM on a small {model} model"), **reported)
     return graph
-
-
-def _same_architecture(node: Node, stage: Train) -> Train:
-    """`stage` with the architecture of the model that `node` produces."""
-    return replace(stage, architecture=trained_architecture(node))
 
 
 def _expected_seconds(name: str) -> float:

@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from megatron_prism.errors import ConfigError, suggest
 
 T = TypeVar("T")
+# Tensors hold 64-bit integers.
+LARGEST_INTEGER = 2**63
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -58,7 +60,28 @@ def apply_overrides(config: T, overrides: Mapping[str, Any], where: str = "") ->
             if "not in" in str(problem) and unknown:
                 check_key(node, str(unknown), prefix)
             raise ConfigError(f"{prefix}{key}={value!r}: {_plain_reason(problem)}") from None
+        stored = OmegaConf.select(node, key)
+        stored = OmegaConf.to_container(stored) if OmegaConf.is_config(stored) else stored
+        if reason := _bent(value, stored):
+            raise ConfigError(f"{prefix}{key}={value!r}: {reason}")
     return to_object(node, prefix)
+
+
+def _bent(given: Any, stored: Any) -> str:
+    """Why OmegaConf should not have made `stored` of `given`: a number is neither a truth value nor an item of text."""
+    if isinstance(given, Mapping) and isinstance(stored, Mapping):
+        pairs = [(given[key], stored[key]) for key in given if key in stored]
+        return next((reason for pair in pairs if (reason := _bent(*pair))), "")
+    if isinstance(given, list) and isinstance(stored, list):
+        pairs = list(zip(given, stored, strict=True))
+        if any(isinstance(now, str) and not isinstance(before, str) for before, now in pairs):
+            return "must be a list of texts"
+        return next((reason for pair in pairs if (reason := _bent(*pair))), "")
+    if isinstance(stored, bool) and type(given) is int:
+        return "must be true or false"
+    if isinstance(stored, int) and abs(stored) >= LARGEST_INTEGER:
+        return f"must be below {LARGEST_INTEGER}"
+    return ""
 
 
 def to_object(node: DictConfig, prefix: str = "") -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,11 @@ def trained_architecture(node: Node) -> Architecture:
     """The architecture of the model that a `train` stage produces."""
     assert isinstance(node.stage, Train)
     return node.stage.trained_architecture
+
+
+def with_architecture_of(node: Node, stage: Train) -> Train:
+    """`stage` with the architecture of the model that `node` produces; for `Graph.add`'s `derive`."""
+    return replace(stage, architecture=trained_architecture(node))
 
 
 def initial_architecture(node: Node) -> Architecture:

@@ -52,6 +52,9 @@ def test_overrides_change_a_copy() -> None:
         ("text.more", 1, "unknown key 'text.more': 'text' is a value"),
         ("repeats", "many", "repeats='many'"),
         ("repeats", 0, "repeats=0: must be 1 or more"),
+        ("repeats", 10**26, "repeats=1000.*: must be below 9223372036854775808"),
+        ("inner.names", ["x", 1], "inner.names=.*: must be a list of texts"),
+        ("inner", {"names": [1]}, "must be a list of texts"),
     ],
 )
 def test_bad_overrides_name_the_key_and_place(key: str, value: object, message: str) -> None:
@@ -92,3 +95,11 @@ def test_validation_helpers() -> None:
     positive(Write(), "repeats")
     with pytest.raises(ConfigError, match="log_every=0"):
         positive(Write(log_every=0), "log_every")
+
+
+def test_a_number_is_not_taken_for_a_truth_value() -> None:
+    from megatron_prism.study.small_models import DENSE
+
+    assert apply_overrides(DENSE, {"tie_word_embeddings": False}).tie_word_embeddings is False
+    with pytest.raises(ConfigError, match="tie_word_embeddings=3: must be true or false"):
+        apply_overrides(DENSE, {"tie_word_embeddings": 3})
