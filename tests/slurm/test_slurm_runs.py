@@ -137,10 +137,11 @@ def test_a_failing_stage_ends_the_run_and_nothing_is_left_in_the_queue(cluster, 
     assert cluster.job(jobs["one"]["job"])["Restarts"] == "0"
     assert "refused" in prism("logs", "one").stdout
 
-    # What was submitted once more: only what is missing, on two nodes, and a crash that may be tried once again.
+
+@pytest.mark.slow
+def test_a_crash_is_tried_again_as_often_as_the_executor_says(cluster, prism):
     prism.file.write_text(EXECUTOR + "restarts: 1\n")
     numbers = prism.submit(NOTES, "first=crash", "ranks=2")
-    assert set(numbers) == {"one", "two"}
     cluster.wait_for(lambda: cluster.job(numbers["one"])["Restarts"] == "1", about="one restart")
     cluster.start_now(numbers["one"])
     assert cluster.wait_for_state(numbers["one"], "FAILED")["Restarts"] == "1"
