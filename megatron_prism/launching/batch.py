@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from megatron_prism.errors import REQUEUE_EXIT
 from megatron_prism.launching.executor import Resources
+from megatron_prism.launching.job import ELSEWHERE, LOST, USER_ERROR
 from megatron_prism.launching.rendezvous import HEAD
 
 # Whether all nodes of the job still answer.
@@ -38,12 +39,15 @@ def setup_lines(marker: str, resources: Resources, members: Sequence[str] = ()) 
         # The batch shell must outlive the signals that the stage answers by saving its state.
         "trap : TERM USR1",
         "prism_put_back() {",
+        "  prism_exit=$?",
         # The number of an array's last task is that of the array, so tasks are named by array and place.
         "  prism_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "  prism_job=${prism_job:-$SLURM_JOB_ID}",
         # The script runs with `set -e`, and the exit code of the trap would be that of the job.
         f"  prism_code=$(cat {marker} 2>/dev/null) || :",
         f"  rm -f {marker}",
+        # What another node says wins: the first was only stopped because that one failed.
+        f'  case "$prism_exit" in {ELSEWHERE + LOST}) prism_code={LOST};; {ELSEWHERE + USER_ERROR}) prism_code=;; esac',
         '  prism_state=$(scontrol show job "$prism_job" | grep -o "JobState=[A-Z_]*") || :',
         # Otherwise Slurm is ending the job already: the user has cancelled it, or a node is lost and it starts again.
         '  [ "$prism_state" = JobState=RUNNING ] && [ -n "$prism_code" ] || return 0',

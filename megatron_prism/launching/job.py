@@ -4,13 +4,15 @@ The first node holds the lock on the artifact's folder, runs the stage and seals
 start their processes, which meet those of the first. A stage whose artifact exists ends at once, so a job can be put
 back into the queue at any time.
 
-Exit codes: 0 done, 2 a user's mistake or a failed stage, 75 stopped with its state saved, 1 a bug or a lost process.
+Exit codes: 0 done, 2 a user's mistake or a failed stage, 75 stopped with its state saved, 1 a bug or a lost process. On
+the other nodes: 201 a lost process, 202 a mistake or a bug.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,9 @@ from megatron_prism.platform.console import get_logger, setup_logging
 from megatron_prism.platform.hardware import check_devices
 
 USER_ERROR, LOST = 2, 1
+# Added to what goes wrong on another node than the first. That node's end makes srun stop the others, and the first
+# takes that for a request to save; but srun's exit code is the largest of all, and with a signal it is at most 192.
+ELSEWHERE = 200
 # In the folder of the job files: asks the batch script to put the job back into the queue.
 AGAIN = ".again"
 
@@ -51,11 +56,20 @@ def main(file: Path) -> int:
     except WorkerLost as problem:
         print(f"error: {problem}", file=sys.stderr, flush=True)
         _put_back(file, LOST)
-        return LOST
+        return LOST + _elsewhere()
     except PrismError as problem:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
-        return USER_ERROR
+        return USER_ERROR + _elsewhere()
+    except Exception:
+        if not _elsewhere():
+            raise
+        traceback.print_exc()
+        return USER_ERROR + ELSEWHERE
     return 0
+
+
+def _elsewhere() -> int:
+    return ELSEWHERE if rendezvous(os.environ).rank > 0 else 0
 
 
 def _run(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,10 @@ from megatron_prism.pipeline.stage import Stage, tuning
 
 @dataclass
 class Note(Stage):
-    """Writes its text; 'refuse' is a user's mistake, 'crash' a lost process, 'stop' a stage that was stopped."""
+    """Writes its text; 'refuse' is a user's mistake, 'stop' a stage that was stopped.
+
+    In 'crash' the process of the last rank is lost, and the others wait for it.
+    """
 
     kind: ClassVar[str] = "note"
     text: str = "text"
@@ -30,7 +34,9 @@ class Note(Stage):
         if self.text == "stop":
             raise Requeue("saved")
         if self.text == "crash":
-            os._exit(7)
+            if int(os.environ.get("RANK", "0")) == self.ranks - 1:
+                os._exit(7)
+            time.sleep(30)
         if os.environ.get("RANK", "0") == "0":
             (out / "note.txt").write_text(self.text)
         return {"world_size": int(os.environ.get("WORLD_SIZE", "1")), "variable": os.environ.get("NOTE", "")}

@@ -178,7 +178,8 @@ class Cluster:
 
     def submit(self, script: str, *options: object) -> str:
         """Submit a batch script with the right account; return the job's number."""
-        return self.run("sbatch", "--parsable", f"--account={ACCOUNT}", *options, stdin=script)
+        common = (f"--account={ACCOUNT}", f"--output={self.root}/%j.out")
+        return self.run("sbatch", "--parsable", *common, *options, stdin=script)
 
     def job(self, number: str) -> dict[str, str]:
         """The fields that the controller has of a job: JobState, Reason, Restarts, NodeList and so on."""

@@ -18,7 +18,7 @@ def test_two_machines_with_names_addresses_and_files_of_their_own(cluster):
     script = f"""#!/bin/sh
 srun -N2 sh -c 'echo $(hostname) $(getent hosts $(hostname)) > {cluster.private}/mine; cat {cluster.private}/*'
 """
-    number = cluster.submit(script, "-N2", "--gpus-per-node=4", f"--output={cluster.root}/%j.out")
+    number = cluster.submit(script, "-N2", "--gpus-per-node=4")
     cluster.wait_for_state(number, "COMPLETED")
     lines = sorted((cluster.root / f"{number}.out").read_text().splitlines())
     assert [line.split() for line in lines] == [["n1", "127.0.0.11", "n1"], ["n2", "127.0.0.12", "n2"]]

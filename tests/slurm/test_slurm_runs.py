@@ -92,14 +92,13 @@ def test_a_pre_empted_job_and_one_that_loses_a_node_finish_as_if_nothing_had_hap
     lost_at = last_step(prism.run_dir)
     cluster.wait_for_state(number, "PENDING")
     cluster.repair("n2")
-    cluster.start_now(number)
-    assert (
-        cluster.wait_for_state(number, "COMPLETED", "FAILED", "CANCELLED", seconds=90)["JobState"]
-        == "COMPLETED"
-    )
+    # What Slurm could not tell the lost node, it may tell it now, and so end the job once more.
+    while cluster.wait_for_state(number, "PENDING", "COMPLETED", seconds=90)["JobState"] == "PENDING":
+        cluster.start_now(number)
 
     made = Artifact.open(next((prism.run_dir / "artifacts").glob("train-*")))
-    assert [attempt["world_size"] for attempt in made.receipt.attempts] == [2, 2, 2]
+    assert {attempt["world_size"] for attempt in made.receipt.attempts} == {2}
+    assert len(made.receipt.attempts) in (3, 4)
     # The pre-empted attempt saved its last step; the lost node cost the steps since the last checkpoint.
     assert first_step(prism, number, 1) == stopped_at + 1
     assert first_step(prism, number, 2) == lost_at // 10 * 10 + 1 > stopped_at + 1
@@ -136,6 +135,13 @@ def test_a_failing_stage_ends_the_run_and_nothing_is_left_in_the_queue(cluster, 
     }
     assert cluster.job(jobs["one"]["job"])["Restarts"] == "0"
     assert "refused" in prism("logs", "one").stdout
+
+    # Submitted once more: only what is missing, on two nodes, of which the second crashes. Slurm stops the first then,
+    # which must not be taken for a pre-emption: the job would go back into the queue for ever.
+    numbers = prism.submit(NOTES, "first=crash", "ranks=2")
+    assert set(numbers) == {"one", "two"}
+    assert cluster.wait_for_state(numbers["one"], "FAILED")["Restarts"] == "0"
+    cluster.wait_for_state(numbers["two"], "CANCELLED")
 
 
 @pytest.mark.slow
