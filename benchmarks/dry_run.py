@@ -44,6 +44,11 @@ def command(model: str) -> list[str]:
     for stage, sizes in (("midtrain", LAYOUTS[model]), ("extend", EXTENSION)):
         settings += [f"{stage}.parallel.{name}={size}" for name, size in zip(NAMES, sizes, strict=True)]
         settings.append(f"{stage}.parallel.sequence_parallel={str(sizes[0] > 1).lower()}")
+        # What the recipe's own layout may have.
+        settings += [
+            f"{stage}.parallel.virtual_pipeline_model_parallel_size=null",
+            f"{stage}.parallel.split=even",
+        ]
     return ["run", f"{model}:extend", *settings, "--dry-run=deep"]
 
 
