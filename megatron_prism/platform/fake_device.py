@@ -1,6 +1,6 @@
 """A device without memory: the real training code runs on torch's `meta` tensors, which have shapes and no numbers.
 
-Meta tensors, and not torch's FakeTensorMode: an operation takes a tenth of the time (docs/dry-run.md), and one rank of a
+Meta tensors, and not torch's FakeTensorMode: an operation takes a tenth of the time (docs/dry-run.md), and a rank of a
 128k step has up to two million of them. What meta tensors do not answer by themselves is answered by `ShapesOnly`:
 
 - Which branch a layer takes. `x.is_cuda` (layers/blockwise.py, ssd.py, token_loss.py, ...) is true while a GPU is
