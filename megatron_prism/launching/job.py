@@ -47,7 +47,8 @@ def main(file: Path) -> int:
     setup_logging()
     file = file.resolve()
     try:
-        with stop_signals.handled(repeated=True):
+        # Of a job's nodes the first decides; another one ends when its processes have saved, and not before.
+        with stop_signals.handled(worker=_elsewhere() > 0, repeated=True):
             _run(file)
     except Requeue as stopped:
         log.info("%s", stopped)

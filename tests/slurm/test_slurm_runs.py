@@ -154,6 +154,25 @@ def test_a_crash_is_tried_again_as_often_as_the_executor_says(cluster, prism):
     cluster.wait_for_state(numbers["two"], "CANCELLED")
 
 
+def test_every_node_has_the_time_to_save_before_the_time_limit(cluster, prism):
+    """The job comes back, and what waits for it goes on waiting."""
+    numbers = prism.submit(str(HERE / "slow_saving.py"))
+    waits = [f"artifacts/saves-*.partial/waits{rank}" for rank in range(2)]
+    cluster.wait_for(lambda: all(list(prism.run_dir.glob(each)) for each in waits), about="both ranks")
+    # What Slurm sends before the time limit.
+    cluster.run("scancel", "--signal=USR1", numbers["saves"])
+    cluster.wait_for(lambda: cluster.job(numbers["saves"])["Restarts"] == "1", about="one restart")
+    assert cluster.job(numbers["after"])["JobState"] == "PENDING"
+    cluster.start_now(numbers["saves"])
+    cluster.wait_for_state(numbers["after"], "COMPLETED")
+    assert len(made_by(prism, "saves").receipt.attempts) == 2
+
+
+def made_by(prism: Prism, kind: str) -> Artifact:
+    (folder,) = (prism.run_dir / "artifacts").glob(f"{kind}-????????????")
+    return Artifact.open(folder)
+
+
 def test_jobs_are_seen_and_cancelled(cluster, prism):
     """Cancelled ones do not come back; what sbatch refuses is said in its words, and leaves nothing behind."""
     cluster.run("scontrol", "update", "partition=batch", "state=down")
