@@ -142,19 +142,10 @@ def layout(
 
 def layout_name(parallel: ParallelConfig) -> str:
     """'TP 2, SP, DP 2' for a layout; 'one' for a single process."""
-    sizes = {
-        "TP": parallel.tensor_model_parallel_size,
-        "PP": parallel.pipeline_model_parallel_size,
-        "VPP": parallel.virtual_pipeline_model_parallel_size or 1,
-        "CP": parallel.context_parallel_size,
-        "DP": parallel.data_parallel_size,
-    }
-    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    parts = parallel.short_sizes()
     ends = {"first": parallel.layers_in_first_stage, "last": parallel.layers_in_last_stage}
     parts += [f"{name} stage {count}" for name, count in ends.items() if count is not None]
     parts += [parallel.split] if parallel.split != "even" else []
-    if parallel.sequence_parallel:
-        parts.insert(1, "SP")
     if not parallel.use_distributed_optimizer:
         parts.append("plain optimizer")
     return ", ".join(parts) or "one"

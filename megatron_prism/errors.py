@@ -14,6 +14,8 @@ from collections.abc import Iterable
 # The exit code of a run that stopped on request and goes on when it is started again: EX_TEMPFAIL of sysexits.h. A
 # batch script requeues the job on it.
 REQUEUE_EXIT = 75
+# The exit code for a mistake of the user, and for a stage that failed.
+USER_ERROR_EXIT = 2
 
 
 class Requeue(BaseException):

@@ -94,10 +94,15 @@ def cancel(
 ) -> None:
     """Cancel the job of a stage and those that wait for it, or all jobs of the run folder."""
     check_json_target(json_file)
+    from megatron_prism.launching.record import with_dependants
     from megatron_prism.launching.slurm import cancel_jobs, slurm_jobs
 
     tasks = _tasks(run_dir)
-    chosen = set(tasks) if stage is None else _with_dependants(_known(stage, tasks), tasks)
+    chosen = (
+        set(tasks)
+        if stage is None
+        else with_dependants([_known(stage, tasks)], {name: task for name, (_, task) in tasks.items()})
+    )
     numbers = {name: tasks[name][1].job for name in chosen if tasks[name][1].job}
     states = slurm_jobs(list(numbers.values())) if numbers else {}
     alive = {name: number for name, number in numbers.items() if not states[number].has_ended}
@@ -163,12 +168,3 @@ def _has_ended(stage: str, tasks: dict[str, tuple[Submission, SubmittedTask]]) -
         return True
     job = slurm_jobs([number])[number]
     return job.has_ended or job.state == "UNKNOWN"
-
-
-def _with_dependants(stage: str, tasks: dict[str, tuple[Submission, SubmittedTask]]) -> set[str]:
-    chosen = {stage}
-    while True:
-        more = {name for name, (_, task) in tasks.items() if name not in chosen and chosen & set(task.after)}
-        if not more:
-            return chosen
-        chosen |= more

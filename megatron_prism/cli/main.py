@@ -15,11 +15,10 @@ import typer
 from megatron_prism import __version__
 from megatron_prism.cli import convert, doctor, grade, jobs, merge, plan, recipes, report, ruler, run
 from megatron_prism.cli.dry_run import split_spelling
-from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue
+from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT, PrismError, Requeue
 
 # Typer has its own copy of click; its UsageError is reachable as the base of BadParameter.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-USER_ERROR = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -82,4 +81,4 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _complain(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return USER_ERROR
+    return USER_ERROR_EXIT

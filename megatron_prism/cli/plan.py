@@ -114,11 +114,11 @@ def _as_json(recipe: str, gpu: str, stages: list[dict[str, Any]], searches: dict
 def _choose_layouts(name: str) -> None:
     from megatron_prism.errors import suggest
     from megatron_prism.platform.source_tree import recipes_folder
-    from megatron_prism.study.layout_choice import MODELS, choose, file_text
+    from megatron_prism.study.layout_choice import choose, file_text, published_recipes
 
-    if name not in MODELS:
+    if name not in published_recipes():
         raise ConfigError(
-            f"--choose-layouts: no published model's recipe is called '{name}'{suggest(name, MODELS)}"
+            f"--choose-layouts: no published model's recipe is called '{name}'{suggest(name, published_recipes())}"
         )
     found, missing = choose(name)
     folder = recipes_folder() / "layouts"

@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from megatron_prism.pipeline.graph import Graph
     from megatron_prism.pipeline.node import Node
 
-SIZES = (
-    ("TP", "tensor_model_parallel_size"),
-    ("PP", "pipeline_model_parallel_size"),
-    ("CP", "context_parallel_size"),
-    ("DP", "data_parallel_size"),
-)
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -83,9 +76,8 @@ def _layout(stage: Any) -> str:
     parallel = getattr(stage, "parallel", None)
     if parallel is None:
         return "1 process"
-    sizes = [f"{short} {getattr(parallel, name)}" for short, name in SIZES if getattr(parallel, name) > 1]
     noun = "process" if stage.world_size == 1 else "processes"
-    return ", ".join([*sizes, f"{stage.world_size} {noun}", f"recompute {stage.recompute}"])
+    return ", ".join([*parallel.short_sizes(), f"{stage.world_size} {noun}", f"recompute {stage.recompute}"])
 
 
 def stage_costs(nodes: Sequence[Node]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_prism.errors import REQUEUE_EXIT
+from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT
 from megatron_prism.launching.executor import Resources
-from megatron_prism.launching.job import ELSEWHERE, LOST, USER_ERROR
+from megatron_prism.launching.job import ELSEWHERE, LOST
 from megatron_prism.launching.rendezvous import HEAD
 
 # Whether all nodes of the job still answer.
@@ -47,7 +47,8 @@ def setup_lines(marker: str, resources: Resources, members: Sequence[str] = ()) 
         f"  prism_code=$(cat {marker} 2>/dev/null) || :",
         f"  rm -f {marker}",
         # What another node says wins: the first was only stopped because that one failed.
-        f'  case "$prism_exit" in {ELSEWHERE + LOST}) prism_code={LOST};; {ELSEWHERE + USER_ERROR}) prism_code=;; esac',
+        f'  case "$prism_exit" in {ELSEWHERE + LOST}) prism_code={LOST};;',
+        f"    {ELSEWHERE + USER_ERROR_EXIT}) prism_code=;; esac",
         '  prism_state=$(scontrol show job "$prism_job" | grep -o "JobState=[A-Z_]*") || :',
         # Otherwise Slurm is ending the job already: the user has cancelled it, or a node is lost and it starts again.
         '  [ "$prism_state" = JobState=RUNNING ] && [ -n "$prism_code" ] || return 0',

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import REQUEUE_EXIT, PrismError, Requeue, WorkerLost
+from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT, PrismError, Requeue, WorkerLost
 from megatron_prism.launching.job_file import JobFile, open_inputs, read_job
 from megatron_prism.launching.rendezvous import Rendezvous, rendezvous
 from megatron_prism.pipeline.artifact import Artifact, partial_path
@@ -31,7 +31,7 @@ from megatron_prism.platform import stop_signals
 from megatron_prism.platform.console import get_logger, setup_logging
 from megatron_prism.platform.hardware import check_devices
 
-USER_ERROR, LOST = 2, 1
+LOST = 1
 # Added to what goes wrong on another node than the first. That node's end makes srun stop the others, and the first
 # takes that for a request to save; but srun's exit code is the largest of all, and with a signal it is at most 192.
 ELSEWHERE = 200
@@ -60,12 +60,12 @@ def main(file: Path) -> int:
         return LOST + _elsewhere()
     except PrismError as problem:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
-        return USER_ERROR + _elsewhere()
+        return USER_ERROR_EXIT + _elsewhere()
     except Exception:
         if not _elsewhere():
             raise
         traceback.print_exc()
-        return USER_ERROR + ELSEWHERE
+        return USER_ERROR_EXIT + ELSEWHERE
     return 0
 
 

@@ -28,7 +28,7 @@ def last_error(files: Sequence[Path]) -> str:
     for file in reversed(files):
         for line in reversed(file.read_text(errors="replace").splitlines()):
             _, mark, said = line.partition(ERROR)
-            if mark and not said.startswith(("Detected", "failed")):
+            if mark:
                 return said.strip()
     return ""
 

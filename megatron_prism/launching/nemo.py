@@ -35,7 +35,7 @@ def interpreter(resources: Resources) -> str:
     return resources.python or ("python" if resources.container_image else sys.executable)
 
 
-def environment(task: Task, executor: Executor) -> dict[str, str]:
+def environment(task: Task) -> dict[str, str]:
     """The variables of a job."""
     found = {"OMP_NUM_THREADS": str(task.resources.cpus_per_process), "PYTHONUNBUFFERED": "1"}
     if task.code is not None:
@@ -106,22 +106,20 @@ def script_of(task: Task, executor: Executor) -> Any:
 
 def nemo_executor(task: Task, executor: Executor, home: Path, title: str) -> Any:
     """The executor of a task, of nemo-run's class for this kind."""
-    return {
-        "local": _local,
-        "slurm": _slurm,
-        "docker": _docker,
-        "skypilot": _skypilot,
-        "kubeflow": _kubeflow,
-    }[executor.kind](task, executor, home, title)
+    if executor.kind == "slurm":
+        return _slurm(task, home, title)
+    return {"local": _local, "docker": _docker, "skypilot": _skypilot, "kubeflow": _kubeflow}[executor.kind](
+        task
+    )
 
 
-def _local(task: Task, executor: Executor, home: Path, title: str) -> Any:
+def _local(task: Task) -> Any:
     import nemo_run as run
 
-    return run.LocalExecutor(env_vars=environment(task, executor), packager=run.Packager())
+    return run.LocalExecutor(env_vars=environment(task), packager=run.Packager())
 
 
-def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
+def _slurm(task: Task, home: Path, title: str) -> Any:
     import nemo_run as run
 
     r, placement = task.resources, task.placement
@@ -155,7 +153,7 @@ def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
         setup_lines=setup_lines(marker_word(task), r, [member.name for member in task.members]),
         tunnel=run.LocalTunnel(job_dir=str(home / "experiments")),
         packager=run.Packager(),
-        env_vars=_quoted(environment(task, executor)) | head_node(),
+        env_vars=_quoted(environment(task)) | head_node(),
         poll_estimated_start_time=False,
         array=array_option(task),
     )
@@ -166,7 +164,7 @@ def _slurm(task: Task, executor: Executor, home: Path, title: str) -> Any:
     return made
 
 
-def _docker(task: Task, executor: Executor, home: Path, title: str) -> Any:
+def _docker(task: Task) -> Any:
     import nemo_run as run
 
     r, run_dir = task.resources, task.file.parents[1]
@@ -179,13 +177,13 @@ def _docker(task: Task, executor: Executor, home: Path, title: str) -> Any:
         num_gpus=task.placement.processes if r.gpus_per_node else None,
         volumes=volumes,
         ipc_mode="host",
-        env_vars=environment(task, executor),
+        env_vars=environment(task),
         packager=run.Packager(),
         **chosen,
     )
 
 
-def _skypilot(task: Task, executor: Executor, home: Path, title: str) -> Any:
+def _skypilot(task: Task) -> Any:
     import nemo_run as run
 
     r = task.resources
@@ -201,12 +199,12 @@ def _skypilot(task: Task, executor: Executor, home: Path, title: str) -> Any:
         idle_minutes_to_autostop=r.idle_minutes_to_autostop,
         storage_mounts=dict(r.storage_mounts) or None,
         setup=r.setup or None,
-        env_vars=environment(task, executor),
+        env_vars=environment(task),
         packager=run.Packager(),
     )
 
 
-def _kubeflow(task: Task, executor: Executor, home: Path, title: str) -> Any:
+def _kubeflow(task: Task) -> Any:
     import nemo_run as run
 
     r = task.resources
@@ -219,7 +217,7 @@ def _kubeflow(task: Task, executor: Executor, home: Path, title: str) -> Any:
         gpus_per_node=r.gpus_per_node or None,
         volumes=list(r.volumes),
         volume_mounts=list(r.volume_mounts),
-        env_vars=environment(task, executor),
+        env_vars=environment(task),
         packager=run.Packager(),
     )
 

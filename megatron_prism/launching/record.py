@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,9 +44,30 @@ class Submission:
     tasks: dict[str, SubmittedTask] = field(default_factory=dict)
 
     def save(self, run_dir: Path) -> None:
-        folder = run_dir / SUBMISSIONS
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{self.number:04d}.json", asdict(self))
+        write_json(self._file(run_dir), asdict(self))
+
+    def claim_number(self, run_dir: Path) -> None:
+        """Take the next number that no other submission of this run folder has, and save."""
+        while True:
+            self.number = next_number(run_dir)
+            self._file(run_dir).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with self._file(run_dir).open("x") as file:
+                    json.dump(asdict(self), file)
+            except FileExistsError:
+                continue
+            return
+
+    def _file(self, run_dir: Path) -> Path:
+        return run_dir / SUBMISSIONS / f"{self.number:04d}.json"
+
+
+def with_dependants(names: Collection[str], tasks: Mapping[str, SubmittedTask]) -> set[str]:
+    """The named stages, and those that wait for them, directly or indirectly."""
+    found = set(names)
+    while more := {name for name, task in tasks.items() if name not in found and found & set(task.after)}:
+        found |= more
+    return found
 
 
 def next_number(run_dir: Path) -> int:

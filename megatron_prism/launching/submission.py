@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,6 @@ def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str,
         StageFailed: when all tasks that could run have ended, names the first that failed and its log.
     """
     submission = _record(plan)
-    submission.save(plan.run_dir)
     failed = ""
     for task in plan.tasks:
         entry = submission.tasks[task.name]
@@ -159,17 +158,13 @@ def _run_here(plan: Plan, task: Task, submission: Submission) -> bool:
     home = plan.run_dir.resolve() / HOME
     title = f"{plan.recipe}-{task.name}"
     with experiment(title, submission.number, home) as made:
-        add_tasks(made, [_alone(task)], plan.executor, home=home, title=title)
+        add_tasks(made, [replace(task, after=())], plan.executor, home=home, title=title)
         submission.tasks[task.name].logs = f"{made._exp_dir}/**/combined.log"
         made.run(detach=False)
     from torchx.specs import AppState
 
     # nemo-run returns without an error when a task has failed, and its states are final only now.
     return all(job.state == AppState.SUCCEEDED for job in made.jobs)
-
-
-def _alone(task: Task) -> Task:
-    return Task(task.name, task.file, task.placement, task.resources, code=task.code)
 
 
 def _record(plan: Plan) -> Submission:
@@ -185,7 +180,9 @@ def _record(plan: Plan) -> Submission:
         for task in plan.tasks
     }
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Submission(plan.number, plan.recipe, plan.executor.kind, plan.executor.file, now, tasks)
+    submission = Submission(0, plan.recipe, plan.executor.kind, plan.executor.file, now, tasks)
+    submission.claim_number(plan.run_dir)
+    return submission
 
 
 def _take_back(submission: Submission) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from megatron_prism.errors import ArtifactError
@@ -20,7 +20,7 @@ SINGLE_NODE = ("local", "docker")
 def jobs_to_submit(
     located: Mapping[str, Located],
     run_dir: Path,
-    rerun: set[str] = frozenset(),  # type: ignore[assignment]
+    rerun: Set[str],
 ) -> dict[str, JobFile]:
     """The stages without a finished artifact, and those of `rerun`, by name, in order. Equal stages become one job.
 

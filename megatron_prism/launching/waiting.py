@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from megatron_prism.errors import ServerError, StageFailed
 from megatron_prism.launching.logs import Follower, log_files
-from megatron_prism.launching.record import Submission
+from megatron_prism.launching.record import Submission, with_dependants
 from megatron_prism.launching.slurm import UNKNOWN, SlurmJob, cancel_jobs, slurm_jobs
 from megatron_prism.launching.submission import failure_of
 
@@ -60,15 +60,11 @@ def wait_for_jobs(
 
 def _cancel_dependants(submission: Submission, jobs: dict[str, SlurmJob]) -> None:
     """Remove the jobs that wait for one that failed. Slurm does it, too, where `--kill-on-invalid-dep` is honoured."""
-    failed = {name for name, job in jobs.items() if job.has_failed}
-    while True:
-        more = {
-            name for name, task in submission.tasks.items() if name not in failed and failed & set(task.after)
-        }
-        if not more:
-            break
-        failed |= more
-    if doomed := [
-        submission.tasks[n].job for n in failed if not jobs[n].has_ended and jobs[n].state != UNKNOWN
-    ]:
+    failed = [name for name, job in jobs.items() if job.has_failed]
+    doomed = [
+        submission.tasks[name].job
+        for name in with_dependants(failed, submission.tasks)
+        if not jobs[name].has_ended and jobs[name].state != UNKNOWN
+    ]
+    if doomed:
         cancel_jobs(doomed)

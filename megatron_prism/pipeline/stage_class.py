@@ -51,6 +51,15 @@ def load_module(name: str, path: Path) -> ModuleType:
         raise ArtifactError(
             f"{path}: the file that defines this stage does not exist any more; submit the recipe again"
         )
+    return execute_file(name, path)
+
+
+def execute_file(name: str, path: Path) -> ModuleType:
+    """A new module from the file at `path`, under this name.
+
+    Not through the import system, whose bytecode cache takes a file that was edited twice in a second, with the same
+    length, for unchanged.
+    """
     module = ModuleType(name)
     module.__file__ = str(path)
     # Dataclasses look up their module by name.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import PrismError, Requeue, StageFailed, WorkerLost
+from megatron_prism.errors import USER_ERROR_EXIT, PrismError, Requeue, StageFailed, WorkerLost
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import from_mapping, to_mapping
 from megatron_prism.pipeline.log_relay import relay_lines
@@ -23,7 +23,6 @@ from megatron_prism.platform import stop_signals
 
 TASK_FOLDER = ".launch"
 TASK, METRICS, STOPPED = "task.json", "metrics.json", "stopped.json"
-USER_ERROR_EXIT = 2
 WORKER = "megatron_prism.pipeline.torchrun_worker"
 # Torchrun passes signals on to the workers, and kills those that still run after 30 s: too soon to save a large model.
 PATIENCE = {

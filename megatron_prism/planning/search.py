@@ -162,17 +162,7 @@ def search(
 
 def describe_layout(parallel: ParallelConfig) -> str:
     """'TP 2, SP, PP 4, DP 16'."""
-    p = parallel
-    sizes = {
-        "TP": p.tensor_model_parallel_size,
-        "PP": p.pipeline_model_parallel_size,
-        "VPP": p.virtual_pipeline_model_parallel_size or 1,
-        "CP": p.context_parallel_size,
-        "DP": p.data_parallel_size,
-    }
-    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
-    if p.sequence_parallel:
-        parts.insert(1, "SP")
+    p, parts = parallel, parallel.short_sizes()
     if p.is_uneven:
         first, last = p.layers_in_first_stage, p.layers_in_last_stage
         parts.append(

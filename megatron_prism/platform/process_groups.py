@@ -74,6 +74,20 @@ class ParallelConfig:
             if value < 1:
                 raise ParallelError(f"{name}={value}: must be 1 or more")
 
+    def short_sizes(self) -> list[str]:
+        """The sizes above 1 for a reader: ['TP 2', 'SP', 'PP 4', 'DP 16']."""
+        sizes = {
+            "TP": self.tensor_model_parallel_size,
+            "PP": self.pipeline_model_parallel_size,
+            "VPP": self.virtual_pipeline_model_parallel_size or 1,
+            "CP": self.context_parallel_size,
+            "DP": self.data_parallel_size,
+        }
+        parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+        if self.sequence_parallel:
+            parts.insert(1, "SP")
+        return parts
+
     @property
     def is_uneven(self) -> bool:
         """Whether pipeline stages may have different numbers of layers."""

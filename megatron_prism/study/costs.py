@@ -15,7 +15,7 @@ from megatron_prism.planning.gpu_profile import load_profile
 from megatron_prism.planning.stage_plan import GB, StagePlan
 from megatron_prism.platform.source_tree import ROOT
 from megatron_prism.rl.stage import Reinforce
-from megatron_prism.study.layout_choice import LONGEST, MODELS, with_layout
+from megatron_prism.study.layout_choice import LONGEST, published_recipes, with_layout
 from megatron_prism.study.layouts import LayoutTable
 from megatron_prism.study.registry import load_recipe
 from megatron_prism.study.stage_plans import Setting, nodes_on_paper, plan_stages
@@ -84,7 +84,7 @@ def _summary() -> Iterator[str]:
         )
         yield "| model | mid-training | extensions | RL, two runs | RULER | GPU-hours | days | disk, TB | at most |"
         yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-        for model in MODELS:
+        for model in published_recipes():
             plans = [each for each in plans_of(model, gpus, long_gpus) if each.kind != "difficulty"]
             groups = {
                 "midtrain": [each for each in plans if each.name == "midtrain"],
@@ -109,7 +109,7 @@ def _tables() -> Iterator[str]:
     yield "| model | stage | layout | GPUs | GB | seconds per step | tokens/s/GPU | MFU | hours | GPU-hours |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
     for gpus, long_gpus in SCALES:
-        for model in MODELS:
+        for model in published_recipes():
             yield from stage_lines(model, gpus, long_gpus)
     yield ""
 

@@ -7,8 +7,9 @@ A test chooses some entries again and compares. The batches are the paper's: 128
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
@@ -21,23 +22,15 @@ from megatron_prism.planning.search import Found, Ranked
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.planned import Lengths, search_reinforcement
 from megatron_prism.rl.stage import Reinforce
-from megatron_prism.study.layouts import LayoutTable
+from megatron_prism.study.layouts import RL, TRAIN, LayoutTable
+from megatron_prism.study.model_recipe import ModelRecipe
+from megatron_prism.study.registry import list_recipes, load_recipe
 from megatron_prism.training.batch import BatchConfig
 from megatron_prism.training.planned import search_train
 from megatron_prism.training.stage import Train
 
-MODELS = {
-    "granite-3.3-8b": "ibm-granite/granite-3.3-8b-base",
-    "granite-4.0-micro": "ibm-granite/granite-4.0-micro-base",
-    "granite-4.0-h-micro": "ibm-granite/granite-4.0-h-micro-base",
-    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
-    "mistral-7b-v0.1": "mistralai/Mistral-7B-v0.1",
-    "mistral-small-24b": "mistralai/Mistral-Small-24B-Base-2501",
-    "nemotron-h-8b": "nvidia/Nemotron-H-8B-Base-8K",
-}
 LENGTHS = (8192, 16384, 32768, 131072)
 LONGEST = LENGTHS[-1]
-TRAIN, RL = "train", "rl"
 GPU = "h100"
 T = TypeVar("T", Train, Reinforce)
 
@@ -49,6 +42,13 @@ class Entry:
     kind: str
     gpus: int
     tokens: int
+
+
+@cache
+def published_recipes() -> Mapping[str, str]:
+    """The Hugging Face name of its model for each recipe of a published model."""
+    functions = {name: load_recipe(name).function for name in list_recipes()}
+    return {name: made.model for name, made in functions.items() if isinstance(made, ModelRecipe)}
 
 
 def entries() -> Iterator[Entry]:
@@ -70,7 +70,9 @@ def search_entry(model: str, entry: Entry) -> Found:
 
 def stage_of(model: str, entry: Entry) -> Train | Reinforce:
     """The stage that a layout is chosen for, with the paper's batches."""
-    architecture = _with_positions(architecture_from_config(published_config(MODELS[model])), entry.tokens)
+    architecture = _with_positions(
+        architecture_from_config(published_config(published_recipes()[model])), entry.tokens
+    )
     if entry.kind == TRAIN:
         batch = BatchConfig(entry.tokens, 1, 9 if entry.tokens == LONGEST else 128)
         return Train(architecture, "mcs", dtype="bf16", batch=batch)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_prism.errors import PrismError, StageFailed
+from megatron_prism.errors import USER_ERROR_EXIT, PrismError, StageFailed
 from megatron_prism.launching.job_file import job_of, write_job
 from megatron_prism.launching.nemo import MODULE
 from megatron_prism.launching.packaging import copy_of_the_code
@@ -29,8 +29,6 @@ from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.node import locate
 from megatron_prism.platform.console import setup_logging
 from megatron_prism.study.registry import load_recipe
-
-USER_ERROR = 2
 
 
 def run_stage(
@@ -53,7 +51,7 @@ def run_stage(
         graph.run(folder, target=stage or None, jobs=1)
     except PrismError as problem:
         print(f"error: {problem}", file=sys.stderr, flush=True)
-        raise SystemExit(USER_ERROR) from None
+        raise SystemExit(USER_ERROR_EXIT) from None
 
 
 def stage_partial(recipe: str, stage: str, *, run_dir: str | Path = "", overrides: Sequence[str] = ()) -> Any:

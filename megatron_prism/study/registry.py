@@ -7,10 +7,8 @@ A recipe is a module with a function `recipe(**parameters) -> Graph`; the keywor
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.placeholder import planning
+from megatron_prism.pipeline.stage_class import execute_file
 from megatron_prism.platform.source_tree import recipes_folder
 
 PARAMETER_TYPES = (bool, int, float, str)
@@ -145,21 +144,12 @@ def _module_name(name: str) -> str:
 def _module_of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe file")
-    spec = importlib.util.spec_from_file_location(f"prism_recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look up their module by name.
-    sys.modules[spec.name] = module
     try:
-        # Not through the import system, whose bytecode cache takes a file that was edited twice in a second, with the
-        # same length, for unchanged.
-        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+        return execute_file(f"prism_recipe_{path.stem}", path)
     except SyntaxError as problem:
         raise ConfigError(
             f"{path}, line {problem.lineno}: this is not valid Python ({problem.msg})"
         ) from None
-    return module
 
 
 def _from_module(module: ModuleType, name: str) -> Recipe:

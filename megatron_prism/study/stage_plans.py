@@ -121,9 +121,7 @@ def _train(name: str, stage: Train, setting: Setting) -> StagePlan:
     count = count_parameters(job.architecture)
     saves = (stage.steps // stage.checkpoint_every if stage.checkpoint_every else 0) + 1
     checkpoint = count * (WEIGHT + STATE)
-    kept = count * WEIGHT
-    for every, size in ((stage.checkpoints.keep_every, checkpoint), (stage.checkpoints.weights_every, kept)):
-        kept += stage.steps // every * size if every else 0
+    kept = _kept_bytes(stage, count * WEIGHT, checkpoint)
     # A step of validation is a forward pass: a third.
     rounds = (stage.steps // stage.validate_every if stage.validate_every else 0) + 1
     plan = StagePlan(
@@ -151,9 +149,7 @@ def _reinforce(name: str, stage: Reinforce, setting: Setting) -> StagePlan:
     count = count_parameters(stage.architecture)
     checkpoint = count * (WEIGHT + STATE + (WEIGHT if stage.objective.kl_coefficient else 0))
     saves = (stage.steps // stage.checkpoint_every if stage.checkpoint_every else 0) + 1
-    kept = count * WEIGHT
-    for every, size in ((stage.checkpoints.keep_every, checkpoint), (stage.checkpoints.weights_every, kept)):
-        kept += stage.steps // every * size if every else 0
+    kept = _kept_bytes(stage, count * WEIGHT, checkpoint)
     plan = StagePlan(
         name,
         stage.kind,
@@ -168,6 +164,13 @@ def _reinforce(name: str, stage: Reinforce, setting: Setting) -> StagePlan:
         remarks=[f"answers of {setting.lengths.answer} tokens on average; without evaluations"],
     )
     return _with_fit(plan, gpu)
+
+
+def _kept_bytes(stage: Train | Reinforce, model: float, checkpoint: float) -> float:
+    """Disk of what stays: the model, and the checkpoints and weights that are kept for good."""
+    kept = stage.checkpoints
+    every = ((kept.keep_every, checkpoint), (kept.weights_every, model))
+    return model + sum(stage.steps // steps * size for steps, size in every if steps)
 
 
 def _with_fit(plan: StagePlan, gpu: GpuProfile) -> StagePlan:

@@ -80,7 +80,7 @@ def array(tmp_path) -> Task:
     """`one`, which is stopped with its state saved, and `three`, as an array in a run folder."""
     run_dir = (tmp_path / "run").resolve()
     located = locate(recipe(first="stop").nodes.values(), run_dir)
-    jobs = jobs_to_submit(located, run_dir)
+    jobs = jobs_to_submit(located, run_dir, set())
     file = executor(tmp_path, SLURM.partition("stages:")[0] + "array: 3\n")
     made = with_arrays(tasks_of(jobs, located, run_dir, executor=load_executor(Path(file))))[0]
     (run_dir / "artifacts").mkdir(parents=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.cli import main as cli
-from megatron_prism.launching import checks
+from megatron_prism.launching import checks, record
 from megatron_prism.pipeline.artifact import Artifact
 
 RECIPE = str(Path(__file__).with_name("two_stages.py"))
@@ -206,3 +206,20 @@ def test_a_damaged_artifact_is_said_before_submission(tmp_path, capsys):
     capsys.readouterr()
     assert prism("run", RECIPE, "--executor", file, "--run-dir", run_dir) == 2
     assert "stage 'one' is done, but its artifact is damaged" in capsys.readouterr().err
+
+
+def test_two_submissions_at_the_same_moment_have_two_numbers(tmp_path, monkeypatch):
+    one, two = (record.Submission(0, "notes", "slurm", "executor.yaml", "now") for _ in range(2))
+    one.claim_number(tmp_path)
+    # The second looked before the first had written.
+    seen = iter([1, 2])
+    monkeypatch.setattr(record, "next_number", lambda run_dir: next(seen))
+    two.claim_number(tmp_path)
+    assert [each.number for each in record.read_submissions(tmp_path)] == [1, 2]
+
+
+def test_what_waits_for_a_stage_also_waits_for_what_that_waits_for():
+    tasks = {
+        name: record.SubmittedTask("", "", after) for name, after in {"d": ["c"], "c": ["a"], "b": []}.items()
+    }
+    assert record.with_dependants(["a"], tasks) == {"a", "c", "d"}

@@ -9,12 +9,12 @@ from megatron_prism.planning.memory import training_memory
 from megatron_prism.planning.search import RESERVE
 from megatron_prism.study import costs
 from megatron_prism.study.layout_choice import (
-    MODELS,
     Entry,
     as_mapping,
     choose,
     entries,
     file_text,
+    published_recipes,
     search_entry,
     stage_of,
     with_layout,
@@ -41,7 +41,7 @@ def test_the_file_has_what_the_planner_chooses(model, entry):
     assert as_mapping(search_entry(model, entry).ranked[0]) == in_file(model, entry)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", published_recipes())
 def test_every_layout_is_accepted_and_fits(model):
     """By the stage's own checks, with the paper's batches, and with 8 % of 80 GB to spare."""
     from megatron_prism.rl.memory import reinforcement_workload
@@ -59,7 +59,7 @@ def test_every_layout_is_accepted_and_fits(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", published_recipes())
 def test_every_file_is_what_the_command_writes(model):
     assert LayoutTable.load(model).path.read_text() == file_text(model, *choose(model))
 
