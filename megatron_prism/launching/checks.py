@@ -10,36 +10,7 @@ from pathlib import Path
 from megatron_prism.errors import ConfigError
 from megatron_prism.launching.executor import Executor
 from megatron_prism.launching.task import Task
-
-# File systems that several machines see. Others are local, or unknown.
-SHARED = {
-    *(
-        "nfs",
-        "nfs4",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "smb3",
-        "wekafs",
-        "panfs",
-        "orangefs",
-        "glusterfs",
-    ),
-    *(
-        "fuse.glusterfs",
-        "fuse.juicefs",
-        "fuse.ceph",
-        "fuse.cephfs",
-        "9p",
-        "virtiofs",
-        "afs",
-        "vast",
-        "quobyte",
-    ),
-}
-MOUNTS = Path("/proc/mounts")
+from megatron_prism.platform.folder_checks import file_system, is_shared
 
 
 def check_submission(tasks: Sequence[Task], executor: Executor, run_dir: Path) -> None:
@@ -77,22 +48,9 @@ def check_shared(run_dir: Path, executor: Executor, task: Task) -> None:
     if executor.shared_run_dir:
         return
     kind = file_system(run_dir)
-    if kind not in SHARED:
+    if not is_shared(kind):
         raise ConfigError(
             f"--run-dir {run_dir}: its file system ({kind}) is not one of those that nodes share, and stage "
             f"'{task.name}' runs on {task.placement.nodes} nodes; choose a shared folder, or write "
             f"shared_run_dir: true into {executor.file} if all nodes see this one"
         )
-
-
-def file_system(path: Path) -> str:
-    """The type of the file system that holds `path`, or will hold it."""
-    resolved = path.resolve()
-    best, kind = -1, "unknown"
-    for line in MOUNTS.read_text().splitlines() if MOUNTS.exists() else []:
-        _, mount, found, *_ = line.split(" ")
-        folder = Path(mount.replace("\\040", " "))
-        # Of two mounts on one folder the later one is seen.
-        if resolved.is_relative_to(folder) and len(folder.parts) >= best:
-            best, kind = len(folder.parts), found
-    return kind

@@ -25,7 +25,7 @@ LITTLE_SPACE = 100 * 2**30
 # Types of file systems in /proc/self/mountinfo (a FUSE type stands after "fuse.").
 SHARED = re.compile(
     "nfs4?|lustre|gpfs|beegfs|ceph|wekafs|cifs|smb3|glusterfs|panfs|pvfs2|afs|9p|virtiofs|sshfs|gcsfuse|s3fs|juicefs|"
-    "goofys|blobfuse2|mount-s3|dfuse"
+    "goofys|blobfuse2|mount-s3|dfuse|orangefs|quobyte|vast"
 )
 LOCAL = re.compile("ext[234]|xfs|btrfs|zfs|tmpfs|ramfs|overlay|f2fs|fuseblk|bcachefs")
 

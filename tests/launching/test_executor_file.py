@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.errors import ConfigError, ParallelError
-from megatron_prism.launching import checks
-from megatron_prism.launching.checks import file_system
 from megatron_prism.launching.executor import KEYS, REQUIRED, Resources, load_executor
 from megatron_prism.launching.placement import Placement, place
 from megatron_prism.launching.rendezvous import FIRST_PORT, PORTS, rendezvous
@@ -139,17 +137,3 @@ def test_nodes_of_other_managers():
     assert (pods.nodes, pods.rank, pods.host, pods.port) == (3, 0, "a-0", 29400)
     # Inside a job's batch script, but not started by srun: a single node.
     assert rendezvous({"SLURM_JOB_ID": "7"}).nodes == 1
-
-
-def test_the_file_system_of_the_nearest_mount(tmp_path, monkeypatch):
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        "/dev/a / ext4 rw 0 0\nserver:/x /data lustre rw 0 0\n/dev/b /data/local\\040disk xfs rw 0 0\n"
-        "server:/y /data/local\\040disk/far nfs4 rw 0 0\n"
-    )
-    monkeypatch.setattr(checks, "MOUNTS", mounts)
-    found = {
-        path: file_system(Path(path)) for path in ("/home/x", "/data/runs/a", "/data/local disk/b", "/datas")
-    }
-    assert list(found.values()) == ["ext4", "lustre", "xfs", "ext4"]
-    assert file_system(Path("/data/local disk/far/c")) == "nfs4"
