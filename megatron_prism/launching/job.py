@@ -20,7 +20,7 @@ from typing import Any
 
 from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT, PrismError, Requeue, WorkerLost
 from megatron_prism.launching.job_file import JobFile, open_inputs, read_job
-from megatron_prism.launching.rendezvous import Rendezvous, rendezvous
+from megatron_prism.launching.rendezvous import PortTaken, Rendezvous, rendezvous
 from megatron_prism.pipeline.artifact import Artifact, partial_path
 from megatron_prism.pipeline.artifact_lock import artifact_lock
 from megatron_prism.pipeline.launch import ONE_MACHINE, run_processes
@@ -30,6 +30,7 @@ from megatron_prism.pipeline.worker_task import result_of, task_path, write_task
 from megatron_prism.platform import stop_signals
 from megatron_prism.platform.console import get_logger, setup_logging
 from megatron_prism.platform.hardware import check_devices
+from megatron_prism.platform.ports import is_free
 
 LOST = 1
 # Added to what goes wrong on another node than the first. That node's end makes srun stop the others, and the first
@@ -54,9 +55,9 @@ def main(file: Path) -> int:
         log.info("%s", stopped)
         _put_back(file, REQUEUE_EXIT)
         return REQUEUE_EXIT
-    except WorkerLost as problem:
+    except (WorkerLost, PortTaken) as problem:
         print(f"error: {problem}", file=sys.stderr, flush=True)
-        _put_back(file, LOST)
+        _put_back(file, REQUEUE_EXIT if isinstance(problem, PortTaken) else LOST)
         return LOST + _elsewhere()
     except PrismError as problem:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
@@ -132,6 +133,11 @@ def _processes(task: Path, processes: int, where: Rendezvous) -> bool:
     """Run this node's processes; whether all succeeded."""
     nodes: tuple[str, ...] = ONE_MACHINE
     if where.nodes > 1:
+        if where.rank == 0 and not is_free(where.port):
+            raise PortTaken(
+                f"port {where.port} of {where.host}, where the nodes meet, was taken by another program after the "
+                "batch script had chosen it; the job has to start again"
+            )
         # The static rendezvous needs no agreement on who is first, and a node that comes back has its old rank.
         nodes = (
             f"--nnodes={where.nodes}",

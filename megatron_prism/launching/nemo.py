@@ -22,6 +22,9 @@ from megatron_prism.launching.task import Task
 
 # nemo-run replaces "/nemo_run" in a script by the folder of the job.
 HOME = f"{LAUNCH}/nemo"
+REPLACED = "/nemo_run"
+# Since Slurm 22.05 srun does not take the number of cores from the job's header, and may bind a task to one of them.
+SRUN_CPUS = "SRUN_CPUS_PER_TASK"
 MODULE, ARRAY_MODULE = "megatron_prism.launching.job", "megatron_prism.launching.array"
 
 
@@ -123,6 +126,7 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
     import nemo_run as run
 
     r, placement = task.resources, task.placement
+    cpus = r.cpus_per_process * placement.processes
     parameters: dict[str, Any] = {
         "kill_on_invalid_dep": "yes",
         "requeue" if r.requeue else "no_requeue": True,
@@ -138,7 +142,7 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
         time=r.time,
         nodes=placement.nodes,
         ntasks_per_node=1,
-        cpus_per_task=r.cpus_per_process * placement.processes,
+        cpus_per_task=cpus,
         gpus_per_node=r.gpus_per_node or None if r.request_gpus else None,
         qos=r.qos or None,
         constraint=r.constraint or None,
@@ -150,10 +154,12 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
         container_mounts=mounts,
         srun_args=list(r.srun_args) or None,
         additional_parameters=parameters | r.additional_parameters,
-        setup_lines=setup_lines(marker_word(task), r, [member.name for member in task.members]),
+        setup_lines=setup_lines(
+            marker_word(task), r, [member.name for member in task.members], nodes=placement.nodes
+        ),
         tunnel=run.LocalTunnel(job_dir=str(home / "experiments")),
         packager=run.Packager(),
-        env_vars=_quoted(environment(task)) | head_node(),
+        env_vars=_quoted(environment(task)) | head_node() | {SRUN_CPUS: str(cpus)},
         poll_estimated_start_time=False,
         array=array_option(task),
     )
@@ -223,5 +229,13 @@ def _kubeflow(task: Task) -> Any:
 
 
 def _quoted(variables: Mapping[str, str]) -> dict[str, str]:
-    """Values for `export NAME=VALUE` in a script, where nemo-run writes them as they are."""
-    return {key: shlex.quote(value) for key, value in variables.items()}
+    """Values for `export NAME=VALUE` in a script.
+
+    nemo-run takes them for templates of Python, in which "$$" is one "$", and replaces `REPLACED`; two quotes in the
+    middle of a word change nothing for the shell.
+    """
+    halves = f"{REPLACED[:-1]}''{REPLACED[-1]}"
+    return {
+        key: shlex.quote(value).replace("$", "$$").replace(REPLACED, halves)
+        for key, value in variables.items()
+    }

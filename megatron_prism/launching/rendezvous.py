@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_prism.errors import StageFailed
+
 # Below the ports that Linux gives to outgoing connections (from 32768), and above those of services.
 FIRST_PORT, PORTS = 20_000, 12_000
-HEAD = "PRISM_HEAD_NODE"
+# What the batch script has found out for all nodes: the address of the first, and a port that was free there.
+HEAD, PORT = "PRISM_HEAD_NODE", "PRISM_PORT"
+
+
+class PortTaken(StageFailed):
+    """Another program has taken the port since the batch script chose it, so the job must start again."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ def rendezvous(environment: Mapping[str, str]) -> Rendezvous:
             nodes=int(environment.get("SLURM_NNODES", "1")),
             rank=int(environment["SLURM_NODEID"]),
             host=environment.get(HEAD, "").split(" ")[0],
-            port=FIRST_PORT + int(job) % PORTS,
+            port=int(environment.get(PORT) or FIRST_PORT + int(job) % PORTS),
             job=job,
         )
     if "SKYPILOT_NODE_RANK" in environment:

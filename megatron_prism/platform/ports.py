@@ -20,10 +20,19 @@ def free_port() -> int:
     source = random.SystemRandom()
     for _ in range(TRIES):
         port = source.randrange(FIRST, LAST)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
+        if is_free(port, "127.0.0.1"):
+            return port
     raise OSError(f"no free port between {FIRST} and {LAST} in {TRIES} tries")
+
+
+def is_free(port: int, host: str = "") -> bool:
+    """Whether a server could listen on this port of this machine: on all its addresses, or on one."""
+    with socket.socket() as probe:
+        # As servers do, to whom connections that have ended are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError:
+            return False
+    return True

@@ -23,7 +23,7 @@ partition: batch
 gpus_per_node: 2
 cpus_per_process: 3
 shared_run_dir: true
-env: {NOTE: "a b's"}
+env: {NOTE: "a b's $$ $HOME % # ü\\n/opt/nemo_run"}
 stages:
   three: {partition: cpu, gpus_per_node: 0, requeue: false, time: "00:05:00"}
 """
@@ -142,7 +142,7 @@ def test_the_script_for_slurm(tmp_path, sbatch):
         for line in scripts["one"].splitlines()
         if line.startswith("export ")
     )
-    assert shlex.split(variables["NOTE"]) == ["a b's"]
+    assert variables["SRUN_CPUS_PER_TASK"] == "6"
     assert variables["OMP_NUM_THREADS"] == "3"
     assert "#SBATCH --partition=cpu" in scripts["three"]
     assert "#SBATCH --time=00:05:00" in scripts["three"]
@@ -152,6 +152,12 @@ def test_the_script_for_slurm(tmp_path, sbatch):
     for script in scripts.values():
         text = script.partition("#----------------\n#!")[2]
         subprocess.run(["bash", "-n"], input=f"#!{text}", text=True, check=True)
+    # The lines of the variables as a shell reads them.
+    exported = scripts["one"].partition("export NOTE=")[2].partition("\nexport")[0]
+    read = subprocess.run(
+        ["bash", "-c", f'export NOTE={exported}\nprintf %s "$NOTE"'], capture_output=True, text=True, check=True
+    )
+    assert read.stdout == "a b's $$ $HOME % # ü\n/opt/nemo_run"
 
 
 @pytest.mark.parametrize(

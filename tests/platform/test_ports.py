@@ -34,3 +34,5 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch):
         )
         with pytest.raises(OSError, match="no free port between 20000 and 32000"):
             ports.free_port()
+        assert not ports.is_free(taken)
+        assert ports.is_free(other)
