@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
-from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.errors import ConfigError, ServerError, suggest
 
 if TYPE_CHECKING:
     from megatron_prism.launching.record import Submission, SubmittedTask
@@ -126,10 +128,27 @@ def _last_run_dir() -> Path:
 
 
 def _tasks(run_dir: Path | None) -> dict[str, tuple[Submission, SubmittedTask]]:
-    from megatron_prism.launching.record import latest_tasks
+    """The last submission of every stage by its name, and earlier ones that Slurm still has as STAGE@SUBMISSION."""
+    from megatron_prism.launching.in_queue import find_lost_numbers, queued_tasks
+    from megatron_prism.launching.record import latest_tasks, read_submissions
 
     run_dir = run_dir or _last_run_dir()
+    # Without an answer the records are still worth showing; whoever needs a state asks again.
+    with suppress(ServerError):
+        find_lost_numbers(run_dir)
     found = latest_tasks(run_dir)
+    with suppress(ServerError):
+        queued = {(each.name, each.submission) for each in queued_tasks(run_dir)}
+        earlier = [
+            (submission, name, task)
+            for submission in read_submissions(run_dir)
+            for name, task in submission.tasks.items()
+            if submission.number != found[name][0].number and (name, submission.number) in queued
+        ]
+        labels = {(name, submission.number): f"{name}@{submission.number}" for submission, name, _ in earlier}
+        for submission, name, task in earlier:
+            waits = [label for other in task.after if (label := labels.get((other, submission.number)))]
+            found[labels[name, submission.number]] = (submission, replace(task, after=waits))
     if not found:
         raise ConfigError(
             f"--run-dir {run_dir}: nothing was submitted from this folder with `prism run --executor`"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_prism.cli.output import show_line, show_table, write_result
 from megatron_prism.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from megatron_prism.launching.job_file import JobFile
     from megatron_prism.launching.submission import Plan
     from megatron_prism.pipeline.node import Located
 
@@ -33,12 +35,12 @@ def launch(
         ConfigError: for what would fail in the queue; nothing is submitted then.
         StageFailed: if a job failed.
     """
-    from megatron_prism.launching.packaging import copy_of_the_code
     from megatron_prism.launching.preparation import prepare
     from megatron_prism.launching.submission import scripts
 
     run_dir = run_dir.resolve()
-    plan, jobs = prepare(recipe, located, run_dir, executor_file=executor_file, rerun=rerun)
+    prepared = partial(prepare, recipe, located, run_dir, executor_file=executor_file, rerun=rerun)
+    plan, _ = prepared()
     executor = plan.executor
     if detach and executor.kind != "slurm":
         raise ConfigError(
@@ -48,23 +50,34 @@ def launch(
         shown = scripts(plan)
         for name, text in shown.items():
             show_line(json_file, f"### {name}\n{text}\n")
-        show_line(json_file, f"{len(shown)} of {len(located)} stages would be submitted")
+        _tell_joined(plan)
+        show_line(json_file, f"{len(plan.tasks)} of {len(located)} stages would be submitted")
         write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "scripts": shown})
         return
-    if not plan.tasks:
+    if not plan.tasks and not plan.joined:
         show_line(json_file, f"nothing to submit: all {len(located)} stages are done")
         write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": {}})
         return
     (run_dir / "artifacts").mkdir(parents=True, exist_ok=True)
-    copy_of_the_code(executor, run_dir)
-    submitted = _run(plan, jobs, detach, json_file)
+    submitted = _run(prepared, detach, json_file)
     if not detach:
         _check_artifacts(located, run_dir)
     write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": submitted})
 
 
-def _run(plan: Plan, jobs: Mapping[str, Any], detach: bool, json_file: str | None) -> dict[str, str]:
-    from megatron_prism.launching.submission import run_one_by_one, submit_to_slurm
+def _tell_joined(plan: Plan) -> None:
+    from megatron_prism.platform.console import get_logger
+
+    for name, queued in plan.joined.items():
+        get_logger(__name__).info("stage '%s': not submitted again, %s makes it", name, queued)
+
+
+def _run(
+    prepared: Callable[[], tuple[Plan, dict[str, JobFile]]], detach: bool, json_file: str | None
+) -> dict[str, str]:
+    from megatron_prism.launching.packaging import copy_of_the_code
+    from megatron_prism.launching.submission import SLURM, run_one_by_one, submit_to_slurm
+    from megatron_prism.launching.submission_lock import submission_lock
     from megatron_prism.launching.waiting import wait_for_jobs
     from megatron_prism.platform.console import get_logger
 
@@ -73,16 +86,23 @@ def _run(plan: Plan, jobs: Mapping[str, Any], detach: bool, json_file: str | Non
     def tell(name: str, state: str) -> None:
         log.info("stage '%s': %s", name, state.lower())
 
-    if plan.executor.kind != "slurm":
+    plan, jobs = prepared()
+    if plan.executor.kind != SLURM:
+        copy_of_the_code(plan.executor, plan.run_dir)
         return {name: task.state for name, task in run_one_by_one(plan, jobs, tell).tasks.items()}
-    submission = submit_to_slurm(plan, jobs)
+    with submission_lock(plan.run_dir):
+        # Another `prism run` may have submitted since.
+        plan, jobs = prepared()
+        _tell_joined(plan)
+        copy_of_the_code(plan.executor, plan.run_dir)
+        submission = plan.with_joined(submit_to_slurm(plan, jobs) if plan.tasks else None)
     rows = [
         [name, task.job, str(task.nodes), str(task.processes), ", ".join(task.after)]
         for name, task in submission.tasks.items()
     ]
     show_table(
         json_file,
-        f"submitted from {plan.run_dir}",
+        f"jobs of {plan.run_dir}",
         ["stage", "job", "nodes", "processes per node", "after"],
         rows,
     )

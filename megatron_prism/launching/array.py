@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def with_arrays(tasks: Sequence[Task]) -> list[Task]:
     """
     groups: dict[str, list[Task]] = {}
     for task in tasks:
-        alike = repr((sorted(task.after), task.resources, task.placement, task.code))
+        alike = repr((sorted(task.after), sorted(task.waits_for), task.resources, task.placement, task.code))
         groups.setdefault(alike if task.resources.array else task.name, []).append(task)
     # A group stands at the place of its first task: what it waits for stands before that.
     made = [_array(group) if len(group) > 1 else group[0] for group in groups.values()]
@@ -68,13 +68,6 @@ def marker_word(task: Task) -> str:
     if not task.members:
         return shlex.quote(str(again_marker(task.file)))
     return f"{shlex.quote(str(task.file.with_suffix('')))}.${TASK_ID}{AGAIN}"
-
-
-def job_numbers(task: Task, number: str) -> Mapping[str, str]:
-    """The numbers of a task's jobs by the names of their stages; `number` is what sbatch printed."""
-    if not task.members:
-        return {task.name: number}
-    return {member.name: f"{number}_{place}" if number else "" for place, member in enumerate(task.members)}
 
 
 def run_member(array: Path, place: int) -> int:

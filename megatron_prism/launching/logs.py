@@ -16,11 +16,18 @@ def log_files(task: SubmittedTask) -> list[Path]:
 
     Of Slurm's, those of the batch script (what the shell did) are left out once the stage itself has written.
     """
+    return stage_logs(task) or _all_files(task)
+
+
+def stage_logs(task: SubmittedTask) -> list[Path]:
+    """Those that the stage itself has written, oldest first."""
+    return [path for path in _all_files(task) if not path.name.startswith("sbatch_")]
+
+
+def _all_files(task: SubmittedTask) -> list[Path]:
     if not task.logs:
         return []
-    found = sorted(map(Path, glob.glob(task.logs, recursive=True)), key=lambda path: path.stat().st_mtime)
-    ours = [path for path in found if not path.name.startswith("sbatch_")]
-    return ours or found
+    return sorted(map(Path, glob.glob(task.logs, recursive=True)), key=lambda path: path.stat().st_mtime)
 
 
 def last_error(files: Sequence[Path]) -> str:

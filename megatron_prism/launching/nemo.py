@@ -17,11 +17,9 @@ from typing import Any
 from megatron_prism.launching.array import array_option, marker_word
 from megatron_prism.launching.batch import head_node, setup_lines
 from megatron_prism.launching.executor import Executor, Resources
-from megatron_prism.launching.job_file import LAUNCH
 from megatron_prism.launching.task import Task
 
-# nemo-run replaces "/nemo_run" in a script by the folder of the job.
-HOME = f"{LAUNCH}/nemo"
+# nemo-run replaces it in a script by the folder of the job.
 REPLACED = "/nemo_run"
 # Since Slurm 22.05 srun does not take the number of cores from the job's header, and may bind a task to one of them.
 SRUN_CPUS = "SRUN_CPUS_PER_TASK"
@@ -131,6 +129,10 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
         "kill_on_invalid_dep": "yes",
         "requeue" if r.requeue else "no_requeue": True,
     }
+    # sbatch's `--dependency=afterok:1:2:3`: nemo-run adds the jobs of this submission, if there are any.
+    earlier = ":".join(["afterok", *(number for _, number in task.waits_for)])
+    if task.waits_for and not task.after:
+        parameters["dependency"] = earlier
     run_dir = task.file.parents[1]
     mounts = [*r.container_mounts, f"{run_dir}:{run_dir}"] if r.container_image else []
     if task.code is not None and r.container_image:
@@ -162,6 +164,7 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
         env_vars=_quoted(environment(task)) | head_node() | {SRUN_CPUS: str(cpus)},
         poll_estimated_start_time=False,
         array=array_option(task),
+        dependency_type=earlier,
     )
     if task.members:
         from megatron_prism.launching.array_logs import ArrayJobDetails

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +24,9 @@ class SubmittedTask:
         job: the number of the job on the cluster; empty for a task that is not submitted yet, or needs no number.
         logs: pattern of its log files.
         state: of a task that a cluster does not know: 'running', 'done', 'failed', or 'not started'.
+        folder: of the artifact that it makes, below the run folder.
+        entry: the name of its script: its own, or that of the array which it is part of.
+        place: in the array; -1 for a job of its own.
     """
 
     job: str
@@ -30,6 +35,13 @@ class SubmittedTask:
     nodes: int = 1
     processes: int = 1
     state: str = ""
+    folder: str = ""
+    entry: str = ""
+    place: int = -1
+
+    def number_in(self, job: str) -> str:
+        """The number of this task's job, if `job` is what sbatch printed for its script."""
+        return job if self.place < 0 or not job else f"{job}_{self.place}"
 
 
 @dataclass
@@ -51,11 +63,15 @@ class Submission:
         while True:
             self.number = next_number(run_dir)
             self._file(run_dir).parent.mkdir(parents=True, exist_ok=True)
+            # Another process must never see half of it, not even if this one is killed.
+            temporary = self._file(run_dir).with_suffix(f".{uuid.uuid4().hex}")
+            temporary.write_text(json.dumps(asdict(self)))
             try:
-                with self._file(run_dir).open("x") as file:
-                    json.dump(asdict(self), file)
+                os.link(temporary, self._file(run_dir))
             except FileExistsError:
                 continue
+            finally:
+                temporary.unlink()
             return
 
     def _file(self, run_dir: Path) -> Path:
@@ -72,8 +88,13 @@ def with_dependants(names: Collection[str], tasks: Mapping[str, SubmittedTask]) 
 
 def next_number(run_dir: Path) -> int:
     """The number of the next submission of this run folder."""
-    taken = [int(path.stem) for path in (run_dir / SUBMISSIONS).glob("*.json")]
+    taken = [int(path.stem) for path in _records(run_dir)]
     return max(taken, default=0) + 1
+
+
+def _records(run_dir: Path) -> list[Path]:
+    files = [path for path in (run_dir / SUBMISSIONS).glob("*.json") if path.stem.isdecimal()]
+    return sorted(files, key=lambda path: int(path.stem))
 
 
 def read_submissions(run_dir: Path) -> list[Submission]:
@@ -83,7 +104,7 @@ def read_submissions(run_dir: Path) -> list[Submission]:
         ArtifactError: for a damaged file.
     """
     found = []
-    for path in sorted((run_dir / SUBMISSIONS).glob("*.json")):
+    for path in _records(run_dir):
         try:
             raw = json.loads(path.read_text())
             raw["tasks"] = {name: SubmittedTask(**task) for name, task in raw["tasks"].items()}

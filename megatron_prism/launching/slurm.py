@@ -33,18 +33,18 @@ class SlurmJob:
     def has_ended(self) -> bool:
         return self.has_failed or self.state == COMPLETED
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it runs or can still run: a job may stay in the queue although what it waits for has failed."""
+        return not self.has_ended and self.state != UNKNOWN and self.reason != "DependencyNeverSatisfied"
+
 
 def slurm_jobs(numbers: Sequence[str]) -> dict[str, SlurmJob]:
     """The jobs of these numbers; `UNKNOWN` for one that Slurm has forgotten."""
     wanted = [number for number in numbers if number]
     if not wanted:
         return {}
-    found: dict[str, SlurmJob] = {}
-    # One number that is gone makes `squeue --jobs` fail for all, so the user's queue is read.
-    for line in _lines("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%M|%N|%r"):
-        number, state, elapsed, nodes, reason = line.split("|", 4)
-        if number in wanted:
-            found[number] = SlurmJob(state, elapsed, nodes, "" if reason == "None" else reason)
+    found = {number: job for number, job in queue().items() if number in wanted}
     missing = [number for number in wanted if number not in found]
     if missing:
         found |= _from_accounting(missing)
@@ -52,6 +52,22 @@ def slurm_jobs(numbers: Sequence[str]) -> dict[str, SlurmJob]:
         if number not in found:
             found[number] = _from_controller(number)
     return found
+
+
+def queue() -> dict[str, SlurmJob]:
+    """This user's jobs in the queue, and those that have ended in the last minutes, by number."""
+    found: dict[str, SlurmJob] = {}
+    # One number that is gone makes `squeue --jobs` fail for all, so the user's queue is read.
+    for line in _lines("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%M|%N|%r"):
+        number, state, elapsed, nodes, reason = line.split("|", 4)
+        found[number] = SlurmJob(state, elapsed, nodes, "" if reason == "None" else reason)
+    return found
+
+
+def queued_scripts() -> dict[str, str]:
+    """The numbers of this user's jobs, those of arrays without a place, by the paths of their scripts."""
+    lines = _lines("squeue", "--noheader", "--me", "--states=all", "--format=%F|%o")
+    return {script: number for number, _, script in (line.partition("|") for line in lines)}
 
 
 def _from_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
@@ -73,15 +89,26 @@ def _from_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
 def _from_controller(number: str) -> SlurmJob:
     try:
         text = " ".join(_lines("scontrol", "--oneliner", "show", "job", number))
-    except ServerError:
+    except ServerError as problem:
+        # Anything else says nothing about the job, and the caller asks again.
+        if "Invalid job id" not in str(problem):
+            raise
         return SlurmJob(UNKNOWN)
     values = dict(re.findall(r"(\w+)=(\S+)", text))
     return SlurmJob(values.get("JobState", UNKNOWN), values.get("RunTime", ""), values.get("NodeList", ""))
 
 
 def cancel_jobs(numbers: Sequence[str]) -> None:
-    """Raises a ServerError with Slurm's words."""
-    _lines("scancel", *numbers)
+    """Cancel these jobs, of which some may have ended by now.
+
+    Raises:
+        ServerError: with Slurm's words.
+    """
+    try:
+        _lines("scancel", *numbers)
+    except ServerError as problem:
+        if "Invalid job id" not in str(problem) and "already completed" not in str(problem):
+            raise
 
 
 def _lines(*command: str) -> list[str]:

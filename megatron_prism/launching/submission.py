@@ -6,35 +6,47 @@ executors of nemo-run go on after a failure, so their tasks are started here, on
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ServerError, StageFailed
-from megatron_prism.launching.array import job_numbers, with_arrays, write_array
+from megatron_prism.launching.array import with_arrays, write_array
 from megatron_prism.launching.executor import Executor
+from megatron_prism.launching.in_queue import (
+    HOME,
+    SLURM,
+    QueuedTask,
+    cancel_what_waits_for_ever,
+    log_pattern,
+)
 from megatron_prism.launching.job_file import JobFile, write_job
-from megatron_prism.launching.nemo import HOME, add_tasks, command, experiment
+from megatron_prism.launching.nemo import add_tasks, command, experiment
 from megatron_prism.launching.record import Submission, SubmittedTask, next_number
 from megatron_prism.launching.task import Task
 
 LOCAL = "local"
-SLURM = "slurm"
 RUNNING, DONE, FAILED, NOT_STARTED = "running", "done", "failed", "not started"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks of a submission, and where their files are."""
+    """The tasks of a submission, and where their files are.
+
+    Attributes:
+        joined: stages that are missing, too, and that jobs of earlier submissions make.
+    """
 
     recipe: str
     run_dir: Path
     executor: Executor
     tasks: Sequence[Task]
+    joined: Mapping[str, QueuedTask] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -44,6 +56,12 @@ class Plan:
     def entries(self) -> list[Task]:
         """What the executor gets: on Slurm, some tasks share an array."""
         return with_arrays(self.tasks) if self.executor.kind == SLURM else list(self.tasks)
+
+    def with_joined(self, submission: Submission | None) -> Submission:
+        """A submission together with the jobs of earlier ones that it needs, which are waited for in the same way."""
+        made = submission or Submission(0, self.recipe, self.executor.kind, self.executor.file, "")
+        earlier = {name: each.task for name, each in self.joined.items()}
+        return replace(made, tasks=earlier | made.tasks)
 
 
 def scripts(plan: Plan) -> dict[str, str]:
@@ -70,16 +88,19 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
     Raises:
         ServerError: with Slurm's words, if it refuses a job; those submitted before it are cancelled.
     """
-    problem: Exception | None = None
+    cancel_what_waits_for_ever(plan.run_dir)
+    problem: BaseException | None = None
     with open_experiment(plan, jobs) as (made, submission):
         try:
             made.run(detach=True)
-        except Exception as refused:
+        except BaseException as refused:
             problem = refused
-    if problem is not None:
-        _take_back(submission)
-        raise ServerError(f"sbatch refused a job: {slurms_words(problem)}") from None
-    return submission
+    if problem is None:
+        return submission
+    left = _take_back(submission)
+    if not isinstance(problem, Exception):
+        raise problem
+    raise ServerError(f"sbatch refused a job: {slurms_words(problem)}{left}") from None
 
 
 @contextmanager
@@ -89,7 +110,7 @@ def open_experiment(plan: Plan, jobs: Mapping[str, JobFile]) -> Iterator[tuple[A
     The jobs are recorded when the block ends, and the states of tasks that Slurm does not know after nemo-run has
     waited for them.
     """
-    submission = _record(plan)
+    submission = _record(plan, jobs)
     for job in jobs.values():
         write_job(job, plan.run_dir)
     entries = {task.name: task for task in plan.entries}
@@ -117,12 +138,13 @@ def _note(submission: Submission, entry: Task, job: Any) -> None:
     """Record the number of nemo-run's `job` on Slurm, and where its log is."""
     folder, title = Path(job.executor.job_dir), submission.recipe
     if submission.kind != SLURM:
-        submission.tasks[entry.name].logs = f"{folder}/**/combined.log"
+        submission.tasks[entry.name].logs = f"{glob.escape(str(folder))}/**/combined.log"
         return
     number = job.handle.rpartition("/")[2] if job.handle else ""
-    for name, own in job_numbers(entry, number).items():
-        submission.tasks[name].job = own
-        submission.tasks[name].logs = str(folder / f"*{title}.{job.id}_{own}[._]*")
+    for member in entry.members or (entry,):
+        task = submission.tasks[member.name]
+        task.job = task.number_in(number)
+        task.logs = log_pattern(folder, title, job.id, task.job) if number else ""
 
 
 def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str, str], None]) -> Submission:
@@ -134,7 +156,7 @@ def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str,
     Raises:
         StageFailed: when all tasks that could run have ended, names the first that failed and its log.
     """
-    submission = _record(plan)
+    submission = _record(plan, jobs)
     failed = ""
     for task in plan.tasks:
         entry = submission.tasks[task.name]
@@ -159,7 +181,7 @@ def _run_here(plan: Plan, task: Task, submission: Submission) -> bool:
     title = f"{plan.recipe}-{task.name}"
     with experiment(title, submission.number, home) as made:
         add_tasks(made, [replace(task, after=())], plan.executor, home=home, title=title)
-        submission.tasks[task.name].logs = f"{made._exp_dir}/**/combined.log"
+        submission.tasks[task.name].logs = f"{glob.escape(str(made._exp_dir))}/**/combined.log"
         made.run(detach=False)
     from torchx.specs import AppState
 
@@ -167,15 +189,23 @@ def _run_here(plan: Plan, task: Task, submission: Submission) -> bool:
     return all(job.state == AppState.SUCCEEDED for job in made.jobs)
 
 
-def _record(plan: Plan) -> Submission:
+def _record(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
+    scripts = {
+        member.name: (entry.name, place if entry.members else -1)
+        for entry in plan.entries
+        for place, member in enumerate(entry.members or (entry,))
+    }
     tasks = {
         task.name: SubmittedTask(
             job="",
             logs="",
-            after=list(task.after),
+            after=[*task.after, *(name for name, _ in task.waits_for)],
             nodes=task.placement.nodes,
             processes=task.placement.processes,
             state="" if plan.executor.kind == SLURM else NOT_STARTED,
+            folder=jobs[task.name].folder,
+            entry=scripts[task.name][0],
+            place=scripts[task.name][1],
         )
         for task in plan.tasks
     }
@@ -185,11 +215,17 @@ def _record(plan: Plan) -> Submission:
     return submission
 
 
-def _take_back(submission: Submission) -> None:
+def _take_back(submission: Submission) -> str:
+    """Cancel the jobs that were submitted; what to add to the message if that fails."""
     from megatron_prism.launching.slurm import cancel_jobs
 
-    if numbers := [task.job for task in submission.tasks.values() if task.job]:
-        cancel_jobs(numbers)
+    numbers = [task.job for task in submission.tasks.values() if task.job]
+    try:
+        if numbers:
+            cancel_jobs(numbers)
+    except ServerError as problem:
+        return f"; jobs {', '.join(numbers)} were submitted before it and could not be cancelled ({problem})"
+    return ""
 
 
 def slurms_words(problem: Any) -> str:
@@ -200,11 +236,12 @@ def slurms_words(problem: Any) -> str:
     return "; ".join(lines) or type(problem).__name__
 
 
-def failure_of(submission: Submission, name: str) -> str:
-    """One line about a failed task: what it said, and where its log is."""
+def failure_of(submission: Submission, name: str, state: str = "FAILED") -> str:
+    """One line about a failed task: how it ended in Slurm's words, what it said, and where its log is."""
     from megatron_prism.launching.logs import last_error, log_files
 
     files = log_files(submission.tasks[name])
     said = last_error(files)
     where = f"; its log is {files[-1]}" if files else ""
-    return f"stage '{name}' failed{f': {said}' if said else ''}{where}"
+    how = "" if state == "FAILED" else f" ({state.lower().replace('_', ' ')})"
+    return f"stage '{name}' failed{how}{f': {said}' if said else ''}{where}"

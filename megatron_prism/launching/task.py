@@ -16,6 +16,7 @@ class Task:
     Attributes:
         file: its job file.
         after: names of the tasks of this submission that must have succeeded.
+        waits_for: numbers of jobs of earlier submissions that must have succeeded, by the names of their stages.
         code: folder with a copy of the code; None if the nodes run what is installed there.
         members: of an array (see `array.py`), whose `file` lists theirs; empty for a single stage.
     """
@@ -27,3 +28,4 @@ class Task:
     after: tuple[str, ...] = ()
     code: Path | None = None
     members: tuple[Task, ...] = ()
+    waits_for: tuple[tuple[str, str], ...] = ()

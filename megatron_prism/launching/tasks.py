@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_prism.errors import ArtifactError
 from megatron_prism.launching.executor import Executor
+from megatron_prism.launching.in_queue import QueuedTask
 from megatron_prism.launching.job_file import JobFile, job_of, job_path
 from megatron_prism.launching.placement import place
 from megatron_prism.launching.task import Task
@@ -57,11 +58,13 @@ def tasks_of(
     *,
     executor: Executor,
     code: Path | None = None,
+    joined: Mapping[str, QueuedTask] | None = None,
 ) -> list[Task]:
     """The tasks of a submission.
 
     Args:
         code: see `Task.code`.
+        joined: stages that jobs of earlier submissions make; they get no task.
 
     Raises:
         ConfigError: for a missing or impossible value of the executor file.
@@ -69,11 +72,16 @@ def tasks_of(
     """
     executor.check_stages({*located, *(each.node.stage.kind for each in located.values())})
     owners = {job.folder: name for name, job in jobs.items()}
+    joined = joined or {}
     tasks = []
     for name, job in jobs.items():
+        if name in joined:
+            continue
         stage = located[name].node.stage
         resources = executor.resources(name, stage.kind)
         placement = place(name, stage.world_size, resources, single_node=executor.kind in SINGLE_NODE)
-        after = tuple(dict.fromkeys(owners[folder] for folder in job.inputs.values() if folder in owners))
-        tasks.append(Task(name, job_path(job, run_dir), placement, resources, after, code))
+        needed = dict.fromkeys(owners[folder] for folder in job.inputs.values() if folder in owners)
+        after = tuple(each for each in needed if each not in joined)
+        earlier = tuple((each, joined[each].task.job) for each in needed if each in joined)
+        tasks.append(Task(name, job_path(job, run_dir), placement, resources, after, code, waits_for=earlier))
     return tasks

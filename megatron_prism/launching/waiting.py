@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from megatron_prism.errors import ServerError, StageFailed
-from megatron_prism.launching.logs import Follower, log_files
+from megatron_prism.launching.logs import Follower, stage_logs
 from megatron_prism.launching.record import Submission, with_dependants
 from megatron_prism.launching.slurm import UNKNOWN, SlurmJob, cancel_jobs, slurm_jobs
 from megatron_prism.launching.submission import failure_of
@@ -31,7 +31,7 @@ def wait_for_jobs(
     """
     states: dict[str, str] = {}
     followers = {name: Follower() for name in submission.tasks}
-    first, answered = "", time.monotonic()
+    first, ended, answered = "", "", time.monotonic()
     while True:
         try:
             found = slurm_jobs([task.job for task in submission.tasks.values()])
@@ -43,17 +43,18 @@ def wait_for_jobs(
             continue
         jobs = {name: found[task.job] for name, task in submission.tasks.items()}
         for name, job in jobs.items():
-            for line in followers[name].new_lines(log_files(submission.tasks[name])):
+            for line in followers[name].new_lines(stage_logs(submission.tasks[name])):
                 show(name, line)
             if states.get(name) != job.state:
                 states[name] = job.state
                 tell(name, job.state)
-        first = first or next((name for name, job in jobs.items() if job.has_failed), "")
+        if not first and (first := next((name for name, job in jobs.items() if job.has_failed), "")):
+            ended = jobs[first].state
         if first:
             _cancel_dependants(submission, jobs)
         if all(job.has_ended or job.state == UNKNOWN for job in jobs.values()):
             if first:
-                raise StageFailed(failure_of(submission, first))
+                raise StageFailed(failure_of(submission, first, ended))
             return
         time.sleep(POLL_SECONDS)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_prism.errors import USER_ERROR_EXIT, PrismError, StageFailed
+from megatron_prism.errors import USER_ERROR_EXIT, ConfigError, PrismError, StageFailed
 from megatron_prism.launching.job_file import job_of, write_job
 from megatron_prism.launching.nemo import MODULE
 from megatron_prism.launching.packaging import copy_of_the_code
@@ -120,6 +120,12 @@ def recipe_experiment(
     plan, jobs = prepare(load_recipe(recipe).name, located, folder, executor_file=Path(executor), rerun=set())
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     copy_of_the_code(plan.executor, folder)
+    if plan.joined:
+        waiting = ", ".join(f"'{name}' ({queued})" for name, queued in plan.joined.items())
+        raise ConfigError(
+            f"--run-dir {folder}: jobs of an earlier submission make {waiting}; wait for them, or end them with "
+            f"`prism cancel --run-dir {folder}`"
+        )
     with open_experiment(plan, jobs) as (experiment, submission):
         yield experiment
         detached = getattr(experiment, "detach", False)

@@ -10,11 +10,12 @@ import pytest
 from test_submission import SLURM, executor, prism, sbatch
 from two_stages import recipe
 
-from megatron_prism.launching.array import job_numbers, run_member, with_arrays, write_array
+from megatron_prism.launching.array import run_member, with_arrays, write_array
 from megatron_prism.launching.executor import Resources, load_executor
 from megatron_prism.launching.job import main as run_job
 from megatron_prism.launching.job_file import write_job
 from megatron_prism.launching.placement import Placement
+from megatron_prism.launching.record import SubmittedTask
 from megatron_prism.launching.task import Task
 from megatron_prism.launching.tasks import jobs_to_submit, tasks_of
 from megatron_prism.pipeline.artifact import Artifact
@@ -53,8 +54,15 @@ def test_only_stages_that_wait_for_the_same_and_need_the_same_share_an_array():
     for position, each in enumerate(made):
         assert set(each.after) <= {before.name for before in made[:position]}
     array = made[1]
-    assert job_numbers(array, "17") == {"a": "17_0", "b": "17_1"}
-    assert job_numbers(array, "") == {"a": "", "b": ""}
+    assert [SubmittedTask("", "", place=place).number_in("17") for place in (-1, 0, 1)] == [
+        "17",
+        "17_0",
+        "17_1",
+    ]
+    assert SubmittedTask("", "", place=1).number_in("") == ""
+    # Stages that wait for jobs of earlier submissions share one if these are the same, too.
+    waiting = [replace(task(name), waits_for=(("data", "3"),)) for name in ("a", "b")]
+    assert len(with_arrays([*waiting, task("c")])) == 2
     other = with_arrays([task("a"), replace(task("b"), file=Path("/run/launch/other.json"))])[0]
     assert other.file != array.file
 

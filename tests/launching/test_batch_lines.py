@@ -24,7 +24,9 @@ CANCELLED = "JobState=CANCELLED PreemptTime=None"
 BACK = "prism: the job goes back into the queue"
 
 
-def run_lines(lines: str, folder: Path, *, shown: str = RUNNING, nodes_answer: bool = True, **more: str) -> str:
+def run_lines(
+    lines: str, folder: Path, *, shown: str = RUNNING, nodes_answer: bool = True, **more: str
+) -> str:
     """What the lines print, between nemo-run's `set +e` and `set -e`."""
     programs = folder / "programs"
     programs.mkdir(exist_ok=True)
@@ -113,7 +115,8 @@ def test_the_nodes_meet_at_a_port_that_nothing_uses(tmp_path):
     with socket.socket() as one, socket.socket(socket.AF_INET6) as two:
         one.bind(("127.0.0.13", own))
         one.listen()
-        assert chosen() == (second := FIRST_PORT + (11_990 + STRIDE) % PORTS)
+        second = FIRST_PORT + (11_990 + STRIDE) % PORTS
+        assert chosen() == second
         two.bind(("::1", second))
         two.listen()
         assert chosen() == FIRST_PORT + (11_990 + 2 * STRIDE) % PORTS

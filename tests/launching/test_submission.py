@@ -155,7 +155,10 @@ def test_the_script_for_slurm(tmp_path, sbatch):
     # The lines of the variables as a shell reads them.
     exported = scripts["one"].partition("export NOTE=")[2].partition("\nexport")[0]
     read = subprocess.run(
-        ["bash", "-c", f'export NOTE={exported}\nprintf %s "$NOTE"'], capture_output=True, text=True, check=True
+        ["bash", "-c", f'export NOTE={exported}\nprintf %s "$NOTE"'],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert read.stdout == "a b's $$ $HOME % # ü\n/opt/nemo_run"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -173,11 +175,16 @@ def made_by(prism: Prism, kind: str) -> Artifact:
     return Artifact.open(folder)
 
 
-def test_jobs_are_seen_and_cancelled(cluster, prism):
+def test_jobs_are_seen_joined_and_cancelled(cluster, prism):
     """Cancelled ones do not come back; what sbatch refuses is said in its words, and leaves nothing behind."""
     cluster.run("scontrol", "update", "partition=batch", "state=down")
     try:
+        killed = submission_killed_after_sbatch(cluster, prism, f"{NOTES}:one", "ranks=2")
         numbers = prism.submit(NOTES, "ranks=2")
+        # The job that the killed one had sent is not sent again, and what needs the stage waits for it.
+        assert numbers["one"] == killed
+        assert cluster.job(numbers["two"])["Dependency"].startswith(f"afterok:{killed}(")
+        assert len(cluster.run("squeue", "-h").splitlines()) == len(set(numbers.values())) == 3
         assert prism("cancel", "one").stdout.strip() == "cancelled: one, two"
         states = {row["stage"]: row["state"] for row in json.loads(prism("jobs", "--json", "-").stdout)}
         assert states == {"one": "cancelled", "two": "cancelled", "three": "pending"}
@@ -191,3 +198,31 @@ def test_jobs_are_seen_and_cancelled(cluster, prism):
     assert refused.splitlines()[-1].startswith("error: sbatch refused a job: ")
     assert "Invalid account" in refused
     assert cluster.run("squeue", "-h") == ""
+
+
+def submission_killed_after_sbatch(cluster, prism: Prism, *arguments: str) -> str:
+    """Kill `prism run` when Slurm has its only job, and it has not yet written the job's number; the number."""
+    programs = prism.run_dir.parent / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@"\nsleep 60\n')
+    (programs / "sbatch").chmod(0o755)
+    environment = prism.environment | {"PATH": f"{programs}{os.pathsep}{prism.environment['PATH']}"}
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_prism",
+        "run",
+        *arguments,
+        "--executor",
+        str(prism.file),
+        "--detach",
+    ]
+    running = subprocess.Popen(
+        [*command, "--run-dir", str(prism.run_dir)], env=environment, start_new_session=True
+    )
+    number = cluster.wait_for(lambda: cluster.run("squeue", "-h", "-o", "%i"), about="the job")
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    (record,) = prism.run_dir.glob("launch/submissions/*.json")
+    assert json.loads(record.read_text())["tasks"]["one"]["job"] == ""
+    return number
