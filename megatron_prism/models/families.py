@@ -1,6 +1,7 @@
 """The registry of model families: the parameter names and the config of each.
 
-A new family is one module with `rules`, `to_config`, `from_config` and `PUBLISHED`, and one line here.
+A new family is one module with `rules`, `to_config`, `from_config` and `PUBLISHED`, and one line here. An installed
+package can also add one, by an entry point of the group `megatron_prism.families` (examples/new_family).
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import CheckpointError, ConfigError, suggest
@@ -59,11 +62,47 @@ FAMILIES = {
 }
 
 
+PLUGINS = "megatron_prism.families"
+
+
 def family(name: str) -> Family:
-    """The family with this name, which is transformers' `model_type`. A ConfigError lists the known names."""
-    if name not in FAMILIES:
-        raise ConfigError(f"model_type={name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+    """The family with this name, which is transformers' `model_type`.
+
+    Raises:
+        ConfigError: with the known names, if there is none; or if the package that has it cannot be loaded.
+    """
+    return FAMILIES[name] if name in FAMILIES else _installed_family(name)
+
+
+def supported_families() -> list[str]:
+    """The names of all families, of this package and of installed ones."""
+    return sorted({*FAMILIES, *entry_points(group=PLUGINS).names})
+
+
+@cache
+def _installed_family(name: str) -> Family:
+    """The family of an installed package, which is loaded when its name is first asked for."""
+    points = list(entry_points(group=PLUGINS, name=name))
+    if not points:
+        raise ConfigError(
+            f"model_type={name!r} is not supported; supported: {', '.join(supported_families())}"
+        )
+    point, *others = points
+    if others:
+        raise ConfigError(
+            f"model_type={name!r}: several installed packages have this family: {point.value}, "
+            f"{', '.join(other.value for other in others)}; remove all but one"
+        )
+    try:
+        found = point.load()
+    except Exception as problem:
+        # Any error of a foreign module; its own traceback would hide which package it is about.
+        raise ConfigError(
+            f"model_type={name!r}: the installed package has no family at {point.value}: {problem}"
+        ) from problem
+    if not isinstance(found, Family):
+        raise ConfigError(f"model_type={name!r}: {point.value} is {type(found).__name__}, and not a Family")
+    return found
 
 
 def parameter_map(architecture: Architecture) -> list[Rule]:
@@ -107,11 +146,15 @@ def architecture_from_config(config: Mapping[str, Any], remarks: list[str] | Non
     if not isinstance(config.get("model_type"), str):
         raise ConfigError(
             f"config.json: model_type={config.get('model_type')!r}: must be the name of a family; supported: "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"{', '.join(supported_families())}"
         )
     name = str(config["model_type"])
+    try:
+        from_config = family(name).from_config
+    except ConfigError as problem:
+        raise ConfigError(f"config.json: {problem}") from None
     read = ConfigReader(config, name)
-    architecture = family(name).from_config(read)
+    architecture = from_config(read)
     read.finish()
     if remarks is not None:
         remarks += read.remarks
