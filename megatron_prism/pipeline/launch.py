@@ -25,7 +25,8 @@ from megatron_prism.platform import stop_signals
 from megatron_prism.platform.hardware import check_devices
 
 LOGS = ".torchrun"
-ONE_MACHINE = ("--standalone",)
+# The address, because torchrun would take the machine's name, which containers and laptops cannot always resolve.
+ONE_MACHINE = ("--standalone", "--local-addr=127.0.0.1")
 
 
 def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
