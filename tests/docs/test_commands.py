@@ -37,7 +37,9 @@ def files(tmp_path: Path) -> dict[str, str]:
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
     (tmp_path / "notes.yaml").write_text(example)
     (tmp_path / "notes.jsonl").write_text("{}")
-    names = dict.fromkeys(("DIR", "HF_DIR", "DATA"), str(tmp_path))
+    names = dict.fromkeys(
+        ("DIR", "HF_DIR", "DATA", "/shared/models/granite-3.3-8b", "/shared/texts"), str(tmp_path)
+    )
     return names | {"notes.yaml": str(tmp_path / "notes.yaml")}
 
 
