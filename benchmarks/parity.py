@@ -81,7 +81,10 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_GLOO_LAZY_INIT": "1"}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(worker, (Path(folder), cases), nprocs=RANKS)
+        # Forked, because everything is imported here already; no operation has started a thread yet.
+        torch.multiprocessing.start_processes(
+            worker, (Path(folder), cases), nprocs=RANKS, start_method="fork"
+        )
         found = [json.loads(line) for line in (Path(folder) / "found.jsonl").read_text().splitlines()]
     rows = [
         {

@@ -232,16 +232,18 @@ def findings(folder: Path, world: int) -> dict[str, Any]:
     """Everything for one world size."""
     results: dict[str, Any] = {}
     for name, parallel in LAYOUTS[world].items():
-        for kind in KINDS:
-            if not fits(kind, parallel):
-                continue
-            results[f"{kind}/{name}"] = measure(folder, kind, name, parallel)
-            if name == "tp2":
-                with padding_with_probability():
-                    hf = folder / folder_name(kind) / "hf"
-                    results[f"{kind}/{name}"]["padded_loss"] = loss(hf, parallel)
-        for kind in HALF if name in ("tp2", "pp2") else ():
-            results[f"{kind}/{name}-bf16"] = measure(folder, kind, name, parallel, torch.bfloat16)
+        # One process group for all models: each of them starts as NaN and draws no random number.
+        with session(parallel, seed=5):
+            for kind in KINDS:
+                if not fits(kind, parallel):
+                    continue
+                results[f"{kind}/{name}"] = measure(folder, kind, name, parallel)
+                if name == "tp2":
+                    with padding_with_probability():
+                        hf = folder / folder_name(kind) / "hf"
+                        results[f"{kind}/{name}"]["padded_loss"] = loss(hf, parallel)
+            for kind in HALF if name in ("tp2", "pp2") else ():
+                results[f"{kind}/{name}-bf16"] = measure(folder, kind, name, parallel, torch.bfloat16)
     if world == 2:
         results["refusals"] = refusals(folder)
     return results

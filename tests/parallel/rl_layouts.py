@@ -10,9 +10,15 @@ from parallel_runs import layout, write_results
 from tiny_rl import MODELS, artifact, tiny_run
 
 from megatron_prism.models.layers import decode_cache
+from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.training.kernels import KernelSettings
 
-# Layout and changes of the run; texts are packed unless PADDED.
+# Eight answers a step for five slots, so that a slot is filled again in every step.
+SHORT = {
+    "loop": LoopSettings(prompts_per_step=4, samples_per_prompt=2, reference_alpha=0.5, reference_interval=2),
+    "max_new_tokens": 10,
+}
+# Layout and changes of the run; texts are packed unless PADDED, with a last micro-batch that is not full.
 PADDED = {"packing": False, "micro_batch_size": 3}
 LAYOUTS = {
     1: {"one": (layout(), {}), "padded": (layout(), PADDED), "recomputed": (layout(), {"recompute": "full"})},
@@ -42,7 +48,7 @@ def main(folder: Path) -> None:
                 continue
             out = folder / f"{kind}-{name}"
             out.mkdir(exist_ok=True)
-            tiny_run(kind, parallel=parallel, **changes).run(inputs, out)
+            tiny_run(kind, parallel=parallel, **SHORT, **changes).run(inputs, out)
             found[f"{kind}-{name}"] = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     if world == 2:
         # Negative control: a sampler that computes every token at position 0.
@@ -58,7 +64,7 @@ def main(folder: Path) -> None:
         inputs = {name: artifact(folder / "dense" / name) for name in ("model", "tokenizer", "prompts")}
         (folder / "wrong").mkdir(exist_ok=True)
         try:
-            tiny_run("dense", parallel=layout(tp=2)).run(inputs, folder / "wrong")
+            tiny_run("dense", parallel=layout(tp=2), **SHORT).run(inputs, folder / "wrong")
         except Exception as problem:
             found["wrong"] = f"{type(problem).__name__}: {problem}"
     write_results(folder, found)
