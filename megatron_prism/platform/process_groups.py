@@ -218,8 +218,8 @@ def session(
         groups = parallel_state._global_process_group_list or []
         parallel_state.destroy_model_parallel()
         if not started_here:
-            # torch keeps a group, and its thread, until that group or all of them are destroyed: in a process with dozens
-            # of sessions everything took twice as long.
+            # torch keeps a group, and its thread, until that group or all of them are destroyed: in a process with
+            # dozens of sessions everything took twice as long.
             for group in groups:
                 # Megatron has destroyed some of them.
                 if group in dist.distributed_c10d._world.pg_map:
