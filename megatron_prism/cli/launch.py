@@ -35,8 +35,9 @@ def launch(
         ConfigError: for what would fail in the queue; nothing is submitted then.
         StageFailed: if a job failed.
     """
+    from megatron_prism.launching.checks import check_scripts
     from megatron_prism.launching.preparation import prepare
-    from megatron_prism.launching.submission import scripts
+    from megatron_prism.launching.submission import SLURM, scripts
 
     run_dir = run_dir.resolve()
     prepared = partial(prepare, recipe, located, run_dir, executor_file=executor_file, rerun=rerun)
@@ -48,6 +49,8 @@ def launch(
         )
     if dry_run:
         shown = scripts(plan)
+        if executor.kind == SLURM:
+            check_scripts(shown, executor)
         for name, text in shown.items():
             show_line(json_file, f"### {name}\n{text}\n")
         _tell_joined(plan)

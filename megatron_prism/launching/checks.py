@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.launching.executor import Executor
+from megatron_prism.launching.nemo import REPLACED, command
+from megatron_prism.launching.partitions import check_partitions
+from megatron_prism.launching.slurm import refusal, without_overrides
 from megatron_prism.launching.task import Task
 from megatron_prism.platform.folder_checks import file_system, is_shared
 
+# The lines of a header in which two jobs of one kind do not differ.
+OPTION = re.compile("#SBATCH(?! --(job-name|output|comment)=)")
 
-def check_submission(tasks: Sequence[Task], executor: Executor, run_dir: Path) -> None:
+
+def check_submission(recipe: str, tasks: Sequence[Task], executor: Executor, run_dir: Path) -> None:
     """Raises:
     ConfigError: one line that names the file or folder and the remedy.
     """
+    for what, name in (("recipe", recipe), *(("stage", task.name) for task in tasks)):
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(
+                f"{what} '{name}': the names of jobs and of their files are made of its name, which may have only "
+                "letters, digits, '_', '-' and '.'; rename it"
+            )
     if executor.kind == "slurm":
         _check_slurm(tasks, executor, run_dir)
     several = [task for task in tasks if task.placement.nodes > 1]
@@ -29,18 +42,79 @@ def _check_slurm(tasks: Sequence[Task], executor: Executor, run_dir: Path) -> No
         raise ConfigError(
             f"{executor.file}: sbatch is not on PATH; submit on a login node of the cluster, or load its Slurm module"
         )
-    if re.search(r"[^\w./+=:@,-]", str(run_dir.resolve())):
+    path = str(run_dir.resolve())
+    if re.search(r"[^\w./+=:@,-]", path):
         raise ConfigError(
             f"--run-dir {run_dir}: nemo-run's scripts cannot hold a path with blanks, quotes or other special "
             "characters; choose another folder"
         )
+    if REPLACED in path:
+        raise ConfigError(
+            f"--run-dir {run_dir}: nemo-run replaces {REPLACED} in its scripts; choose another folder"
+        )
     for task in tasks:
-        for key in task.resources.env:
-            if key != key.upper():
+        _check_script(task, executor, path)
+    check_partitions(tasks, executor.file)
+
+
+def _check_script(task: Task, executor: Executor, path: str) -> None:
+    """What nemo-run's script cannot hold, or would change."""
+    r = task.resources
+    for key in r.env:
+        if key != key.upper():
+            raise ConfigError(
+                f"{executor.file}: env.{key}: nemo-run writes names in capitals, so a job would get {key.upper()}; "
+                "set this variable in `setup` (setup: export NAME=VALUE)"
+            )
+    program = command(task)[0]
+    if "python" not in program:
+        raise ConfigError(
+            f"{executor.file}: python={program}: nemo-run starts a module only with a program that has 'python' in "
+            "its path; give it such a name with a link"
+        )
+    if not r.container_image:
+        for key, text in {"python": program, "setup": r.setup, "packaging": str(task.code or "")}.items():
+            if REPLACED in text:
                 raise ConfigError(
-                    f"{executor.file}: env.{key}: nemo-run writes names in capitals, so a job would get {key.upper()}; "
-                    "set this variable in `setup` (setup: export NAME=VALUE)"
+                    f"{executor.file}: {key}: nemo-run replaces {REPLACED} in its scripts by the folder of the job; "
+                    "use another path, for example a link"
                 )
+        return
+    if re.search("[:,]", path):
+        raise ConfigError(
+            f"--run-dir {path}: a container cannot mount a path with ':' or ','; choose another folder"
+        )
+    if "--container-image" not in _help_of_srun():
+        raise ConfigError(
+            f"{executor.file}: container_image={r.container_image}: srun has no --container-image here, because pyxis "
+            "is not installed; leave container_image out, or ask the cluster's admin for pyxis"
+        )
+
+
+def _help_of_srun() -> str:
+    try:
+        return subprocess.run(["srun", "--help"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def check_scripts(scripts: Mapping[str, str], executor: Executor) -> None:
+    """Ask `sbatch` about each kind of job before the first is sent, so that no job runs of a submission that fails.
+
+    Args:
+        scripts: the batch scripts by name.
+
+    Raises:
+        ConfigError: in the words of `sbatch`, for what will never run.
+    """
+    asked = set()
+    with without_overrides():
+        for name, script in scripts.items():
+            lines = [line for line in script.splitlines() if OPTION.match(line)]
+            header = "\n".join(["#!/bin/sh", *lines, ""])
+            if header not in asked and (words := refusal(header)):
+                raise ConfigError(f"{executor.file}: Slurm would refuse the job of stage '{name}': {words}")
+            asked.add(header)
 
 
 def check_shared(run_dir: Path, executor: Executor, task: Task) -> None:

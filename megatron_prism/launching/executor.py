@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.launching.slurm_time import check_time
 from megatron_prism.pipeline.config import from_mapping, load_yaml, not_negative, one_of, positive
 
 KINDS = ("local", "slurm", "docker", "skypilot", "kubeflow")
@@ -177,6 +178,11 @@ class Executor:
                     f"{self.file}: {key} is not set, which kind: {self.kind} needs; write {key}: NAME at the top "
                     f"level, or under stages: {stage}"
                 )
+        if self.kind == "slurm":
+            try:
+                check_time(found.time, found.warn_seconds)
+            except ConfigError as problem:
+                raise ConfigError(f"{self.file}, stage '{stage}': {problem}") from None
         return found
 
     def _check_values(self, values: Mapping[str, Any], stage: str) -> None:

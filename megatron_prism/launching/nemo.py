@@ -23,6 +23,8 @@ from megatron_prism.launching.task import Task
 REPLACED = "/nemo_run"
 # Since Slurm 22.05 srun does not take the number of cores from the job's header, and may bind a task to one of them.
 SRUN_CPUS = "SRUN_CPUS_PER_TASK"
+# After `sbatch --export=NONE`, the default of some clusters, srun would drop the variables that the script exports.
+EXPORTED = {"SLURM_EXPORT_ENV": "ALL"}
 MODULE, ARRAY_MODULE = "megatron_prism.launching.job", "megatron_prism.launching.array"
 
 
@@ -50,6 +52,12 @@ def prepare_nemo_run(home: Path) -> None:
     folder = str(Path(sys.executable).parent)
     if folder not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def import_nemo_run(home: Path) -> None:
+    """Import nemo-run and what it imports late, so that all of it takes `home` for its files."""
+    prepare_nemo_run(home)
+    import nemo_run.run.torchx_backend.schedulers.slurm  # noqa: F401
 
 
 @contextmanager
@@ -161,7 +169,7 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
         ),
         tunnel=run.LocalTunnel(job_dir=str(home / "experiments")),
         packager=run.Packager(),
-        env_vars=_quoted(environment(task)) | head_node() | {SRUN_CPUS: str(cpus)},
+        env_vars=_quoted(environment(task)) | head_node() | {SRUN_CPUS: str(cpus)} | EXPORTED,
         poll_estimated_start_time=False,
         array=array_option(task),
         dependency_type=earlier,

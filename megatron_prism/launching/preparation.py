@@ -32,5 +32,5 @@ def prepare(
     joined = joined_tasks(jobs, run_dir, rerun) if executor.kind == SLURM and jobs else {}
     code = copy_of_the_code(executor, run_dir, write=False)
     tasks = tasks_of(jobs, located, run_dir, executor=executor, code=code, joined=joined)
-    check_submission(tasks, executor, run_dir)
+    check_submission(recipe, tasks, executor, run_dir)
     return Plan(recipe, run_dir, executor, tasks, joined), {task.name: jobs[task.name] for task in tasks}

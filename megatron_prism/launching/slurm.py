@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from megatron_prism.errors import ServerError
+from megatron_prism.platform.console import get_logger
 
 ENDED_BADLY = (
     *("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"),
     "PREEMPTED",
 )
 COMPLETED, UNKNOWN = "COMPLETED", "UNKNOWN"
+# sbatch's words for what does not change by waiting.
+NEVER = re.compile(
+    "invalid account|invalid partition|invalid qos|invalid feature|invalid generic resource|reservation is invalid|"
+    "time limit is invalid|node count specification|more processors requested|policy|memory specification|"
+    r"\(inactive or drain\)|invalid --|unrecognized option|unknown option|permission denied|not permitted",
+    re.IGNORECASE,
+)
+# Variables that win over the header of a script (sbatch(1), "input environment variables"), for what is in ours.
+OVERRIDES = tuple(
+    f"SBATCH_{name}"
+    for name in (
+        *(
+            "ACCOUNT",
+            "ARRAY_INX",
+            "CONSTRAINT",
+            "EXCLUSIVE",
+            "GPUS",
+            "GPUS_PER_NODE",
+            "JOB_NAME",
+            "NO_REQUEUE",
+        ),
+        *("OPEN_MODE", "OUTPUT", "PARTITION", "QOS", "REQUEUE", "SIGNAL", "TIMELIMIT"),
+    )
+)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +87,9 @@ def queue() -> dict[str, SlurmJob]:
     """This user's jobs in the queue, and those that have ended in the last minutes, by number."""
     found: dict[str, SlurmJob] = {}
     # One number that is gone makes `squeue --jobs` fail for all, so the user's queue is read.
-    for line in _lines("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%M|%N|%r"):
+    for line in ask_slurm(
+        "squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%M|%N|%r"
+    ):
         number, state, elapsed, nodes, reason = line.split("|", 4)
         found[number] = SlurmJob(state, elapsed, nodes, "" if reason == "None" else reason)
     return found
@@ -66,14 +97,14 @@ def queue() -> dict[str, SlurmJob]:
 
 def queued_scripts() -> dict[str, str]:
     """The numbers of this user's jobs, those of arrays without a place, by the paths of their scripts."""
-    lines = _lines("squeue", "--noheader", "--me", "--states=all", "--format=%F|%o")
+    lines = ask_slurm("squeue", "--noheader", "--me", "--states=all", "--format=%F|%o")
     return {script: number for number, _, script in (line.partition("|") for line in lines)}
 
 
 def _from_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
     columns = "JobID,State,Elapsed,NodeList"
     try:
-        lines = _lines(
+        lines = ask_slurm(
             "sacct", "-n", "-P", "-X", "--array", f"--format={columns}", f"--jobs={','.join(numbers)}"
         )
     except ServerError:
@@ -88,7 +119,7 @@ def _from_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
 
 def _from_controller(number: str) -> SlurmJob:
     try:
-        text = " ".join(_lines("scontrol", "--oneliner", "show", "job", number))
+        text = " ".join(ask_slurm("scontrol", "--oneliner", "show", "job", number))
     except ServerError as problem:
         # Anything else says nothing about the job, and the caller asks again.
         if "Invalid job id" not in str(problem):
@@ -105,15 +136,52 @@ def cancel_jobs(numbers: Sequence[str]) -> None:
         ServerError: with Slurm's words.
     """
     try:
-        _lines("scancel", *numbers)
+        ask_slurm("scancel", *numbers)
     except ServerError as problem:
         if "Invalid job id" not in str(problem) and "already completed" not in str(problem):
             raise
 
 
-def _lines(*command: str) -> list[str]:
+def refusal(script: str) -> str:
+    """Why `sbatch` would never take this batch script, in its words; empty if it would, or if that is not certain.
+
+    `sbatch --test-only` also says no when a job would only have to wait, for nodes that are down, for example.
+    """
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        ask_slurm("sbatch", "--test-only", stdin=script)
+    except ServerError as problem:
+        words = (
+            str(problem)
+            .removeprefix("sbatch: ")
+            .replace("sbatch: error: ", "")
+            .replace("allocation failure: ", "")
+        )
+        return words if NEVER.search(words) else ""
+    return ""
+
+
+@contextmanager
+def without_overrides() -> Iterator[None]:
+    """In this block, variables of the user do not win over what stands in the header of a script, as sbatch would."""
+    taken = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
+    if taken:
+        log.warning("%s in the environment: what the executor file says is used", ", ".join(taken))
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+def ask_slurm(*command: str, stdin: str | None = None) -> list[str]:
+    """The lines that a command of Slurm prints.
+
+    Raises:
+        ServerError: with its words, if it fails, is not there, or does not answer for a minute.
+    """
+    try:
+        ended = subprocess.run(
+            command, input=stdin or "", capture_output=True, text=True, timeout=60, check=False
+        )
     except FileNotFoundError:
         raise ServerError(
             f"{command[0]} is not on PATH; ask for the jobs on a login node of the cluster"
@@ -121,6 +189,7 @@ def _lines(*command: str) -> list[str]:
     except subprocess.TimeoutExpired:
         raise ServerError(f"{command[0]} gave no answer for 60 s; Slurm's controller may be down") from None
     if ended.returncode != 0:
-        words = " ".join(ended.stderr.split()) or f"exit code {ended.returncode}"
+        words = "; ".join(line.strip() for line in ended.stderr.splitlines() if line.strip())
+        words = words or f"exit code {ended.returncode}"
         raise ServerError(f"{command[0]}: {words}")
     return [line for line in ended.stdout.splitlines() if line.strip()]

@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron_prism.errors import ServerError, StageFailed
 from megatron_prism.launching.array import with_arrays, write_array
+from megatron_prism.launching.checks import check_scripts
 from megatron_prism.launching.executor import Executor
 from megatron_prism.launching.in_queue import (
     HOME,
@@ -26,8 +27,9 @@ from megatron_prism.launching.in_queue import (
     log_pattern,
 )
 from megatron_prism.launching.job_file import JobFile, write_job
-from megatron_prism.launching.nemo import add_tasks, command, experiment
+from megatron_prism.launching.nemo import add_tasks, command, experiment, import_nemo_run
 from megatron_prism.launching.record import Submission, SubmittedTask, next_number
+from megatron_prism.launching.slurm import without_overrides
 from megatron_prism.launching.task import Task
 
 LOCAL = "local"
@@ -88,11 +90,15 @@ def submit_to_slurm(plan: Plan, jobs: Mapping[str, JobFile]) -> Submission:
     Raises:
         ServerError: with Slurm's words, if it refuses a job; those submitted before it are cancelled.
     """
+    # nemo-run keeps the first home that it sees, which must not be the temporary one of `scripts`.
+    import_nemo_run(plan.run_dir.resolve() / HOME)
+    check_scripts(scripts(plan), plan.executor)
     cancel_what_waits_for_ever(plan.run_dir)
     problem: BaseException | None = None
     with open_experiment(plan, jobs) as (made, submission):
         try:
-            made.run(detach=True)
+            with without_overrides():
+                made.run(detach=True)
         except BaseException as refused:
             problem = refused
     if problem is None:

@@ -26,13 +26,13 @@ def test_a_stage_by_name_wins_over_its_kind_and_the_defaults(tmp_path):
 env: {A: "1", B: "1"}
 stages:
   corpus: {partition: cpu, gpus_per_node: 0, env: {B: "2"}}
-  web: {time: "00:05:00"}
+  web: {time: "00:10:00"}
 """
     executor = load_executor(written(tmp_path, SLURM + text))
     training = executor.resources("midtrain", "train")
     assert (training.partition, training.gpus_per_node, training.env) == ("batch", 8, {"A": "1", "B": "1"})
     data = executor.resources("web", "corpus")
-    assert (data.partition, data.gpus_per_node, data.time) == ("cpu", 0, "00:05:00")
+    assert (data.partition, data.gpus_per_node, data.time) == ("cpu", 0, "00:10:00")
     assert data.env == {"A": "1", "B": "2"}
 
 

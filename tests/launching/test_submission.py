@@ -25,7 +25,7 @@ cpus_per_process: 3
 shared_run_dir: true
 env: {NOTE: "a b's $$ $HOME % # ü\\n/opt/nemo_run"}
 stages:
-  three: {partition: cpu, gpus_per_node: 0, requeue: false, time: "00:05:00"}
+  three: {partition: cpu, gpus_per_node: 0, requeue: false, time: "00:10:00"}
 """
 
 
@@ -43,11 +43,12 @@ def prism(*arguments: object) -> int:
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """A program of that name: the scripts of a dry run are made without it, but its absence is refused."""
+    """Programs of a Slurm that gives no answer: scripts are made without it, but its absence is refused."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "sbatch").write_text("#!/bin/sh\nexit 1\n")
-    (folder / "sbatch").chmod(0o755)
+    for name in ("sbatch", "sinfo", "srun"):
+        (folder / name).write_text("#!/bin/sh\nexit 1\n")
+        (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
@@ -145,7 +146,7 @@ def test_the_script_for_slurm(tmp_path, sbatch):
     assert variables["SRUN_CPUS_PER_TASK"] == "6"
     assert variables["OMP_NUM_THREADS"] == "3"
     assert "#SBATCH --partition=cpu" in scripts["three"]
-    assert "#SBATCH --time=00:05:00" in scripts["three"]
+    assert "#SBATCH --time=00:10:00" in scripts["three"]
     assert "#SBATCH --no-requeue" in scripts["three"]
     assert "gpus-per-node" not in scripts["three"]
     assert "scontrol requeue" not in scripts["three"].partition("# Command 1")[0]
@@ -170,6 +171,10 @@ def test_the_script_for_slurm(tmp_path, sbatch):
         (SLURM, ["ranks=3"], "3 processes cannot be shared evenly by nodes with gpus_per_node=2"),
         (SLURM.replace("account: lab\n", ""), [], "account is not set"),
         (SLURM.replace("NOTE", "note"), [], "env.note: nemo-run writes names in capitals"),
+        (SLURM + "python: /opt/pypy3\n", [], "only with a program that has 'python' in its path"),
+        (SLURM + "setup: . /opt/nemo_run/env\n", [], "setup: nemo-run replaces /nemo_run in its scripts"),
+        (SLURM + "container_image: image\n", [], "srun has no --container-image here"),
+        (SLURM + 'time: "00:06:00"\n', [], "time=00:06:00 ends 360 s after the start"),
         ("kind: local\n", ["ranks=2"], "2 processes do not fit one machine"),
         ("kind: local\n", ["--detach"], "only slurm can go on alone"),
         (
@@ -196,6 +201,12 @@ def test_refused_folders_and_machines(tmp_path, monkeypatch, capsys, sbatch):
     file = executor(tmp_path, SLURM)
     assert prism("run", RECIPE, "--executor", file, "--run-dir", tmp_path / "a run") == 2
     assert "cannot hold a path with blanks" in capsys.readouterr().err
+    assert prism("run", RECIPE, "--executor", file, "--run-dir", tmp_path / "nemo_run") == 2
+    assert "nemo-run replaces /nemo_run" in capsys.readouterr().err
+    odd = tmp_path / "two stages.py"
+    odd.write_bytes(Path(RECIPE).read_bytes())
+    assert prism("run", odd, "--executor", file, "--run-dir", tmp_path / "run") == 2
+    assert "recipe 'two stages': the names of jobs" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert prism("run", RECIPE, "--executor", file, "--run-dir", tmp_path / "run") == 2
     assert "sbatch is not on PATH" in capsys.readouterr().err
