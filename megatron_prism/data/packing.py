@@ -21,7 +21,7 @@ from megatron_prism.data.text_record import RECORD
 from megatron_prism.data.token_files import TokenFile, token_sources
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.config import positive, to_mapping
+from megatron_prism.pipeline.config import LARGEST_COUNT, positive, to_mapping
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger, track
 
@@ -69,8 +69,10 @@ class PackDocuments(Stage):
             )
         thresholds = {f"source_min_tokens.{name}": value for name, value in self.source_min_tokens.items()}
         for key, value in {"min_tokens": self.min_tokens, **thresholds}.items():
-            if value < MIN_DOCUMENT:
-                raise ConfigError(f"{key}={value}: must be {MIN_DOCUMENT} or more: a token and the end token")
+            if not MIN_DOCUMENT <= value <= LARGEST_COUNT:
+                raise ConfigError(
+                    f"{key}={value}: must be {MIN_DOCUMENT} or more, a token and the end token, and below 2^31"
+                )
             if value > self.sequence_length and not self.split_long:
                 raise ConfigError(
                     f"{key}={value} is more than sequence_length={self.sequence_length}, and split_long=false drops "

@@ -31,7 +31,7 @@ from megatron_prism.data.tokenizer_training import (
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.models.model_folder import HF_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.config import LARGEST_COUNT, positive
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 
@@ -243,6 +243,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Toke
     return Tokenizer.load(folder)
 
 
+# A petabyte.
+MOST_BYTES = 10**15
+
+
 @dataclass
 class TrainTokenizer(Stage):
     """Input: `corpus`. Output: a tokenizer folder.
@@ -259,15 +263,18 @@ class TrainTokenizer(Stage):
     source_weights: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "max_bytes_per_source")
+        positive(self, "max_bytes_per_source", most=MOST_BYTES)
+        positive(self, "vocab_size")
         smallest = BYTES + len(SPECIAL_TOKENS)
         if self.vocab_size < smallest:
             raise ConfigError(
                 f"vocab_size={self.vocab_size}: must be at least {smallest}, for every byte and the special tokens"
             )
         for source, weight in (self.source_weights or {}).items():
-            if not 0 <= weight < float("inf"):
-                raise ConfigError(f"source_weights.{source}={weight}: must be 0 or more")
+            if not 0 <= weight <= LARGEST_COUNT:
+                raise ConfigError(
+                    f"source_weights.{source}={weight}: must be a number from 0 to {LARGEST_COUNT}"
+                )
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         files = corpus_sources(inputs["corpus"].path, "train")

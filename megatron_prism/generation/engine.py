@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.config import not_negative, positive, seeds
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,8 +26,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         positive(self, "max_new_tokens")
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        not_negative(self, "temperature")
+        seeds(self, "seed")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p}: must be in (0, 1]")
 

@@ -11,7 +11,7 @@ from megatron_prism.conversion.stage import DTYPES, torch_dtype
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.merging.settings import MergeSettings
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import one_of, seeds
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 
@@ -52,6 +52,7 @@ class Merge(Stage):
 
     def __post_init__(self) -> None:
         one_of(self.dtype, DTYPES, "dtype")
+        seeds(self, "seed")
         settings = self._settings()
         if settings.spec.base and BASE in self.weights:
             raise ConfigError(f"weights: method={self.method} takes no weight for '{BASE}'; remove it")

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_prism.errors import CheckpointError, ConfigError, ParallelError, suggest
 from megatron_prism.models.rope import RopeScaling
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import LARGEST_COUNT, one_of
 from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.platform.process_groups import ParallelConfig
 
@@ -31,10 +31,18 @@ SIZES = (
     ),
     *("head_dim", "max_position_embeddings"),
 )
-NUMBERS = (
-    *("norm_epsilon", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling"),
-    "initializer_range",
-)
+# Layers are listed one by one.
+MOST_LAYERS = 10_000
+MAMBA_SIZES = ("mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups")
+LARGEST_ROPE_THETA = 1e12
+# Numbers above zero, with the largest value.
+NUMBERS = {
+    "norm_epsilon": 1.0,
+    "rope_theta": LARGEST_ROPE_THETA,
+    "embedding_multiplier": LARGEST_COUNT,
+    "residual_multiplier": LARGEST_COUNT,
+    "logits_scaling": LARGEST_COUNT,
+}
 
 
 @dataclass
@@ -91,10 +99,6 @@ class Architecture:
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_query_groups={self.num_query_groups}"
             )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ConfigError(
-                f"sliding_window={self.sliding_window}: must be 1 or more, or null for no window"
-            )
         if self.hybrid_pattern is not None:
             unknown = set(self.hybrid_pattern) - {MAMBA, ATTENTION, MLP}
             if unknown or len(self.hybrid_pattern) != self.num_layers:
@@ -105,14 +109,21 @@ class Architecture:
 
     def _check_types(self) -> None:
         """Refuse strings and nulls from JSON in place of numbers, before a model is built."""
-        for name in SIZES:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r}: must be a whole number of 1 or more")
-        for name in NUMBERS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ConfigError(f"{name}={value!r}: must be a finite number")
+        # A model without Mamba layers has no sizes of them.
+        least = 1 if MAMBA in (self.hybrid_pattern or "") else 0
+        for name in (*SIZES, *MAMBA_SIZES):
+            fewest = least if name in MAMBA_SIZES else 1
+            most = MOST_LAYERS if name == "num_layers" else LARGEST_COUNT
+            _whole_number(name, getattr(self, name), fewest, most)
+        if self.sliding_window is not None:
+            _whole_number("sliding_window", self.sliding_window, 1, LARGEST_COUNT)
+        for name, largest in NUMBERS.items():
+            _number(name, getattr(self, name), largest)
+        if self.attention_multiplier is not None:
+            _number("attention_multiplier", self.attention_multiplier, LARGEST_COUNT)
+        # Zero is the value of a published config whose weights are always loaded.
+        if self.initializer_range != 0 or isinstance(self.initializer_range, bool):
+            _number("initializer_range", self.initializer_range, LARGEST_COUNT)
 
     @property
     def is_hybrid(self) -> bool:
@@ -193,6 +204,20 @@ class Architecture:
                     f"{where}: the checkpoint has {each.name}={theirs}, this model has {mine}; "
                     "use a checkpoint of the same architecture"
                 )
+
+
+def _whole_number(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r}: must be a whole number of {least} or more")
+    if value > most:
+        raise ConfigError(f"{name}={value}: must be at most {most}")
+
+
+def _number(name: str, value: Any, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r}: must be a finite number greater than zero")
+    if value > most:
+        raise ConfigError(f"{name}={value}: must be at most {most:g}")
 
 
 def check_recompute(recompute: str, architecture: Architecture, fp8: str | None) -> None:

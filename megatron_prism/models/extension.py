@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.architecture import Architecture
+from megatron_prism.models.architecture import LARGEST_ROPE_THETA, Architecture
 from megatron_prism.models.families import architecture_from_config, hf_config
 from megatron_prism.models.rope import RopeScaling
 from megatron_prism.pipeline.config import positive
@@ -38,8 +38,10 @@ class ContextExtension:
     def __post_init__(self) -> None:
         positive(self, "max_position_embeddings")
         # This form of the comparison also refuses NaN.
-        if self.rope_theta is not None and not self.rope_theta > 1:
-            raise ConfigError(f"extension.rope_theta={self.rope_theta}: must be greater than 1")
+        if self.rope_theta is not None and not 1 < self.rope_theta <= LARGEST_ROPE_THETA:
+            raise ConfigError(
+                f"extension.rope_theta={self.rope_theta}: must be greater than 1 and at most {LARGEST_ROPE_THETA:g}"
+            )
 
 
 def extended(architecture: Architecture, extension: ContextExtension) -> Architecture:

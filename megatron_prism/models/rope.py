@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import LARGEST_COUNT, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,14 +93,17 @@ class RopeScaling:
     def _check_ranges(self) -> None:
         # This form of the comparison also refuses NaN.
         low, high = self.low_freq_factor, self.high_freq_factor
-        if low is not None and high is not None and not 0 < low < high < math.inf:
+        if low is not None and high is not None and not 0 < low < high <= LARGEST_COUNT:
             raise ConfigError(
-                f"rope_scaling: low_freq_factor={low} must be positive and below high_freq_factor={high}"
+                f"rope_scaling: low_freq_factor={low} must be positive and below high_freq_factor={high}, which must "
+                f"be at most {LARGEST_COUNT}"
             )
         for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"rope_scaling: {name}={value} must be greater than zero")
+            if value is not None and not 0 < value <= LARGEST_COUNT:
+                raise ConfigError(
+                    f"rope_scaling: {name}={value} must be greater than zero and at most {LARGEST_COUNT}"
+                )
 
     @property
     def attention_scaling(self) -> float:

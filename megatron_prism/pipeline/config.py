@@ -20,6 +20,11 @@ from megatron_prism.errors import ConfigError, suggest
 T = TypeVar("T")
 # Tensors hold 64-bit integers.
 LARGEST_INTEGER = 2**63
+# The largest count, size or length of a config, unless its field says otherwise: no run needs more, and loops and
+# buffers of more would never end or never fit.
+LARGEST_COUNT = 2**31 - 1
+# Seeds may be hashes of other numbers.
+LARGEST_SEED = LARGEST_INTEGER - 1
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -212,21 +217,44 @@ def one_of(value: str, allowed: Iterable[str], key: str) -> None:
         raise ConfigError(f"{key}={value!r} is not possible{suggest(value, choices)}")
 
 
-def positive(config: Any, *names: str) -> None:
-    """For `__post_init__`: raise a ConfigError unless the named fields are finite and greater than zero."""
+def positive(config: Any, *names: str, most: float = LARGEST_COUNT, group: str = "") -> None:
+    """For `__post_init__`: raise a ConfigError unless the named fields are greater than zero, and at most `most`.
+
+    Args:
+        group: the key of `config` in the stage, for the message.
+    """
     for name in names:
         value = getattr(config, name)
         # In this form the comparison also fails for NaN.
         if value is None or not 0 < value < math.inf:
-            raise ConfigError(f"{name}={value}: must be a finite number greater than zero")
+            raise ConfigError(f"{_key(group, name)}={value}: must be a finite number greater than zero")
+        _at_most(value, most, _key(group, name))
 
 
-def not_negative(config: Any, *names: str) -> None:
-    """For `__post_init__`: raise a ConfigError unless the named fields are finite and at least zero."""
+def not_negative(config: Any, *names: str, most: float = LARGEST_COUNT, group: str = "") -> None:
+    """For `__post_init__`: raise a ConfigError unless the named fields are between zero and `most`; see `positive`."""
     for name in names:
         value = getattr(config, name)
         if not 0 <= value < math.inf:
-            raise ConfigError(f"{name}={value}: must be a finite number of at least zero")
+            raise ConfigError(f"{_key(group, name)}={value}: must be a finite number of at least zero")
+        _at_most(value, most, _key(group, name))
+
+
+def seeds(config: Any, *names: str) -> None:
+    """For `__post_init__`: raise a ConfigError unless the named fields are seeds that every generator accepts."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= LARGEST_SEED:
+            raise ConfigError(f"{name}={value}: must be a whole number from 0 to {LARGEST_SEED}")
+
+
+def _key(group: str, name: str) -> str:
+    return f"{group}.{name}" if group else name
+
+
+def _at_most(value: float, most: float, key: str) -> None:
+    if value > most:
+        raise ConfigError(f"{key}={value}: must be at most {most}")
 
 
 def field_names(cls: type) -> list[str]:

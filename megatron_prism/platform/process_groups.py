@@ -12,6 +12,8 @@ from datetime import timedelta
 from megatron_prism.errors import ParallelError
 
 SPLITS = ("even", "balanced")
+# More than the ranks of any cluster.
+MOST_RANKS = 2**20
 
 
 @dataclass
@@ -42,14 +44,18 @@ class ParallelConfig:
             "context_parallel_size",
             "data_parallel_size",
         ):
-            if getattr(self, name) < 1:
-                raise ParallelError(f"{name}={getattr(self, name)}: must be 1 or more")
+            if not 1 <= getattr(self, name) <= MOST_RANKS:
+                raise ParallelError(
+                    f"{name}={getattr(self, name)}: must be 1 or more, and at most {MOST_RANKS}"
+                )
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             raise ParallelError("sequence_parallel=true needs tensor_model_parallel_size > 1")
         virtual = self.virtual_pipeline_model_parallel_size
-        if virtual is not None and (virtual < 2 or self.pipeline_model_parallel_size < 2):
+        if virtual is not None and not (
+            2 <= virtual <= MOST_RANKS and self.pipeline_model_parallel_size >= 2
+        ):
             raise ParallelError(
-                f"virtual_pipeline_model_parallel_size={virtual} must be at least 2, and needs "
+                f"virtual_pipeline_model_parallel_size={virtual} must be from 2 to {MOST_RANKS}, and needs "
                 f"pipeline_model_parallel_size of at least 2 (it is {self.pipeline_model_parallel_size})"
             )
 
@@ -65,7 +71,8 @@ class ParallelConfig:
             raise ParallelError(f"split={self.split!r} is not possible; use one of {', '.join(SPLITS)}")
         if self.split == "balanced" and ends:
             raise ParallelError(
-                f"split=balanced chooses {' and '.join(ends)}; remove the number, or use split=even"
+                f"{' and '.join(f'{name}={value}' for name, value in ends.items())}: split=balanced chooses the number "
+                "itself; remove it, or use split=even"
             )
         chosen = ["split=balanced"] if self.split == "balanced" else [f"{k}={v}" for k, v in ends.items()]
         if chosen and self.pipeline_model_parallel_size < 2:

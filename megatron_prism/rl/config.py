@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture, check_recompute
-from megatron_prism.pipeline.config import not_negative, one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive, seeds
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.planning.pipeline_split import with_split
 from megatron_prism.platform.process_groups import ParallelConfig
@@ -108,7 +108,11 @@ class ReinforceConfig:
             "evaluation_samples",
             "slots",
         )
-        not_negative(self, "stop_after_minutes")
+        not_negative(self, "stop_after_minutes", "give_up_after")
+        not_negative(self, "evaluate_every", "checkpoint_every", "answers_every")
+        if self.evaluation_problems is not None:
+            positive(self, "evaluation_problems")
+        seeds(self, "seed")
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         if self.guard.spike_zscore or self.guard.on_spike != "log":
             raise ConfigError(
@@ -121,10 +125,6 @@ class ReinforceConfig:
                 "them, because a step of reinforcement learning may have several updates; set it to 0"
             )
         check_recompute(self.recompute, self.architecture, None)
-        if self.give_up_after < 0:
-            raise ConfigError(
-                f"give_up_after={self.give_up_after}: must be a number of steps, or 0 for never"
-            )
         if self.loop.samples_per_prompt < 2:
             raise ConfigError(
                 f"loop.samples_per_prompt={self.loop.samples_per_prompt}: a group needs at least 2 answers to compare"

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.config import LARGEST_COUNT
 from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.rl.difficulty import read_difficulty
@@ -34,9 +35,9 @@ class Frontier(Stage):
     counts: list[int] = field(default_factory=lambda: [0, 1])
 
     def __post_init__(self) -> None:
-        if not self.counts or min(self.counts) < 0:
+        if not self.counts or min(self.counts) < 0 or max(self.counts) > LARGEST_COUNT:
             raise ConfigError(
-                f"counts={self.counts}: name at least one number of correct answers, each 0 or more"
+                f"counts={self.counts}: name at least one number of correct answers, each 0 or more and below 2^31"
             )
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from megatron_prism.data.chat_format import chat_prompt, question_of
 from megatron_prism.errors import ConfigError, DataError, suggest
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import LARGEST_COUNT, one_of, positive, seeds
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
 from megatron_prism.rl.difficulty import Counted, read_difficulty
@@ -63,12 +63,13 @@ class PromptMix(Stage):
             if domain not in self.ranges:
                 raise ConfigError(f"ranges: no range for domain '{domain}'{suggest(domain, self.ranges)}")
         for domain, bounds in self.ranges.items():
-            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= LARGEST_COUNT:
                 raise ConfigError(
                     f"ranges.{domain}={bounds}: give the lowest and the highest number of correct answers"
                 )
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit}: must be 1 or more")
+        if self.limit is not None:
+            positive(self, "limit")
+        seeds(self, "seed")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         counted = read_difficulty(inputs["difficulty"].path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import FinishReason
+from megatron_prism.pipeline.config import LARGEST_COUNT, not_negative, positive
 from megatron_prism.verification.answers.extract import has_think_format
 
 
@@ -42,19 +42,21 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         # Comparisons are written so that NaN is refused.
-        if not -math.inf < self.wrong < self.correct < math.inf:
-            raise ConfigError(f"correct={self.correct}: must be finite, and more than wrong={self.wrong}")
-        if self.unfinished is not None and not -math.inf < self.unfinished <= self.wrong:
+        if not -LARGEST_COUNT <= self.wrong < self.correct <= LARGEST_COUNT:
+            raise ConfigError(
+                f"correct={self.correct}: must be more than wrong={self.wrong}, and both must be from {-LARGEST_COUNT} "
+                f"to {LARGEST_COUNT}"
+            )
+        if self.unfinished is not None and not -LARGEST_COUNT <= self.unfinished <= self.wrong:
             raise ConfigError(
                 f"unfinished={self.unfinished}: must be finite and at most wrong={self.wrong}, because otherwise "
                 "running out of tokens pays more than a wrong answer; null rewards it like any other answer"
             )
-        if self.repetition_ngram < 1:
-            raise ConfigError(f"repetition_ngram={self.repetition_ngram}: must be 1 or more")
-        if not (0 <= self.repetition_threshold < 1 and 0 <= self.repetition_penalty < math.inf):
+        positive(self, "repetition_ngram", group="rewards")
+        not_negative(self, "repetition_penalty", "overlong_tokens", "overlong_buffer", group="rewards")
+        if not 0 <= self.repetition_threshold < 1:
             raise ConfigError(
-                f"repetition_threshold={self.repetition_threshold}, repetition_penalty={self.repetition_penalty}: "
-                "the threshold must lie in [0, 1), and the penalty must be 0 or more"
+                f"rewards.repetition_threshold={self.repetition_threshold}: must be at least 0 and less than 1"
             )
         if not 0 <= self.overlong_buffer <= self.overlong_tokens or (self.overlong_tokens > 0) != (
             self.overlong_buffer > 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import not_negative, one_of, positive
 
 ESTIMATORS = ("k1", "k2", "k3")
 RATIOS = ("token", "sequence")
@@ -52,20 +51,13 @@ class Objective:
         one_of(self.ratio, RATIOS, "ratio")
         one_of(self.normalization, NORMALIZATIONS, "normalization")
         one_of(self.advantage, ADVANTAGES, "advantage")
-        # A comparison with NaN is false, so the conditions are written positively and NaN is refused.
-        if not (0 <= self.epsilon_low < 1 and self.epsilon_high >= 0):
-            raise ConfigError(
-                f"epsilon_low={self.epsilon_low}, epsilon_high={self.epsilon_high}: need 0 <= low < 1 and high >= 0"
-            )
-        if self.tis_cap is not None and not self.tis_cap > 0:
-            raise ConfigError(
-                f"tis_cap={self.tis_cap}: must be greater than zero; null switches the correction off"
-            )
-        if not (0 <= self.kl_coefficient < math.inf and 0 <= self.advantage_epsilon < math.inf):
-            raise ConfigError(
-                f"kl_coefficient={self.kl_coefficient}, advantage_epsilon={self.advantage_epsilon}: must be finite, "
-                "and 0 or more"
-            )
+        # A comparison with NaN is false, so the condition is written positively and NaN is refused.
+        if not 0 <= self.epsilon_low < 1:
+            raise ConfigError(f"objective.epsilon_low={self.epsilon_low}: must be at least 0 and less than 1")
+        not_negative(self, "epsilon_high", "kl_coefficient", "advantage_epsilon", group="objective")
+        if self.tis_cap is not None:
+            # null, and not a large number, switches the correction off.
+            positive(self, "tis_cap", group="objective")
 
 
 @dataclass
@@ -95,3 +87,6 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         one_of(self.group_filter, ("reward", "accuracy"), "group_filter")
+        positive(self, "prompts_per_step", "samples_per_prompt", "minibatches", "max_rounds", group="loop")
+        not_negative(self, "reference_alpha", most=1.0, group="loop")
+        not_negative(self, "reference_interval", group="loop")

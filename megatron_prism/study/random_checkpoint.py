@@ -19,6 +19,7 @@ from megatron_prism.models.families import (
 from megatron_prism.models.model_folder import TOKENIZER_FILES
 from megatron_prism.models.rope import RopeScaling
 from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.config import seeds
 from megatron_prism.pipeline.stage import Stage
 
 HIDDEN, HEADS, POSITIONS = 64, 4, 512
@@ -71,6 +72,9 @@ class RandomCheckpoint(Stage):
 
     model: str
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        seeds(self, "seed")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         import torch

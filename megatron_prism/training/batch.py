@@ -25,7 +25,7 @@ class BatchRamp:
     samples: int
 
     def __post_init__(self) -> None:
-        positive(self, "start", "increment", "samples")
+        positive(self, "start", "increment", "samples", group="batch.ramp")
 
 
 @dataclass

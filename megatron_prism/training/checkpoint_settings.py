@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_prism.errors import ConfigError
 from megatron_prism.models.checkpoint_io import DP_RESHARDABLE, FULLY_RESHARDABLE
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
 
 
@@ -36,8 +35,6 @@ class CheckpointSettings:
     in_background: bool = tuning(False)
 
     def __post_init__(self) -> None:
-        positive(self, "keep_last")
-        for name in ("keep_every", "weights_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"checkpoints.{name}={getattr(self, name)}: must be 0 or more steps")
+        positive(self, "keep_last", group="checkpoints")
+        not_negative(self, "keep_every", "weights_every", group="checkpoints")
         one_of(self.optimizer_format, (DP_RESHARDABLE, FULLY_RESHARDABLE), "checkpoints.optimizer_format")

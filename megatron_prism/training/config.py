@@ -9,7 +9,7 @@ from megatron_prism.data.mixture import YAML_SUFFIXES
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, extended
-from megatron_prism.pipeline.config import not_negative, one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive, seeds
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.planning.pipeline_split import with_split
 from megatron_prism.platform.process_groups import ParallelConfig
@@ -99,7 +99,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive(self, "steps", "validation_batches", "log_every")
-        not_negative(self, "stop_after_minutes")
+        not_negative(self, "stop_after_minutes", "validate_every", "checkpoint_every")
+        seeds(self, "seed")
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         if Path(self.mixture).suffix in YAML_SUFFIXES:
             # Launched workers may run in another working directory.

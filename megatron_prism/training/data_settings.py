@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.config import not_negative, positive
+
+# Every prefetched step is kept in memory.
+MOST_PREFETCHED = 10_000
 
 
 @dataclass
@@ -26,9 +28,8 @@ class DataSettings:
     index_minutes: float = 120
 
     def __post_init__(self) -> None:
-        positive(self, "index_minutes")
-        if self.prefetch < 0:
-            raise ConfigError(f"data.prefetch={self.prefetch}: must be a number of steps, or 0 for none")
+        positive(self, "index_minutes", group="data")
+        not_negative(self, "prefetch", most=MOST_PREFETCHED, group="data")
         if self.index_folder:
             # Launched workers may run in another working directory.
             self.index_folder = str(Path(self.index_folder).resolve())

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive
 from megatron_prism.pipeline.stage import tuning
 
 REACTIONS = ("log", "skip", "rollback")
@@ -45,12 +45,8 @@ class GuardSettings:
 
     def __post_init__(self) -> None:
         one_of(self.on_spike, REACTIONS, "guard.on_spike")
-        positive(self, "spike_window")
-        if self.max_skipped < 0 or not 0 <= self.spike_zscore < math.inf:
-            raise ConfigError(
-                f"guard: max_skipped={self.max_skipped} and spike_zscore={self.spike_zscore} must be finite, and 0 or "
-                "more"
-            )
+        positive(self, "spike_window", group="guard")
+        not_negative(self, "max_skipped", "spike_zscore", group="guard")
         if self.spike_zscore and self.spike_window < FEWEST_LOSSES:
             raise ConfigError(
                 f"guard.spike_window={self.spike_window}: a spread needs at least {FEWEST_LOSSES} losses; "

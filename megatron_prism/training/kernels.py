@@ -53,7 +53,12 @@ class KernelSettings:
     def __post_init__(self) -> None:
         one_of(self.cp_comm_type, CP_COMMUNICATION, "kernels.cp_comm_type")
         one_of(self.attention_backend, ATTENTION_BACKENDS, "kernels.attention_backend")
-        positive(self, "collective_timeout", *(["bucket_size"] if self.bucket_size is not None else []))
+        positive(
+            self,
+            "collective_timeout",
+            *(["bucket_size"] if self.bucket_size is not None else []),
+            group="kernels",
+        )
         if self.overlap_param_gather and self.overlap_grad_reduce is False:
             raise ConfigError(
                 "kernels.overlap_param_gather=true needs kernels.overlap_grad_reduce=true, whose buckets it gathers"

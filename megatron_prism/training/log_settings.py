@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.pipeline.config import LARGEST_COUNT, not_negative
 
 
 @dataclass
@@ -25,12 +26,11 @@ class LogSettings:
     profile_steps: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.component_norms_every < 0:
+        not_negative(self, "component_norms_every", group="logging")
+        if any(not 1 <= step <= LARGEST_COUNT for step in self.profile_steps):
             raise ConfigError(
-                f"logging.component_norms_every={self.component_norms_every}: must be a number of steps, or 0 for none"
+                f"logging.profile_steps={self.profile_steps}: steps are counted from 1, and below 2^31"
             )
-        if any(step < 1 for step in self.profile_steps):
-            raise ConfigError(f"logging.profile_steps={self.profile_steps}: steps are counted from 1")
 
     def check_installed(self) -> None:
         """Raise a ConfigError if a tracker is named whose package this machine does not have."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.config import not_negative, positive
 from megatron_prism.platform.process_groups import ParallelConfig, cuda_requests_on_cpu
 from megatron_prism.training.bucket_bounds import count_inner_padding
 
@@ -29,14 +29,11 @@ class OptimizerSettings:
     clip_grad: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "eps")
-        if not 0 <= self.clip_grad < math.inf:
-            raise ConfigError(f"clip_grad={self.clip_grad}: must be 0 (no clipping) or more, and finite")
+        positive(self, "eps", most=1.0)
+        not_negative(self, "clip_grad", "weight_decay")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0 and less than 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight_decay={self.weight_decay}: must be 0 or more, and finite")
 
 
 def build_optimizer(

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, ParallelError
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.pipeline.config import one_of
+from megatron_prism.pipeline.config import not_negative, one_of
 from megatron_prism.platform.hardware import compute_capability, cuda_version
 from megatron_prism.platform.process_groups import ParallelConfig
 
@@ -62,6 +62,7 @@ class PrecisionSettings:
         one_of(self.main_grads_dtype, ("fp32", "bf16"), "precision.main_grads_dtype")
         for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
             one_of(getattr(self, name), MOMENT_DTYPES, f"precision.{name}")
+        not_negative(self, "layers_at_start_in_bf16", "layers_at_end_in_bf16", group="precision")
         if not 0 <= self.optimizer_offload <= 1:
             raise ConfigError(
                 f"precision.optimizer_offload={self.optimizer_offload}: must be a share from 0 to 1"

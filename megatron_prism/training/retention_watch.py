@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import write_json
-from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.config import not_negative, positive
 
 BASELINE = "retention.json"
 
@@ -36,11 +36,8 @@ class RetentionWatch:
     stop_if_loss_rises_by: float = 0.0
 
     def __post_init__(self) -> None:
-        positive(self, "batches")
-        if self.every < 0 or self.stop_if_loss_rises_by < 0:
-            raise ConfigError(
-                f"watch: every={self.every} and stop_if_loss_rises_by={self.stop_if_loss_rises_by} must be 0 or more"
-            )
+        positive(self, "batches", group="watch")
+        not_negative(self, "every", "stop_if_loss_rises_by", group="watch")
         if bool(self.every) != bool(self.sources):
             raise ConfigError(
                 f"watch: every={self.every} with sources={self.sources}; set both, or neither for no watch"

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import not_negative, one_of, positive
 
+# A step of Adam changes a weight by about the learning rate, and weights are below 1.
+LARGEST_RATE = 1000.0
 STYLES = ("cosine", "linear", "exponential", "constant")
 
 
@@ -31,15 +33,13 @@ class Schedule:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "lr")
+        positive(self, "lr", group="schedule", most=LARGEST_RATE)
+        not_negative(self, "warmup_steps", group="schedule")
         one_of(self.style, STYLES, "schedule.style")
         if self.steps is not None:
-            positive(self, "steps")
-        if self.warmup_steps < 0 or not 0 <= self.final_factor <= 1:
-            raise ConfigError(
-                f"schedule: warmup_steps={self.warmup_steps} must be >= 0, and final_factor={self.final_factor} "
-                "must be in [0, 1]"
-            )
+            positive(self, "steps", group="schedule")
+        if not 0 <= self.final_factor <= 1:
+            raise ConfigError(f"schedule.final_factor={self.final_factor}: must be in [0, 1]")
 
     def mismatch(self, steps: int) -> str:
         """What a reader should know if the schedule does not end with the run of `steps`; empty if it does."""

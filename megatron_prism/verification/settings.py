@@ -13,6 +13,9 @@ from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.sandbox.isolation import STRONG, check_mode, require_sandbox
 from megatron_prism.verification.sandbox.machine_speed import time_factor
 
+# Processes on one machine.
+MOST_WORKERS = 4096
+
 
 @dataclass
 class GradingSettings:
@@ -35,7 +38,8 @@ class GradingSettings:
     stop_early: bool = False
 
     def __post_init__(self) -> None:
-        positive(self, "workers", "timeout_seconds", "memory_mib")
+        positive(self, "workers", most=MOST_WORKERS, group="grading")
+        positive(self, "timeout_seconds", "memory_mib", group="grading")
         check_mode(self.sandbox)
 
     def check_kinds(self, problems: Iterable[Problem]) -> set[str]:

@@ -88,7 +88,7 @@ def test_stages_are_those_of_megatron_or_refused():
     ("sizes", "message"),
     [
         ({"pp": 2, "split": "blanced"}, "split='blanced' is not possible; use one of even, balanced"),
-        ({"pp": 2, "split": "balanced", "first": 3}, "split=balanced chooses layers_in_first_stage"),
+        ({"pp": 2, "split": "balanced", "first": 3}, "layers_in_first_stage=3: split=balanced chooses"),
         ({"pp": 1, "last": 3}, "layers_in_last_stage=3 needs pipeline_model_parallel_size of at least 2"),
         ({"pp": 1, "split": "balanced"}, "split=balanced needs pipeline_model_parallel_size of at least 2"),
         ({"pp": 2, "first": 0}, "layers_in_first_stage=0: must be 1 or more"),

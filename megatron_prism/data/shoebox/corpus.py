@@ -35,7 +35,7 @@ from megatron_prism.data.shoebox.problem import (
 )
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.pipeline.config import one_of, positive
+from megatron_prism.pipeline.config import LARGEST_COUNT, one_of, positive, seeds
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage
 
@@ -81,12 +81,15 @@ class ShoeboxCorpus(Stage):
 
     def __post_init__(self) -> None:
         positive(self, "held_out_problems", "prompts")
+        seeds(self, "seed")
         if not 0 < self.valid_percent <= 100:
             raise ConfigError(f"valid_percent={self.valid_percent}: must be above 0 and at most 100")
         for source, size in self.characters.items():
             one_of(source, DEFAULT_CHARACTERS, "a source of characters")
-            if size <= 0:
-                raise ConfigError(f"characters.{source}={size}: must be greater than zero")
+            if not 0 < size <= LARGEST_COUNT:
+                raise ConfigError(
+                    f"characters.{source}={size}: must be greater than zero, and at most {LARGEST_COUNT}"
+                )
         if missing := sorted(set(DEFAULT_CHARACTERS) - set(self.characters)):
             raise ConfigError(f"characters: there is no size for {', '.join(missing)}")
 

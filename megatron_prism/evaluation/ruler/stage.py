@@ -19,7 +19,7 @@ from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.config import positive
+from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -72,6 +72,7 @@ class RulerEvaluate(Stage):
 
     def __post_init__(self) -> None:
         positive(self, "samples", "batch_tokens")
+        seeds(self, "seed")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence={self.confidence}: must be between 0 and 1, for example 0.95")
         self.plan()
