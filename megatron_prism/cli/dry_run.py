@@ -109,6 +109,7 @@ def _dry_run_ranks(
     from megatron_prism.rl.stage import Reinforce
     from megatron_prism.training import dry_run as training
     from megatron_prism.training.dry_errors import one_line
+    from megatron_prism.training.dry_exchanges import disagreements
     from megatron_prism.training.stage import Train
 
     module: Any = training if isinstance(stage, Train) else rl if isinstance(stage, Reinforce) else None
@@ -129,6 +130,8 @@ def _dry_run_ranks(
             report.ranks.append(module.dry_run_rank(config, rank))
         except Exception as problem:
             report.problems.append(f"rank {rank} of {stage.world_size}: {one_line(problem)}")
+    if not report.problems:
+        report.problems += disagreements(report.ranks, module.trained(config), config.layout)
 
 
 def _show(json_file: str | None, name: str, reports: Sequence[StageReport]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_prism.cli.dry_run_inputs import check_headers, check_suites
 from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenizer import TrainTokenizer
@@ -33,6 +34,9 @@ def check_stage(graph: Graph, node: Node) -> list[str]:
         parent = next(node.inputs[name].name for name in MODEL_INPUTS if name in node.inputs)
         stage.architecture.require_same(given, f"the model of stage '{parent}'")
     _check_lengths(node, given)
+    check_suites(node)
+    if isinstance(stage, ImportHF):
+        lines += check_headers(stage)
     if isinstance(stage, ImportHF | ExportHF):
         architecture = given or _consumer(graph, node)
         if architecture is not None:

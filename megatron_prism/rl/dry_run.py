@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from megatron_prism.generation.pipeline_forward import pipeline_forward
+from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.checkpoint_io import unwrap
 from megatron_prism.models.layers.decode_cache import (
     Decode,
@@ -42,9 +43,14 @@ def buildable(config: ReinforceConfig) -> tuple[ReinforceConfig, list[str]]:
     return replace(config, kernels=kernels, precision=precision, megatron=megatron), lines
 
 
+def trained(config: ReinforceConfig) -> Architecture:
+    """The architecture that is built."""
+    return config.architecture
+
+
 def ranks_of(config: ReinforceConfig) -> list[int]:
     """The ranks whose dry runs differ."""
-    return different_ranks(config.architecture, config.layout)
+    return different_ranks(trained(config), config.layout)
 
 
 def texts(config: ReinforceConfig) -> list[TrainingText]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_prism.data.document_bounds import DOCUMENTS
 from megatron_prism.data.mixture import Mixture
+from megatron_prism.models.architecture import Architecture
 from megatron_prism.planning.memory import stage_memory
 from megatron_prism.platform.fake_device import META
 from megatron_prism.training.config import TrainConfig
@@ -114,9 +115,14 @@ def without_libraries(
     return kernels, plain, replace(megatron, transformer=kept), lines
 
 
+def trained(config: TrainConfig) -> Architecture:
+    """The architecture that is built."""
+    return config.trained_architecture
+
+
 def ranks_of(config: TrainConfig) -> list[int]:
     """The ranks whose dry runs differ."""
-    return different_ranks(config.trained_architecture, config.layout)
+    return different_ranks(trained(config), config.layout)
 
 
 def dry_run_rank(config: TrainConfig, rank: int, *, gpu: bool = True) -> RankReport:

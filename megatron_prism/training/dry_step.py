@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.planning.memory import Memory
 from megatron_prism.platform.fake_device import META, shapes_only
+from megatron_prism.platform.fake_exchanges import Exchanges, recorded_exchanges
 from megatron_prism.platform.fake_group import one_rank_of
 from megatron_prism.platform.fake_memory import LiveBytes
 from megatron_prism.platform.process_groups import ParallelConfig, session
@@ -38,6 +39,7 @@ class RankReport:
         seconds: that the dry run of this rank took.
         operations: that it executed.
         planned: the planner's bytes, by the same names.
+        exchanges: with the neighbours in the pipeline.
     """
 
     rank: int
@@ -48,13 +50,14 @@ class RankReport:
     seconds: float
     operations: int
     planned: dict[str, float] = field(default_factory=dict)
+    exchanges: Exchanges = field(default_factory=Exchanges)
 
 
 class RankCount:
     """Counts what exists in one rank's dry run."""
 
-    def __init__(self, live: LiveBytes) -> None:
-        self._live, self._began = live, time.perf_counter()
+    def __init__(self, live: LiveBytes, exchanges: Exchanges) -> None:
+        self._live, self._exchanges, self._began = live, exchanges, time.perf_counter()
         self._before = self._kept = self._peak = 0
 
     @contextlib.contextmanager
@@ -122,6 +125,7 @@ class RankCount:
             seconds=time.perf_counter() - self._began,
             operations=self._live.operations,
             planned=comparable(planned),
+            exchanges=self._exchanges,
         )
 
 
@@ -147,9 +151,10 @@ def one_rank(parallel: ParallelConfig, rank: int, *, seed: int = 1, gpu: bool = 
         one_rank_of(parallel.world_size, rank),
         shapes_only(gpu),
         session(parallel, seed),
+        recorded_exchanges() as exchanges,
         LiveBytes() as live,
     ):
-        yield RankCount(live)
+        yield RankCount(live, exchanges)
 
 
 def building() -> contextlib.AbstractContextManager[Any]:
@@ -166,6 +171,13 @@ def different_ranks(architecture: Architecture, parallel: ParallelConfig) -> lis
     """The first rank of each pipeline stage that differs from those before it in its layers, or is an end.
 
     Of several equal stages the first keeps the most activations, because it runs the furthest ahead.
+    """
+    stages = alike_stages(architecture, parallel)
+    return [stage * (parallel.world_size // len(stages)) for stage in dict.fromkeys(stages)]
+
+
+def alike_stages(architecture: Architecture, parallel: ParallelConfig) -> list[int]:
+    """For each pipeline stage the first one that has the same layers, and is an end only if this one is.
 
     Args:
         parallel: without `split=balanced`.
@@ -177,12 +189,13 @@ def different_ranks(architecture: Architecture, parallel: ParallelConfig) -> lis
     counts = parallel.layers_per_stage(architecture.num_layers)
     ends = list(accumulate(counts))
     kinds = architecture.kinds_of_layers
-    found: dict[tuple[Any, ...], int] = {}
+    known: dict[tuple[Any, ...], int] = {}
+    found = []
     for stage, (count, end) in enumerate(zip(counts, ends, strict=True)):
         # The chunks of an interleaved stage lie apart; of dense layers, which alone have them, one is like the other.
         held = "".join(kinds[end - count : end]) if virtual == 1 else str(count)
-        found.setdefault((stage == 0, stage == stages - 1, held), stage)
-    return [stage * (parallel.world_size // stages) for stage in found.values()]
+        found.append(known.setdefault((stage == 0, stage == stages - 1, held), stage))
+    return found
 
 
 def filling_micro_batches(parallel: ParallelConfig, count: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
 from megatron_prism.cli.main import main
 from megatron_prism.models import build, families
@@ -84,6 +85,15 @@ def number_that_decides_a_size(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(token_loss, "_whole", shortened)
 
 
+def tensor_between_stages(patch: pytest.MonkeyPatch) -> None:
+    correct = P2PCommunicator.send_forward_recv_backward
+
+    def send(self: Any, output: Any, *others: Any) -> Any:
+        return correct(self, [each.float() for each in output], *others)
+
+    patch.setattr(P2PCommunicator, "send_forward_recv_backward", send)
+
+
 def both_ends(patch: pytest.MonkeyPatch) -> None:
     """Megatron's config gets another number of layers than the layout says."""
     correct = build.transformer_config
@@ -113,6 +123,9 @@ FAULTS = {
     "a dtype": (dtype_of_a_product, [], "a matrix product of torch.float32 and torch.bfloat16"),
     "a tensor on the CPU": (tensor_on_the_cpu, [], "was left on the cpu"),
     "a number": (number_that_decides_a_size, [], "may decide a size"),
+    "a tensor between stages": (
+        tensor_between_stages, [], "stage 'midtrain': activations from pipeline stage 0 to 1: 0 sends",
+    ),
     "heads": (unchecked(Architecture, "check_parallel"), ["tp=3", "length=48"], "parallel.tensor_model_parallel_size"),
     "a pipeline split": (both_ends, ["first=1"], "parallel.layers_in_first_stage"),
     "a context-parallel length": (
