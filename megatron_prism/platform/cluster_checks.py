@@ -6,6 +6,7 @@ Every question to a program has a time limit, because a scheduler that is down l
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -71,13 +72,21 @@ def _munge() -> Check:
     unlocks = "Slurm's commands: they are signed with it"
     if shutil.which("munge") is None or shutil.which("unmunge") is None:
         return Check("munge", False, "no munge on PATH", unlocks, "Needed only where Slurm is.")
-    token, problem = ask("munge", "-n")
+    socket = munge_socket(ask("scontrol", "show", "config")[0])
+    where = ("--socket", socket) if socket else ()
+    token, problem = ask("munge", "-n", *where)
     if token:
-        said, problem = ask("unmunge", stdin=token)
+        said, problem = ask("unmunge", *where, stdin=token)
         if "Success" in said:
             return Check("munge", True, "a message was signed and read", unlocks)
     remedy = "Start munged; its key and the clock must be the same on all machines of the cluster."
     return Check("munge", False, problem or "a signed message could not be read", unlocks, remedy)
+
+
+def munge_socket(configuration: str) -> str:
+    """The socket that Slurm's configuration names (`AuthInfo`); empty for munge's own default."""
+    found = re.search(r"^AuthInfo\s*=.*?\bsocket=([^,\s]+)", configuration, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def container_checks() -> list[Check]:

@@ -21,6 +21,7 @@ NODES_SECONDS = 60.0
 # Seconds. Less is the resolution of coarse file times and the delay with which srun starts its processes.
 FILE_SKEW, NODE_SKEW = 2.0, 10.0
 LITTLE_SPACE = 100 * 2**30
+ON_ALL_NODES = "run folder on all nodes"
 
 # Types of file systems in /proc/self/mountinfo (a FUSE type stands after "fuse.").
 SHARED = re.compile(
@@ -45,6 +46,7 @@ def folder_checks(run_dir: Path) -> list[Check]:
             )
         ]
     free, total = found["free"] / 2**30, found["total"] / 2**30
+    nodes = node_checks(folder)
     checks = [
         Check(
             "run folder",
@@ -56,14 +58,7 @@ def folder_checks(run_dir: Path) -> list[Check]:
             else "A checkpoint of an 8B model with optimizer takes about 100 GiB.",
             vital=True,
         ),
-        Check(
-            "shared folder",
-            (shared := is_shared(kind)) is True,
-            {True: "a network file system", False: "local to this machine", None: "type unknown"}[shared]
-            + f" ({kind})",
-            "jobs on several nodes: all must see the run folder",
-            "" if shared else "For more than one node, put --run-dir on the cluster's shared file system.",
-        ),
+        _shared_folder(kind, nodes),
         Check(
             "flock",
             found["flock"] == "works",
@@ -80,7 +75,24 @@ def folder_checks(run_dir: Path) -> list[Check]:
             "Run a time service (chrony) on this machine and on the file server.",
         ),
     ]
-    return checks + node_checks(folder)
+    return checks + nodes
+
+
+def _shared_folder(kind: str, nodes: list[Check]) -> Check:
+    """What the nodes of this job see counts; without several of them, the type of the file system."""
+    seen = next((check for check in nodes if check.name == ON_ALL_NODES), None)
+    of_network = is_shared(kind)
+    detail = {True: "a network file system", False: "local to this machine", None: "type unknown"}[of_network]
+    if seen:
+        hint = "" if of_network or not seen.found else "; write shared_run_dir: true into the executor file"
+        detail = f"{seen.detail}{hint}"
+    return Check(
+        "shared folder",
+        (seen.found if seen else of_network) is True,
+        f"{detail} ({kind})",
+        "jobs on several nodes: all must see the run folder",
+        "For more than one node, put --run-dir on the cluster's shared file system.",
+    )
 
 
 def run_probe(folder: Path) -> dict[str, Any]:
@@ -139,7 +151,7 @@ def describe_nodes(folder: Path, seen: list[dict[str, Any]]) -> list[Check]:
     apart = max(node["time"] for node in seen) - min(node["time"] for node in seen)
     return [
         Check(
-            "run folder on all nodes",
+            ON_ALL_NODES,
             not blind,
             f"not seen by {', '.join(blind)}" if blind else f"seen by {len(seen)} nodes",
             "jobs on several nodes",
