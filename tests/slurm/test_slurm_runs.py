@@ -7,12 +7,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from megatron_prism.launching.rendezvous import FIRST_PORT, PORTS
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.study.registry import load_recipe
 
@@ -32,6 +36,7 @@ class Prism:
     """`prism` as a user of the cluster types it."""
 
     def __init__(self, cluster, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.cluster, self.run_dir = cluster, folder / "run"
         self.file = folder / "executor.yaml"
         self.file.write_text(EXECUTOR)
@@ -156,18 +161,67 @@ def test_a_crash_is_tried_again_as_often_as_the_executor_says(cluster, prism):
     cluster.wait_for_state(numbers["two"], "CANCELLED")
 
 
-def test_every_node_has_the_time_to_save_before_the_time_limit(cluster, prism):
-    """The job comes back, and what waits for it goes on waiting."""
-    numbers = prism.submit(str(HERE / "slow_saving.py"))
-    waits = [f"artifacts/saves-*.partial/waits{rank}" for rank in range(2)]
-    cluster.wait_for(lambda: all(list(prism.run_dir.glob(each)) for each in waits), about="both ranks")
-    # What Slurm sends before the time limit.
-    cluster.run("scancel", "--signal=USR1", numbers["saves"])
-    cluster.wait_for(lambda: cluster.job(numbers["saves"])["Restarts"] == "1", about="one restart")
-    assert cluster.job(numbers["after"])["JobState"] == "PENDING"
-    cluster.start_now(numbers["saves"])
-    cluster.wait_for_state(numbers["after"], "COMPLETED")
+def test_two_jobs_of_two_nodes_at_once_have_the_time_to_save_on_every_node(cluster, prism, tmp_path):
+    """They meet although their own ports are taken, come back, and what waits for them goes on waiting.
+
+    In the meantime, an array: one failing task does not stop the others, but what waits for it.
+    """
+    other, notes = (Prism(cluster, tmp_path / name) for name in ("other", "notes"))
+    last = int(cluster.submit("#!/bin/sh\n"))
+    with taken_ports(range(last + 1, last + 6)) as taken:
+        runs = [(each, each.submit(str(HERE / "slow_saving.py"))) for each in (prism, other)]
+        waits = [f"artifacts/saves-*.partial/waits{rank}" for rank in range(2)]
+        cluster.wait_for(
+            lambda: all(list(each.run_dir.glob(file)) for each, _ in runs for file in waits),
+            about="all ranks",
+        )
+    ports = [port_of(each) for each, _ in runs]
+    assert len({*ports}) == 2
+    assert not taken & {*ports}
+    for _, numbers in runs:
+        # What Slurm sends before the time limit.
+        cluster.run("scancel", "--signal=USR1", numbers["saves"])
+    for _, numbers in runs:
+        cluster.wait_for(
+            lambda job=numbers["saves"]: cluster.job(job)["Restarts"] == "1", about="one restart"
+        )
+        assert cluster.job(numbers["after"])["JobState"] == "PENDING"
+
+    notes.file.write_text(EXECUTOR + "array: 2\n")
+    failed = notes("run", NOTES, "first=refuse", "--executor", notes.file, code=2).stderr.splitlines()[-1]
+    assert failed.startswith("error: stage 'one' failed: text=refuse: this text is refused; its log is ")
+    jobs = {row["stage"]: row for row in json.loads(notes("jobs", "--json", "-").stdout)}
+    assert {name: row["state"] for name, row in jobs.items()} == {
+        "one": "failed",
+        "two": "cancelled",
+        "three": "completed",
+    }
+    array = jobs["one"]["job"].removesuffix("_0")
+    assert (jobs["three"]["job"], array.isdecimal()) == (f"{array}_1", True)
+
+    number = runs[0][1]["saves"]
+    cluster.start_now(number)
+    cluster.wait_for_state(runs[0][1]["after"], "COMPLETED")
     assert len(made_by(prism, "saves").receipt.attempts) == 2
+
+
+@contextmanager
+def taken_ports(jobs: Iterable[int]) -> Iterator[set[int]]:
+    """Another program listens on the ports that are these jobs' own."""
+    with ExitStack() as held:
+        ports = {FIRST_PORT + job % PORTS for job in jobs}
+        for port in ports:
+            server = held.enter_context(socket.socket())
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("0.0.0.0", port))
+            server.listen()
+        yield ports
+
+
+def port_of(prism: Prism) -> int:
+    """The port at which the nodes of a run's job meet, as its batch script has said."""
+    (log,) = prism.run_dir.glob("launch/nemo/**/sbatch_*.saves_*.out")
+    return int(re.findall(r"^\+ PRISM_PORT=(\d+)$", log.read_text(), re.MULTILINE)[-1])
 
 
 def made_by(prism: Prism, kind: str) -> Artifact:
