@@ -7,6 +7,7 @@ committed. Here one copy serves all tasks, and a file that would be left out is 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -43,16 +44,32 @@ def copy_of_the_code(executor: Executor, run_dir: Path, *, write: bool = True) -
         files = _listed(root, "ls-tree", "-r", "--name-only", "-z", "HEAD")
     else:
         files = _listed(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z")
-        files = [file for file in files if (root / file).is_file()]
-        name = _hash(root, files)
+        # Not those that were deleted since the last commit.
+        files = [file for file in files if os.path.lexists(root / file)]
+        name = _hash(root, _without_submodules(root, files, executor))
+    _without_submodules(root, files, executor)
     folder = run_dir.resolve() / LAUNCH / f"code-{name[:12]}"
     if write and not folder.exists():
         _copy(root, files, folder)
     return folder
 
 
+def _without_submodules(root: Path, files: list[str], executor: Executor) -> list[str]:
+    """The files, if none of them is a submodule, whose contents git does not list."""
+    for file in files:
+        if (root / file).is_dir() and not (root / file).is_symlink():
+            raise ConfigError(
+                f"{executor.file}: packaging: {executor.packaging} would leave out {file}, a repository of its own in "
+                f"{root}; use packaging: none, with the code installed on the nodes"
+            )
+    return files
+
+
 def _refuse_changes(root: Path, executor: Executor) -> None:
-    changed = [line[3:] for line in _listed(root, "status", "--porcelain", "--untracked-files=all", "-z")]
+    changed = [
+        line[3:]
+        for line in _listed(root, "status", "--porcelain", "--no-renames", "--untracked-files=all", "-z")
+    ]
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise ConfigError(
@@ -67,14 +84,22 @@ def _copy(root: Path, files: list[str], folder: Path) -> None:
         target = Path(made) / "code"
         for file in files:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / file, target / file)
-        target.rename(folder)
+            # A link stays one, so that it means the same in the copy if it is relative.
+            shutil.copy2(root / file, target / file, follow_symlinks=False)
+        try:
+            target.rename(folder)
+        except OSError:
+            # Another submission has made the same copy in the meantime.
+            if not folder.is_dir():
+                raise
 
 
 def _hash(root: Path, files: list[str]) -> str:
     found = hashlib.sha256()
     for file in files:
-        found.update(file.encode() + b"\0" + hashlib.sha256((root / file).read_bytes()).digest())
+        path = root / file
+        content = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
+        found.update(os.fsencode(file) + b"\0" + hashlib.sha256(content).digest())
     return found.hexdigest()
 
 
@@ -86,7 +111,11 @@ def _git(root: Path, *arguments: str) -> str | None:
     """What git prints; None if it fails."""
     try:
         ended = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=False,
         )
     except FileNotFoundError:
         return None

@@ -102,31 +102,67 @@ def queued_scripts() -> dict[str, str]:
 
 
 def _from_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
-    columns = "JobID,State,Elapsed,NodeList"
+    # An array's tasks that have not started share one line, which is asked for by the number of the array.
+    asked = dict.fromkeys(number.partition("_")[0] for number in numbers)
+    command = (
+        "sacct",
+        "-n",
+        "-P",
+        "-X",
+        "--format=JobID,State,Elapsed,NodeList",
+        f"--jobs={','.join(asked)}",
+    )
     try:
-        lines = ask_slurm(
-            "sacct", "-n", "-P", "-X", "--array", f"--format={columns}", f"--jobs={','.join(numbers)}"
-        )
+        lines = ask_slurm(*command)
     except ServerError:
         return {}
-    found = {}
+    return read_accounting(lines, numbers)
+
+
+def read_accounting(lines: Sequence[str], numbers: Sequence[str]) -> dict[str, SlurmJob]:
+    """The jobs of these numbers from the lines of sacct: "12|COMPLETED|00:01:00|n1", "12_3|...", "12_[0,4-6%2]|..."."""
+    found: dict[str, SlurmJob] = {}
     for line in lines:
         number, state, elapsed, nodes = line.split("|")
         # "CANCELLED by 1000"
-        found[number] = SlurmJob(state.split(" ")[0], elapsed, nodes)
+        job = SlurmJob(state.split(" ")[0], elapsed, nodes)
+        found |= {each: job for each in _places(number) if each in numbers}
     return found
 
 
+def _places(number: str) -> list[str]:
+    array, bracket, places = number.partition("_[")
+    if not bracket:
+        return [number]
+    ranges = (each.partition("-") for each in places.rstrip("]").partition("%")[0].split(","))
+    return [
+        f"{array}_{place}"
+        for first, _, last in ranges
+        if first.isdecimal()
+        for place in range(int(first), int(last or first) + 1)
+    ]
+
+
 def _from_controller(number: str) -> SlurmJob:
+    array, _, place = number.partition("_")
+    if (values := _shown(number)) is not None:
+        return SlurmJob(
+            values.get("JobState", UNKNOWN), values.get("RunTime", ""), values.get("NodeList", "")
+        )
+    # A task that was cancelled before it started leaves no record, while its array has one.
+    return SlurmJob("CANCELLED" if place and _shown(array) is not None else UNKNOWN)
+
+
+def _shown(number: str) -> dict[str, str] | None:
+    """What the controller has of a job; None if it has none of this number."""
     try:
         text = " ".join(ask_slurm("scontrol", "--oneliner", "show", "job", number))
     except ServerError as problem:
         # Anything else says nothing about the job, and the caller asks again.
-        if "Invalid job id" not in str(problem):
+        if not re.search("Invalid job id|not found", str(problem)):
             raise
-        return SlurmJob(UNKNOWN)
-    values = dict(re.findall(r"(\w+)=(\S+)", text))
-    return SlurmJob(values.get("JobState", UNKNOWN), values.get("RunTime", ""), values.get("NodeList", ""))
+        return None
+    return dict(re.findall(r"(\w+)=(\S+)", text))
 
 
 def cancel_jobs(numbers: Sequence[str]) -> None:
@@ -189,7 +225,8 @@ def ask_slurm(*command: str, stdin: str | None = None) -> list[str]:
     except subprocess.TimeoutExpired:
         raise ServerError(f"{command[0]} gave no answer for 60 s; Slurm's controller may be down") from None
     if ended.returncode != 0:
-        words = "; ".join(line.strip() for line in ended.stderr.splitlines() if line.strip())
+        said = ended.stderr.strip() or ended.stdout.strip()
+        words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
         words = words or f"exit code {ended.returncode}"
         raise ServerError(f"{command[0]}: {words}")
     return [line for line in ended.stdout.splitlines() if line.strip()]

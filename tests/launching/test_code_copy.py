@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -72,3 +73,24 @@ def test_without_a_checkout(tmp_path, monkeypatch):
     assert copy_of_the_code(sent("none"), tmp_path) is None
     with pytest.raises(ConfigError, match="needs a git checkout"):
         copy_of_the_code(sent("git"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["git", "include_untracked"])
+def test_links_stay_links_and_a_repository_inside_is_refused(checkout, tmp_path, kind):
+    (checkout / "package/link").symlink_to("../package")
+    (checkout / "package/nowhere").symlink_to("absent")
+    (checkout / "package" / os.fsdecode(b"na\xefve.py")).write_text("3\n")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-qm", "second")
+    code = copy_of_the_code(sent(kind), tmp_path)
+    assert (code / "package/link").readlink() == Path("../package")
+    assert (code / "package/nowhere").is_symlink()
+    assert (code / "package" / os.fsdecode(b"na\xefve.py")).read_text() == "3\n"
+    inside = checkout / "inside"
+    inside.mkdir()
+    git(inside, "init", "-q")
+    git(inside, "commit", "-qm", "own", "--allow-empty")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-qm", "third")
+    with pytest.raises(ConfigError, match="would leave out inside, a repository of its own"):
+        copy_of_the_code(sent(kind), tmp_path)

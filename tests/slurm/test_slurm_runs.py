@@ -116,6 +116,49 @@ def test_a_pre_empted_job_and_one_that_loses_a_node_finish_as_if_nothing_had_hap
     assert [record["step"] for record in steps(made.path)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
+def test_a_job_that_reaches_its_time_limit_goes_on_from_the_step_that_it_saved(cluster, prism, tmp_path):
+    graph = load_recipe(TRAINING).graph({"steps": 400})
+    graph.run(prism.run_dir, target="tokens", jobs=1)
+    number = prism.submit(TRAINING, "steps=400")["train"]
+    cluster.wait_for(lambda: last_step(prism.run_dir) >= 3, about="the third step")
+    # Slurm itself sends the signal: 30 s, and up to a minute more, before the end that is now a minute after the start.
+    cluster.run("scontrol", "update", f"jobid={number}", "timelimit=1")
+    assert cluster.wait_for_state(number, "PENDING", seconds=90)["Restarts"] == "1"
+    stopped_at = last_step(prism.run_dir)
+    assert 3 <= stopped_at < 400
+    cluster.run("scontrol", "update", f"jobid={number}", "timelimit=20")
+    cluster.start_now(number)
+    cluster.wait_for_state(number, "COMPLETED", seconds=180)
+    made = Artifact.open(next((prism.run_dir / "artifacts").glob("train-*")))
+    assert len(made.receipt.attempts) == 2
+    assert first_step(prism, number, 1) == stopped_at + 1
+    unbroken = graph.run(tmp_path / "unbroken", jobs=2)["train"]
+    assert losses(made.path) == losses(unbroken.path)
+    assert len(losses(made.path)) == 400
+
+
+@pytest.mark.slow
+def test_a_job_that_is_pre_empted_before_its_stage_can_listen_comes_back(cluster, prism, tmp_path):
+    """Its interpreter takes seconds to start; a process that ends by the same signal without a pre-emption fails."""
+    slow = tmp_path / "slow-python"
+    slow.write_text(f'#!/bin/sh\ntouch {tmp_path}/began\nsleep 5\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    prism.file.write_text(f"{EXECUTOR}python: {slow}\n")
+    number = prism.submit(f"{NOTES}:one", "ranks=2")["one"]
+    cluster.wait_for((tmp_path / "began").exists, about="the interpreter")
+    cluster.submit("#!/bin/sh\n", "-N2", "--partition=urgent", "--exclusive")
+    cluster.wait_for(lambda: cluster.job(number)["Restarts"] == "1", about="one restart")
+    cluster.start_now(number)
+    cluster.wait_for_state(number, "COMPLETED")
+
+    (tmp_path / "began").unlink()
+    number = prism.submit(f"{NOTES}:one", "ranks=2", "first=killed")["one"]
+    cluster.wait_for((tmp_path / "began").exists, about="the interpreter")
+    cluster.run("scancel", "--signal=TERM", number)
+    assert cluster.wait_for_state(number, "FAILED")["Restarts"] == "0"
+
+
 def first_step(prism: Prism, number: str, restart: int) -> int:
     """The first step that an attempt made."""
     (log,) = prism.run_dir.glob(f"launch/nemo/**/log-*_{number}_{restart}.out")
