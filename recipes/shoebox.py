@@ -123,6 +123,18 @@ PRESETS = {
 }
 
 
+PARAMETERS = {
+    "model": f"{', '.join(MODELS)}",
+    "seed": "of data order, initial weights and sampling; 0 or more",
+    "preset": f"sizes of the study: {', '.join(PRESETS)}",
+    "mixture": "of mid-training: shoebox-math, shoebox-mc, shoebox-mcs, or the path of a YAML file",
+    "variants": "add the other rows of the paper's Table 7",
+    "sandbox": "how programs that a model wrote are isolated: strong, weak",
+    "method": "of reinforcement learning: paper, grpo, dapo, dr_grpo, rloo, gspo",
+    "processes": "1, 2 or 4; base and mid-training use them as ranks, later stages run in parallel",
+}
+
+
 def recipe(
     *,
     model: str = "dense",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +59,14 @@ def show_line(target: str | None, line: str) -> None:
     from megatron_prism.platform.console import console, results
 
     (console if target == STDOUT else results).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def shortened_inputs(inputs: Mapping[str, str], most: int = 2) -> str:
+    """The stages that a stage reads, its model first, and how many more; all stages with a model read its tokenizer."""
+    ordered = sorted(inputs.items(), key=lambda each: each[0] not in ("init", "model"))
+    names = list(dict.fromkeys(name for key, name in ordered if key != "tokenizer" or len(inputs) == 1))
+    more = f" + {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def show_remarks(remarks: Sequence[str]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.cli.output import show_line, show_table, write_result
+from megatron_prism.cli.output import shortened_inputs, show_line, show_table, write_result
 
 if TYPE_CHECKING:
     from megatron_prism.pipeline.graph import Graph
     from megatron_prism.pipeline.node import Node
+
+# A group of as many keys, such as an architecture, is shown once.
+LONG_GROUP = 6
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,14 @@ def show_graph(
     """
     costs = stage_costs(nodes)
     shown = [_shown(node, everything, costs.get(node.name, "")) for node in nodes]
-    rows = [[each.stage, each.kind, _inputs(each.inputs), each.layout, each.cost or "-"] for each in shown]
-    show_table(
-        json_file, f"{graph.name}: the graph", ["stage", "kind", "inputs", "layout", "cost on H100"], rows
+    rows = [[each.stage, shortened_inputs(each.inputs), each.layout, each.cost or "-"] for each in shown]
+    show_table(json_file, f"{graph.name}: the graph", ["stage", "reads", "layout", "cost on H100"], rows)
+    show_line(
+        json_file,
+        "cost: the planner's estimate (docs/planning.md) of stages that train or sample; evaluations have none",
     )
-    for each in shown:
-        if each.config:
-            show_line(json_file, f"{each.stage}:")
-        for key, value in each.config.items():
-            show_line(json_file, f"  {key}: {_text(value)}")
+    for line in _configs(shown, everything):
+        show_line(json_file, line)
     show_absent(graph, json_file)
     write_result(
         json_file,
@@ -55,6 +58,29 @@ def show_graph(
             "stages": [vars(each) for each in shown],
         },
     )
+
+
+def _configs(shown: Sequence[Shown], everything: bool) -> Iterator[str]:
+    """The config of each stage; a long group of keys that an earlier stage has as well stands only there."""
+    earlier: dict[tuple[str, str], str] = {}
+    for each in shown:
+        if each.config:
+            yield f"{each.stage} ({each.kind}):"
+        for group, values in _groups(each.config).items():
+            known = (group, json.dumps(values, sort_keys=True))
+            if not everything and len(values) >= LONG_GROUP and known in earlier:
+                yield f"  {group}: as in {earlier[known]}"
+                continue
+            earlier.setdefault(known, each.stage)
+            yield from (f"  {key}: {_text(value)}" for key, value in values.items())
+
+
+def _groups(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values by the first part of their key."""
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        groups.setdefault(key.partition(".")[0], {})[key] = value
+    return groups
 
 
 def show_absent(graph: Graph, json_file: str | None) -> None:
@@ -76,8 +102,10 @@ def _layout(stage: Any) -> str:
     parallel = getattr(stage, "parallel", None)
     if parallel is None:
         return "1 process"
-    noun = "process" if stage.world_size == 1 else "processes"
-    return ", ".join([*parallel.short_sizes(), f"{stage.world_size} {noun}", f"recompute {stage.recompute}"])
+    number = "1 process" if stage.world_size == 1 else f"{stage.world_size} ranks"
+    sizes = " ".join(parallel.short_sizes())
+    again = "" if stage.recompute == "none" else f"recompute {stage.recompute}"
+    return ", ".join(each for each in (number, sizes, again) if each)
 
 
 def stage_costs(nodes: Sequence[Node]) -> dict[str, str]:
@@ -86,13 +114,7 @@ def stage_costs(nodes: Sequence[Node]) -> dict[str, str]:
     from megatron_prism.study.stage_plans import Setting, plan_stages
 
     plans, _ = plan_stages(nodes, Setting(load_profile("h100")))
-    return {each.name: f"{each.hours:.1f} h, {each.gpu_hours:.0f} GPU-h" for each in plans if each.gpus}
-
-
-def _inputs(inputs: dict[str, str]) -> str:
-    """The stages that are read, each once; a report reads nearly all."""
-    names = list(dict.fromkeys(inputs.values()))
-    return ", ".join(names) if len(names) <= 6 else f"{len(names)} stages"
+    return {each.name: f"{each.hours:,.1f} h, {each.gpu_hours:,.0f} GPU-h" for each in plans if each.gpus}
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_prism.errors import ConfigError, DataError, suggest
-from megatron_prism.pipeline.config import from_mapping, load_yaml
+from megatron_prism.pipeline.config import from_mapping
+from megatron_prism.pipeline.yaml_file import load_yaml
 from megatron_prism.platform.source_tree import recipes_folder
 
 MAX_SEED = 2**32 - 1

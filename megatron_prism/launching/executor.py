@@ -14,7 +14,8 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.launching.slurm_time import check_time
-from megatron_prism.pipeline.config import from_mapping, load_yaml, not_negative, one_of, positive
+from megatron_prism.pipeline.config import from_mapping, not_negative, one_of, positive
+from megatron_prism.pipeline.yaml_file import load_yaml
 
 KINDS = ("local", "slurm", "docker", "skypilot", "kubeflow")
 PACKAGING = ("none", "git", "include_untracked")

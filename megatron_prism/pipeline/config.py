@@ -149,21 +149,6 @@ def _plain_reason(problem: OmegaConfBaseException) -> str:
     return next((reason for part, reason in WRONG_TYPES.items() if part in message), message)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping; a ConfigError names a file that is missing, not YAML, or not a mapping."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise ConfigError(f"{path}: not readable YAML ({str(problem).splitlines()[0]})") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: the YAML is nested too deeply for a config") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected KEY: VALUE lines at the top level, found {type(data).__name__}")
-    return data
-
-
 def to_mapping(config: Any) -> dict[str, Any]:
     """A dataclass as JSON-ready data (paths become strings)."""
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
@@ -240,12 +225,12 @@ def not_negative(config: Any, *names: str, most: float = LARGEST_COUNT, group: s
         _at_most(value, most, _key(group, name))
 
 
-def seeds(config: Any, *names: str) -> None:
+def seeds(config: Any, *names: str, most: int = LARGEST_SEED) -> None:
     """For `__post_init__`: raise a ConfigError unless the named fields are seeds that every generator accepts."""
     for name in names:
         value = getattr(config, name)
-        if not 0 <= value <= LARGEST_SEED:
-            raise ConfigError(f"{name}={value}: must be a whole number from 0 to {LARGEST_SEED}")
+        if not 0 <= value <= most:
+            raise ConfigError(f"{name}={value}: must be a whole number from 0 to {most}")
 
 
 def _key(group: str, name: str) -> str:

@@ -104,6 +104,11 @@ class Graph:
                 raise ConfigError(
                     f"recipe '{self.name}': '{key}' is a stage and cannot be set; set one of its keys, {head}.KEY=VALUE"
                 )
+            elif not rest and (owners := [n.name for n in self.nodes.values() if _has_field(n, key)]):
+                raise ConfigError(
+                    f"recipe '{self.name}': '{key}' is a key of stages; set {owners[0]}.{key}"
+                    + (f" (or that of {', '.join(owners[1:])})" if owners[1:] else "")
+                )
             else:
                 known = [
                     *also_known,
@@ -210,3 +215,7 @@ class Graph:
                 ],
             },
         )
+
+
+def _has_field(node: Node, key: str) -> bool:
+    return key in field_names(type(node.stage))

@@ -39,7 +39,7 @@ def needed(key: str, value: str, message: str) -> str:
     absent = _absent.get()
     if absent is None:
         raise ConfigError(message)
-    absent[key] = message
+    absent.setdefault(key, message)
     return f"<{key}>"
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import RECOMPUTE
-from megatron_prism.pipeline.config import field_names, flat, from_mapping, load_yaml, one_of, to_mapping
+from megatron_prism.pipeline.config import field_names, flat, from_mapping, one_of, to_mapping
+from megatron_prism.pipeline.yaml_file import load_yaml
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.platform.source_tree import recipes_folder
 
@@ -71,7 +73,11 @@ class LayoutTable:
             ConfigError: names the file and the entry that is not valid.
         """
         path = recipes_folder() / "layouts" / f"{model}.yaml"
-        return cls(path, dict(_entries(path, load_yaml(path))))
+        return cls(path, _read(path, path.stat().st_mtime_ns if path.exists() else 0))
+
+    def gpus(self, kind: str, tokens: int) -> list[int]:
+        """The numbers of GPUs that have a layout made for rows of `tokens`, or for shorter ones."""
+        return sorted({number for name, number, row in self.entries if name == kind and row <= tokens})
 
     def find(self, kind: str, gpus: int, tokens: int) -> Layout:
         """The layout for rows of `tokens`, or for the next longer rows.
@@ -112,6 +118,12 @@ def layout_follows(
         return table.find(kind, gpus, tokens).fields(kind)
 
     return implied
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, written: int) -> Mapping[tuple[str, int, int], Layout]:
+    """The entries of a file, read again when it is `written` again: a plan makes many graphs of a recipe."""
+    return dict(_entries(path, load_yaml(path)))
 
 
 def _row(stage: Any, kind: str) -> int:

@@ -27,6 +27,8 @@ from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
 
+# Table 16.
+SEQUENCE_LENGTH = 8192
 PAPER_MIXTURES = ("math", "mc", "mcs")
 TINY_VOCABULARY = 1024
 TINY_STEPS = 4
@@ -100,7 +102,7 @@ def add_midtraining(
         steps=steps,
         seed=seed,
         dtype="bf16",
-        batch=BatchConfig(sequence_length=8192, micro_batch_size=1, global_batch_size=128),
+        batch=BatchConfig(sequence_length=SEQUENCE_LENGTH, micro_batch_size=1, global_batch_size=128),
         schedule=Schedule(lr=learning_rate, style="cosine", warmup_steps=steps // 50, final_factor=0.1),
         optimizer=OptimizerSettings(beta1=0.9, beta2=0.95, eps=1e-10, weight_decay=0.1, clip_grad=1.0),
         validate_every=1000,

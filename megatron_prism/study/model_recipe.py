@@ -26,6 +26,7 @@ from megatron_prism.study.midtraining import (
     miniature,
     published_model,
 )
+from megatron_prism.study.parameters import parameter_notes
 from megatron_prism.study.reinforcement import (
     BOTH,
     RLChoice,
@@ -36,6 +37,8 @@ from megatron_prism.study.reinforcement import (
 from megatron_prism.verification.sandbox.isolation import STRONG
 
 GPUS = 8
+# Parameters that add a phase to the study.
+PHASES = ("long_context", "rl", "evaluate")
 # Parameters that only one phase reads, or only a full-size run, with the values that change nothing.
 PHASE_OF = {
     "extension": ("long_context", ALL),
@@ -47,6 +50,8 @@ PHASE_OF = {
     "rl_start": ("rl", BOTH),
     "suites": ("evaluate", ""),
 }
+# Parameters that name files or folders of the user.
+PATHS = ("checkpoint", "data", "prompts", "suites")
 FULL_SIZE_ONLY = {
     "checkpoint": "",
     "data": "",
@@ -81,6 +86,15 @@ class ModelRecipe:
     tiny_parallel: ParallelConfig = field(
         default_factory=lambda: ParallelConfig(tensor_model_parallel_size=2)
     )
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return PATHS
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What each parameter does, and its allowed values."""
+        return parameter_notes(self.name)
 
     def __call__(
         self,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.errors import ConfigError, PrismError, suggest
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.placeholder import planning
 from megatron_prism.pipeline.stage_class import execute_file
@@ -26,11 +28,20 @@ PARAMETER_TYPES = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe's function with its parameters and their defaults."""
+    """A recipe's function with its parameters and their defaults.
+
+    Attributes:
+        file: the file of the user that defines it; None for a recipe of this package.
+        notes: what a parameter does, by name, as far as the recipe says so.
+        paths: the parameters that name files or folders of the user.
+    """
 
     name: str
     function: Callable[..., Graph]
     parameters: dict[str, Any]
+    file: Path | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
 
     def build(self, values: Mapping[str, Any], planned: bool = False) -> Graph:
         """The graph for these parameters; all others keep their defaults.
@@ -49,11 +60,12 @@ class Recipe:
                     f"recipe '{self.name}': unknown parameter '{key}'{suggest(key, self.parameters)}"
                 )
             checked[key] = self._checked(key, value)
-        if planned:
-            with planning() as absent:
-                graph = self.function(**checked)
-        else:
-            graph, absent = self.function(**checked), {}
+        with self._named_errors():
+            if planned:
+                with planning() as absent:
+                    graph = self.function(**checked)
+            else:
+                graph, absent = self.function(**checked), {}
         if not isinstance(graph, Graph):
             raise ConfigError(
                 f"recipe '{self.name}': recipe() must return a Graph, not {type(graph).__name__}"
@@ -77,6 +89,10 @@ class Recipe:
         graph.override(overrides, target, also_known=self.parameters)
         return graph
 
+    def _named_errors(self) -> AbstractContextManager[None]:
+        """An exception of a user's own file becomes one line; in a recipe of this package it is a bug."""
+        return nullcontext() if self.file is None else named_errors(self.file)
+
     def _checked(self, key: str, value: Any) -> Any:
         wanted = type(self.parameters[key])
         if wanted is float and type(value) is int:
@@ -98,7 +114,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     """
     if name_or_path.endswith(".py"):
         path = Path(name_or_path)
-        return _from_module(_module_of_file(path), path.stem)
+        own = None if path.resolve().parent == recipes_folder().resolve() else path
+        with nullcontext() if own is None else named_errors(path):
+            return _from_module(_module_of_file(path), path.stem, own)
     known = list_recipes()
     by_module = {_module_name(name): name for name in known}
     module = _module_name(name_or_path)
@@ -147,12 +165,26 @@ def _module_of_file(path: Path) -> ModuleType:
     try:
         return execute_file(f"prism_recipe_{path.stem}", path)
     except SyntaxError as problem:
-        raise ConfigError(
-            f"{path}, line {problem.lineno}: this is not valid Python ({problem.msg})"
-        ) from None
+        line = "" if problem.lineno is None else f", line {problem.lineno}"
+        raise ConfigError(f"{path}{line}: this is not valid Python ({problem.msg})") from None
 
 
-def _from_module(module: ModuleType, name: str) -> Recipe:
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """An exception from the user's recipe file becomes a ConfigError with the file's line at fault."""
+    try:
+        yield
+    except PrismError:
+        raise
+    except Exception as problem:
+        frames = traceback.extract_tb(problem.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        reason = (str(problem) or "no message").splitlines()[0]
+        raise ConfigError(f"{where}: {type(problem).__name__}: {reason}") from problem
+
+
+def _from_module(module: ModuleType, name: str, file: Path | None = None) -> Recipe:
     function = getattr(module, "recipe", None)
     if not callable(function):
         raise ConfigError(
@@ -165,4 +197,5 @@ def _from_module(module: ModuleType, name: str) -> Recipe:
                 f"{module.__file__}: parameter '{key}' of recipe() needs a default of type str, int, float or bool"
             )
         parameters[key] = parameter.default
-    return Recipe(name, function, parameters)
+    notes = getattr(function, "notes", getattr(module, "PARAMETERS", {}))
+    return Recipe(name, function, parameters, file, notes, getattr(function, "paths", ()))

@@ -259,8 +259,9 @@ def _tracked_prompts(domains: list[str], limit: int, seed: int) -> PromptMix:
 
 
 def _prompts_path(path: str) -> str:
-    wanted = "rl=true needs an existing file or folder of JSON lines with prompts (docs/rl.md); or try the recipe with"
-    message = f"prompts={path}: {wanted} --tiny"
+    named = f"prompts={path}" if path else "prompts"
+    wanted = "rl=true needs an existing file or folder of JSON lines with prompts (docs/rl.md)"
+    message = f"{named}: {wanted}; or try the recipe with --tiny"
     given = needed("prompts", path, message)
     if not is_placeholder(given) and not Path(given).exists():
         raise ConfigError(message)

@@ -13,17 +13,18 @@ A file may leave out values of `config`; they are then the recipe's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.config import flat, from_mapping, load_yaml, to_mapping
+from megatron_prism.pipeline.config import flat, from_mapping, to_mapping
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.node import Node
+from megatron_prism.pipeline.yaml_file import load_yaml
 from megatron_prism.study.registry import Recipe
 
 HEAD = "# Every value of this recipe. Run it with: prism run {name} --from-yaml THIS_FILE [KEY=VALUE]...\n"
@@ -85,13 +86,15 @@ def restore(
         name: from_mapping(_SavedStage, _mapping(entry, f"{path}: stages.{name}"), f"{path}: stages.{name}")
         for name, entry in saved.stages.items()
     }
+    own = {key: value for key, value in values.items() if key.partition(".")[0] in recipe.parameters}
+    # The file may come from another machine, so a path that the user replaces need not exist.
+    moved = {key: value for key, value in own.items() if key in recipe.paths and isinstance(value, str)}
     try:
-        before = recipe.build(saved.parameters, planned=True)
+        before = recipe.build({**saved.parameters, **moved}, planned=True)
         _check_structure(before, stages)
-        overrides = _overrides(before, stages)
+        overrides = _overrides(before, stages, [path for path in moved.values() if path])
     except ConfigError as problem:
         raise type(problem)(f"{path}: {problem}") from None
-    own = {key: value for key, value in values.items() if key.partition(".")[0] in recipe.parameters}
     graph = recipe.build({**saved.parameters, **own}, planned)
     kept = {key: value for key, value in overrides.items() if key.partition(".")[0] in graph.nodes}
     graph.override(kept)
@@ -128,14 +131,18 @@ def _check_structure(graph: Graph, stages: Mapping[str, _SavedStage]) -> None:
         raise ConfigError(f"its stages are not those of today's recipe '{graph.name}': {'; '.join(found)}")
 
 
-def _overrides(graph: Graph, stages: Mapping[str, _SavedStage]) -> dict[str, Any]:
+def _overrides(graph: Graph, stages: Mapping[str, _SavedStage], moved: Sequence[str]) -> dict[str, Any]:
     """The fewest overrides that turn the recipe's graph into the file's; `graph` has them afterwards.
 
     What follows from an earlier stage or from another value is not among them, so that it goes on following.
+
+    Args:
+        moved: paths that replace those of the file.
     """
     chosen: dict[str, Any] = {}
-    for name, saved in stages.items():
+    for name, stage in stages.items():
         node = graph.node(name)
+        saved = replace(stage, config=_with_moved(to_mapping(node.stage), stage.config, moved))
         implied = {} if node.implied is None else dict(node.implied(node.stage, saved.config))
         for wanted in (
             {key: value for key, value in _changes(node, saved).items() if key not in implied},
@@ -154,6 +161,18 @@ def _overrides(graph: Graph, stages: Mapping[str, _SavedStage]) -> dict[str, Any
                 "remove the entry that is too many from the recipe"
             )
     return chosen
+
+
+def _with_moved(now: Any, wanted: Any, moved: Sequence[str]) -> Any:
+    """The file's values, but for paths in `moved`, which stay as they are in the stage `now`."""
+    if isinstance(now, dict) and isinstance(wanted, dict):
+        return {key: _with_moved(now.get(key), value, moved) for key, value in wanted.items()}
+    items = now if isinstance(now, list) else [now]
+    return now if any(isinstance(item, str) and _lies_in(item, moved) for item in items) else wanted
+
+
+def _lies_in(path: str, folders: Sequence[str]) -> bool:
+    return any(Path(path).resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 def _changes(node: Node, saved: _SavedStage) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_prism.data.mixture import YAML_SUFFIXES
+from megatron_prism.data.mixture import MAX_SEED, YAML_SUFFIXES
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, extended
@@ -100,7 +100,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive(self, "steps", "validation_batches", "log_every")
         not_negative(self, "stop_after_minutes", "validate_every", "checkpoint_every")
-        seeds(self, "seed")
+        seeds(self, "seed", most=MAX_SEED)
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
         if Path(self.mixture).suffix in YAML_SUFFIXES:
             # Launched workers may run in another working directory.

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from toy_stages import Write
 
@@ -9,7 +7,6 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.config import (
     apply_overrides,
     from_mapping,
-    load_yaml,
     one_of,
     parse_override,
     positive,
@@ -69,23 +66,6 @@ def test_plain_and_from_mapping_are_inverse() -> None:
     assert from_mapping(Write, to_mapping(stage)) == stage
     with pytest.raises(ConfigError, match="did you mean 'repeats'"):
         from_mapping(Write, {"repeat": 3})
-
-
-def test_yaml(tmp_path: Path) -> None:
-    path = tmp_path / "mixture.yaml"
-    with pytest.raises(ConfigError, match="no such file"):
-        load_yaml(path)
-    path.write_text("web: 0.5\n")
-    assert load_yaml(path) == {"web": 0.5}
-    path.write_text("- a\n")
-    with pytest.raises(ConfigError, match="expected KEY: VALUE lines"):
-        load_yaml(path)
-    path.write_text("a: [1\n")
-    with pytest.raises(ConfigError, match="not readable YAML"):
-        load_yaml(path)
-    path.write_bytes(b"\xff\xfe\x00\x01\x02")
-    with pytest.raises(ConfigError, match=str(path)):
-        load_yaml(path)
 
 
 def test_validation_helpers() -> None:

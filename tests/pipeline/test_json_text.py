@@ -20,8 +20,9 @@ from megatron_prism.evaluation.ruler.recovery import read_recalls
 from megatron_prism.evaluation.stage import read_samples as evaluation_samples
 from megatron_prism.evaluation.stage import read_scores
 from megatron_prism.pipeline.artifact import Artifact, Receipt
-from megatron_prism.pipeline.config import load_yaml, parse_override
+from megatron_prism.pipeline.config import parse_override
 from megatron_prism.pipeline.json_text import is_blank, read_json, read_records, read_text
+from megatron_prism.pipeline.yaml_file import load_yaml
 from megatron_prism.report.records import read_history, read_run
 from megatron_prism.rl.record import read_metrics
 from megatron_prism.verification.problems import load_suite

@@ -55,10 +55,11 @@ MEANINGFUL: dict[tuple[str, str], tuple[tuple[float, ...], str]] = {
     **{
         (name, "seed"): ((0, HUGE), ANY_SEED)
         for name in (
-            *("Train", "Reinforce", "Merge", "RulerEvaluate", "SamplingParams", "PromptMix", "ShoeboxCorpus"),
+            *("Reinforce", "Merge", "RulerEvaluate", "SamplingParams", "PromptMix", "ShoeboxCorpus"),
             "RandomCheckpoint",
         )
     },
+    ("Train", "seed"): ((0,), "the order of the data is drawn by a generator of 32 bits"),
     **{
         ("Architecture", f"mamba_{name}"): ((0,), NO_MAMBA)
         for name in ("num_heads", "head_dim", "state_dim", "num_groups")

@@ -85,14 +85,3 @@ def test_a_real_run_refuses_before_anything_else(recipe, tmp_path):
     with pytest.raises(ConfigError, match="checkpoint: give the Hugging Face folder"):
         graph.run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_one_recipe_is_shown_with_what_a_run_needs(capsys):
-    from megatron_prism.cli.main import main
-
-    with pytest.raises(SystemExit) as ended:
-        main(["recipes", "granite-3.3-8b"])
-    out = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert "global_batch_size: 128" in out
-    assert "a real run also needs: checkpoint=, data=" in out
