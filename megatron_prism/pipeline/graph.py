@@ -106,7 +106,7 @@ class Graph:
                 )
             elif not rest and (owners := [n.name for n in self.nodes.values() if _has_field(n, key)]):
                 raise ConfigError(
-                    f"recipe '{self.name}': '{key}' is a key of stages; set {owners[0]}.{key}"
+                    f"recipe '{self.name}': unknown key '{key}', which is one of a stage; set {owners[0]}.{key}"
                     + (f" (or that of {', '.join(owners[1:])})" if owners[1:] else "")
                 )
             else:

@@ -161,4 +161,7 @@ def test_a_recipe_of_this_package_runs_from_any_folder_by_its_path(tmp_path, mon
 def test_a_key_without_its_stage_names_the_stages(capsys):
     with pytest.raises(SystemExit):
         main(["run", "granite-3.3-8b", "rl=true", "steps=3", "--dry-run"])
-    assert "'steps' is a key of stages; set midtrain.steps" in capsys.readouterr().err
+    assert (
+        "unknown key 'steps', which is one of a stage; set midtrain.steps (or that of rl_midtrain, rl_import)"
+        in capsys.readouterr().err
+    )
