@@ -21,7 +21,7 @@ from typing import Any
 from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT, PrismError, Requeue, WorkerLost
 from megatron_prism.launching.job_file import JobFile, open_inputs, read_job
 from megatron_prism.launching.rendezvous import PortTaken, Rendezvous, rendezvous
-from megatron_prism.pipeline.artifact import Artifact, partial_path
+from megatron_prism.pipeline.artifact import RECEIPT, Artifact, partial_path
 from megatron_prism.pipeline.artifact_lock import artifact_lock
 from megatron_prism.pipeline.launch import ONE_MACHINE, run_processes
 from megatron_prism.pipeline.stage_run import StageRun
@@ -77,8 +77,7 @@ def _elsewhere() -> int:
 def _run(file: Path) -> None:
     job, run_dir, where = read_job(file), file.parents[1], rendezvous(os.environ)
     folder = run_dir / job.folder
-    restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if folder.exists() and (restarted or not job.again):
+    if folder.exists() and (not job.again or _is_newer(folder, file)):
         Artifact.open(folder, kind=job.stage().kind)
         log.info("stage '%s': done before, in %s", job.name, folder)
         return
@@ -105,6 +104,11 @@ def _run(file: Path) -> None:
                 raise
             raise explained from problem
     log.info("stage '%s': done in %.0f s", job.name, run.seconds)
+
+
+def _is_newer(folder: Path, file: Path) -> bool:
+    """Whether the artifact was made after its job was submitted; both times are those of the file server."""
+    return (folder / RECEIPT).stat().st_mtime_ns > file.stat().st_mtime_ns
 
 
 def _metrics(job: JobFile, run: StageRun, processes: int, where: Rendezvous) -> dict[str, Any]:

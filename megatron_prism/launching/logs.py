@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_prism.launching.record import SubmittedTask
 
 ERROR = "error: "
+# Beginnings of lines in which Slurm says that it ends the processes of all nodes, after one has failed.
+SLURMS = re.compile(r"(srun|slurmstepd[\w.-]*|sbatch): $")
 
 
 def log_files(task: SubmittedTask) -> list[Path]:
@@ -31,13 +34,15 @@ def _all_files(task: SubmittedTask) -> list[Path]:
 
 
 def last_error(files: Sequence[Path]) -> str:
-    """The last line of ours that says what went wrong; empty if there is none."""
+    """The last line of ours that says what went wrong, or else the last of Slurm's; empty if there is none."""
+    slurms = ""
     for file in reversed(files):
         for line in reversed(file.read_text(errors="replace").splitlines()):
-            _, mark, said = line.partition(ERROR)
-            if mark:
+            before, mark, said = line.partition(ERROR)
+            if mark and not SLURMS.search(before):
                 return said.strip()
-    return ""
+            slurms = slurms or said.strip()
+    return slurms
 
 
 def tail(files: Sequence[Path], lines: int) -> list[str]:

@@ -25,6 +25,8 @@ REPLACED = "/nemo_run"
 SRUN_CPUS = "SRUN_CPUS_PER_TASK"
 # After `sbatch --export=NONE`, the default of some clusters, srun would drop the variables that the script exports.
 EXPORTED = {"SLURM_EXPORT_ENV": "ALL"}
+# nemo-run's `--wait=60` would end the first node, with exit code 0, if it seals for a minute after the others are done.
+WAIT = "--wait=0"
 MODULE, ARRAY_MODULE = "megatron_prism.launching.job", "megatron_prism.launching.array"
 
 
@@ -162,7 +164,7 @@ def _slurm(task: Task, home: Path, title: str) -> Any:
         signal=f"USR1@{r.warn_seconds}" if r.warn_seconds else None,
         container_image=r.container_image or None,
         container_mounts=mounts,
-        srun_args=list(r.srun_args) or None,
+        srun_args=[WAIT, *r.srun_args],
         additional_parameters=parameters | r.additional_parameters,
         setup_lines=setup_lines(
             marker_word(task), r, [member.name for member in task.members], nodes=placement.nodes

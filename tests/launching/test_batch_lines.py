@@ -15,6 +15,7 @@ from megatron_prism.launching.batch import PORTS_TRIED, STRIDE, setup_lines
 from megatron_prism.launching.executor import Resources
 from megatron_prism.launching.job import main as run_job
 from megatron_prism.launching.job_file import write_job
+from megatron_prism.launching.logs import last_error
 from megatron_prism.launching.rendezvous import FIRST_PORT, PORTS, rendezvous
 from megatron_prism.launching.tasks import jobs_to_submit
 from megatron_prism.pipeline.node import locate
@@ -142,3 +143,41 @@ def test_a_port_that_is_taken_afterwards_sends_the_job_back(tmp_path, monkeypatc
     said = capsys.readouterr().err
     assert f"error: port {port} of 127.0.0.1, where the nodes meet, was taken by another program" in said
     assert file.with_suffix(".again").read_text() == "75\n"
+
+
+def test_a_job_that_makes_an_artifact_anew_does_not_take_the_old_one_for_its_own(tmp_path, monkeypatch):
+    """Started again after a pre-emption it runs; after its artifact was made it ends at once."""
+    run_dir = (tmp_path / "run").resolve()
+    located = locate(recipe().nodes.values(), run_dir)
+    (run_dir / "artifacts").mkdir(parents=True)
+    first = write_job(jobs_to_submit(located, run_dir, set())["three"], run_dir)
+    assert run_job(first) == 0
+    folder = located["three"].folder
+
+    def made() -> int:
+        return (folder / "receipt.json").stat().st_mtime_ns
+
+    before = made()
+    assert run_job(first) == 0
+    assert made() == before
+    again = write_job(jobs_to_submit(located, run_dir, {"three"})["three"], run_dir)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run_job(again) == 0
+    assert made() > before
+    before = made()
+    assert run_job(again) == 0
+    assert made() == before
+
+
+def test_the_words_of_a_stage_win_over_those_with_which_slurm_ends_the_other_nodes(tmp_path):
+    log = tmp_path / "log.out"
+    log.write_text(
+        "error: text=refuse: this text is refused\n"
+        "slurmstepd-n1: error: *** STEP 5.1 ON n1 CANCELLED AT 2026-11-29T03:42:48 ***\n"
+        "srun: error: n2: task 1: Terminated\n"
+    )
+    assert last_error([log]) == "text=refuse: this text is refused"
+    log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=5.1\n")
+    assert last_error([log]) == "Detected 1 oom_kill event in StepId=5.1"
+    log.write_text("step 3\n")
+    assert last_error([log]) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -138,6 +139,8 @@ def test_the_script_for_slurm(tmp_path, sbatch):
         "sbatch_two_stages.one_%j.out",
     }
     assert f"-m megatron_prism.launching.job {run_dir}/launch/one-" in scripts["one"]
+    # The first node seals the artifact when the others have ended, however long that takes.
+    assert re.findall(r"--wait=\d+", scripts["one"]) == ["--wait=60", "--wait=0"]
     variables = dict(
         line.removeprefix("export ").split("=", 1)
         for line in scripts["one"].splitlines()

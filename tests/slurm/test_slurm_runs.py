@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_prism.cli import main as cli
 from megatron_prism.launching.rendezvous import FIRST_PORT, PORTS
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.study.registry import load_recipe
@@ -55,6 +57,18 @@ class Prism:
         ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
         assert ended.returncode == code, ended.stderr + ended.stdout
         return ended
+
+    def here(self, *arguments: object) -> Any:
+        """What the command writes with `--json`, in this process, which has imported everything."""
+        result = self.run_dir.parent / "here.json"
+        words = [*arguments, "--run-dir", self.run_dir, "--json", result]
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.cluster.environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                cli.main([str(word) for word in words])
+        assert not ended.value.code
+        return json.loads(result.read_text())
 
     def submit(self, recipe: str, *arguments: object) -> dict[str, str]:
         """The numbers of the jobs, by stage."""
@@ -177,7 +191,7 @@ def test_a_failing_stage_ends_the_run_and_nothing_is_left_in_the_queue(cluster, 
     assert cluster.run("squeue", "-h") == ""
     made = [Artifact.open(path) for path in (prism.run_dir / "artifacts").glob("note-????????????")]
     assert [artifact.receipt.stage for artifact in made] == ["three"]
-    jobs = {row["stage"]: row for row in json.loads(prism("jobs", "--json", "-").stdout)}
+    jobs = {row["stage"]: row for row in prism.here("jobs")}
     assert {name: row["state"] for name, row in jobs.items()} == {
         "one": "failed",
         "two": "cancelled",
@@ -231,9 +245,20 @@ def test_two_jobs_of_two_nodes_at_once_have_the_time_to_save_on_every_node(clust
         assert cluster.job(numbers["after"])["JobState"] == "PENDING"
 
     notes.file.write_text(EXECUTOR + "array: 2\n")
-    failed = notes("run", NOTES, "first=refuse", "--executor", notes.file, code=2).stderr.splitlines()[-1]
+    submission = ("run", NOTES, "first=refuse", "--executor", notes.file)
+    shown = notes.here(*submission, "--dry-run")["scripts"]
+    failed = notes(*submission, code=2).stderr.splitlines()[-1]
+    # What a dry run shows is, byte for byte, what sbatch got.
+    sent = {
+        file.name.removesuffix("_sbatch.sh"): file
+        for file in notes.run_dir.glob("launch/nemo/**/*_sbatch.sh")
+    }
+    assert {name: text.partition("\n#!")[2] for name, text in shown.items()} == {
+        name: file.read_text().removeprefix("#!") for name, file in sent.items()
+    }
+    assert set(sent) == {"one-array", "two"}
     assert failed.startswith("error: stage 'one' failed: text=refuse: this text is refused; its log is ")
-    jobs = {row["stage"]: row for row in json.loads(notes("jobs", "--json", "-").stdout)}
+    jobs = {row["stage"]: row for row in notes.here("jobs")}
     assert {name: row["state"] for name, row in jobs.items()} == {
         "one": "failed",
         "two": "cancelled",
@@ -283,10 +308,10 @@ def test_jobs_are_seen_joined_and_cancelled(cluster, prism):
         assert cluster.job(numbers["two"])["Dependency"].startswith(f"afterok:{killed}(")
         assert len(cluster.run("squeue", "-h").splitlines()) == len(set(numbers.values())) == 3
         assert prism("cancel", "one").stdout.strip() == "cancelled: one, two"
-        states = {row["stage"]: row["state"] for row in json.loads(prism("jobs", "--json", "-").stdout)}
+        states = {row["stage"]: row["state"] for row in prism.here("jobs")}
         assert states == {"one": "cancelled", "two": "cancelled", "three": "pending"}
-        assert prism("cancel").stdout.strip() == "cancelled: three"
-        assert prism("cancel").stdout.strip() == "no job to cancel"
+        assert prism.here("cancel") == {"cancelled": {"three": numbers["three"]}}
+        assert prism.here("cancel") == {"cancelled": {}}
     finally:
         cluster.run("scontrol", "update", "partition=batch", "state=up")
     assert all(cluster.job(number)["Restarts"] == "0" for number in numbers.values())
