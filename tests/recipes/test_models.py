@@ -181,6 +181,19 @@ def one_process(graph):
     return graph
 
 
+def run_alone(values, name, run_dir):
+    """The small form with these parameters, every stage in this process."""
+    graph = load_recipe(name).build({"tiny": True, **values})
+    for node in graph.nodes.values():
+        if hasattr(node.stage, "grading"):
+            # Starting a grading process takes longer than grading these few answers.
+            graph.override({f"{node.name}.grading.workers": 1})
+        if hasattr(node.stage, "parallel"):
+            graph.override({f"{node.name}.parallel.sequence_parallel": False})
+            graph.override({f"{node.name}.parallel.{size}_parallel_size": 1 for size in SIZES})
+    return graph.run(run_dir)
+
+
 def check_run(artifacts):
     exported = artifacts["export"]
     assert exported.metrics["max_abs_logit_difference"] < 1e-4
@@ -225,18 +238,69 @@ def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
 @pytest.mark.parametrize("name", ["granite-4.0-h-micro"])
 def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
     """From filter to frontier, from the mid-trained and the imported model; the former is exported."""
-    graph = one_process(load_recipe(name).build({"tiny": True, "rl": True, "rl_mix": "mc", "method": "grpo"}))
-    for stage in ("rl_midtrain", "rl_import"):
-        graph.override({f"{stage}.parallel.sequence_parallel": False})
-        graph.override({f"{stage}.parallel.{size}_parallel_size": 1 for size in SIZES})
-    artifacts = graph.run(run_dir)
+    artifacts = run_alone({"rl": True, "method": "grpo"}, name, run_dir)
     assert artifacts["difficulty"].metrics["samples"] == 2
-    assert artifacts["mix"].metrics["prompts"] == {"code": 8, "math": 8}
+    assert artifacts["mix"].metrics["prompts"] == {"code": 8, "math": 8, "science": 8}
     for stage in ("rl_midtrain", "rl_import"):
         assert artifacts[stage].metrics["steps"] == 2
         assert artifacts[stage].receipt.config["objective"]["normalization"] == "sequence"
     assert artifacts["export"].receipt.inputs["model"] == artifacts["rl_midtrain"].fingerprint
     assert "Reinforcement learning" in artifacts["report"].file("report.html").read_text()
+
+
+def check_branch(artifacts, extended, run):
+    """One extension of the merge, one run of reinforcement learning on a balanced mix, scores of every model."""
+    trained = {name for name, each in artifacts.items() if each.kind == "train"}
+    assert trained == {"midtrain", extended}
+    assert artifacts[extended].receipt.inputs["init"] == artifacts["merge"].fingerprint
+    assert artifacts["mix"].receipt.config["mix"] == "balanced"
+    assert set(artifacts["mix"].metrics["prompts"]) == {"math", "code", "science"}
+    assert artifacts["difficulty"].receipt.inputs["model"] == artifacts[extended].fingerprint
+    assert {name for name, each in artifacts.items() if each.kind == "rl"} == {run}
+    assert artifacts["export"].receipt.inputs["model"] == artifacts[run].fingerprint
+    scored = {name.removeprefix("evaluate_") for name in artifacts if name.startswith("evaluate_")}
+    assert scored == {"base", "midtrain", extended, run}
+    for model in scored:
+        read = artifacts[f"evaluate_{model}"].receipt.inputs["model"]
+        assert read == artifacts["import" if model == "base" else model].fingerprint
+    page = artifacts["report"].file("report.html").read_text()
+    assert "Retrieval by length" in page
+    assert "Reinforcement learning" in page
+
+
+BRANCH = {"long_context": True, "rl": True, "rl_balance": "balanced", "evaluate": True}
+
+
+def test_one_extension_a_balanced_mix_and_evaluations_run(run_dir):
+    values = {"extension": "attention", "rl_start": "extend"}
+    artifacts = run_alone(BRANCH | values, "granite-3.3-8b", run_dir)
+    check_branch(artifacts, "extend_attention", "rl_extend_attention")
+    assert artifacts["frontier"].receipt.inputs["rl"] == artifacts["rl_extend_attention"].fingerprint
+    assert artifacts["extend_attention"].metrics["trainable_parameters"] < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["granite-3.3-8b", "nemotron-h-8b"])
+@pytest.mark.parametrize("extension", ["full", "attention"])
+def test_the_same_from_the_base(name, extension, run_dir):
+    artifacts = run_alone(BRANCH | {"extension": extension, "rl_start": "base"}, name, run_dir)
+    check_branch(artifacts, "extend" if extension == "full" else "extend_attention", "rl_import")
+    assert "frontier" not in artifacts
+
+
+@ALL
+def test_evaluation_has_the_papers_numbers(name):
+    """Section 5 of the appendix: 64 samples of mathematics, three of the rest."""
+    nodes = load_recipe(name).build({"evaluate": True}, planned=True).nodes
+    for model in ("base", "midtrain"):
+        math, rest = nodes[f"evaluate_math_{model}"].stage, nodes[f"evaluate_{model}"].stage
+        assert math.suites == ["aime24", "aime25", "math500"]
+        assert rest.suites == ["codeforces", "gpqa_diamond", "livecodebench"]
+        assert (math.samples_per_problem, math.sampling.temperature, math.sampling.top_p) == (64, 0.6, 0.95)
+        assert (rest.samples_per_problem, rest.sampling.temperature) == (3, 0.7)
+        # A model has no more positions than it was published with (docs/recipes.md).
+        longest = 8192 if name == "nemotron-h-8b" else 32_768
+        assert math.sampling.max_new_tokens == rest.sampling.max_new_tokens == longest
 
 
 @ALL

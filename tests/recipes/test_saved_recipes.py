@@ -23,7 +23,7 @@ SETTINGS = {
         **{"rl_mix": "mc", "rl_start": "midtrain", "method": "dapo"},
     },
     "overrides": {
-        **{"midtrain.batch.sequence_length": 16384, "midtrain.steps": 7, "midtrain.schedule.warmup_steps": 1},
+        **{"midtrain.batch.sequence_length": 4096, "midtrain.steps": 7, "midtrain.schedule.warmup_steps": 1},
         "midtrain.parallel.data_parallel_size": 16,
     },
     "tiny": EVERYTHING | {"tiny": True},
