@@ -191,6 +191,8 @@ def _docker(task: Task) -> Any:
     if task.code is not None:
         volumes.append(f"{task.code}:{task.code}")
     chosen = {key: value for key in ("shm_size", "network", "runtime") if (value := getattr(r, key))}
+    # The image's own user could not write into the run folder, and root's files would not be the user's.
+    user = f"{os.getuid()}:{os.getgid()}"
     return run.DockerExecutor(
         container_image=r.container_image,
         num_gpus=task.placement.processes if r.gpus_per_node else None,
@@ -198,6 +200,7 @@ def _docker(task: Task) -> Any:
         ipc_mode="host",
         env_vars=environment(task),
         packager=run.Packager(),
+        additional_kwargs={"user": user},
         **chosen,
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 from megatron_prism.errors import ServerError, StageFailed
 from megatron_prism.launching.array import with_arrays, write_array
 from megatron_prism.launching.checks import check_scripts
+from megatron_prism.launching.containers import check_daemon, watcher
 from megatron_prism.launching.executor import Executor
 from megatron_prism.launching.in_queue import (
     HOME,
@@ -32,7 +33,9 @@ from megatron_prism.launching.record import Submission, SubmittedTask, next_numb
 from megatron_prism.launching.slurm import without_overrides
 from megatron_prism.launching.task import Task
 
-LOCAL = "local"
+LOCAL, DOCKER = "local", "docker"
+# The files in a job's folder to which nemo-run writes what a task prints; SkyPilot and Kubeflow keep their own.
+LOGS = {LOCAL: "combined.log", DOCKER: "log_*.out"}
 RUNNING, DONE, FAILED, NOT_STARTED = "running", "done", "failed", "not started"
 
 
@@ -144,7 +147,8 @@ def _note(submission: Submission, entry: Task, job: Any) -> None:
     """Record the number of nemo-run's `job` on Slurm, and where its log is."""
     folder, title = Path(job.executor.job_dir), submission.recipe
     if submission.kind != SLURM:
-        submission.tasks[entry.name].logs = f"{glob.escape(str(folder))}/**/combined.log"
+        if submission.kind in LOGS:
+            submission.tasks[entry.name].logs = f"{glob.escape(str(folder))}/**/{LOGS[submission.kind]}"
         return
     number = job.handle.rpartition("/")[2] if job.handle else ""
     for member in entry.members or (entry,):
@@ -161,7 +165,10 @@ def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str,
 
     Raises:
         StageFailed: when all tasks that could run have ended, names the first that failed and its log.
+        ServerError: if the executor's service does not answer, or cannot start a task.
     """
+    if plan.executor.kind == DOCKER:
+        check_daemon()
     submission = _record(plan, jobs)
     failed = ""
     for task in plan.tasks:
@@ -185,10 +192,20 @@ def run_one_by_one(plan: Plan, jobs: Mapping[str, JobFile], tell: Callable[[str,
 def _run_here(plan: Plan, task: Task, submission: Submission) -> bool:
     home = plan.run_dir.resolve() / HOME
     title = f"{plan.recipe}-{task.name}"
-    with experiment(title, submission.number, home) as made:
-        add_tasks(made, [replace(task, after=())], plan.executor, home=home, title=title)
-        submission.tasks[task.name].logs = f"{glob.escape(str(made._exp_dir))}/**/combined.log"
-        made.run(detach=False)
+    try:
+        # nemo-run starts the task and waits for its end where the experiment's block ends.
+        with watcher() as watch, experiment(title, submission.number, home) as made:
+            add_tasks(made, [replace(task, after=())], plan.executor, home=home, title=title)
+            if plan.executor.kind in LOGS:
+                logs = f"{glob.escape(str(made._exp_dir))}/**/{LOGS[plan.executor.kind]}"
+                submission.tasks[task.name].logs = logs
+            submission.save(plan.run_dir)
+            if plan.executor.kind == DOCKER:
+                watch(made)
+            made.run(detach=False)
+    except Exception as problem:
+        # Whatever the libraries of the executor raise: no image, no time, no permission.
+        raise ServerError(f"stage '{task.name}': {plan.executor.kind} did not run it: {problem}") from problem
     from torchx.specs import AppState
 
     # nemo-run returns without an error when a task has failed, and its states are final only now.

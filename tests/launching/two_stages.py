@@ -17,7 +17,7 @@ from megatron_prism.pipeline.stage import Stage, tuning
 class Note(Stage):
     """Writes its text; 'refuse' is a user's mistake, 'stop' a stage that was stopped.
 
-    In 'crash' the process of the last rank is lost, and the others wait for it.
+    In 'crash' the process of the last rank is lost, and the others wait for it. 'wait' takes half a minute.
     """
 
     kind: ClassVar[str] = "note"
@@ -33,6 +33,8 @@ class Note(Stage):
             raise ConfigError("text=refuse: this text is refused")
         if self.text == "stop":
             raise Requeue("saved")
+        if self.text == "wait":
+            time.sleep(30)
         if self.text == "crash":
             if int(os.environ.get("RANK", "0")) == self.ranks - 1:
                 os._exit(7)
