@@ -9,13 +9,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.launching.executor import Executor
+from megatron_prism.launching.executor import Executor, Resources
 from megatron_prism.launching.nemo import REPLACED, command
 from megatron_prism.launching.partitions import check_partitions
 from megatron_prism.launching.slurm import refusal, without_overrides
 from megatron_prism.launching.task import Task
 from megatron_prism.platform.folder_checks import file_system, is_shared
 
+# Keys of text in the header of a batch script.
+HEADER = ("account", "partition", "qos", "constraint", "comment", "mem", "time")
+OWN = {
+    *(
+        "account",
+        "partition",
+        "time",
+        "nodes",
+        "ntasks",
+        "ntasks_per_node",
+        "cpus_per_task",
+        "signal",
+        "array",
+    ),
+    *(
+        "job_name",
+        "output",
+        "error",
+        "dependency",
+        "requeue",
+        "no_requeue",
+        "open_mode",
+        "kill_on_invalid_dep",
+    ),
+}
 # The lines of a header in which two jobs of one kind do not differ.
 OPTION = re.compile("#SBATCH(?! --(job-name|output|comment)=)")
 
@@ -66,6 +91,7 @@ def _check_script(task: Task, executor: Executor, path: str) -> None:
                 f"{executor.file}: env.{key}: nemo-run writes names in capitals, so a job would get {key.upper()}; "
                 "set this variable in `setup` (setup: export NAME=VALUE)"
             )
+    _check_header(r, executor)
     program = command(task)[0]
     if "python" not in program:
         raise ConfigError(
@@ -89,6 +115,25 @@ def _check_script(task: Task, executor: Executor, path: str) -> None:
             f"{executor.file}: container_image={r.container_image}: srun has no --container-image here, because pyxis "
             "is not installed; leave container_image out, or ask the cluster's admin for pyxis"
         )
+
+
+def _check_header(r: Resources, executor: Executor) -> None:
+    """Values that would break the header of a batch script, and options that launching writes itself."""
+    for key, value in r.additional_parameters.items():
+        where = f"{executor.file}: additional_parameters.{key}"
+        if str(key).replace("-", "_") in OWN:
+            raise ConfigError(
+                f"{where}: this option follows from other keys or is decided here; leave it out"
+            )
+        if value is None or value is False:
+            raise ConfigError(f"{where}={value}: give it a value, or true for an option without one")
+    values = {key: getattr(r, key) for key in HEADER} | r.additional_parameters
+    for key, value in values.items():
+        if "\n" in f"{key}{value}".rstrip("\n"):
+            raise ConfigError(
+                f"{executor.file}: {key}={str(value)!r}: a line break ends the header of a batch script, and sbatch "
+                "would not read the options after it; write it in one line"
+            )
 
 
 def _help_of_srun() -> str:

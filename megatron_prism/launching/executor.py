@@ -187,8 +187,13 @@ class Executor:
         return found
 
     def _check_values(self, values: Mapping[str, Any], stage: str) -> None:
-        """Refuse what a template left open, and a time that YAML has read as a number."""
+        """Refuse what a template left open, what is no mapping, and a time that YAML has read as a number."""
         for key, value in values.items():
+            if isinstance(getattr(Resources(), key), dict) and not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{self.file}: {key}={value!r} for stage '{stage}' must be a mapping, for example "
+                    f"{key}: {{NAME: value}}"
+                )
             if isinstance(value, str) and value.strip().startswith("<"):
                 raise ConfigError(
                     f"{self.file}: {key} is not set for stage '{stage}': replace {value} by a value of your own"

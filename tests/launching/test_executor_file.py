@@ -74,6 +74,8 @@ def test_a_mistake_in_the_file(tmp_path, text, words):
         (SLURM + "time: 24:00:00\n", "time=86400 for stage 'midtrain': YAML reads 24:00:00 as a number"),
         (SLURM + "gpus_per_node: eight\n", "gpus_per_node"),
         (SLURM + "gpus_per_node: -1\n", "gpus_per_node=-1"),
+        (SLURM + "env: [A]\n", "env=['A'] for stage 'midtrain' must be a mapping"),
+        (SLURM + "additional_parameters: reservation\n", "additional_parameters='reservation' for stage"),
         (SLURM + "env: {'A-B': '1'}\n", "env.A-B: not the name"),
     ],
 )

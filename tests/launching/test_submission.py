@@ -176,6 +176,18 @@ def test_the_script_for_slurm(tmp_path, sbatch):
         (SLURM.replace("NOTE", "note"), [], "env.note: nemo-run writes names in capitals"),
         (SLURM + "python: /opt/pypy3\n", [], "only with a program that has 'python' in its path"),
         (SLURM + "setup: . /opt/nemo_run/env\n", [], "setup: nemo-run replaces /nemo_run in its scripts"),
+        (SLURM + 'comment: "a\\nb"\n', [], "comment='a\\nb': a line break ends the header"),
+        (
+            SLURM + "additional_parameters: {output: x}\n",
+            [],
+            "additional_parameters.output: this option follows",
+        ),
+        (SLURM + "additional_parameters: {job-name: x}\n", [], "additional_parameters.job-name: this option"),
+        (
+            SLURM + "additional_parameters: {gres: null}\n",
+            [],
+            "additional_parameters.gres=None: give it a value",
+        ),
         (SLURM + "container_image: image\n", [], "srun has no --container-image here"),
         (SLURM + 'time: "00:06:00"\n', [], "time=00:06:00 ends 360 s after the start"),
         ("kind: local\n", ["ranks=2"], "2 processes do not fit one machine"),
