@@ -33,7 +33,8 @@ def kept_per_token(architecture: Architecture, kind: str, parallel: ParallelConf
     hidden = a.hidden_size * element / (tp if parallel.sequence_parallel else 1)
     if work.recompute == "full":
         return hidden
-    none = work.recompute == "none"
+    # A frozen linear layer has no weight gradient, for which its input would be kept.
+    none = work.recompute == "none" and not (work.trainable == "attention" and kind != ATTENTION)
     # The layer's input, the norm's output, and one fp32 number of the norm.
     kept = hidden + (hidden if none else 0) + 4 / (tp if parallel.sequence_parallel else 1)
     if kind == ATTENTION:
@@ -86,7 +87,7 @@ def held_activations(
     """Bytes that a rank of a pipeline stage holds when its last forward pass before a backward pass has ended."""
     a, tp = architecture, parallel.tensor_model_parallel_size
     tokens, rows = tokens_of_rank(parallel, work), in_flight(parallel, work, stage)
-    layers = _kept_by_layers(a, parallel, work, kinds_of_stage(a, parallel, stage)) * tokens
+    layers = _kept_by_layers(a, parallel, work, stage) * tokens
     last = stage == parallel.pipeline_model_parallel_size - 1
     hidden = tokens * a.hidden_size * work.element / (tp if parallel.sequence_parallel else 1)
     total = layers * rows
@@ -97,6 +98,9 @@ def held_activations(
         # Megatron gathers the input of linear layers into one buffer for all of them (tensor_parallel/layers.py:466).
         total += tokens * a.hidden_size * work.element
     total += hidden * _pipeline_tensors(parallel, rows, stage)
+    if stage == 0 and not last and work.trainable == "attention" and work.recompute == "full":
+        # The output of the frozen embedding asks for a gradient (trainable.py); both stay until the next backward pass.
+        total += 2 * hidden
     if last:
         # The input and the output of the last norm, and the sums of the loss.
         total += 2 * hidden + LOSS_PER_TOKEN * tokens
@@ -161,9 +165,17 @@ def cache_bytes(architecture: Architecture, parallel: ParallelConfig, work: Work
     return (keys + work.cached_texts * kinds.count(MAMBA) * state) / tp
 
 
-def _kept_by_layers(a: Architecture, parallel: ParallelConfig, work: Workload, kinds: list[str]) -> float:
+def _kept_by_layers(a: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> float:
     """Bytes per token that the layers of a stage keep."""
-    total = sum(kept_per_token(a, part, parallel, work) for kind in kinds for part in kind)
+    parts = "".join(kinds_of_stage(a, parallel, stage))
+    first_input = 0.0
+    if stage == 0 and work.trainable == "attention" and work.recompute != "full":
+        # Nothing before the first trained layer needs a gradient, so nothing is kept there, nor by that layer's norm.
+        parts = parts[parts.index(ATTENTION) :] if ATTENTION in parts else ""
+        if parts and work.recompute == "none":
+            shard = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+            first_input = (a.hidden_size * work.element + 4) / shard
+    total = sum(kept_per_token(a, part, parallel, work) for part in parts) - first_input
     # With recompute=full, a dense layer keeps one input for its attention and MLP together.
     return total / 2 if work.recompute == "full" and a.hybrid_pattern is None else total
 

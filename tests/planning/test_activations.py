@@ -75,6 +75,7 @@ def held(architecture: Architecture, parallel: ParallelConfig, rank: int, work: 
             dtype=torch.bfloat16,
             backend="torch",
             recompute=work.recompute,
+            trainable=work.trainable,
         )
         batches = run.share.read(Rows(), 0, batch)
         run.prepare_step(1e-3)
@@ -122,6 +123,36 @@ def test_ranks_hold_what_the_arithmetic_says():
         assert abs(found) < (0.1 if "pp" in sizes else 0.03), (model, sizes, rank, recompute, found)
         seen.add((model, recompute))
     assert {(model, mode) for model in ("dense", "hybrid") for mode in MODES} <= seen
+
+
+# The first layers of the hybrid have no attention; the stages have one attention layer each.
+LATE = replace(HYBRID, hybrid_pattern="M-M*M*M-", num_layers=8)
+FROZEN: list[tuple[Architecture, dict[str, Any], int, int]] = [
+    (DENSE, {"tp": 2, "sp": True}, 0, 1),
+    (DENSE, {"pp": 2}, 0, 4),
+    (DENSE, {"pp": 2}, 1, 4),
+    (LATE, {}, 0, 1),
+    (LATE, {"tp": 2, "sp": True}, 1, 1),
+    (LATE, {"cp": 2}, 1, 1),
+    (LATE, {"pp": 2, "first": 5}, 1, 4),
+]
+
+
+@pytest.mark.parametrize("recompute", MODES)
+def test_frozen_layers_keep_less(recompute):
+    """With attention only, inputs of frozen linear layers are not kept, nor anything before the first trained layer."""
+    for architecture, sizes, rank, count in FROZEN:
+        parallel = layout(**sizes)
+        stage, _ = stage_and_replica(parallel, rank)
+        work = Workload(TOKENS, 1, count, recompute=recompute, trainable="attention")
+        measured = held(architecture, parallel, rank, work)
+        found = held_activations(architecture, parallel, work, stage) / measured - 1
+        print(sizes, rank, found)
+        assert abs(found) < (0.1 if "pp" in sizes else 0.03), (sizes, rank, found)
+        if recompute == "none":
+            # Negative control: what is kept for the training of all parameters is far more.
+            whole = held_activations(architecture, parallel, replace(work, trainable="all"), stage)
+            assert whole / measured > 1.15, (sizes, rank)
 
 
 @pytest.mark.slow
