@@ -15,7 +15,5 @@ recipe = ModelRecipe(
     learning_rate=5e-5,
     # Mistral-Small-3.1 has more positions, with this rotary base.
     rope_theta=1e9,
-    # On eight GPUs, the optimizer leaves too little memory for 128k tokens (docs/training.md).
-    extension_gpus=16,
     tiny_parallel=ParallelConfig(pipeline_model_parallel_size=2),
 )

@@ -15,8 +15,8 @@ from megatron_prism.platform.process_groups import ParallelConfig
 
 # Tokens that the scan of a Mamba layer processes at a time (models/layers/ssd.py), in chunks of 32.
 SCAN_TOKENS, SCAN_CHUNK = 2048, 32
-# A chunk of the loss (models/layers/token_loss.py): fp32 logits and their gradients in the model's precision.
-LOSS_CHUNK = 512 * 2**20 * 3 // 2
+# The most fp32 logits that the loss makes at a time (models/layers/token_loss.py).
+LOSS_CHUNK = 512 * 2**20
 # Exponentials of at most this size are kept for the backward pass of the loss.
 KEPT_LOGITS = 64 * 2**20
 # Per token: label, its row and whether it is elsewhere, the largest logit, the sum, the loss.
@@ -122,24 +122,68 @@ def _pipeline_tensors(parallel: ParallelConfig, rows: float, stage: int) -> floa
 
 
 def working_bytes(architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> float:
-    """Estimate of what the backward pass of one layer needs at a time."""
-    a, tp = architecture, parallel.tensor_model_parallel_size
-    kinds = "".join(kinds_of_stage(a, parallel, stage))
-    whole = {kind: kept_per_token(a, kind, parallel, replace(work, recompute="none")) for kind in kinds}
-    heaviest = (
-        whole.get(ATTENTION, 0.0) + whole.get(MLP, 0.0) if a.hybrid_pattern is None else max(whole.values())
+    """Estimate of what backward passes of layers need beyond everything that is kept, at their peak.
+
+    Layers run from the last to the first, and each frees what it kept: a heavy layer that comes late adds less.
+    """
+    a, tokens = architecture, tokens_of_rank(parallel, work)
+    needed = freed = 0.0
+    for kind in reversed(kinds_of_stage(a, parallel, stage)):
+        # A recomputed layer has its activations again.
+        inside = 0.0
+        if work.recompute == "full":
+            whole = replace(work, recompute="none")
+            inside = sum(kept_per_token(a, part, parallel, whole) for part in kind) * tokens
+        for part in reversed(kind):
+            needed = max(needed, inside + _gradients(a, part, parallel, work) - freed)
+            if work.recompute == "full":
+                inside -= kept_per_token(a, part, parallel, whole) * tokens
+            else:
+                freed += kept_per_token(a, part, parallel, work) * tokens
+        if work.recompute == "full":
+            freed += kept_per_token(a, kind[0], parallel, work) * tokens
+    if stage == 0 and work.trainable == "all":
+        # At the end the gradient of the embedding, before it is added to the buffer.
+        tp = parallel.tensor_model_parallel_size
+        needed = max(needed, a.padded_vocab_size(tp) / tp * a.hidden_size * work.element - freed)
+    return needed
+
+
+def _gradients(a: Architecture, part: str, parallel: ParallelConfig, work: Workload) -> float:
+    """Estimate of the gradients and copies that the backward pass of a layer needs at a time.
+
+    Args:
+        part: ATTENTION, MLP or MAMBA.
+    """
+    tp, cp, tokens = (
+        parallel.tensor_model_parallel_size,
+        parallel.context_parallel_size,
+        tokens_of_rank(parallel, work),
     )
-    # The gradients inside a layer are as large as what it keeps; a recomputed layer has that, too.
-    working = heaviest * tokens_of_rank(parallel, work) * (2 if work.recompute == "full" else 1)
-    working += _scan(a, work, kinds) / tp
-    if parallel.sequence_parallel:
-        # The input of a linear layer and its gradient, gathered.
-        working += 2 * tokens_of_rank(parallel, work) * a.hidden_size * work.element
-    if parallel.context_parallel_size > 1 and ATTENTION in kinds:
-        # Keys and values of the whole sequence, and their gradients in fp32.
-        row = work.sequence_length * work.micro_batch_size
-        working += row * 2 * a.num_query_groups * a.head_dim * (work.element + 4) / tp
-    return working
+    # The gradients of the layer's output and input.
+    hidden = 2 * tokens * a.hidden_size * work.element
+    shard = tp if parallel.sequence_parallel else 1
+    # Under sequence parallelism the input of a linear layer and its gradient are gathered.
+    needed = hidden / shard + (hidden if parallel.sequence_parallel else 0)
+    if part == MLP:
+        # The gradient of the activation function's input. Its output is freed before, or was computed again.
+        widths = (2 if a.activation == "swiglu" else 1) + (work.recompute == "selective")
+        return needed + tokens * a.ffn_hidden_size * widths * work.element / tp
+    whole = kept_per_token(a, part, parallel, replace(work, recompute="none", trainable="all")) * tokens
+    if part == ATTENTION:
+        needed += whole
+        if cp > 1:
+            # Keys and values of the whole row, and their gradients in fp32.
+            row = work.sequence_length * work.micro_batch_size
+            needed += row * 2 * a.num_query_groups * a.head_dim * (work.element + 4) / tp
+        return needed
+    needed += whole + _scan(a, work) / (tp * cp)
+    if cp > 1:
+        # Gradients that are exchanged between tokens and heads: of the projection, of the gate, and of the result.
+        inner = a.mamba_num_heads * a.mamba_head_dim
+        states = 2 * max(a.mamba_num_groups, tp * cp) * a.mamba_state_dim
+        needed += tokens * (4 * inner + states + a.mamba_num_heads) * work.element / tp
+    return needed
 
 
 def loss_bytes(architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> float:
@@ -149,8 +193,10 @@ def loss_bytes(architecture: Architecture, parallel: ParallelConfig, work: Workl
     a, tp = architecture, parallel.tensor_model_parallel_size
     table = a.padded_vocab_size(tp) * a.hidden_size * work.element / tp
     hidden = tokens_of_rank(parallel, work) * a.hidden_size * work.element
-    # The gradient of the head's weights, and the hidden states of all tokens with their gradients.
-    return LOSS_CHUNK + table + 2 * hidden
+    logits = min(LOSS_CHUNK, 4 * tokens_of_rank(parallel, work) * a.padded_vocab_size(tp) / tp)
+    # A chunk of logits and their gradients in the model's precision, the gradient of the head's weights, and the hidden
+    # states of all tokens with their gradients.
+    return 1.5 * logits + table + 2 * hidden
 
 
 def cache_bytes(architecture: Architecture, parallel: ParallelConfig, work: Workload, stage: int) -> float:
@@ -180,10 +226,8 @@ def _kept_by_layers(a: Architecture, parallel: ParallelConfig, work: Workload, s
     return total / 2 if work.recompute == "full" and a.hybrid_pattern is None else total
 
 
-def _scan(a: Architecture, work: Workload, kinds: str) -> float:
-    """Estimate of what the torch scan makes for one piece of a sequence, and of the gradients, all in fp32."""
-    if MAMBA not in kinds:
-        return 0.0
+def _scan(a: Architecture, work: Workload) -> float:
+    """Estimate of what the torch scan makes for one piece of a sequence, and half as many gradients, all in fp32."""
     inner = a.mamba_num_heads * a.mamba_head_dim
     per_token = 8 * inner + 2 * inner * a.mamba_state_dim / SCAN_CHUNK + 4 * SCAN_CHUNK * a.mamba_num_heads
-    return 2 * 4.0 * per_token * min(SCAN_TOKENS, work.sequence_length) * work.micro_batch_size
+    return 1.5 * 4.0 * per_token * min(SCAN_TOKENS, work.sequence_length) * work.micro_batch_size
