@@ -64,7 +64,11 @@ class Node:
         """
         if self.derive is None:
             return
-        current, derived = flat(to_mapping(self.stage)), flat(to_mapping(self.derive(self.stage)))
+        try:
+            made = self.derive(self.stage)
+        except ConfigError as problem:
+            raise type(problem)(f"stage '{self.name}': {problem}") from None
+        current, derived = flat(to_mapping(self.stage)), flat(to_mapping(made))
         for key in derived:
             if current.get(key) != derived[key]:
                 raise ConfigError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.architecture import Architecture, check_recompute
+from megatron_prism.models.families import family
 from megatron_prism.pipeline.config import not_negative, one_of, positive, seeds
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.planning.pipeline_split import with_split
@@ -114,6 +115,8 @@ class ReinforceConfig:
             positive(self, "evaluation_problems")
         seeds(self, "seed")
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        # An unknown family would be found only when the model is built.
+        family(self.architecture.family)
         if self.guard.spike_zscore or self.guard.on_spike != "log":
             raise ConfigError(
                 "guard: the loss of reinforcement learning has no level that a spike could leave; use spike_zscore=0 "

@@ -13,6 +13,7 @@ from functools import partial
 
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.packing import PackDocuments
+from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.merging.stage import Merge
 from megatron_prism.models.architecture import Architecture
@@ -188,7 +189,13 @@ def _positions(node: Node, extended: bool) -> int:
 
 def _within(positions: Callable[[], int], stage: RulerEvaluate) -> RulerEvaluate:
     """RULER at the lengths for which the model has positions."""
-    return replace(stage, lengths=[length for length in stage.lengths if length <= positions()])
+    most = positions()
+    lengths = [length for length in stage.lengths if length <= most]
+    if not lengths:
+        raise ConfigError(
+            f"lengths={stage.lengths}: the model has {most} positions; use one of at most {most}"
+        )
+    return replace(stage, lengths=lengths)
 
 
 def _extension(

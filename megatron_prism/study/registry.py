@@ -99,9 +99,14 @@ class Recipe:
             return float(value)
         # The types must be equal: Python accepts a bool as an int, but `seed=true` is a mistake.
         if type(value) is not wanted:
+            example = self.parameters[key]
+            if wanted is bool:
+                example = str(example).lower()
+            elif wanted is str:
+                # YAML takes it for another type, such as a folder whose name is a number.
+                example = f"\"'{value}'\""
             raise ConfigError(
-                f"recipe '{self.name}': {key}={value!r} must be of type {wanted.__name__}, for example "
-                f"{key}={self.parameters[key]}"
+                f"recipe '{self.name}': {key}={value!r} must be of type {wanted.__name__}, for example {key}={example}"
             )
         return value
 

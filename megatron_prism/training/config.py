@@ -9,6 +9,7 @@ from megatron_prism.data.mixture import MAX_SEED, YAML_SUFFIXES
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.architecture import BACKENDS, Architecture, check_recompute
 from megatron_prism.models.extension import ContextExtension, extended
+from megatron_prism.models.families import family
 from megatron_prism.pipeline.config import not_negative, one_of, positive, seeds
 from megatron_prism.pipeline.stage import tuning
 from megatron_prism.planning.pipeline_split import with_split
@@ -102,6 +103,8 @@ class TrainConfig:
         not_negative(self, "stop_after_minutes", "validate_every", "checkpoint_every")
         seeds(self, "seed", most=MAX_SEED)
         one_of(self.dtype, ("fp32", "bf16"), "dtype")
+        # An unknown family would be found only when the model is built.
+        family(self.architecture.family)
         if Path(self.mixture).suffix in YAML_SUFFIXES:
             # Launched workers may run in another working directory.
             self.mixture = str(Path(self.mixture).resolve())

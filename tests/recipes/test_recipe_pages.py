@@ -165,3 +165,33 @@ def test_a_key_without_its_stage_names_the_stages(capsys):
         "unknown key 'steps', which is one of a stage; set midtrain.steps (or that of rl_midtrain, rl_import)"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checkpoint=123"], "checkpoint=123 must be of type str, for example checkpoint=\"'123'\""),
+        (["long_context=1"], "long_context=1 must be of type bool, for example long_context=false"),
+        (["midtrain.architecture.family=grapite"], "'grapite' is not supported; supported: granite"),
+        (
+            ["long_context=true", "ruler_base.lengths=[999999]"],
+            "stage 'ruler_base': lengths=[999999]: the model has 131072 positions; use one of at most 131072",
+        ),
+        (["checkpoint=nowhere"], "checkpoint=nowhere: no such folder"),
+        (["checkpoint=pyproject.toml"], "checkpoint=pyproject.toml: no such folder"),
+        (["data=pyproject.toml"], "data=pyproject.toml: source 'dclm-edu' of mixture=mcs is missing"),
+        (["evaluate=true", "suites=pyproject.toml"], "suites=pyproject.toml: no suites there"),
+        (["midtrain.parallel=3"], "parallel=3: is a group of keys; set one of them"),
+        (["midtrain.steps.x=3"], "unknown key 'steps.x': 'steps' is a value and has no keys"),
+        (["midtrain.stepz=3"], "stage 'midtrain': unknown key 'stepz'; did you mean 'steps'?"),
+        (["--from", "midtran"], "has no stage 'midtran'; did you mean 'midtrain'?"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "granite-3.3-8b", *arguments, "--dry-run"])
+    shown = capsys.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert message in shown
+    assert len(shown.splitlines()) == 1
