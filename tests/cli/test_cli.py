@@ -24,6 +24,24 @@ def recipe(text: str = "a", seed: int = 1, rate: float = 0.5, stop: bool = False
     return graph
 '''
 
+BROKEN_STAGE = """
+from dataclasses import dataclass
+from megatron_prism.pipeline.graph import Graph
+from megatron_prism.pipeline.stage import Stage
+
+@dataclass
+class Broken(Stage):
+    kind = "broken"
+
+    def run(self, inputs, out):
+        return 1 / 0
+
+def recipe():
+    graph = Graph("toy")
+    graph.add("broken", Broken())
+    return graph
+"""
+
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -157,7 +175,8 @@ def test_interrupt_is_130_and_the_rerun_goes_on(toy: Path, capsys: pytest.Captur
 
 
 def test_a_bug_keeps_its_traceback(toy: Path) -> None:
-    toy.write_text("def recipe():\n    return 1 / 0\n")
+    """In a stage; what is wrong with a recipe's file is one line (tests/recipes/test_recipe_pages.py)."""
+    toy.write_text(BROKEN_STAGE)
     with pytest.raises(ZeroDivisionError):
         main(["run", "toy.py"])
 
