@@ -83,7 +83,7 @@ def test_the_long_context_branch_has_the_papers_numbers(name, data, tmp_path):
     assert (extend.schedule.style, extend.schedule.final_factor) == ("exponential", 0.0)
     # The layout, and with it what is computed again, is the choice of recipes/layouts.
     assert (extend.optimizer.eps, extend.dtype) == (1e-10, "bf16")
-    assert extend.parallel.world_size == (16 if name == "mistral-small-24b" else 8)
+    assert extend.parallel.world_size == 8
     assert extend.trained_architecture.max_position_embeddings == 131_072
     before = extend.architecture
     kept = before.max_position_embeddings == 131_072 or before.position_embedding == "none"
