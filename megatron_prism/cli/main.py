@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, doctor, grade, jobs, merge, plan, recipes, report, ruler, run
+from megatron_prism.cli import convert, doctor, eval, grade, jobs, merge, plan, recipes, report, ruler, run
 from megatron_prism.cli.dry_run import split_spelling
 from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT, PrismError, Requeue
 
@@ -38,6 +38,7 @@ app.command("merge")(merge.merge)
 app.command("grade")(grade.grade)
 app.add_typer(convert.app, name="convert")
 app.add_typer(ruler.app, name="ruler")
+app.add_typer(eval.app, name="eval")
 
 
 def _version(wanted: bool) -> None:

@@ -45,7 +45,7 @@ class Evaluate(Stage):
     """
 
     kind: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 2  # version 1 of the grader gave other verdicts
+    version: ClassVar[int] = 3  # version 1 of the grader gave other verdicts; version 2 had other intervals
     resumable: ClassVar[bool] = True
 
     suites: list[str] = field(default_factory=lambda: ["math", "science", "code"])

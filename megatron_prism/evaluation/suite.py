@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_prism.evaluation.statistics import pass_at_k, pass_rate
+from megatron_prism.evaluation.statistics.intervals import pass_rate
+from megatron_prism.evaluation.statistics.repeated import pass_at_k
 from megatron_prism.generation.engine import Engine, SamplingParams
 from megatron_prism.verification.grade import Grade, GradeItem, grade_all
 from megatron_prism.verification.pool.grading_pool import GradingPool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.statistics import Estimate, difference_interval
+from megatron_prism.evaluation.statistics.intervals import Estimate, difference_interval
 from megatron_prism.pipeline.artifact import Artifact
 
 EVALUATION_KIND = "evaluation"

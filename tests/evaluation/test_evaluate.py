@@ -76,7 +76,7 @@ def test_every_sample_is_graded_and_kept(pool):
     metrics = result.metrics(0.95)
     assert metrics["pass_rate"] == 0.5
     assert (metrics["problems"], metrics["samples"], metrics["truncated"]) == (4, 8, 0.25)
-    assert metrics["interval"] == "bootstrap over problems"
+    assert metrics["interval"] == "wilson, effective sample size"
     assert metrics["pass_at_2"] == 0.75
     assert metrics["reasons"] == {"correct": 4, "no_answer": 2, "assertion": 1, "wrong": 1}
     assert metrics["low"] < 0.5 < metrics["high"]

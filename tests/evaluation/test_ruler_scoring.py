@@ -25,7 +25,7 @@ from megatron_prism.evaluation.ruler.scoring import (
     task_mean_interval,
 )
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
-from megatron_prism.evaluation.statistics import wilson_interval
+from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.generation.engine import Completion
 from megatron_prism.pipeline.config import from_mapping, to_mapping
 

@@ -8,7 +8,7 @@ import pytest
 from synthetic_run import PASSED, PROBLEMS, STAGES, folder_of, make_run, write_graph
 
 from megatron_prism.errors import ArtifactError, ConfigError
-from megatron_prism.evaluation.statistics import wilson_interval
+from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.report.stage import Report, build_report
 

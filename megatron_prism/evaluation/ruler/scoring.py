@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from megatron_prism.data.ruler.samples import Sample
-from megatron_prism.evaluation.statistics import RESAMPLES, bootstrap_interval, wilson_interval
+from megatron_prism.evaluation.statistics.intervals import RESAMPLES, bootstrap_interval, wilson_interval
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -1,9 +1,11 @@
-"""Pass rates and their confidence intervals.
+"""Pass rates and their confidence intervals, for problems like those of a suite.
 
 One sample per problem: the Wilson score interval (Wilson 1927; recommended by Brown, Cai and DasGupta 2001
-for small counts and rates near 0 or 1). Several samples per problem are not independent, so the problems are
-the unit: the mean over problems of the mean over samples, with a percentile bootstrap over problems (Efron
-and Tibshirani 1993, ch. 13; clustering by question as in Miller 2024, arXiv 2411.00640).
+for small counts and rates near 0 or 1). Several samples per problem are not independent, so the problems are the unit,
+as in Miller 2024 (arXiv 2411.00640): the variance is that of the problems' means, and the interval is Wilson's with as
+many trials as would have this variance, and Student's quantile (the effective sample size of Korn and Graubard 1998,
+Survey Methodology 24:193, who use it with Clopper and Pearson's interval). It covers where a bootstrap over 30 problems
+does not; docs/results/evaluation.md has the simulation.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 10_000
 # Resampled indices held in memory at once.
 CHUNK_ELEMENTS = 4_000_000
+# Below this many solved (or unsolved) problems, each counts as two trials at most.
+FEW_PROBLEMS, MOST_TRIALS_OF_FEW = 5, 2
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,18 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials is impossible")
-    z = _normal_quantile(confidence)
-    rate = successes / trials
-    scale = 1 + z * z / trials
-    centre = (rate + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    low, high = _wilson(successes / trials, trials, _normal_quantile(confidence))
     # For rates 0 and 1 the formula gives exactly 0 and 1, but floating point does not.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == trials else min(1.0, centre + half)
-    return low, high
+    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+
+
+def _wilson(rate: float, trials: float, quantile: float) -> tuple[float, float]:
+    scale = 1 + quantile * quantile / trials
+    centre = (rate + quantile * quantile / (2 * trials)) / scale
+    half = (
+        quantile / scale * math.sqrt(rate * (1 - rate) / trials + quantile * quantile / (4 * trials * trials))
+    )
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrap_interval(
@@ -80,13 +87,12 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def pass_rate(correct: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def pass_rate(correct: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Pass rate of graded samples, with its interval.
 
     Args:
         correct: booleans `[problems, samples]`.
         confidence: coverage of the interval.
-        seed: of the bootstrap, used with several samples per problem.
 
     Raises:
         ValueError: if `correct` is empty or not two-dimensional.
@@ -97,25 +103,22 @@ def pass_rate(correct: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Es
     by_problem: NDArray[np.float64] = matrix.mean(axis=1)
     rate = float(by_problem.mean())
     problems, samples = matrix.shape
-    # A bootstrap of equal values has width 0, as if 0 of 50 were certain. Then each problem counts as one trial.
-    if samples == 1 or np.ptp(by_problem) == 0:
+    # Equal means have variance 0, as if 0 of 50 were certain. Then each problem counts as one trial.
+    if samples == 1 or problems == 1 or np.ptp(by_problem) == 0:
         low, high = wilson_interval(float(by_problem.sum()), problems, confidence)
         return Estimate(rate, low, high, confidence, "wilson")
-    low, high = bootstrap_interval(by_problem, confidence, seed=seed)
-    return Estimate(rate, low, high, confidence, "bootstrap over problems")
+    low, high = _wilson(rate, effective_trials(by_problem), student_quantile(confidence, problems - 1))
+    return Estimate(rate, low, high, confidence, "wilson, effective sample size")
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
-
-    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1.
-
-    Raises:
-        ValueError: unless 1 <= k <= samples and 0 <= correct <= samples.
-    """
-    if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise ValueError(f"pass@{k} with {correct} correct of {samples} samples is impossible")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+def effective_trials(by_problem: NDArray[np.float64]) -> float:
+    """How many independent trials would have the variance of the mean of these problems' rates, which are not equal."""
+    problems, rate = len(by_problem), float(by_problem.mean())
+    trials = rate * (1 - rate) * problems / float(by_problem.var(ddof=1))
+    # With so few solved (or unsolved) problems the variance is known badly, and mostly too small.
+    if problems * min(rate, 1 - rate) < FEW_PROBLEMS:
+        trials = min(trials, MOST_TRIALS_OF_FEW * problems)
+    return trials
 
 
 def difference_interval(before: Estimate, after: Estimate) -> tuple[float, float, float]:
@@ -129,6 +132,14 @@ def difference_interval(before: Estimate, after: Estimate) -> tuple[float, float
     down = math.hypot(after.rate - after.low, before.high - before.rate)
     up = math.hypot(after.high - after.rate, before.rate - before.low)
     return change, max(-1.0, change - down), min(1.0, change + up)
+
+
+def student_quantile(confidence: float, freedom: int) -> float:
+    """Student's quantile of a two-sided interval; a ValueError for a confidence outside (0, 1)."""
+    from scipy.special import stdtrit
+
+    _normal_quantile(confidence)
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _normal_quantile(confidence: float) -> float:

@@ -1,0 +1,163 @@
+"""Two models on the same problems: false alarms, power, correction, and what `prism eval compare` says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from megatron_prism.cli.main import main
+from megatron_prism.evaluation.comparison import KEPT, LOST, UNDECIDED, compare, retention
+from megatron_prism.evaluation.stage import SAMPLES, SCORES
+from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
+from megatron_prism.pipeline.json_lines import record_writer
+
+
+def means(generator: np.random.Generator, difficulty: np.ndarray, samples: int) -> np.ndarray:
+    return generator.binomial(samples, difficulty) / samples
+
+
+@pytest.mark.parametrize(("problems", "samples"), [(30, 64), (500, 64), (279, 3), (453, 3), (198, 3)])
+def test_models_that_are_equally_good_are_called_different_as_often_as_promised(problems, samples):
+    """Half of the problems are as hard for both; the others are hard for one and easy for the other, as it happens."""
+    generator = np.random.default_rng(3)
+    false_alarms = []
+    for _ in range(1500):
+        shared, first, second = generator.beta(0.35, 0.35, size=(3, problems))
+        same = generator.random(problems) < 0.5
+        pair = (means(generator, np.where(same, shared, own), samples) for own in (first, second))
+        false_alarms.append(paired_test(*pair).p_value < 0.05)
+    # 4 to 6 %, and two standard errors of the simulation.
+    assert 0.04 - 0.011 <= np.mean(false_alarms) <= 0.06 + 0.011
+
+
+def test_the_test_is_student_s_and_its_interval_belongs_to_it():
+    generator = np.random.default_rng(4)
+    before, after = generator.random((2, 40))
+    made = paired_test(before, after)
+    theirs = stats.ttest_rel(after, before)
+    assert made.p_value == pytest.approx(theirs.pvalue)
+    low, high = theirs.confidence_interval(0.95)
+    assert (made.low, made.high) == pytest.approx((low, high))
+    assert made.change == pytest.approx((after - before).mean())
+
+
+def test_what_it_calls_detectable_is_detected_four_times_in_five():
+    generator = np.random.default_rng(5)
+    noise = generator.normal(0, 0.2, size=(2000, 100))
+    detectable = np.mean([paired_test(np.full(100, 0.5), 0.5 + row).detectable for row in noise])
+    found = [paired_test(np.full(100, 0.5), 0.5 + detectable + row).p_value < 0.05 for row in noise]
+    assert 0.77 <= np.mean(found) <= 0.83
+
+
+def test_pairs_are_sharper_than_two_rates_of_the_same_problems():
+    generator = np.random.default_rng(6)
+    difficulty = generator.beta(0.35, 0.35, 200)
+    before, after = means(generator, difficulty, 8), means(generator, np.clip(difficulty + 0.05, 0, 1), 8)
+    assert paired_test(before, after).p_value < 0.01
+    assert stats.ttest_ind(before, after).pvalue > 0.05
+
+
+def test_equal_answers_are_not_certainty():
+    made = paired_test(np.zeros(50), np.zeros(50))
+    assert (made.change, made.p_value) == (0.0, 1.0)
+    assert made.high == pytest.approx(1 - 0.05 ** (1 / 50))
+    assert retention(made, 0.02) == UNDECIDED
+    assert retention(paired_test(np.ones(500), np.ones(500)), 0.02) == KEPT
+
+
+def test_holm_s_example():
+    # Holm 1979: sorted p-values times 4, 3, 2, 1, never falling.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.01, 0.02, KEPT),
+        (-0.019, -0.001, KEPT),
+        (-0.05, -0.03, LOST),
+        (-0.03, -0.001, LOST),
+        (-0.03, 0.01, UNDECIDED),
+    ],
+)
+def test_kept_lost_undecided(low, high, verdict):
+    assert retention(PairedTest((low + high) / 2, low, high, 0.5, 0.1, 10), 0.02) == verdict
+
+
+def evaluation(folder: Path, rows: dict[str, dict[str, list[bool]]]) -> Path:
+    folder.mkdir()
+    with record_writer(folder / SAMPLES) as write:
+        for suite, problems in rows.items():
+            for problem, correct in problems.items():
+                for index, each in enumerate(correct):
+                    write({"suite": suite, "id": problem, "sample": index, "correct": each})
+    scores = {suite: {"pass_rate": 0.5, "low": 0.4, "high": 0.6} for suite in rows}
+    (folder / SCORES).write_text(json.dumps({"suites": scores}))
+    return folder
+
+
+def answers(rate: float, seed: int) -> dict[str, list[bool]]:
+    generator = np.random.default_rng(seed)
+    return {f"p{number}": (generator.random(4) < rate).tolist() for number in range(100)}
+
+
+def prism(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_compares_by_problem_and_corrects_all_comparisons(tmp_path, capsys):
+    base = evaluation(tmp_path / "base", {"math": answers(0.5, 1), "code": answers(0.5, 2)})
+    better = {"code": answers(0.5, 8), "math": answers(0.9, 3) | {"more": [True] * 4}}
+    other = evaluation(tmp_path / "other", better)
+    assert prism("eval", "compare", base, other, "--json", "-") == 0
+    said = json.loads(capsys.readouterr().out)
+    rows = {row["suite"]: row for row in said["comparisons"]}
+    assert rows["math"]["verdict"] == KEPT
+    assert rows["math"]["only_in_one"] == 1
+    assert rows["math"]["test"]["low"] > 0.3
+    assert rows["math"]["corrected"] == pytest.approx(2 * rows["math"]["test"]["p_value"])
+    assert rows["code"]["verdict"] == UNDECIDED
+    # The order of the problems in a file does not matter.
+    assert rows["code"]["test"]["problems"] == 100
+    assert prism("eval", "compare", base, other, "--margin", 30) == 0
+    assert "undecided" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["base"], "give two or more evaluations"),
+        (["base", "base"], "a folder is given twice"),
+        (["base", "nowhere"], "nowhere"),
+        (["base", "science"], "no suite of"),
+        (["base", "fewer"], "samples per problem differ"),
+        (["base", "strangers"], "it shares 0 problems"),
+        (["base", "science", "--margin", "-1"], "--margin -1: must be between 0 and 100 points"),
+        (["base", "science", "--confidence", "95"], "--confidence 95: must be between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    evaluation(Path("base"), {"math": answers(0.5, 1)})
+    evaluation(Path("science"), {"science": answers(0.5, 1)})
+    evaluation(Path("fewer"), {"math": {name: row[:2] for name, row in answers(0.5, 1).items()}})
+    evaluation(Path("strangers"), {"math": {f"x{name}": row for name, row in answers(0.5, 1).items()}})
+    assert prism("eval", "compare", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_a_model_against_itself_is_kept_where_the_suite_is_large_enough(tmp_path):
+    base = evaluation(tmp_path / "base", {"math": answers(0.5, 1)})
+    same = evaluation(tmp_path / "same", {"math": answers(0.5, 1)})
+    (found,) = compare({"base": base, "same": same}, margin=0.05)
+    assert (found.verdict, found.test.p_value) == (KEPT, 1.0)
