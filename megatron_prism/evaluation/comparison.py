@@ -6,20 +6,20 @@ call are corrected together (Holm).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.stage import read_samples, read_scores
+from megatron_prism.evaluation.stage import read_problems, read_scores
 from megatron_prism.evaluation.statistics.averages import average_of_benchmarks, average_of_domains
 from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
 
 KEPT, LOST, UNDECIDED = "kept", "lost", "undecided"
-# suite -> problem -> its verdicts.
-Verdicts = dict[str, dict[str, list[bool]]]
+# Problem -> (right samples, samples).
+Problems = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,26 @@ def retention(test: PairedTest, margin: float) -> str:
     return LOST if test.high < 0 else UNDECIDED
 
 
-def compare(folders: Mapping[str, Path], margin: float, confidence: float = 0.95) -> list[Comparison]:
+def compare(
+    folders: Mapping[str, Path],
+    margin: float = 0.0,
+    confidence: float = 0.95,
+    suites: Collection[str] | None = None,
+) -> list[Comparison]:
     """Every model against the first, on every suite that both have.
 
     Args:
         folders: model -> evaluation artifact.
         margin: see `retention`, in 0..1.
+        suites: only these.
 
     Raises:
         ArtifactError: if an artifact cannot be read, has other numbers of samples, or shares no suite with the first.
     """
-    (base, first), *others = ((name, verdicts(folder)) for name, folder in folders.items())
+    (base, first), *others = ((name, read_problems(folder)) for name, folder in folders.items())
     found: list[tuple[str, str, float, float, PairedTest, int]] = []
     for model, second in others:
-        shared = [suite for suite in first if suite in second]
+        shared = [suite for suite in first if suite in second and (suites is None or suite in suites)]
         if not shared:
             raise ArtifactError(
                 f"{folders[model]}: no suite of {folders[base]} ({', '.join(first)}); it has {', '.join(second)}"
@@ -90,29 +96,22 @@ def compare(folders: Mapping[str, Path], margin: float, confidence: float = 0.95
 
 
 def _compared(
-    first: Mapping[str, Sequence[bool]], second: Mapping[str, Sequence[bool]], folder: Path, confidence: float
+    first: Problems, second: Problems, folder: Path, confidence: float
 ) -> tuple[float, float, PairedTest, int]:
     both = [problem for problem in first if problem in second]
     if len(both) < 2:
         raise ArtifactError(
             f"{folder}: it shares {len(both)} problems with the first model; two or more are needed"
         )
-    counts = {len(verdicts[problem]) for verdicts in (first, second) for problem in both}
+    counts = {problems[problem][1] for problems in (first, second) for problem in both}
     if len(counts) > 1:
         raise ArtifactError(f"{folder}: samples per problem differ from the first model's ({sorted(counts)})")
     before, after = (
-        np.array([np.mean(verdicts[problem]) for problem in both]) for verdicts in (first, second)
+        np.array([right / samples for right, samples in map(problems.__getitem__, both)])
+        for problems in (first, second)
     )
     left_out = len(first) + len(second) - 2 * len(both)
     return float(before.mean()), float(after.mean()), paired_test(before, after, confidence), left_out
-
-
-def verdicts(folder: Path) -> Verdicts:
-    """The verdicts of an evaluation artifact, by suite and problem."""
-    found: Verdicts = {}
-    for record in read_samples(folder):
-        found.setdefault(record["suite"], {}).setdefault(record["id"], []).append(bool(record["correct"]))
-    return found
 
 
 def averages(folders: Mapping[str, Path]) -> Iterator[Averages]:

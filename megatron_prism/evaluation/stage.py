@@ -24,6 +24,8 @@ from megatron_prism.verification.settings import GradingSettings
 
 SCORES = "scores.json"
 SAMPLES = "samples.jsonl.zst"
+# suite -> problem -> how many of its samples are right, and how many it has: what comparisons need.
+PROBLEMS = "problems.json"
 
 log = get_logger(__name__)
 
@@ -133,7 +135,7 @@ def write_scores(
     confidence: float,
     details: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write scores.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
+    """Write scores.json, problems.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
 
     Args:
         details: more metrics: the engine, how prompts were encoded, the versions of the graders, dropped problems.
@@ -143,6 +145,7 @@ def write_scores(
         **details,
     }
     write_json(out / SCORES, metrics)
+    write_json(out / PROBLEMS, {suite: result.by_problem() for suite, result in results.items()})
     with record_writer(out / SAMPLES) as write:
         for suite, result in results.items():
             for sample in result.flat():
@@ -169,6 +172,24 @@ def read_scores(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as reason:
         raise ArtifactError(f"{file}: not the scores of an evaluation ({reason}); evaluate again") from None
     return dict(scores)
+
+
+def read_problems(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """suite -> problem -> (right samples, samples) of an evaluation artifact.
+
+    Raises:
+        ArtifactError: if the file is missing or not in the form that `write_scores` writes.
+    """
+    file = path / PROBLEMS
+    if not file.is_file():
+        raise ArtifactError(f"{file}: no such file; an evaluation artifact contains {PROBLEMS}")
+    try:
+        return {
+            suite: {problem: (int(right), int(samples)) for problem, (right, samples) in problems.items()}
+            for suite, problems in read_object(file, ArtifactError).items()
+        }
+    except (ValueError, TypeError, AttributeError) as reason:
+        raise ArtifactError(f"{file}: not the problems of an evaluation ({reason}); evaluate again") from None
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:

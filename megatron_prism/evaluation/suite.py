@@ -63,6 +63,10 @@ class SuiteResult:
         """Verdicts `[problems, samples]`."""
         return [[sample.grade.correct for sample in row] for row in self.samples]
 
+    def by_problem(self) -> dict[str, tuple[int, int]]:
+        """Problem -> (right samples, samples)."""
+        return {row[0].problem.id: (sum(s.grade.correct for s in row), len(row)) for row in self.samples}
+
     def metrics(self, confidence: float) -> dict[str, Any]:
         """Pass rate with its interval, counts, truncation, length and reasons, JSON-ready.
 

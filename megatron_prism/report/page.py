@@ -93,7 +93,7 @@ def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
     what = f"of the recipe {run.recipe} " if run.recipe else ""
     count = f"{len(done)} of {len(run.stages)} stages {what}are done"
     sentences = [f"{count}, in {duration(seconds)} of work." if done else f"{count}."]
-    changes = differences(rows)
+    changes = differences(rows, run.artifacts)
     for change in changes:
         before, after = change.before, change.after
         sentences.append(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.statistics.intervals import Estimate, difference_interval
+from megatron_prism.evaluation.comparison import compare
+from megatron_prism.evaluation.statistics.intervals import Estimate
 from megatron_prism.pipeline.artifact import Artifact
 
 EVALUATION_KIND = "evaluation"
@@ -87,15 +88,24 @@ def score_rows(artifacts: Mapping[str, Artifact]) -> list[ScoreRow]:
     ]
 
 
-def differences(rows: Sequence[ScoreRow]) -> list[Difference]:
-    """For each suite with at least two evaluations, the change from the first to the last."""
+def differences(rows: Sequence[ScoreRow], artifacts: Mapping[str, Artifact]) -> list[Difference]:
+    """For each suite with at least two evaluations, the change from the first to the last on the same problems.
+
+    None where the two have other problems, or other numbers of samples; `prism eval compare` says which.
+    """
     found = []
     for suite in dict.fromkeys(row.suite for row in rows):
         same = [row for row in rows if row.suite == suite]
-        if len(same) > 1:
-            before, after = same[0], same[-1]
-            change, low, high = difference_interval(before.estimate, after.estimate)
-            found.append(Difference(suite, before, after, change=change, low=low, high=high))
+        if len(same) < 2:
+            continue
+        before, after = same[0], same[-1]
+        folders = {row.evaluation: artifacts[row.evaluation].path for row in (before, after)}
+        try:
+            compared = compare(folders, confidence=after.estimate.confidence, suites=[suite])
+        except ArtifactError:
+            continue
+        test = compared[0].test
+        found.append(Difference(suite, before, after, change=test.change, low=test.low, high=test.high))
     return found
 
 
@@ -103,7 +113,7 @@ def score_table(artifacts: Mapping[str, Artifact]) -> Table:
     """A row per suite, a column per model, rates in percent with intervals, and the change in points."""
     rows = score_rows(artifacts)
     models = list(dict.fromkeys(row.model for row in rows))
-    changes = {change.suite: change for change in differences(rows)}
+    changes = {change.suite: change for change in differences(rows, artifacts)}
     columns = ["suite", "problems", *models, *(["change (points)"] if changes else [])]
     body = []
     for suite in dict.fromkeys(row.suite for row in rows):

@@ -11,9 +11,8 @@ from scipy import stats
 
 from megatron_prism.cli.main import main
 from megatron_prism.evaluation.comparison import KEPT, LOST, UNDECIDED, compare, retention
-from megatron_prism.evaluation.stage import SAMPLES, SCORES
+from megatron_prism.evaluation.stage import PROBLEMS, SCORES
 from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
-from megatron_prism.pipeline.json_lines import record_writer
 
 
 def means(generator: np.random.Generator, difficulty: np.ndarray, samples: int) -> np.ndarray:
@@ -92,11 +91,11 @@ def test_kept_lost_undecided(low, high, verdict):
 
 def evaluation(folder: Path, rows: dict[str, dict[str, list[bool]]]) -> Path:
     folder.mkdir()
-    with record_writer(folder / SAMPLES) as write:
-        for suite, problems in rows.items():
-            for problem, correct in problems.items():
-                for index, each in enumerate(correct):
-                    write({"suite": suite, "id": problem, "sample": index, "correct": each})
+    counted = {
+        suite: {problem: (sum(correct), len(correct)) for problem, correct in problems.items()}
+        for suite, problems in rows.items()
+    }
+    (folder / PROBLEMS).write_text(json.dumps(counted))
     scores = {suite: {"pass_rate": 0.5, "low": 0.4, "high": 0.6} for suite in rows}
     (folder / SCORES).write_text(json.dumps({"suites": scores}))
     return folder

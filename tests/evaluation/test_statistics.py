@@ -5,9 +5,7 @@ import pytest
 
 from megatron_prism.evaluation.statistics.averages import average_of_benchmarks, average_of_domains
 from megatron_prism.evaluation.statistics.intervals import (
-    Estimate,
     bootstrap_interval,
-    difference_interval,
     pass_rate,
     wilson_interval,
 )
@@ -148,20 +146,6 @@ def test_pass_at_k_is_the_exact_expectation():
     assert pass_at_k(10, 3, 4) == pytest.approx(simulated, abs=0.03)
     with pytest.raises(ValueError):
         pass_at_k(3, 1, 4)
-
-
-def test_difference_matches_newcombe_and_covers():
-    def estimate(successes, trials):
-        return Estimate(successes / trials, *wilson_interval(successes, trials), 0.95, "wilson")
-
-    # Newcombe 1998 (Statistics in Medicine 17:873), table II, method 10, case (a): 56/70 - 48/80.
-    assert difference_interval(estimate(48, 80), estimate(56, 70)) == pytest.approx(
-        (0.2, 0.0524, 0.3339), abs=5e-5
-    )
-    generator = np.random.default_rng(6)
-    pairs = zip(generator.binomial(80, 0.1, 2000), generator.binomial(80, 0.4, 2000), strict=True)
-    intervals = [difference_interval(estimate(int(a), 80), estimate(int(b), 80))[1:] for a, b in pairs]
-    assert 0.93 <= coverage(intervals, 0.3) <= 0.98
 
 
 def test_the_majority_of_all_samples_and_of_some():

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from synthetic_run import PASSED, PROBLEMS, make_run
 
 from megatron_prism.errors import ArtifactError
+from megatron_prism.evaluation.stage import PROBLEMS as PROBLEMS_FILE
 from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.report.tables import (
     differences,
@@ -45,7 +47,7 @@ def test_score_table_says_rates_intervals_and_change(artifacts):
     low, high = (100 * end for end in wilson_interval(82, PROBLEMS))
     assert table.rows[0][:2] == ["math", "150"]
     assert table.rows[0][3] == f"{8200 / 150:.1f} % ({low:.1f} to {high:.1f})"
-    change = differences(score_rows(artifacts))[0]
+    change = differences(score_rows(artifacts), artifacts)[0]
     assert change.change == pytest.approx((82 - 3) / 150)
     assert change.low < change.change < change.high
     assert table.rows[0][4].startswith("+52.7 (+4")
@@ -54,9 +56,32 @@ def test_score_table_says_rates_intervals_and_change(artifacts):
 def test_one_evaluation_has_no_change_and_none_has_no_rows(artifacts):
     one = {k: a for k, a in artifacts.items() if k != "eval-midtrained"}
     assert score_table(one).columns == ["suite", "problems", "base"]
-    assert differences(score_rows(one)) == []
+    assert differences(score_rows(one), one) == []
     assert score_rows({}) == []
     assert score_table({}).rows == []
+
+
+def test_a_change_is_one_of_the_same_problems(artifacts):
+    """Where two models have other problems, there is none, and the page is made all the same."""
+    math, *others = differences(score_rows(artifacts), artifacts)
+    file = artifacts["eval-base"].path / PROBLEMS_FILE
+    before = file.read_text()
+    kept = json.loads(before)
+    # Half of the problems: the change is that of the half.
+    kept["math"] = dict(list(kept["math"].items())[:75])
+    file.write_text(json.dumps(kept))
+    try:
+        half = differences(score_rows(artifacts), artifacts)[0]
+        kept["math"] = {name: (right, 7) for name, (right, _) in kept["math"].items()}
+        file.write_text(json.dumps(kept))
+        without = differences(score_rows(artifacts), artifacts)
+        table = score_table(artifacts)
+    finally:
+        file.write_text(before)
+    assert half.change != math.change
+    assert half.high - half.low > math.high - math.low
+    assert [each.suite for each in without] == [each.suite for each in others]
+    assert table.rows[0][4] == "–"
 
 
 def test_a_model_scored_twice_gets_two_labels(artifacts):

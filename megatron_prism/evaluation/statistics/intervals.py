@@ -121,19 +121,6 @@ def effective_trials(by_problem: NDArray[np.float64]) -> float:
     return trials
 
 
-def difference_interval(before: Estimate, after: Estimate) -> tuple[float, float, float]:
-    """(after - before, low, high): the confidence interval of a difference, from two intervals.
-
-    Newcombe 1998 (Statistics in Medicine 17:873), method 10, which needs only the two rates and intervals. It
-    treats the two as independent. On the same problems they are positively correlated, so it is a little too
-    wide.
-    """
-    change = after.rate - before.rate
-    down = math.hypot(after.rate - after.low, before.high - before.rate)
-    up = math.hypot(after.high - after.rate, before.rate - before.low)
-    return change, max(-1.0, change - down), min(1.0, change + up)
-
-
 def student_quantile(confidence: float, freedom: int) -> float:
     """Student's quantile of a two-sided interval; a ValueError for a confidence outside (0, 1)."""
     from scipy.special import stdtrit
