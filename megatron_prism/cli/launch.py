@@ -13,6 +13,7 @@ from megatron_prism.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     from megatron_prism.launching.job_file import JobFile
     from megatron_prism.launching.submission import Plan
+    from megatron_prism.pipeline.artifact import Artifact
     from megatron_prism.pipeline.node import Located
 
 INTERRUPT = "the jobs go on; `prism jobs --run-dir {run_dir}` shows them, `prism cancel --run-dir {run_dir}` ends them"
@@ -28,8 +29,11 @@ def launch(
     detach: bool,
     dry_run: bool,
     json_file: str | None,
-) -> None:
+) -> dict[str, Artifact]:
     """Submit what is not done; wait for it unless `detach`; with `dry_run`, show the scripts only.
+
+    Returns:
+        The artifacts by stage when all are done; none otherwise.
 
     Raises:
         ConfigError: for what would fail in the queue; nothing is submitted then.
@@ -56,16 +60,16 @@ def launch(
         _tell_joined(plan)
         show_line(json_file, f"{len(plan.tasks)} of {len(located)} stages would be submitted")
         write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "scripts": shown})
-        return
+        return {}
     if not plan.tasks and not plan.joined:
         show_line(json_file, f"nothing to submit: all {len(located)} stages are done")
         write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": {}})
-        return
+        return _artifacts(located, run_dir)
     (run_dir / "artifacts").mkdir(parents=True, exist_ok=True)
     submitted = _run(prepared, detach, json_file)
-    if not detach:
-        _check_artifacts(located, run_dir)
+    made = {} if detach else _artifacts(located, run_dir)
     write_result(json_file, {"recipe": recipe, "run_dir": str(run_dir), "jobs": submitted})
+    return made
 
 
 def _tell_joined(plan: Plan) -> None:
@@ -118,14 +122,16 @@ def _run(
     return {name: task.job for name, task in submission.tasks.items()}
 
 
-def _check_artifacts(located: Mapping[str, Located], run_dir: Path) -> None:
+def _artifacts(located: Mapping[str, Located], run_dir: Path) -> dict[str, Artifact]:
     """Open what the jobs have made, and link it by name."""
     from megatron_prism.pipeline.artifact import Artifact
 
+    made = {}
     for name, each in located.items():
         if not each.folder.exists():
             raise ArtifactError(
                 f"{each.folder}: the job of stage '{name}' has ended, but its artifact is missing; see its log"
             )
-        Artifact.open(each.folder, kind=each.node.stage.kind)
+        made[name] = Artifact.open(each.folder, kind=each.node.stage.kind)
         each.link(run_dir)
+    return made

@@ -150,7 +150,7 @@ def run(
     if executor is not None:
         from megatron_prism.cli.launch import launch
 
-        launch(
+        made = launch(
             loaded.name,
             locate(graph.needed(target), folder.resolve()),
             executor_file=executor,
@@ -160,6 +160,7 @@ def run(
             dry_run=dry_run,
             json_file=json_file,
         )
+        _finish(json_file, folder, made)
         show_absent(graph, json_file)
         return
     if dry_run:

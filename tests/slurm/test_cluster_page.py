@@ -109,6 +109,7 @@ def test_the_page_leads_to_a_submitted_job(cluster, tmp_path):
     for command in commands(4):
         said.append(reader.types(command))
     assert "#SBATCH --nodes=2" in said[-3]
+    assert "report: " in said[-2]
     assert {job["state"] for job in reader.jobs("tiny").values()} == {"completed"}
 
     make_model_and_texts(reader.shared)
