@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.hf_config import MAX_LAYERS, ConfigReader
+from megatron_prism.models.architecture import MOST_LAYERS, Architecture
+from megatron_prism.models.hf_config import ConfigReader
 
 # The neutral values of Granite's multipliers, which every other family must have.
 NO_MULTIPLIERS: dict[str, Any] = {
@@ -45,7 +45,7 @@ def dense_sizes(
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": config.size("num_hidden_layers", maximum=MAX_LAYERS),
+        "num_layers": config.size("num_hidden_layers", maximum=MOST_LAYERS),
         "num_attention_heads": heads,
         # In transformers null means as many as heads, while an absent key may mean another number.
         "num_query_groups": config.size("num_key_value_heads", default_groups or heads, null=heads),

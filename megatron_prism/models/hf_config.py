@@ -12,10 +12,8 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.models.harmless_keys import HARMLESS, HARMLESS_WHEN
+from megatron_prism.pipeline.config import LARGEST_COUNT
 
-# The largest size of a dimension, and more layers than any model has. A larger number is a typing error that would fill
-# the memory.
-MAX_SIZE, MAX_LAYERS = 2**31 - 1, 10_000
 SHOWN = 80
 
 
@@ -43,7 +41,7 @@ class ConfigReader:
         return default if value is None else value
 
     def size(
-        self, key: str, default: int | None = None, null: int | None = None, maximum: int = MAX_SIZE
+        self, key: str, default: int | None = None, null: int | None = None, maximum: int = LARGEST_COUNT
     ) -> int:
         """A whole number from 1 to `maximum`.
 
