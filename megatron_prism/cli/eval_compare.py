@@ -11,8 +11,6 @@ import typer
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
 
-app = typer.Typer(help="Compare models that were evaluated on the same problems.", no_args_is_help=True)
-
 FoldersArgument = Annotated[
     list[Path],
     typer.Argument(
@@ -26,12 +24,6 @@ MarginOption = Annotated[
 ConfidenceOption = Annotated[float, typer.Option("--confidence", help="Coverage of the intervals.")]
 
 
-@app.callback()
-def _verbs() -> None:
-    """Keeps `compare` a verb of its own while it is the only one."""
-
-
-@app.command("compare")
 def compare(
     folders: FoldersArgument,
     margin: MarginOption = 2.0,
