@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from megatron_prism.errors import ConfigError, DataError
@@ -41,12 +41,28 @@ class Completion:
         token_ids: every sampled token, including the end token if it was sampled.
         logprobs: natural log-probability of each of `token_ids` under the untempered model distribution.
         finish_reason: 'stop' (end token or stop string) or 'length' (max_new_tokens or the context length was reached).
+        seconds: wall time from the first work on the completion to its end, in which others were sampled, too.
     """
 
     text: str
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
+    seconds: float = field(default=0.0, compare=False)
+
+
+# Called with the number of completions that have just finished.
+Progress = Callable[[int], None]
+# Called with each finished completion: the index of its prompt, its number among the prompt's samples, and itself.
+Keep = Callable[[int, int, Completion], None]
+
+
+def no_progress(finished: int) -> None:
+    """A `Progress` that does nothing."""
+
+
+def keep_nothing(prompt: int, number: int, completion: Completion) -> None:
+    """A `Keep` that does nothing."""
 
 
 class Engine(Protocol):
@@ -55,7 +71,9 @@ class Engine(Protocol):
     `generate` returns `samples` completions for each prompt, in order.
 
     Args:
-        progress: called with the number of completions that have just finished.
+        numbers: for each prompt, the numbers of the samples to make; None: 0 to `samples` - 1. The random numbers of a
+            sample follow from the prompt's seed and the sample's number, so a missing one can be made later.
+        keep: called with each completion as soon as it is finished, from the thread that called `generate`.
         seeds: a seed for each prompt; None: they follow from `params.seed` and the prompts.
         batch_size: maximum number of sequences decoded together; it can only lower the engine's own maximum.
             Engine 'megatron' needs it to bound its memory; vLLM and servers bound theirs themselves and ignore it.
@@ -67,10 +85,19 @@ class Engine(Protocol):
         params: SamplingParams,
         *,
         samples: int = 1,
-        progress: Callable[[int], None] = lambda finished: None,
+        progress: Progress = no_progress,
         seeds: Sequence[int] | None = None,
         batch_size: int | None = None,
+        numbers: Sequence[Sequence[int]] | None = None,
+        keep: Keep = keep_nothing,
     ) -> list[list[Completion]]: ...
+
+
+def sample_numbers(
+    prompts: Sequence[str], samples: int, numbers: Sequence[Sequence[int]] | None
+) -> list[list[int]]:
+    """The numbers of the samples to make of each prompt."""
+    return [list(range(samples)) for _ in prompts] if numbers is None else [list(each) for each in numbers]
 
 
 def check_prompts(prompts: Sequence[str], encoded: Sequence[Sequence[int]], limit: int) -> None:

@@ -12,10 +12,11 @@ differ only in context parallelism hold whole models here, and may sample differ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -26,10 +27,15 @@ from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import (
     Completion,
     FinishReason,
+    Keep,
+    Progress,
     SamplingParams,
     check_prompts,
     cut_at_stop,
+    keep_nothing,
+    no_progress,
     prompt_seeds,
+    sample_numbers,
 )
 from megatron_prism.generation.pipeline_forward import pipeline_forward
 from megatron_prism.generation.token_sampling import sample_tokens, uniform_numbers
@@ -66,6 +72,7 @@ class _Request:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+    started: float = 0.0
 
 
 class MegatronEngine:
@@ -134,9 +141,11 @@ class MegatronEngine:
         params: SamplingParams,
         *,
         samples: int = 1,
-        progress: Callable[[int], None] = lambda finished: None,
+        progress: Progress = no_progress,
         seeds: Sequence[int] | None = None,
         batch_size: int | None = None,
+        numbers: Sequence[Sequence[int]] | None = None,
+        keep: Keep = keep_nothing,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
@@ -146,7 +155,8 @@ class MegatronEngine:
             DataError: for a prompt that is empty, or so long that no token fits after it.
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
-        queue = deque(self._requests(prompts, params, samples, seeds))
+        wanted = sample_numbers(prompts, samples, numbers)
+        queue = deque(self._requests(prompts, params, wanted, seeds))
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
         size = min(self.batch_size, batch_size or self.batch_size, len(queue))
@@ -158,24 +168,30 @@ class MegatronEngine:
             while queue or batch.requests:
                 ended = batch.admit(queue) or batch.step()
                 for request in ended:
-                    finished[request.prompt, request.sample] = self._completion(request, params)
+                    completion = self._completion(request, params)
+                    finished[request.prompt, request.sample] = completion
+                    keep(request.prompt, request.sample, completion)
                 if ended:
                     progress(len(ended))
         finally:
             for chunk, training in zip(self.models, modes, strict=True):
                 set_decode_cache(chunk, None)
                 chunk.train(training)
-        return [[finished[index, sample] for sample in range(samples)] for index in range(len(prompts))]
+        return [[finished[index, number] for number in row] for index, row in enumerate(wanted)]
 
     def _requests(
-        self, prompts: Sequence[str], params: SamplingParams, samples: int, seeds: Sequence[int]
+        self,
+        prompts: Sequence[str],
+        params: SamplingParams,
+        wanted: Sequence[Sequence[int]],
+        seeds: Sequence[int],
     ) -> Iterator[_Request]:
         limit = self.context_length
         encoded = self.tokenizer.encode_batch(list(prompts))
         check_prompts(prompts, encoded, limit)
         for index, token_ids in enumerate(encoded):
             max_tokens = min(params.max_new_tokens, limit - len(token_ids))
-            for sample in range(samples):
+            for sample in wanted[index]:
                 numbers = uniform_numbers(seeds[index], sample)
                 yield _Request(index, sample, token_ids, max_tokens, numbers)
 
@@ -187,6 +203,7 @@ class MegatronEngine:
             token_ids=request.token_ids,
             logprobs=request.logprobs,
             finish_reason=request.finish_reason,
+            seconds=perf_counter() - request.started,
         )
 
 
@@ -223,6 +240,7 @@ class _Batch:
                 prompts[request.prompt] = len(self.requests) + len(new)
                 tokens += request.prompt_ids
             new.append(queue.popleft())
+            request.started = perf_counter()
         if not new:
             return []
         first = len(self.requests)

@@ -6,17 +6,28 @@ Each request asks for one completion, so each has its own seed and is retried, s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ConfigError, DataError, ServerError
 from megatron_prism.generation.completion_store import CompletionStore, request_key
 from megatron_prism.generation.completions_api import OWN_FIELDS, check_prompt, read_response, request_body
-from megatron_prism.generation.engine import Completion, SamplingParams, prompt_seeds, sample_seed
+from megatron_prism.generation.engine import (
+    Completion,
+    Keep,
+    Progress,
+    SamplingParams,
+    keep_nothing,
+    no_progress,
+    prompt_seeds,
+    sample_numbers,
+    sample_seed,
+)
 from megatron_prism.generation.json_post import JsonEndpoint, RequestRefused
 from megatron_prism.pipeline.config import one_of
 from megatron_prism.platform.console import get_logger
@@ -114,9 +125,11 @@ class OpenAIEngine:
         params: SamplingParams,
         *,
         samples: int = 1,
-        progress: Callable[[int], None] = lambda finished: None,
+        progress: Progress = no_progress,
         seeds: Sequence[int] | None = None,
         batch_size: int | None = None,
+        numbers: Sequence[Sequence[int]] | None = None,
+        keep: Keep = keep_nothing,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
@@ -126,48 +139,74 @@ class OpenAIEngine:
             DataError: for an empty prompt.
             ServerError: if the server refuses a request, stays unavailable, or sends an incomplete response.
         """
-        requests, order = self._requests(prompts, params, samples, seeds)
-        finished = {} if self.store is None else self.store.read(requests)
-        if finished:
-            progress(len(finished))
+        wanted = sample_numbers(prompts, samples, numbers)
+        requests, order = self._requests(prompts, params, wanted, seeds)
+        # Equal prompts with equal seeds share a request.
+        places: dict[str, list[tuple[int, int]]] = {}
+        for place, key in order.items():
+            places.setdefault(key, []).append(place)
+        finished: dict[str, Completion] = {}
+
+        def note(key: str, completion: Completion) -> None:
+            finished[key] = completion
+            for index, number in places[key]:
+                keep(index, number, completion)
+
+        stored = {} if self.store is None else self.store.read(requests)
+        for key, completion in stored.items():
+            note(key, completion)
+        if stored:
+            progress(len(stored))
         missing = [key for key in requests if key not in finished]
         stopped = Event()
 
-        def request(key: str) -> None:
+        def request(key: str) -> tuple[str, Completion]:
+            started = perf_counter()
             completion = self._complete(requests[key], params, stopped)
+            completion = replace(completion, seconds=perf_counter() - started)
             if self.store is not None:
                 self.store.add(key, completion)
-            finished[key] = completion
+            return key, completion
 
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")
+        futures: list[Future[tuple[str, Completion]]] = []
         try:
             if self.prompts == AUTO and missing:
                 # The first request runs alone, because its response shows whether the server accepts ids.
-                request(missing[0])
+                note(*request(missing[0]))
                 progress(1)
                 del missing[0]
-            for future in as_completed([pool.submit(request, key) for key in missing]):
-                future.result()
+            futures += [pool.submit(request, key) for key in missing]
+            for future in as_completed(futures):
+                note(*future.result())
                 progress(1)
         except ServerError as problem:
             _stop(pool, stopped)
+            for future in futures:
+                if not future.cancelled() and future.exception() is None:
+                    key, completion = future.result()
+                    if key not in finished:
+                        note(key, completion)
             raise ServerError(f"{problem}; {self._kept(len(finished), len(requests))}") from None
         finally:
             _stop(pool, stopped)
-        in_order = iter([finished[key] for key in order])
-        return [[next(in_order) for _ in range(samples)] for _ in prompts]
+        return [[finished[order[index, number]] for number in row] for index, row in enumerate(wanted)]
 
     def _requests(
-        self, prompts: Sequence[str], params: SamplingParams, samples: int, seeds: Sequence[int] | None
-    ) -> tuple[dict[str, _Request], list[str]]:
-        """The requests by their hash, and these hashes in the order of prompts and samples."""
+        self,
+        prompts: Sequence[str],
+        params: SamplingParams,
+        wanted: Sequence[Sequence[int]],
+        seeds: Sequence[int] | None,
+    ) -> tuple[dict[str, _Request], dict[tuple[int, int], str]]:
+        """The requests by their hash, and the hash for each (index of the prompt, number of the sample)."""
         ids = None if self.tokenizer is None else self.tokenizer.encode_batch(list(prompts))
         if "" in prompts if ids is None else [] in ids:
             raise DataError("prompt '' has no tokens; a prompt needs at least one")
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
-        requests, order = {}, []
+        requests, order = {}, {}
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            for number in range(samples):
+            for number in wanted[index]:
                 body = request_body(
                     model=self.model,
                     prompt=prompt,
@@ -177,8 +216,9 @@ class OpenAIEngine:
                     extra=self.extra,
                 )
                 request = _Request(body, None if ids is None else ids[index])
-                order.append(request_key(request.body(IDS if ids else TEXT)))
-                requests[order[-1]] = request
+                key = request_key(request.body(IDS if ids else TEXT))
+                order[index, number] = key
+                requests[key] = request
         return requests, order
 
     def _complete(self, request: _Request, params: SamplingParams, stopped: Event) -> Completion:

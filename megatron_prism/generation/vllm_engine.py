@@ -7,8 +7,9 @@ the error without vLLM, the mapping of sampling parameters, and the calls agains
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +19,14 @@ from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.generation.engine import (
     Completion,
+    Keep,
+    Progress,
     SamplingParams,
     check_prompts,
+    keep_nothing,
+    no_progress,
     prompt_seeds,
+    sample_numbers,
     sample_seed,
 )
 
@@ -93,11 +99,15 @@ class VLLMEngine:
         params: SamplingParams,
         *,
         samples: int = 1,
-        progress: Callable[[int], None] = lambda finished: None,
+        progress: Progress = no_progress,
         seeds: Sequence[int] | None = None,
         batch_size: int | None = None,
+        numbers: Sequence[Sequence[int]] | None = None,
+        keep: Keep = keep_nothing,
     ) -> list[list[Completion]]:
-        """`samples` completions of each prompt, in order; `progress` is called once, at the end.
+        """`samples` completions of each prompt, in order; `progress` and `keep` are called at the end.
+
+        `seconds` of a completion are those of the whole call, because vLLM does not report them for each.
 
         Raises:
             DataError: for a prompt that is empty, or so long that no token fits after it.
@@ -106,17 +116,22 @@ class VLLMEngine:
         # Prompts are sent as ids, because the start token is decided by this tokenizer's policy and not by vLLM.
         encoded = self.tokenizer.encode_batch(list(prompts))
         check_prompts(prompts, encoded, self._llm.model_config.max_model_len)
+        wanted = sample_numbers(prompts, samples, numbers)
         arguments = [
             sampling_arguments(params, sample_seed(seed, number), self.tokenizer.eos_id)
-            for seed in (prompt_seeds(params.seed, prompts) if seeds is None else seeds)
-            for number in range(samples)
+            for seed, row in zip(
+                prompt_seeds(params.seed, prompts) if seeds is None else seeds, wanted, strict=True
+            )
+            for number in row
         ]
+        sent = [token_ids for token_ids, row in zip(encoded, wanted, strict=True) for _ in row]
+        started = perf_counter()
         outputs = self._llm.generate(
-            [{"prompt_token_ids": token_ids} for token_ids in encoded for _ in range(samples)],
+            [{"prompt_token_ids": token_ids} for token_ids in sent],
             [self._sampling_params(**each) for each in arguments],
             use_tqdm=False,
         )
-        sent = (token_ids for token_ids in encoded for _ in range(samples))
+        seconds = perf_counter() - started
         for token_ids, output in zip(sent, outputs, strict=True):
             if list(output.prompt_token_ids) != token_ids:
                 raise ServerError(
@@ -124,8 +139,12 @@ class VLLMEngine:
                     "other tokens, so this version of vLLM changes prompts; use another version"
                 )
         progress(len(outputs))
-        in_order = iter([_completion(output.outputs[0]) for output in outputs])
-        return [[next(in_order) for _ in range(samples)] for _ in prompts]
+        in_order = iter([_completion(output.outputs[0], seconds) for output in outputs])
+        made = [[next(in_order) for _ in row] for row in wanted]
+        for index, row in enumerate(wanted):
+            for number, completion in zip(row, made[index], strict=True):
+                keep(index, number, completion)
+        return made
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Load new weights for the next `generate`, tensor by tensor, with their names in the Hugging Face folder."""
@@ -137,10 +156,10 @@ class VLLMEngine:
             )
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, seconds: float) -> Completion:
     """Convert a `vllm.CompletionOutput` into a `Completion`."""
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
     ids = list(output.token_ids)
     values = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
-    return Completion(output.text, ids, values, output.finish_reason)
+    return Completion(output.text, ids, values, output.finish_reason, seconds)

@@ -331,3 +331,22 @@ def test_layers_of_a_different_backend_are_refused():
 
     with pytest.raises(ConfigError, match="backend=te: sampling needs the torch layers"):
         install_decode_cache(torch.nn.Sequential(Attention()))
+
+
+def test_missing_samples_are_made_later_and_each_is_kept_when_it_ends(engine):
+    params = SamplingParams(max_new_tokens=6, seed=3)
+    whole = engine.generate(PROMPTS, params, samples=4)
+    kept = {}
+
+    def keep(index, number, completion):
+        kept[index, number] = completion
+
+    numbers = [[3, 0], [], *([[2]] * (len(PROMPTS) - 2))]
+    rest = engine.generate(PROMPTS, params, numbers=numbers, keep=keep)
+    for index, row in enumerate(numbers):
+        expected = [whole[index][number].token_ids for number in row]
+        assert [made.token_ids for made in rest[index]] == expected
+        assert [kept[index, number] for number in row] == rest[index]
+    assert len(kept) == sum(map(len, numbers))
+    assert whole[0][3].token_ids != whole[0][0].token_ids, "the samples of a prompt differ, so numbers matter"
+    assert all(0 < each.seconds < 60 for each in kept.values())

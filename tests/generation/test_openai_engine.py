@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ServerError
-from megatron_prism.generation.engine import SamplingParams
+from megatron_prism.generation.engine import SamplingParams, prompt_seeds
 from megatron_prism.generation.openai_engine import OpenAIEngine
 
 PROMPTS = ["ABC", "hello", "x"]
@@ -77,6 +77,18 @@ def test_a_seed_repeats_whatever_else_is_requested(server):
     # With explicit seeds, the same seed gives the same completion twice.
     assert len({each[0].text for each in engine.generate(["ABC"] * 3, SAMPLED, seeds=[4, 4, 5])}) == 2
     assert engine.generate(["ABC"], SamplingParams(8, 0.9, 0.9, seed=5), samples=2) != first[:1]
+    # A missing sample alone; equal requests are sent once, and kept at every place.
+    kept = {}
+    [[second], [again]] = engine.generate(
+        ["ABC", "ABC"],
+        SAMPLED,
+        seeds=[prompt_seeds(SAMPLED.seed, ["ABC"])[0]] * 2,
+        numbers=[[1], [1]],
+        keep=lambda index, number, completion: kept.update({(index, number): completion}),
+    )
+    assert second == again == first[0][1] != first[0][0]
+    assert kept == {(0, 1): second, (1, 1): again}
+    assert 0 < second.seconds < 60
 
 
 def test_requests_are_standard_and_carry_the_key(server, monkeypatch):
