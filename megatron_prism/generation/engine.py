@@ -6,10 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.pipeline.config import not_negative, positive, seeds
+
+# Maximum number of prompt tokens that are read in one forward pass. A longer prompt is read alone.
+READ_TOKENS = 4096
 
 FinishReason = Literal["stop", "length"]
 
@@ -91,6 +94,43 @@ class Engine(Protocol):
         numbers: Sequence[Sequence[int]] | None = None,
         keep: Keep = keep_nothing,
     ) -> list[list[Completion]]: ...
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Of a continuation after its context.
+
+    Attributes:
+        logprob: natural log-probability of the continuation, the sum over its tokens.
+        greedy: whether each token is the most probable one, so that greedy decoding would have written it.
+    """
+
+    logprob: float
+    greedy: bool
+
+
+@runtime_checkable
+class LikelihoodEngine(Engine, Protocol):
+    """An engine that can also tell how probable given continuations are.
+
+    Attributes:
+        context_length: maximum number of tokens that the model reads.
+
+    Args:
+        pairs: token ids of a context (at least one) and of its continuation (at least one). Tokens of the context that
+            do not fit before the continuation are left out from its start.
+        batch_tokens: number of tokens that are read together.
+    """
+
+    context_length: int
+
+    def log_likelihoods(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        batch_tokens: int = READ_TOKENS,
+        progress: Progress = no_progress,
+    ) -> list[Likelihood]: ...
 
 
 def sample_numbers(

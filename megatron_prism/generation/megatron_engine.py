@@ -25,9 +25,11 @@ from torch import Tensor
 
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import (
+    READ_TOKENS,
     Completion,
     FinishReason,
     Keep,
+    Likelihood,
     Progress,
     SamplingParams,
     check_prompts,
@@ -37,7 +39,8 @@ from megatron_prism.generation.engine import (
     prompt_seeds,
     sample_numbers,
 )
-from megatron_prism.generation.pipeline_forward import pipeline_forward
+from megatron_prism.generation.likelihood import log_likelihoods
+from megatron_prism.generation.pipeline_forward import broadcast_to_model_ranks, pipeline_forward
 from megatron_prism.generation.token_sampling import sample_tokens, uniform_numbers
 from megatron_prism.models.layers.decode_cache import (
     Decode,
@@ -56,8 +59,6 @@ if TYPE_CHECKING:
 STOP_MARGIN = 4
 # New requests wait until this share of the slots is free: reading one prompt costs nearly as much as reading several.
 ADMIT_SHARE = 1 / 8
-# Maximum number of prompt tokens read in one forward pass. A longer prompt is read alone.
-READ_TOKENS = 4096
 
 
 @dataclass
@@ -179,6 +180,22 @@ class MegatronEngine:
                 chunk.train(training)
         return [[finished[index, number] for number in row] for index, row in enumerate(wanted)]
 
+    def log_likelihoods(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        batch_tokens: int = READ_TOKENS,
+        progress: Progress = no_progress,
+    ) -> list[Likelihood]:
+        """How probable each continuation is after its context (likelihood.py), over all rows of the model's vocabulary.
+
+        Raises:
+            DataError: for an empty context or continuation, or a continuation longer than the context length.
+        """
+        return log_likelihoods(
+            self.models, pairs, self.context_length, batch_tokens=batch_tokens, progress=progress
+        )
+
     def _requests(
         self,
         prompts: Sequence[str],
@@ -287,7 +304,7 @@ class _Batch:
         pairs = torch.empty(2, len(requests), dtype=torch.float64, device=self.device)
         if logits is not None:
             pairs[0], pairs[1] = sample_tokens(logits, uniform, self.params.temperature, self.params.top_p)
-        _broadcast_to_model_ranks(pairs)
+        broadcast_to_model_ranks(pairs)
         tokens, logprobs = pairs.tolist()
         ended = []
         for slot, (request, token, logprob) in enumerate(zip(requests, tokens, logprobs, strict=True), first):
@@ -324,17 +341,6 @@ class _Batch:
             self.requests[hole] = self.requests[mover]
         del self.requests[keep:]
         return removed
-
-
-def _broadcast_to_model_ranks(pairs: Tensor) -> None:
-    """Copy the samples of the last pipeline stage (of its first tensor-parallel rank) to all ranks of the model."""
-    import torch.distributed as dist
-    from megatron.core import parallel_state
-
-    group = parallel_state.get_model_parallel_group()
-    if group.size() > 1:
-        size = parallel_state.get_tensor_model_parallel_world_size()
-        dist.broadcast(pairs, group_src=group.size() - size, group=group)
 
 
 def _tokens_that_may_end(tokenizer: Tokenizer, params: SamplingParams) -> Any:

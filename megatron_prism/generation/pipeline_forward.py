@@ -1,4 +1,4 @@
-"""A forward pass through the ranks of a pipeline, one after another, for sampling."""
+"""A forward pass through the ranks of a pipeline, one after another, for sampling and scoring."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ def pipeline_forward(models: Sequence[Any], tokens: Tensor) -> Tensor | None:
             dist.send(output.contiguous(), group_dst=(rank + 1) % size, group=group)
             output = None
     return None if output is None else output[0]
+
+
+def broadcast_to_model_ranks(numbers: Tensor) -> None:
+    """Copy `numbers` of the last pipeline stage (of its first tensor-parallel rank) to all ranks of the model."""
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_model_parallel_group()
+    if group.size() > 1:
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        dist.broadcast(numbers, group_src=group.size() - size, group=group)

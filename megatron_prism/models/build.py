@@ -179,6 +179,8 @@ def build_model(
     if recompute == "full" and architecture.is_hybrid:
         install_recompute(model.decoder.layers)
     model.recompute = recompute
+    # `vocab_size` also counts rows that tensor parallelism adds.
+    model.unpadded_vocab_size = architecture.vocab_size
     if shared["pre_process"]:
         install_embedding_multiplier(model.embedding, architecture.embedding_multiplier)
     if shared["post_process"]:

@@ -1,4 +1,5 @@
-"""Greedy decoding of a Hugging Face folder in Megatron, token for token as in transformers' `generate`.
+"""Greedy decoding of a Hugging Face folder in Megatron, token for token as in transformers' `generate`, and the
+log-likelihoods of given continuations.
 
 Prompts of different lengths go to transformers as one left-padded batch, and to the engine without padding. The end
 token is disabled on both sides, but its logit is unchanged, so every row gets all its tokens.
@@ -23,7 +24,7 @@ from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP
 from megatron_prism.models.build import build_model
 from megatron_prism.models.families import family
-from megatron_prism.models.layers.decode_cache import Decode, DecodeCache, Prefill
+from megatron_prism.models.layers.decode_cache import Branches, Decode, DecodeCache, Prefill
 from megatron_prism.platform.process_groups import session
 
 STEPS, PAD = 64, 1
@@ -279,6 +280,74 @@ def test_a_wrong_window_length_changes_the_completions(wrong, cases):
         for layer in layers:
             layer.reach -= wrong
     assert made.tokens.tolist() != case.expected.tokens.tolist()
+
+
+# Contexts of these lengths have one, three, three and four continuations. The second and the fourth share theirs,
+# because that saves tokens. Windows of 7 end in the context, at its end and in the continuation.
+CONTINUATIONS = {40: (3,), 23: (1, 9, 4), 2: (5, 9, 7), 9: (2, 1, 12, 3)}
+
+
+def pairs():
+    """(context, continuation) token ids."""
+    draw = torch.Generator().manual_seed(8)
+    made = []
+    for length, sizes in CONTINUATIONS.items():
+        context = torch.randint(2, 61, (length,), generator=draw).tolist()
+        made += [(context, torch.randint(2, 61, (size,), generator=draw).tolist()) for size in sizes]
+    return made
+
+
+@torch.no_grad()
+def transformers_likelihood(model, context, continuation):
+    logits = model(torch.tensor([[*context, *continuation]])).logits[0, len(context) - 1 : -1]
+    wanted = torch.tensor(continuation)
+    logprob = torch.log_softmax(logits, -1).gather(1, wanted[:, None]).sum()
+    return float(logprob), bool((logits.argmax(-1) == wanted).all())
+
+
+def with_greedy(case, made):
+    """The pairs, and for each context the model's own next two tokens."""
+    contexts = {tuple(context): None for context, _ in made}
+    greedy = []
+    for context in contexts:
+        ids = torch.tensor([context])
+        own = case.reference.generate(ids, do_sample=False, max_new_tokens=2, pad_token_id=PAD)
+        greedy.append((list(context), own[0, len(context) :].tolist()))
+    return made + greedy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_likelihoods_are_those_of_transformers(kind, cases):
+    case = cases(kind)
+    made = with_greedy(case, pairs())
+    expected = [transformers_likelihood(case.reference, *pair) for pair in made]
+    # Rows of one text, rows of several texts, and one row for each kind of text.
+    for batch_tokens in (1, 30, 4096):
+        found = case.engine.log_likelihoods(made, batch_tokens=batch_tokens)
+        assert [each.greedy for each in found] == [greedy for _, greedy in expected]
+        for each, (logprob, _) in zip(found, expected, strict=True):
+            assert each.logprob == pytest.approx(logprob, abs=1e-4)
+    assert sum(greedy for _, greedy in expected) >= len(CONTINUATIONS)
+
+
+@pytest.mark.parametrize(("kind", "what"), [("llama", "key"), ("granite-h", "conv"), ("granite-h", "ssm")])
+def test_a_branch_that_loses_the_state_of_its_context_is_noticed(kind, what, cases, monkeypatch):
+    case, honest, seen = cases(kind), DecodeCache.prepare, []
+
+    def prepare(self, step, length):
+        if isinstance(step, Branches):
+            seen.append(step)
+            forget(what)(self)
+        honest(self, step, length)
+
+    whole = case.engine.log_likelihoods(pairs())
+    monkeypatch.setattr(DecodeCache, "prepare", prepare)
+    damaged = case.engine.log_likelihoods(pairs())
+    assert len(seen) == 1
+    # Contexts whose continuations are read alone keep theirs.
+    lost = [abs(a.logprob - b.logprob) > 1e-4 for a, b in zip(whole, damaged, strict=True)]
+    joined = [size > 1 and length in (23, 9) for length, sizes in CONTINUATIONS.items() for size in sizes]
+    assert lost == joined
 
 
 def test_the_families_have_the_expected_layers(cases):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_prism.models.layers.blockwise import Blocks, Shards, blockwise_attention
-from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
+from megatron_prism.models.layers.decode_cache import Branches, DecodeCache, Prefill
 from megatron_prism.models.layers.rotary import rotate
 from megatron_prism.models.layers.row_documents import RowDocuments, documents_of
 from megatron_prism.models.layers.wide_attention import applies_to, wide_attention
@@ -101,15 +101,28 @@ class SDPACoreAttention(MegatronModule):
 
     def _generate(self, cache: DecodeCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         step = cache.step
-        keys, values = cache.keys_and_values(self, key)
         if isinstance(step, Prefill):
             query, key, value = (step.segments.unpack(tensor) for tensor in (query, key, value))
-            longest, texts = key.shape[0], len(step.slots)
-            # The cache past the end of a shorter prompt is overwritten before it is read.
-            keys[step.slots, :, :longest] = key[:, :texts].permute(1, 2, 0, 3)
-            values[step.slots, :, :longest] = value[:, :texts].permute(1, 2, 0, 3)
+            if step.slots is not None:
+                keys, values = cache.keys_and_values(self, key)
+                longest, texts = key.shape[0], len(step.slots)
+                # The cache past the end of a shorter prompt is overwritten before it is read.
+                keys[step.slots, :, :longest] = key[:, :texts].permute(1, 2, 0, 3)
+                values[step.slots, :, :longest] = value[:, :texts].permute(1, 2, 0, 3)
             return step.segments.repack(self._attend(query, key, value))
         assert step is not None
+        keys, values = cache.keys_and_values(self, key)
+        if isinstance(step, Branches):
+            q, *new = (step.segments.unpack(tensor).permute(1, 2, 0, 3) for tensor in (query, key, value))
+            k, v = (
+                torch.cat([stored[step.slots, :, : step.longest], own], 2)
+                for stored, own in zip((keys, values), new, strict=True)
+            )
+            grouped_queries = k.shape[1] != q.shape[1]
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=step.mask(self.reach), scale=self.scale, enable_gqa=grouped_queries
+            )
+            return step.segments.repack(out.permute(2, 0, 1, 3).flatten(2))
         count, groups = step.count, key.shape[2]
         rows = torch.arange(count, device=key.device)
         keys[rows, :, step.positions], values[rows, :, step.positions] = key[:, 0], value[:, 0]

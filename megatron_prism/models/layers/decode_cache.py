@@ -2,10 +2,11 @@
 states.
 
 The tokens of a forward pass form one row `[1, tokens]`, whichever texts they belong to, so the token-wise parts of a
-model need no padding. There are two kinds of forward pass. `Prefill` reads whole prompts, one after another in the row:
-attention and Mamba treat them separately (segments.py) and store the states for the next token in their slots.
+model need no padding. There are three kinds of forward pass. `Prefill` reads whole prompts, one after another in the
+row: attention and Mamba treat them separately (segments.py) and store the states for the next token in their slots.
 `Decode` takes one token of each of the first `count` slots, each at its own position. So texts can start and end at any
-time, and a freed slot is used again.
+time, and a freed slot is used again. `Branches` reads several continuations of texts that are in slots, and stores
+nothing: the answers to a question are compared without reading the question once for each.
 
 Megatron-Core has a dynamic inference context with the same purpose, but its paged memory needs GPU kernels. This cache
 is simpler and runs anywhere.
@@ -37,26 +38,100 @@ class Prefill:
 
     Attributes:
         segments: the texts of the row; those after the first `len(slots)` are padding.
-        slots: `[prompts]`, the slot of each prompt.
-        lengths: `[prompts]`, in tokens.
+        slots: `[prompts]`, the slot of each prompt; None: no state is stored.
         positions: `[tokens]`, of each token in its text.
-        outputs: `[prompts]`, index of each prompt's last token in the row; only these need logits.
+        outputs: indices in the row of the tokens that need logits, by default each prompt's last token.
     """
 
     segments: Segments
-    slots: Tensor
-    lengths: Tensor
+    slots: Tensor | None
     positions: Tensor
     outputs: Tensor
 
     @classmethod
     def of(
-        cls, lengths: Sequence[int], slots: Sequence[int], row_length: int, device: torch.device
+        cls,
+        lengths: Sequence[int],
+        slots: Sequence[int] | None,
+        row_length: int,
+        device: torch.device,
+        outputs: Sequence[int] | None = None,
     ) -> Prefill:
-        sizes = torch.tensor(lengths, device=device)
         segments = Segments(lengths, row_length, device)
-        positions = torch.cat([torch.arange(size, device=device) for size in segments.lengths])
-        return cls(segments, torch.tensor(slots, device=device), sizes, positions, sizes.cumsum(0) - 1)
+        last = torch.tensor(lengths, device=device).cumsum(0) - 1
+        return cls(
+            segments,
+            None if slots is None else torch.tensor(slots, device=device),
+            _positions(segments, device),
+            last if outputs is None else torch.tensor(outputs, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A forward pass over continuations of texts that are in slots; nothing is stored.
+
+    Attributes:
+        segments: the branches of the row, and the padding after them.
+        slots: `[segments]`, the slot that each branch continues.
+        before: `[segments]`, number of tokens in that slot.
+        longest: the largest of `before`.
+        positions: `[tokens]`, of each token in its whole text.
+        outputs: indices in the row of the tokens that need logits.
+    """
+
+    segments: Segments
+    slots: Tensor
+    before: Tensor
+    longest: int
+    positions: Tensor
+    outputs: Tensor
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[int],
+        slots: Sequence[int],
+        before: Sequence[int],
+        *,
+        row_length: int,
+        outputs: Sequence[int],
+        device: torch.device,
+    ) -> Branches:
+        segments = Segments(lengths, row_length, device)
+        # The padding continues the first slot after no token of it.
+        rest = [0] * (len(segments.lengths) - len(lengths))
+        starts = torch.tensor([*before, *rest], device=device)
+        offsets = _positions(segments, device)
+        return cls(
+            segments,
+            torch.tensor([*slots, *rest], device=device),
+            starts,
+            max(before),
+            offsets + torch.repeat_interleave(starts, torch.tensor(segments.lengths, device=device)),
+            torch.tensor(outputs, device=device),
+        )
+
+    def mask(self, window: int | None) -> Tensor:
+        """What each token attends to, bool `[segments, 1, longest branch, longest + longest branch]`.
+
+        Args:
+            window: number of earlier tokens that are visible; None: all.
+        """
+        if window not in self._masks:
+            device, own = self.before.device, max(self.segments.lengths)
+            query = torch.arange(own, device=device)[:, None]
+            # The position of each column, relative to the first token of the branch.
+            cached = torch.arange(self.longest, device=device) - self.before[:, None, None]
+            fresh = torch.arange(own, device=device).expand(len(self.before), 1, own)
+            columns = torch.cat([cached, fresh], -1)
+            stored = torch.arange(self.longest + own, device=device) < self.longest
+            visible = (columns <= query) & ~(stored & (columns >= 0))
+            if window is not None:
+                visible &= columns >= query - window
+            self._masks[window] = visible[:, None]
+        return self._masks[window]
 
 
 @dataclass(frozen=True)
@@ -90,6 +165,19 @@ class Decode:
         return self._biases[window]
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """Turns the logits of a few outputs at a time into what is needed of them, so that all logits never exist at once.
+
+    Attributes:
+        rows: number of outputs whose logits are made together.
+        reduce: takes logits `[rows, vocabulary]` and the index of the first of these outputs; returns `[rows, n]`.
+    """
+
+    rows: int
+    reduce: Callable[[Tensor, int], Tensor]
+
+
 class DecodeCache:
     """The slots of a generation batch, and the forward pass that uses them next.
 
@@ -99,12 +187,14 @@ class DecodeCache:
 
     def __init__(self, slots: int) -> None:
         self.slots, self.columns = slots, 0
-        self.step: Prefill | Decode | None = None
+        self.step: Prefill | Decode | Branches | None = None
         self.angles: Tensor | None = None
+        # What the model returns instead of logits, made from pieces of them (`Reduction`).
+        self.reduction: Reduction | None = None
         # The tensors of each layer; dimension 0 is the slot.
         self._tensors: dict[nn.Module, list[Tensor]] = {}
 
-    def prepare(self, step: Prefill | Decode, length: int) -> None:
+    def prepare(self, step: Prefill | Decode | Branches, length: int) -> None:
         """Set the next forward pass; all its positions are below `length`."""
         self.step = step
         if length > self.columns:
@@ -150,6 +240,11 @@ class DecodeCache:
                 tensor[slots[1]] = tensor[slots[0]]
 
 
+def _positions(segments: Segments, device: torch.device) -> Tensor:
+    """`[tokens]`, of each token in its segment."""
+    return torch.cat([torch.arange(size, device=device) for size in segments.lengths])
+
+
 def install_decode_cache(model: nn.Module) -> None:
     """Prepare an unwrapped model chunk for generation; it uses a cache once `set_decode_cache` has set one.
 
@@ -169,6 +264,7 @@ def install_decode_cache(model: nn.Module) -> None:
         rotary.forward = partial(_angles, rotary, rotary.forward)
     if isinstance(output, nn.Module) and not hasattr(output, CACHE):
         output.decode_cache = None  # type: ignore[assignment]
+        output.forward = partial(_reduced, output, output.forward)
         output.register_forward_pre_hook(_last_tokens, with_kwargs=True)
         output.register_forward_hook(_restore_sequence_parallel, always_call=True)
 
@@ -204,6 +300,19 @@ def _last_tokens(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any])
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         module.sequence_parallel, module.was_sequence_parallel = False, True
     return (hidden[cache.step.outputs], *inputs[1:]), keywords
+
+
+def _reduced(module: Any, original: Callable[..., Any], hidden: Tensor, *inputs: Any, **keywords: Any) -> Any:
+    """Logits `[outputs, 1, vocabulary]`, or the cache's reduction of them."""
+    cache: DecodeCache | None = module.decode_cache
+    if cache is None or cache.reduction is None:
+        return original(hidden, *inputs, **keywords)
+    rows, reduce = cache.reduction.rows, cache.reduction.reduce
+    pieces = [
+        reduce(original(hidden[first : first + rows], *inputs, **keywords)[0][:, 0], first)
+        for first in range(0, len(hidden), rows)
+    ]
+    return torch.cat(pieces)[:, None], None
 
 
 def _restore_sequence_parallel(module: Any, inputs: Any, output: Any) -> None:

@@ -17,7 +17,7 @@ from megatron.core.ssm import mamba_mixer as upstream
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_prism.models.layers.decode_cache import DecodeCache, Prefill
+from megatron_prism.models.layers.decode_cache import Branches, DecodeCache, Prefill
 from megatron_prism.models.layers.mamba_scan import (
     MixerShape,
     MixerWeights,
@@ -85,11 +85,17 @@ class TorchMambaMixer(upstream.MambaMixer):
             [zxBCdt.dtype, torch.float32],
             zxBCdt.device,
         )
-        if isinstance(step, Prefill):
-            unpacked, texts = step.segments.unpack(zxBCdt), len(step.slots)
-            lengths = torch.tensor(step.segments.lengths, device=unpacked.device)
-            y, z, last_inputs, last_state = self._prefill(unpacked, lengths)
-            window[step.slots], state[step.slots] = last_inputs[:texts], last_state[:texts]
+        if isinstance(step, Prefill | Branches):
+            lengths = torch.tensor(step.segments.lengths, device=zxBCdt.device)
+            before = None
+            if isinstance(step, Branches):
+                before = window[step.slots], state[step.slots]
+                # The padding, which continues no token.
+                before[0][step.before == 0], before[1][step.before == 0] = 0.0, 0.0
+            y, z, *last = self._prefill(step.segments.unpack(zxBCdt), lengths, before)
+            if isinstance(step, Prefill) and step.slots is not None:
+                texts = len(step.slots)
+                window[step.slots], state[step.slots] = (each[:texts] for each in last)
             return self.norm(step.segments.repack(y), step.segments.repack(z))
         assert step is not None
         y = self._ssm_decode(zxBCdt.transpose(0, 1), window[: step.count], state[: step.count])
@@ -114,18 +120,24 @@ class TorchMambaMixer(upstream.MambaMixer):
         )
         return shape, weights
 
-    def _prefill(self, zxBCdt: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _prefill(
+        self, zxBCdt: Tensor, lengths: Tensor, before: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """y and z `[seq, batch, inner]`, the last d_conv conv inputs `[batch, channels, d_conv]`, the last state.
 
         Args:
             lengths: `[batch]`, length of each text: the tokens after it do not affect the conv inputs and the state.
+            before: the conv inputs and the state at the end of what each text continues; None: it continues nothing.
         """
         shape, weights = self._parts(self._without_context_parallelism())
         inner = shape.widths[0]
         z, xBC, dt = zxBCdt.split([inner, sum(shape.widths), shape.heads], -1)
         mask = (torch.arange(xBC.shape[0], device=lengths.device) < lengths[:, None])[..., None]
-        padded = F.pad(xBC, (0, 0, 0, 0, self.d_conv, 0))
-        y, state = convolve_and_scan(shape, padded[1:], dt, *weights.all(), mask=mask)
+        if before is None:
+            padded, carried = F.pad(xBC, (0, 0, 0, 0, self.d_conv, 0)), None
+        else:
+            padded, carried = torch.cat([before[0].permute(2, 0, 1), xBC]), before[1]
+        y, state = convolve_and_scan(shape, padded[1:], dt, *weights.all(), state=carried, mask=mask)
         ends = lengths[:, None] + torch.arange(self.d_conv, device=lengths.device)
         channels_first = padded.permute(1, 2, 0)
         window = channels_first.gather(2, ends[:, None].expand(-1, channels_first.shape[1], -1))

@@ -1,0 +1,280 @@
+"""How probable given continuations of given contexts are, from a Megatron model in this process.
+
+Texts are packed one after another into a row, sorted by length (models/layers/decode_cache.py), and only the tokens
+whose logits are needed get any. If several continuations belong to one context, as the answers to a question do, the
+context is read once: the first token of each continuation needs no more than its last logits, and the rest of the
+continuations are read as branches of it.
+
+Truncation is that of lm-evaluation-harness: the model reads the last `context_length` tokens of context and
+continuation, without the continuation's last token, which nothing is predicted from.
+
+Under tensor and pipeline parallelism, the ranks of a model call these functions together with the same arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from megatron_prism.errors import DataError
+from megatron_prism.generation.engine import Likelihood, Progress
+from megatron_prism.generation.pipeline_forward import broadcast_to_model_ranks, pipeline_forward
+from megatron_prism.models.layers.decode_cache import (
+    Branches,
+    DecodeCache,
+    Prefill,
+    Reduction,
+    set_decode_cache,
+)
+
+# Logits that exist at the same time, in numbers: 256 MiB in fp32.
+LOGITS = 2**26
+# Branches copy the keys and values of what they continue: the maximum number of tokens whose copies exist together.
+BRANCH_COLUMNS = 2**16
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass
+class _Output:
+    """A token whose logits are needed: its place in a text, and (pair, token) of what may follow it."""
+
+    place: int
+    targets: list[tuple[int, int]]
+
+
+@dataclass
+class _Text:
+    """Tokens that are read together, and what continues them."""
+
+    token_ids: Sequence[int]
+    outputs: list[_Output]
+    branches: list[_Text] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def log_likelihoods(
+    models: Sequence[Any],
+    pairs: Sequence[Pair],
+    context_length: int,
+    *,
+    batch_tokens: int,
+    progress: Progress,
+) -> list[Likelihood]:
+    """The likelihood of each pair's continuation, in order; `progress` gets the number of pairs that just finished.
+
+    Args:
+        models: this rank's chunks, prepared by `install_decode_cache`.
+        batch_tokens: maximum number of tokens of a forward pass, padding included; a longer text is read alone.
+
+    Raises:
+        DataError: for an empty context or continuation, or a continuation longer than `context_length`.
+    """
+    texts = _plan(pairs, context_length)
+    reader = _Reader(models, len(pairs))
+    modes = [chunk.training for chunk in models]
+    for chunk in models:
+        chunk.eval()
+    try:
+        # Texts with branches apart, because only their states are kept.
+        for branched in (False, True):
+            chosen = [text for text in texts if bool(text.branches) is branched]
+            for batch in _batches(chosen, batch_tokens):
+                progress(reader.read(batch, batch_tokens))
+    finally:
+        for chunk, training in zip(models, modes, strict=True):
+            set_decode_cache(chunk, None)
+            chunk.train(training)
+    return reader.likelihoods()
+
+
+def rolling_windows(token_ids: Sequence[int], prefix: int, length: int) -> list[tuple[list[int], list[int]]]:
+    """(context, continuation) pairs that predict each token of a text once, with as much context as fits.
+
+    Args:
+        prefix: the token that the first token is predicted from.
+        length: maximum number of tokens that the model reads.
+    """
+    whole = [prefix, *token_ids]
+    pairs = []
+    for start in range(1, len(whole), length):
+        stop = min(start + length, len(whole))
+        # The last window predicts fewer tokens, but reads as many as the others.
+        first = max(0, stop - 1 - length)
+        pairs.append((whole[first:start], whole[start:stop]))
+    return pairs
+
+
+def _plan(pairs: Sequence[Pair], context_length: int) -> list[_Text]:
+    """The texts to read; continuations of the same context are joined where that saves tokens."""
+    contexts: dict[bytes, list[int]] = {}
+    for number, (context, continuation) in enumerate(pairs):
+        if not context or not continuation:
+            raise DataError(f"pair {number}: context and continuation need at least one token each")
+        if len(continuation) > context_length:
+            raise DataError(
+                f"pair {number}: the continuation has {len(continuation)} tokens, and the model reads at most "
+                f"{context_length}; shorten it"
+            )
+        kept = numpy.asarray(_fitting(context, continuation, context_length), numpy.int64)
+        contexts.setdefault(kept.tobytes(), []).append(number)
+    texts = []
+    for numbers in contexts.values():
+        context, continuation = pairs[numbers[0]]
+        context = _fitting(context, continuation, context_length)
+        endings = {number: pairs[number][1] for number in numbers}
+        later = sum(len(ending) - 1 for ending in endings.values())
+        if (len(numbers) - 1) * len(context) > later:
+            texts.append(_joined(context, endings))
+        else:
+            texts += [_alone(context, number, ending) for number, ending in endings.items()]
+    return texts
+
+
+def _fitting(context: Sequence[int], continuation: Sequence[int], context_length: int) -> Sequence[int]:
+    room = context_length + 1 - len(continuation)
+    return context[-room:] if len(context) > room else context
+
+
+def _alone(context: Sequence[int], number: int, continuation: Sequence[int]) -> _Text:
+    outputs = [
+        _Output(place, [(number, token)]) for place, token in enumerate(continuation, len(context) - 1)
+    ]
+    return _Text([*context, *continuation[:-1]], outputs)
+
+
+def _joined(context: Sequence[int], endings: dict[int, Sequence[int]]) -> _Text:
+    firsts = [(number, ending[0]) for number, ending in endings.items()]
+    branches = [
+        _Text(ending[:-1], [_Output(place, [(number, token)]) for place, token in enumerate(ending[1:])])
+        for number, ending in endings.items()
+        if len(ending) > 1
+    ]
+    return _Text(context, [_Output(len(context) - 1, firsts)], branches)
+
+
+def _batches(texts: Sequence[_Text], batch_tokens: int) -> Iterator[list[_Text]]:
+    """Batches of similar length, longest first, with at most `batch_tokens` tokens after padding."""
+    order = sorted(texts, key=len, reverse=True)
+    first = 0
+    while first < len(order):
+        count = max(1, batch_tokens // len(order[first]))
+        yield order[first : first + count]
+        first += count
+
+
+class _Reader:
+    """Reads batches of texts and adds up the log-probabilities of the pairs."""
+
+    def __init__(self, models: Sequence[Any], pairs: int) -> None:
+        self.models = models
+        self.device = next(models[0].parameters()).device
+        config = models[0].config
+        # Sequence parallelism splits a row into equal parts.
+        self.multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        self.vocabulary = models[0].unpadded_vocab_size
+        self.sums = numpy.zeros(pairs)
+        self.greedy = numpy.ones(pairs, bool)
+
+    def likelihoods(self) -> list[Likelihood]:
+        return [
+            Likelihood(logprob, greedy)
+            for logprob, greedy in zip(self.sums.tolist(), self.greedy.tolist(), strict=True)
+        ]
+
+    def read(self, texts: list[_Text], batch_tokens: int) -> int:
+        """Read texts and their branches; returns the number of pairs that are finished."""
+        cache = DecodeCache(len(texts))
+        for chunk in self.models:
+            set_decode_cache(chunk, cache)
+        lengths = [len(text) for text in texts]
+        slots = list(range(len(texts))) if texts[0].branches else None
+        row = self._padded(sum(lengths))
+        step = Prefill.of(lengths, slots, row, self.device, _places(texts))
+        self._forward(cache, step, texts, max(*lengths, row - sum(lengths)))
+        branches = [(slot, branch) for slot, text in enumerate(texts) for branch in text.branches]
+        branches.sort(key=lambda pair: len(pair[1]), reverse=True)
+        while branches:
+            # As in `_batches`, and the copies of the texts' keys and values are limited, too.
+            count = min(
+                batch_tokens // len(branches[0][1]), BRANCH_COLUMNS // (lengths[0] + len(branches[0][1]))
+            )
+            self._read_branches(cache, branches[: max(1, count)], lengths)
+            del branches[: max(1, count)]
+        return len({number for text in texts for output in text.outputs for number, _ in output.targets})
+
+    def _read_branches(
+        self, cache: DecodeCache, branches: Sequence[tuple[int, _Text]], lengths: Sequence[int]
+    ) -> None:
+        slots, texts = [slot for slot, _ in branches], [branch for _, branch in branches]
+        sizes = [len(text) for text in texts]
+        row = self._padded(sum(sizes))
+        step = Branches.of(
+            sizes,
+            slots,
+            [lengths[slot] for slot in slots],
+            row_length=row,
+            outputs=_places(texts),
+            device=self.device,
+        )
+        self._forward(cache, step, texts, step.longest + max(*sizes, row - sum(sizes)))
+
+    def _padded(self, count: int) -> int:
+        return -(-count // self.multiple) * self.multiple
+
+    # Not inference_mode: the model keeps its rotary tables, and training could not save inference tensors.
+    @torch.no_grad()
+    def _forward(
+        self, cache: DecodeCache, step: Prefill | Branches, texts: Sequence[_Text], length: int
+    ) -> None:
+        """Read texts and count the targets of their outputs."""
+        outputs = [output for text in texts for output in text.outputs]
+        width = max(len(output.targets) for output in outputs)
+        wanted = torch.tensor(
+            [
+                [token for _, token in output.targets] + [0] * (width - len(output.targets))
+                for output in outputs
+            ],
+            device=self.device,
+        )
+        tokens = [token for text in texts for token in text.token_ids]
+        tokens += [0] * (len(step.positions) - len(tokens))
+        cache.prepare(step, length)
+        cache.reduction = Reduction(
+            max(1, LOGITS // self.vocabulary),
+            lambda logits, first: _scores(
+                logits[:, : self.vocabulary].float(), wanted[first : first + len(logits)]
+            ),
+        )
+        scores = pipeline_forward(self.models, torch.tensor([tokens], device=self.device))
+        if scores is None:
+            scores = torch.empty(len(outputs), 2 * width, device=self.device)
+        broadcast_to_model_ranks(scores)
+        logprobs, greedy = scores.double().cpu().numpy().reshape(len(outputs), 2, width).transpose(1, 0, 2)
+        used = numpy.arange(width) < numpy.array([[len(output.targets)] for output in outputs])
+        numbers = numpy.array([number for output in outputs for number, _ in output.targets])
+        numpy.add.at(self.sums, numbers, logprobs[used])
+        numpy.logical_and.at(self.greedy, numbers, greedy[used] > 0)
+
+
+def _scores(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Log-probabilities of `wanted` `[rows, n]`, and 1 where it is the largest logit: `[rows, 2 n]` in fp32."""
+    logprobs = logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True)
+    greedy = wanted == logits.argmax(1, keepdim=True)
+    return torch.cat([logprobs, greedy.float()], 1)
+
+
+def _places(texts: Sequence[_Text]) -> list[int]:
+    """The index of each output in the row of the texts."""
+    places, start = [], 0
+    for text in texts:
+        places += [start + output.place for output in text.outputs]
+        start += len(text)
+    return places
