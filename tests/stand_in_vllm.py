@@ -36,11 +36,11 @@ class LLM:
     begin: tuple[int, ...] = ()
     made: list[LLM] = []  # noqa: RUF012
 
-    def __init__(self, model, max_model_len, gpu_memory_utilization, logprobs_mode):
+    def __init__(self, model, tokenizer, max_model_len, gpu_memory_utilization, logprobs_mode):
         assert logprobs_mode == "raw_logprobs"
         [self.file] = Path(model).glob("*.safetensors")
         self._load()
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.model_config = SimpleNamespace(max_model_len=max_model_len)
         self.updates = 0
         LLM.made.append(self)

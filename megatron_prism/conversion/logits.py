@@ -156,13 +156,13 @@ def hf_outputs(weights: HFWeights, token_ids: Tensor, dtype: torch.dtype) -> Out
 
 
 def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> Any:
-    """The folder's model, loaded by transformers without running code from the folder.
+    """The folder's model, loaded by transformers without running code from the folder or unpickling weights.
 
     Args:
         changes: config keys to set before the model is built.
 
     Raises:
-        CheckpointError: if transformers cannot build or load it.
+        CheckpointError: if transformers cannot build or load it, or some of its weights are not in the folder.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -170,14 +170,27 @@ def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str,
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         for key, value in (changes or {}).items():
             setattr(config, key, value)
-        return AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=dtype, trust_remote_code=False
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as problem:  # an invalid config raises any exception
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise CheckpointError(f"{folder}: transformers cannot load this model ({reason})") from problem
+    # transformers would only warn, and draw these weights at random.
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} other tensors" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{folder}: the weights lack '{missing[0]}'{more}, which model_type={config.model_type} has; use a "
+            "complete checkpoint of this architecture"
+        )
+    return model
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Engine
+from megatron_prism.models.model_folder import find_model, is_megatron
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of, to_mapping
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 # The arguments of each engine that the stage sets itself; a config must not set them.
 STAGE_OPTIONS = {
     "megatron": ("model_folder", "tokenizer_folder", "batch_size", "text"),
-    "vllm": ("folder", "text"),
+    "hf": ("folder", "tokenizer_folder", "batch_size", "text"),
+    "vllm": ("folder", "tokenizer_folder", "text"),
     "openai": ("tokenizer", "store"),
 }
 # Options for reaching an engine and for its speed. They do not change the completions.
@@ -42,7 +44,7 @@ class EngineConfig:
     """The name of an engine, and its options.
 
     Attributes:
-        name: 'megatron', 'vllm' or 'openai'.
+        name: 'megatron', 'hf', 'vllm' or 'openai'.
         options: the engine's options, except those that the stage sets itself; docs/engines.md lists them.
         text: how prompts begin, and whether names of special tokens in them are read as these tokens.
     """
@@ -91,9 +93,10 @@ class EngineConfig:
         """The engine on a frozen model. Its files in `work` are removed at the end, unless an error ended the stage.
 
         Args:
-            model: a Megatron folder; all engines except 'openai' need it.
+            model: a Megatron or Hugging Face folder, or one with a Hugging Face folder `model/` in it; all engines
+                except 'openai' need it.
             tokenizer: the folder of the tokenizer that encodes prompts.
-            batch_size: maximum number of sequences that engine 'megatron' decodes together.
+            batch_size: maximum number of sequences that engine 'megatron' or 'hf' decodes together.
             work: a folder that a stage keeps after an interruption; it stores the finished completions of a server.
 
         Raises:
@@ -115,22 +118,25 @@ class EngineConfig:
     def _stage_options(
         self, model: Path | None, tokenizer: Path, batch_size: int, work: Path
     ) -> dict[str, Any]:
-        """Values for the options in STAGE_OPTIONS; for vLLM this exports the model."""
+        """Values for the options in STAGE_OPTIONS; for 'hf' and 'vllm' this exports a Megatron folder."""
         if self.name == "openai":
             return {"tokenizer": self.tokenizer(tokenizer), "store": work / STORE}
         assert model is not None
+        folder = find_model(model)
+        common = {"tokenizer_folder": tokenizer, "text": self.text}
         if self.name == "megatron":
-            return {
-                "model_folder": model,
-                "tokenizer_folder": tokenizer,
-                "batch_size": batch_size,
-                "text": self.text,
-            }
-        from megatron_prism.conversion.export_hf import export_checkpoint
-        from megatron_prism.conversion.weights import open_weights
+            return common | {"model_folder": folder, "batch_size": batch_size}
+        if is_megatron(folder):
+            folder = _exported(folder, tokenizer, work / EXPORTED)
+        return common | {"folder": folder} | ({"batch_size": batch_size} if self.name == "hf" else {})
 
-        folder = work / EXPORTED
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        export_checkpoint(open_weights(model), folder, tokenizer=tokenizer)
-        return {"folder": folder, "text": self.text}
+
+def _exported(model: Path, tokenizer: Path, folder: Path) -> Path:
+    """A Megatron folder as a Hugging Face folder, made anew at `folder`."""
+    from megatron_prism.conversion.export_hf import export_checkpoint
+    from megatron_prism.conversion.weights import open_weights
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    export_checkpoint(open_weights(model), folder, tokenizer=tokenizer)
+    return folder

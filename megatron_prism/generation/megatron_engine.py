@@ -14,26 +14,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import Tensor
 
-from megatron_prism.errors import ConfigError, DataError
+from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import (
     READ_TOKENS,
     Completion,
-    FinishReason,
     Keep,
     Likelihood,
     Progress,
     SamplingParams,
-    check_prompts,
-    cut_at_stop,
     keep_nothing,
     no_progress,
     prompt_seeds,
@@ -41,7 +36,8 @@ from megatron_prism.generation.engine import (
 )
 from megatron_prism.generation.likelihood import log_likelihoods
 from megatron_prism.generation.pipeline_forward import broadcast_to_model_ranks, pipeline_forward
-from megatron_prism.generation.token_sampling import sample_tokens, uniform_numbers
+from megatron_prism.generation.request import Ending, Request, check_vocabulary, new_requests
+from megatron_prism.generation.token_sampling import sample_tokens
 from megatron_prism.models.layers.decode_cache import (
     Decode,
     DecodeCache,
@@ -55,25 +51,8 @@ if TYPE_CHECKING:
     from megatron_prism.data.text_policy import TextSettings
     from megatron_prism.data.tokenizer import Tokenizer
 
-# A byte-level token may hold part of a character: decode this many more tokens than a stop string needs.
-STOP_MARGIN = 4
 # New requests wait until this share of the slots is free: reading one prompt costs nearly as much as reading several.
 ADMIT_SHARE = 1 / 8
-
-
-@dataclass
-class _Request:
-    """One sample of one prompt, and its tokens so far; there are at most `max_tokens` of them."""
-
-    prompt: int
-    sample: int
-    prompt_ids: list[int]
-    max_tokens: int
-    numbers: Iterator[float]
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
-    started: float = 0.0
 
 
 class MegatronEngine:
@@ -111,11 +90,15 @@ class MegatronEngine:
         batch_size: int = 64,
         text: TextSettings | None = None,
     ) -> Iterator[MegatronEngine]:
-        """An engine on the weights of a Megatron folder, in bf16 on a GPU and fp32 elsewhere.
+        """An engine on the weights of a Megatron or Hugging Face folder, in bf16 on a GPU and fp32 elsewhere.
+
+        A Hugging Face folder is read as it is, without a converted copy.
 
         Args:
             text: how prompts begin; None: as the tokenizer's files say.
         """
+        from megatron_prism.conversion.init_from_hf import load_hf_weights
+        from megatron_prism.conversion.weights import HFWeights
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.models.architecture import Architecture
         from megatron_prism.models.build import build_model
@@ -123,17 +106,20 @@ class MegatronEngine:
         from megatron_prism.platform.hardware import has_gpu
         from megatron_prism.platform.process_groups import session
 
-        architecture = Architecture.load(Path(model_folder) / ARCHITECTURE)
+        folder = Path(model_folder)
+        is_megatron = (folder / ARCHITECTURE).is_file()
+        architecture = (
+            Architecture.load(folder / ARCHITECTURE) if is_megatron else HFWeights(folder).architecture
+        )
         tokenizer = Tokenizer.load(Path(tokenizer_folder), text)
-        if tokenizer.vocab_size > architecture.vocab_size:
-            raise DataError(
-                f"{tokenizer_folder}: {tokenizer.vocab_size} tokens, but {model_folder} "
-                f"has vocab_size={architecture.vocab_size}; use the tokenizer it was trained with"
-            )
+        check_vocabulary(tokenizer, tokenizer_folder, architecture.vocab_size, folder)
         with session():
             dtype = torch.bfloat16 if has_gpu() else torch.float32
             model = build_model(architecture, dtype=dtype, backend="torch", initialize=False)
-            load_weights([model], Path(model_folder) / CHECKPOINT)
+            if is_megatron:
+                load_weights([model], folder / CHECKPOINT)
+            else:
+                load_hf_weights([model], architecture, folder)
             yield cls(model, tokenizer, batch_size)
 
     def generate(
@@ -157,7 +143,8 @@ class MegatronEngine:
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         wanted = sample_numbers(prompts, samples, numbers)
-        queue = deque(self._requests(prompts, params, wanted, seeds))
+        limit = self.context_length
+        queue = deque(new_requests(self.tokenizer, prompts, params, wanted=wanted, seeds=seeds, limit=limit))
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
         size = min(self.batch_size, batch_size or self.batch_size, len(queue))
@@ -169,7 +156,7 @@ class MegatronEngine:
             while queue or batch.requests:
                 ended = batch.admit(queue) or batch.step()
                 for request in ended:
-                    completion = self._completion(request, params)
+                    completion = batch.ending.completion(request)
                     finished[request.prompt, request.sample] = completion
                     keep(request.prompt, request.sample, completion)
                 if ended:
@@ -196,33 +183,6 @@ class MegatronEngine:
             self.models, pairs, self.context_length, batch_tokens=batch_tokens, progress=progress
         )
 
-    def _requests(
-        self,
-        prompts: Sequence[str],
-        params: SamplingParams,
-        wanted: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-    ) -> Iterator[_Request]:
-        limit = self.context_length
-        encoded = self.tokenizer.encode_batch(list(prompts))
-        check_prompts(prompts, encoded, limit)
-        for index, token_ids in enumerate(encoded):
-            max_tokens = min(params.max_new_tokens, limit - len(token_ids))
-            for sample in wanted[index]:
-                numbers = uniform_numbers(seeds[index], sample)
-                yield _Request(index, sample, token_ids, max_tokens, numbers)
-
-    def _completion(self, request: _Request, params: SamplingParams) -> Completion:
-        ended = request.token_ids[-1] == self.tokenizer.eos_id
-        text = self.tokenizer.decode(request.token_ids[:-1] if ended else request.token_ids)
-        return Completion(
-            text=cut_at_stop(text, params.stop),
-            token_ids=request.token_ids,
-            logprobs=request.logprobs,
-            finish_reason=request.finish_reason,
-            seconds=perf_counter() - request.started,
-        )
-
 
 class _Batch:
     """The requests that are being sampled. Slot i belongs to `requests[i]`; the free slots come after these."""
@@ -234,10 +194,10 @@ class _Batch:
         # Sequence parallelism splits a row into equal parts; free slots pad a row whose length is not divisible.
         self.multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.cache = DecodeCache(self._padded(size))
-        self.requests: list[_Request] = []
-        self.may_end = _tokens_that_may_end(engine.tokenizer, params)
+        self.requests: list[Request] = []
+        self.ending = Ending(engine.tokenizer, params)
 
-    def admit(self, queue: deque[_Request]) -> list[_Request]:
+    def admit(self, queue: deque[Request]) -> list[Request]:
         """Move requests from the queue to free slots, read their prompts and sample their first tokens.
 
         Returns the requests that ended with this token.
@@ -245,7 +205,7 @@ class _Batch:
         free = self.size - len(self.requests)
         if not queue or (self.requests and free < self.size * ADMIT_SHARE):
             return []
-        new: list[_Request] = []
+        new: list[Request] = []
         # The slot of the first new request of each prompt; the prompt is read there.
         prompts: dict[int, int] = {}
         tokens: list[int] = []
@@ -274,7 +234,7 @@ class _Batch:
             logits = logits[[rows[request.prompt] for request in new]]
         return self._sample(first, logits)
 
-    def step(self) -> list[_Request]:
+    def step(self) -> list[Request]:
         """Sample one token of every request; returns the requests that ended."""
         count = self._padded(len(self.requests))
         padding = [0] * (count - len(self.requests))
@@ -296,7 +256,7 @@ class _Batch:
         return None if logits is None else logits[:, : self.vocabulary].float()
 
     @torch.no_grad()
-    def _sample(self, first: int, logits: Tensor | None) -> list[_Request]:
+    def _sample(self, first: int, logits: Tensor | None) -> list[Request]:
         """Sample the next token of the requests from slot `first` on; remove and return those that end with it."""
         requests = self.requests[first:]
         numbers = [next(request.numbers) for request in requests]
@@ -308,28 +268,11 @@ class _Batch:
         tokens, logprobs = pairs.tolist()
         ended = []
         for slot, (request, token, logprob) in enumerate(zip(requests, tokens, logprobs, strict=True), first):
-            request.token_ids.append(int(token))
-            request.logprobs.append(logprob)
-            full = len(request.token_ids) == request.max_tokens
-            if (self.may_end[int(token)] or full) and self._ends(request):
+            if self.ending.add(request, int(token), logprob):
                 ended.append(slot)
         return self._remove(ended)
 
-    def _ends(self, request: _Request) -> bool:
-        if request.token_ids[-1] == self.engine.tokenizer.eos_id or self._has_stop(request.token_ids):
-            request.finish_reason = "stop"
-            return True
-        return len(request.token_ids) == request.max_tokens
-
-    def _has_stop(self, token_ids: list[int]) -> bool:
-        if not self.params.stop:
-            return False
-        # Every token is at least one byte, so a stop string spans at most as many tokens as it has bytes.
-        tail = max(len(stop.encode()) for stop in self.params.stop) + STOP_MARGIN
-        text = self.engine.tokenizer.decode(token_ids[-tail:])
-        return any(stop in text for stop in self.params.stop)
-
-    def _remove(self, ended: list[int]) -> list[_Request]:
+    def _remove(self, ended: list[int]) -> list[Request]:
         """Remove the requests in these slots; the last requests move into the slots that become free before them."""
         gone = set(ended)
         keep = len(self.requests) - len(gone)
@@ -341,20 +284,3 @@ class _Batch:
             self.requests[hole] = self.requests[mover]
         del self.requests[keep:]
         return removed
-
-
-def _tokens_that_may_end(tokenizer: Tokenizer, params: SamplingParams) -> Any:
-    """For each token, whether a sequence may end with it: the end token, and tokens in which a stop string can end.
-
-    Decoding the tail of every sequence after every token would cost more than sampling the token.
-    """
-    flags = numpy.zeros(tokenizer.vocab_size, bool)
-    flags[tokenizer.eos_id] = True
-    last = {stop[-1] for stop in params.stop or [] if stop}
-    if last:
-        pieces = tokenizer.decode_each(range(tokenizer.vocab_size))
-        # Part of a character decodes to the replacement character, which may complete any character.
-        hints = last | {"\N{REPLACEMENT CHARACTER}"}
-        # Some tokenizers drop a leading space when they decode.
-        flags |= numpy.array([any(c in piece or c.isspace() for c in hints) for piece in pieces])
-    return flags.tolist()

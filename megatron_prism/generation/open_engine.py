@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.generation.engine import Engine
+from megatron_prism.generation.hf_engine import HFEngine
 from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.generation.openai_engine import OpenAIEngine
 from megatron_prism.generation.vllm_engine import VLLMEngine
@@ -16,6 +17,7 @@ from megatron_prism.generation.vllm_engine import VLLMEngine
 # The functions that take an engine's options: constructors, or a context manager that also closes the engine.
 OPENERS: dict[str, Callable[..., Any]] = {
     "megatron": MegatronEngine.load,
+    "hf": HFEngine.load,
     "vllm": VLLMEngine,
     "openai": OpenAIEngine,
 }
@@ -36,10 +38,10 @@ def check_options(name: str, options: Collection[str]) -> None:
 
 @contextmanager
 def open_engine(name: str, **options: Any) -> Iterator[Engine]:
-    """The engine `name`: 'megatron', 'vllm' or 'openai'.
+    """The engine `name`: 'megatron', 'hf', 'vllm' or 'openai'.
 
     Args:
-        options: the arguments of `MegatronEngine.load`, `VLLMEngine` or `OpenAIEngine`.
+        options: the arguments of `MegatronEngine.load`, `HFEngine.load`, `VLLMEngine` or `OpenAIEngine`.
 
     Raises:
         ConfigError: for an unknown name or option (the nearest one is suggested), or a missing option.

@@ -56,10 +56,11 @@ class VLLMEngine:
     Token ids and log-probabilities are vLLM's; the latter are of the untempered distribution.
 
     Args:
-        folder: a Hugging Face folder with a tokenizer.
+        folder: a Hugging Face folder.
         max_length: maximum number of tokens of prompt and completion; None: the model's.
         gpu_memory_share: share of the GPU's memory that vLLM takes; lower it if a trainer uses the same GPU.
         text: how prompts begin; None: as the tokenizer's files say.
+        tokenizer_folder: the folder of the tokenizer; None: `folder`.
 
     Raises:
         ConfigError: if vLLM is not installed.
@@ -71,7 +72,9 @@ class VLLMEngine:
         folder: Path,
         max_length: int | None = None,
         gpu_memory_share: float = 0.9,
+        *,
         text: TextSettings | None = None,
+        tokenizer_folder: Path | None = None,
     ) -> None:
         try:
             import vllm
@@ -82,12 +85,14 @@ class VLLMEngine:
                 "engine 'vllm': vLLM is not installed; pip install 'megatron-prism[vllm]' on a machine with a GPU, "
                 "or use engine 'megatron', which works here"
             ) from None
-        self.tokenizer = Tokenizer.load(Path(folder), text)
+        tokenizer_folder = Path(tokenizer_folder or folder)
+        self.tokenizer = Tokenizer.load(tokenizer_folder, text)
         # vLLM runs in this process, so that `update_weights` can pass tensors without pickling them.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._sampling_params = vllm.SamplingParams
         self._llm = vllm.LLM(
             model=str(folder),
+            tokenizer=str(tokenizer_folder),
             max_model_len=max_length,
             gpu_memory_utilization=gpu_memory_share,
             logprobs_mode="raw_logprobs",

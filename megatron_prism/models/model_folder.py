@@ -36,6 +36,38 @@ TOKENIZER_FILES = (
 )
 
 
+# The Hugging Face folder inside an export artifact.
+EXPORTED_MODEL = "model"
+
+
+def find_model(folder: Path) -> Path:
+    """The Megatron or Hugging Face folder of a model: `folder` itself, or `model/` in it.
+
+    Raises:
+        CheckpointError: if it is neither, or a link in it leads nowhere.
+    """
+    folder = Path(folder)
+    if is_megatron(folder) or (folder / CONFIG).is_file():
+        return folder
+    inner = folder / EXPORTED_MODEL
+    if inner.is_symlink() and not inner.exists():
+        raise CheckpointError(
+            f"{inner}: links to {inner.readlink()}, which does not exist; put the model there again, or name its "
+            "new place"
+        )
+    if (inner / CONFIG).is_file():
+        return inner
+    raise CheckpointError(
+        f"{folder}: the folder has neither {ARCHITECTURE} (Megatron) nor {CONFIG} (Hugging Face); give the folder of "
+        "a model"
+    )
+
+
+def is_megatron(folder: Path) -> bool:
+    """Whether a model's folder is a Megatron folder."""
+    return (folder / ARCHITECTURE).is_file()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; a CheckpointError names the file that is missing or is not one."""
     return read_object(path, CheckpointError)

@@ -137,10 +137,10 @@ class ReinforceConfig:
                 f"context_length={self.context_length} is longer than architecture.max_position_embeddings="
                 f"{self.architecture.max_position_embeddings}"
             )
-        if self.engine.name == "openai":
+        if self.engine.name in ("openai", "hf"):
             raise ConfigError(
-                "engine.name=openai: a server takes no new weights, so its answers would come from a different model "
-                "than the trained one; use 'megatron' or 'vllm'"
+                f"engine.name={self.engine.name}: it takes no new weights, so its answers would come from a different "
+                "model than the trained one; use 'megatron' or 'vllm'"
             )
         if self.engine.name == "vllm" and self.parallel.world_size > 1:
             raise ConfigError(

@@ -166,7 +166,7 @@ def test_the_command_scores_a_model_behind_a_server(server, served_folder, tmp_p
 
 
 def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
-    for engine in ("megatron", "vllm"):
+    for engine in ("megatron", "hf", "vllm"):
         with pytest.raises(ConfigError, match=f"engine '{engine}' needs a 'model' input"):
             Difficulty(engine=EngineConfig(engine), grading=WEAK).run(inputs, tmp_path)
 

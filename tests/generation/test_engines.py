@@ -23,7 +23,7 @@ def test_open_by_name():
     ("name", "options", "message"),
     [
         ("openia", {}, "engine 'openia' does not exist; did you mean 'openai'"),
-        ("sglang", {}, "engine 'sglang' does not exist; known: megatron, openai, vllm"),
+        ("sglang", {}, "engine 'sglang' does not exist; known: hf, megatron, openai, vllm"),
         (
             "openai",
             {"base-url": "http://localhost:1/v1"},

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import SamplingParams
-from megatron_prism.generation.megatron_engine import MegatronEngine, _tokens_that_may_end
+from megatron_prism.generation.megatron_engine import MegatronEngine
+from megatron_prism.generation.request import _tokens_that_may_end
 from megatron_prism.generation.token_sampling import sample_tokens
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.build import build_model

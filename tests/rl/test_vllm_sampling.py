@@ -95,8 +95,10 @@ def test_a_resumed_run_starts_the_engine_at_its_own_weights(vllm, inputs, tmp_pa
 
 
 def test_engines_that_cannot_train(inputs):
-    with pytest.raises(ConfigError, match=r"engine\.name=openai: a server takes no new weights"):
-        tiny_run("dense", engine=EngineConfig("openai", {"base_url": "http://localhost:1/v1", "model": "m"}))
+    server = {"base_url": "http://localhost:1/v1", "model": "m"}
+    for engine in (EngineConfig("openai", server), EngineConfig("hf")):
+        with pytest.raises(ConfigError, match=rf"engine\.name={engine.name}: it takes no new weights"):
+            tiny_run("dense", engine=engine)
     with pytest.raises(ConfigError, match=r"engine\.name=vllm: it samples in the process that trains"):
         tiny_run(
             "dense",
