@@ -11,10 +11,11 @@ from megatron_prism.conversion.stage import ExportHF
 from megatron_prism.data.chat_format import STOP
 from megatron_prism.data.mixture import Mixture
 from megatron_prism.data.packing import PackDocuments
-from megatron_prism.data.shoebox.corpus import ShoeboxCorpus
+from megatron_prism.data.shoebox.corpus import SUITES, ShoeboxCorpus
 from megatron_prism.data.tokenization import TokenizeCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.plan import SuiteSampling
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.evaluation.stage import Evaluate
 from megatron_prism.generation.engine import SamplingParams
@@ -199,10 +200,11 @@ def recipe(
         return Schedule(lr=rate, warmup_steps=max(1, steps // 20), final_factor=0.05)
 
     questions = Evaluate(
+        suites=list(SUITES),
         limit=size.problems,
         batch_size=size.problems,
         grading=GradingSettings(workers=1, sandbox=sandbox),
-        sampling=SamplingParams(
+        sampling=SuiteSampling(
             max_new_tokens=ANSWER_TOKENS, temperature=0.6, top_p=0.95, stop=list(STOP), seed=seed
         ),
     )

@@ -70,7 +70,7 @@ def _check_lengths(node: Node, model: Architecture | None) -> None:
             f"lengths: {max(stage.lengths)} is longer than the {longest} positions of the model; leave it out, or "
             "extend the model first"
         )
-    if isinstance(stage, Evaluate | Difficulty) and stage.sampling.max_new_tokens > longest:
+    if isinstance(stage, Evaluate | Difficulty) and (stage.sampling.max_new_tokens or 0) > longest:
         raise ConfigError(
             f"sampling.max_new_tokens={stage.sampling.max_new_tokens} is longer than the {longest} positions of the "
             "model; choose a smaller number"

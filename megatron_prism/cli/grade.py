@@ -24,7 +24,8 @@ def grade(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="JSON lines with `completion`, `kind`, `answer` or `tests` (also .zst, .gz)."
+            metavar="FILE",
+            help="JSON lines with `completion`, `kind`, `answer` or `tests` (also .zst, .gz), or Parquet.",
         ),
     ],
     out: Annotated[

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.stage import read_problems, read_scores
+from megatron_prism.evaluation.scores import Problems, read_problems, read_scores
 from megatron_prism.evaluation.statistics.averages import average_of_benchmarks, average_of_domains
 from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
 
 KEPT, LOST, UNDECIDED = "kept", "lost", "undecided"
-# Problem -> (right samples, samples).
-Problems = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_prism.errors import ArtifactError, ConfigError, DataError
-from megatron_prism.evaluation.suite import SuiteResult, evaluate
-from megatron_prism.generation.engine import Engine, SamplingParams
+from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.generations import Earlier, remove_parts, write_identity
+from megatron_prism.evaluation.grading import grade_suite
+from megatron_prism.evaluation.plan import SuitePlan, SuiteSampling, chosen_suites, read_plan
+from megatron_prism.evaluation.sampling import Sampler
+from megatron_prism.evaluation.scores import write_scores
+from megatron_prism.evaluation.suite import SuiteResult
 from megatron_prism.generation.engine_config import EngineConfig
-from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
-from megatron_prism.pipeline.json_lines import record_writer
-from megatron_prism.pipeline.json_text import read_object, read_records
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
-from megatron_prism.verification.grade import grader_versions
-from megatron_prism.verification.pool.grading_pool import GradingPool
-from megatron_prism.verification.problems import read_suite
+from megatron_prism.verification.grade import GRADER_VERSION, grader_versions
 from megatron_prism.verification.settings import GradingSettings
-
-SCORES = "scores.json"
-SAMPLES = "samples.jsonl.zst"
-# suite -> problem -> how many of its samples are right, and how many it has: what comparisons need.
-PROBLEMS = "problems.json"
 
 log = get_logger(__name__)
 
@@ -34,172 +29,126 @@ log = get_logger(__name__)
 class Evaluate(Stage):
     """Scores `model` on suites of the `corpus`; inputs: "model" (unless a server has it), "tokenizer", "corpus".
 
+    Every completion is kept (evaluation/generations.py): an interrupted stage goes on, and completions of an earlier
+    evaluation of the same run are taken over, so that adding samples generates only these, and a new version of the
+    grader none.
+
     Fields:
-        suites: names of files in the corpus's `problems/`.
-        samples_per_problem: completions per problem; with more than one the interval is clustered by problem.
+        suites: names of files in the corpus's `problems/`; none: all of them.
+        samples_per_problem: completions per problem; None: as the suite says, else 1. With more than one the interval
+            is clustered by problem.
         limit: number of problems per suite, chosen by the hash of their ids; None: all.
-        engine: the engine; with `openai`, the model behind a server is scored, and finished answers are kept if the
-            server fails.
-        sampling: how completions are sampled; `sampling.stop` lists the strings that end one, by default none.
+        engine: the engine; with `openai`, the model behind a server is scored.
+        sampling: how completions are sampled, where the suite is to be overruled.
         batch_size: maximum number of completions that engine 'megatron' decodes together.
         grading: the grading processes, their limits, and how programs that the model wrote are isolated.
         confidence: coverage of the intervals.
     """
 
     kind: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 3  # version 1 of the grader gave other verdicts; version 2 had other intervals
+    version: ClassVar[int] = 4  # version 3 kept its samples in samples.jsonl.zst
     resumable: ClassVar[bool] = True
 
-    suites: list[str] = field(default_factory=lambda: ["math", "science", "code"])
-    samples_per_problem: int = 1
+    suites: list[str] = field(default_factory=list)
+    samples_per_problem: int | None = None
     limit: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SuiteSampling = field(default_factory=SuiteSampling)
     batch_size: int = tuning(32)
     grading: GradingSettings = field(default_factory=lambda: GradingSettings(workers=1))
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        positive(self, "samples_per_problem", "batch_size")
-        if self.limit is not None:
-            positive(self, "limit")
-        if not self.suites:
-            raise ConfigError("suites=[]: name at least one problem suite, for example [math]")
+        positive(self, "batch_size")
+        for name in ("samples_per_problem", "limit"):
+            if getattr(self, name) is not None:
+                positive(self, name)
         if len(set(self.suites)) != len(self.suites):
             raise ConfigError(f"suites={self.suites}: a suite occurs twice")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence={self.confidence}: must be between 0 and 1, for example 0.95")
 
+    def identity(self) -> dict[str, Any]:
+        """Includes the version of the grader, so that a new one grades the kept completions again."""
+        return super().identity() | {"grader": GRADER_VERSION}
+
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        folder = inputs["corpus"].file("problems")
-        loaded = {suite: read_suite(folder, suite, self.limit) for suite in self.suites}
-        problems = {suite: kept for suite, (kept, _) in loaded.items()}
-        dropped = {suite: faults for suite, (_, faults) in loaded.items() if faults}
-        kinds = self.grading.check_kinds(problem for chosen in problems.values() for problem in chosen)
+        corpus = inputs["corpus"].path
+        plans = [
+            read_plan(corpus, suite, self.sampling, samples=self.samples_per_problem, limit=self.limit)
+            for suite in chosen_suites(corpus, self.suites)
+        ]
+        kinds = self.grading.check_kinds(problem for plan in plans for problem in plan.problems)
         text = self.engine.describe(inputs)
-        total = self.samples_per_problem * sum(map(len, problems.values()))
-        results: dict[str, SuiteResult] = {}
-        with (
-            self.engine.open(
-                model=inputs["model"].path if "model" in inputs else None,
-                tokenizer=inputs["tokenizer"].path,
-                batch_size=self.batch_size,
-                work=out,
-            ) as engine,
-            self.grading.open_pool() as pool,
-            progress_bar("sampling answers", total) as bar,
-        ):
+        self._sample(plans, inputs, out)
+        results = self._grade(plans, out)
+        remove_parts(out)
+        versions = grader_versions(kinds, self.grading.sandbox)
+        details = {"engine": self.engine.name, "grader": versions, "text": text}
+        scores = write_results(out, results, self.confidence, details)
+        for suite, values in scores["suites"].items():
+            _log_score(suite, values)
+        return scores
+
+    def _sample(self, plans: list[SuitePlan], inputs: Mapping[str, Artifact], out: Path) -> None:
+        identity = {
+            "model": inputs["model"].fingerprint if "model" in inputs else None,
+            "tokenizer": inputs["tokenizer"].fingerprint,
+            "engine": self.engine.identity(),
+        }
+        write_identity(out, identity, plans)
+        model, tokenizer = inputs["model"].path if "model" in inputs else None, inputs["tokenizer"].path
+        sampler = Sampler(
+            out,
+            Earlier(out, identity),
+            self.engine.tokenizer(tokenizer),
+            lambda: self.engine.open(model=model, tokenizer=tokenizer, batch_size=self.batch_size, work=out),
+        )
+        with progress_bar("sampling answers", sum(plan.completions for plan in plans)) as bar:
+            sampler.run(plans, lambda finished: bar.advance(bar.task_ids[0], finished))
+
+    def _grade(self, plans: list[SuitePlan], out: Path) -> list[SuiteResult]:
+        total = sum(plan.completions for plan in plans)
+        with self.grading.open_pool() as pool, progress_bar("grading answers", total) as bar:
 
             def advance(finished: int) -> None:
                 bar.advance(bar.task_ids[0], finished)
 
-            for suite, chosen in problems.items():
-                results[suite] = self._score(engine, suite, chosen, pool=pool, advance=advance)
-        versions = grader_versions(kinds, self.grading.sandbox)
-        details = {"engine": self.engine.name, "grader": versions, "text": text, "dropped": dropped}
-        return write_scores(out, results, self.confidence, details)
-
-    def _score(
-        self,
-        engine: Engine,
-        suite: str,
-        problems: list[Any],
-        *,
-        pool: GradingPool,
-        advance: Callable[[int], None],
-    ) -> SuiteResult:
-        result = evaluate(
-            engine,
-            problems,
-            self.sampling,
-            samples=self.samples_per_problem,
-            pool=pool,
-            progress=advance,
-            sandbox=self.grading.sandbox,
-        )
-        scores = result.metrics(self.confidence)
-        log.info(
-            "%s: %.1f%% (%.1f to %.1f) on %d problems",
-            suite,
-            100 * scores["pass_rate"],
-            100 * scores["low"],
-            100 * scores["high"],
-            scores["problems"],
-        )
-        return result
+            return [grade_suite(out, plan, pool, self.grading.sandbox, progress=advance) for plan in plans]
 
 
-def write_scores(
-    out: Path,
-    results: Mapping[str, SuiteResult],
-    confidence: float,
-    details: Mapping[str, Any],
+def write_results(
+    out: Path, results: Sequence[SuiteResult], confidence: float, details: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write scores.json, problems.json and samples.jsonl.zst under `out`; return the metrics for the receipt.
+    """Write scores.json and problems.json under `out`; returns the scores, which are the receipt's metrics.
 
     Args:
-        details: more metrics: the engine, how prompts were encoded, the versions of the graders, dropped problems.
+        details: more metrics: the engine, how prompts were encoded, the versions of the graders.
     """
-    metrics = {
-        "suites": {suite: result.metrics(confidence) for suite, result in results.items()},
+    scores = {
+        "suites": {result.plan.name: result.metrics(confidence) for result in results},
+        "sources": {result.plan.name: dict(result.plan.facts) for result in results if result.plan.facts},
         **details,
     }
-    write_json(out / SCORES, metrics)
-    write_json(out / PROBLEMS, {suite: result.by_problem() for suite, result in results.items()})
-    with record_writer(out / SAMPLES) as write:
-        for suite, result in results.items():
-            for sample in result.flat():
-                write({"suite": suite, **sample.record()})
-    return metrics
+    write_scores(out, scores, {result.plan.name: result.by_problem() for result in results})
+    return scores
 
 
-def read_scores(path: Path) -> dict[str, Any]:
-    """The metrics in an evaluation artifact folder (or its scores.json).
-
-    Raises:
-        ArtifactError: if the file is missing or not in the form that `write_scores` writes.
-    """
-    file = path / SCORES if path.is_dir() else path
-    if not file.is_file():
-        raise ArtifactError(f"{file}: no such file; an evaluation artifact contains {SCORES}")
-    try:
-        scores = read_object(file, ArtifactError)
-        suites = scores["suites"]
-        for values in suites.values():
-            float(values["pass_rate"]), float(values["low"]), float(values["high"])
-    except ArtifactError as reason:
-        raise ArtifactError(f"{reason}; evaluate again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as reason:
-        raise ArtifactError(f"{file}: not the scores of an evaluation ({reason}); evaluate again") from None
-    return dict(scores)
-
-
-def read_problems(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """suite -> problem -> (right samples, samples) of an evaluation artifact.
-
-    Raises:
-        ArtifactError: if the file is missing or not in the form that `write_scores` writes.
-    """
-    file = path / PROBLEMS
-    if not file.is_file():
-        raise ArtifactError(f"{file}: no such file; an evaluation artifact contains {PROBLEMS}")
-    try:
-        return {
-            suite: {problem: (int(right), int(samples)) for problem, (right, samples) in problems.items()}
-            for suite, problems in read_object(file, ArtifactError).items()
-        }
-    except (ValueError, TypeError, AttributeError) as reason:
-        raise ArtifactError(f"{file}: not the problems of an evaluation ({reason}); evaluate again") from None
-
-
-def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of an evaluation artifact's samples.jsonl.zst, one at a time.
-
-    Raises:
-        ArtifactError: if the file is missing or damaged.
-    """
-    try:
-        for record, _ in read_records(path / SAMPLES, keep_half_pairs=True):
-            yield record
-    except DataError as reason:
-        raise ArtifactError(f"{reason}; evaluate again") from None
+def _log_score(suite: str, values: Mapping[str, Any]) -> None:
+    log.info(
+        "%s: %.1f%% (%.1f to %.1f) on %d problems",
+        suite,
+        100 * values["pass_rate"],
+        100 * values["low"],
+        100 * values["high"],
+        values["problems"],
+    )
+    counts = values["outcomes"]
+    if counts["ungradable"] or counts["empty"]:
+        log.warning(
+            "%s: of %d completions the grader failed on %d, and %d are empty; they count as not right",
+            suite,
+            values["samples"],
+            counts["ungradable"],
+            counts["empty"],
+        )

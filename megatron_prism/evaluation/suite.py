@@ -1,93 +1,89 @@
-"""Scores one problem suite: samples completions from any engine and grades them."""
+"""The scores of one problem suite, from the verdicts on its completions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_prism.evaluation.plan import SuitePlan
 from megatron_prism.evaluation.statistics.intervals import pass_rate
 from megatron_prism.evaluation.statistics.repeated import pass_at_k
-from megatron_prism.generation.engine import Engine, SamplingParams
-from megatron_prism.verification.grade import Grade, GradeItem, grade_all
-from megatron_prism.verification.pool.grading_pool import GradingPool
+from megatron_prism.verification.grade import Grade
 from megatron_prism.verification.problems import Problem
-from megatron_prism.verification.sandbox.isolation import STRONG
+
+# How many problems that cannot be graded are named in the scores.
+NAMED = 20
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One graded completion. `index` is its number among the problem's samples; `tokens` counts its sampled tokens."""
+class GradedSample:
+    """The verdict on one completion. `number` is its number among the problem's samples; `tokens` counts its tokens."""
 
     problem: Problem
-    index: int
-    text: str
+    number: int
     grade: Grade
     tokens: int
     finish_reason: str
+    empty: bool = False
 
-    def record(self) -> dict[str, Any]:
-        """The sample as one line of samples.jsonl.zst."""
-        return {
-            "id": self.problem.id,
-            "sample": self.index,
-            "prompt": self.problem.prompt,
-            "completion": self.text,
-            "extracted": self.grade.extracted,
-            "kind": self.problem.kind,
-            "answer": self.problem.answer,
-            "correct": self.grade.correct,
-            "reason": self.grade.reason,
-            **({"test_verdicts": self.grade.tests} if self.grade.tests else {}),
-            **self._published(),
-            "finish_reason": self.finish_reason,
-            "tokens": self.tokens,
-        }
+    @property
+    def ungradable(self) -> bool:
+        """Whether the grader itself failed. A program that crashes or needs too much memory has a verdict."""
+        reason = self.grade.reason
+        return reason.startswith("error:") or (
+            self.problem.kind != "code" and reason in ("crashed", "memory")
+        )
 
-    def _published(self) -> dict[str, Any]:
-        if not self.problem.benchmark:
-            return {}
-        return {"benchmark": self.problem.benchmark, "published": self.grade.published}
+    @property
+    def timed_out(self) -> bool:
+        """Whether the program or the grader exceeded its time limit."""
+        return self.grade.reason == "timeout"
 
 
 @dataclass(frozen=True)
 class SuiteResult:
     """All samples of a suite: `samples[p][s]` is sample `s` of problem `p`."""
 
-    samples: list[list[Sample]]
+    plan: SuitePlan
+    samples: list[list[GradedSample]]
 
-    def flat(self) -> Iterable[Sample]:
+    def flat(self) -> Iterator[GradedSample]:
         return (sample for row in self.samples for sample in row)
 
     def correct(self) -> list[list[bool]]:
         """Verdicts `[problems, samples]`."""
         return [[sample.grade.correct for sample in row] for row in self.samples]
 
-    def by_problem(self) -> dict[str, tuple[int, int]]:
+    def by_problem(self) -> dict[str, tuple[float, int]]:
         """Problem -> (right samples, samples)."""
         return {row[0].problem.id: (sum(s.grade.correct for s in row), len(row)) for row in self.samples}
 
     def metrics(self, confidence: float) -> dict[str, Any]:
-        """Pass rate with its interval, counts, truncation, length and reasons, JSON-ready.
+        """Pass rate with its interval, outcomes, length and reasons, JSON-ready.
 
         With n > 1 samples per problem also `pass_at_n`, the share of problems with a correct sample.
         """
         estimate = pass_rate(self.correct(), confidence)
         flat = list(self.flat())
-        reasons: dict[str, int] = {}
-        for sample in flat:
-            reasons[sample.grade.reason] = reasons.get(sample.grade.reason, 0) + 1
+        reasons = Counter(sample.grade.reason for sample in flat)
         per_problem = len(self.samples[0])
         several = {}
         if per_problem > 1:
             best = [pass_at_k(per_problem, sum(row), per_problem) for row in self.correct()]
             several = {f"pass_at_{per_problem}": sum(best) / len(best)}
+        dropped = self.plan.dropped
         return {
             "pass_rate": estimate.rate,
             "low": estimate.low,
             "high": estimate.high,
             "problems": len(self.samples),
             "samples": len(flat),
+            "group": self.plan.group,
+            "outcomes": outcomes(flat),
+            "dropped_problems": len(dropped),
+            **({"dropped": dict(list(dropped.items())[:NAMED])} if dropped else {}),
             "truncated": sum(sample.finish_reason == "length" for sample in flat) / len(flat),
             "confidence": confidence,
             "interval": estimate.interval,
@@ -114,43 +110,18 @@ class SuiteResult:
         }
 
 
-def evaluate(
-    engine: Engine,
-    problems: Sequence[Problem],
-    params: SamplingParams,
-    *,
-    samples: int,
-    pool: GradingPool,
-    progress: Callable[[int], None] = lambda finished: None,
-    sandbox: str = STRONG,
-) -> SuiteResult:
-    """Sample `samples` completions for each problem and grade them.
+def outcomes(samples: Sequence[GradedSample]) -> dict[str, int]:
+    """What became of the completions. The first three add up to all; the others count some of these again.
 
-    Args:
-        progress: called with the number of completions that the engine has just finished.
-        sandbox: how programs among the completions are isolated, "strong" or "weak".
-
-    Raises:
-        RuntimeError: if the engine does not return `samples` completions for every prompt.
+    graded: has a verdict. ungradable: the grader failed. timed_out: the program or the grader exceeded its time limit.
+    truncated: reached the maximum number of tokens. empty: has no text but blanks.
     """
-    generated = engine.generate(
-        [problem.prompt for problem in problems], params, samples=samples, progress=progress
-    )
-    if len(generated) != len(problems) or any(len(row) != samples for row in generated):
-        raise RuntimeError(f"the engine did not return {samples} completions for each of its prompts")
-    pairs = list(zip(problems, generated, strict=True))
-    items = [
-        GradeItem(problem.kind, completion.text, problem.answer, problem.tests, problem.benchmark)
-        for problem, row in pairs
-        for completion in row
-    ]
-    grades = iter(grade_all(items, pool, sandbox=sandbox))
-    return SuiteResult(
-        [
-            [
-                Sample(problem, index, c.text, next(grades), len(c.token_ids), c.finish_reason)
-                for index, c in enumerate(row)
-            ]
-            for problem, row in pairs
-        ]
-    )
+    ungradable = sum(sample.ungradable for sample in samples)
+    timed_out = sum(sample.timed_out for sample in samples)
+    return {
+        "graded": len(samples) - ungradable - timed_out,
+        "ungradable": ungradable,
+        "timed_out": timed_out,
+        "truncated": sum(sample.finish_reason == "length" for sample in samples),
+        "empty": sum(sample.empty for sample in samples),
+    }

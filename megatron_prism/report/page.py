@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.evaluation.stage import SAMPLES, read_samples
+from megatron_prism.evaluation.answers import SHOWN, read_answers
+from megatron_prism.evaluation.generations import FOLDER
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.report.figures import retrieval_figure, score_figure, training_figure
 from megatron_prism.report.graph_figure import graph_figure
@@ -149,10 +150,10 @@ def _samples(artifacts: dict[str, Artifact]) -> list[tuple[str, dict[str, list[d
     labels = model_labels(artifacts)
     found = []
     for name, artifact in evaluations(artifacts).items():
-        if not (artifact.path / SAMPLES).is_file():
+        if not (artifact.path / FOLDER).is_dir():
             continue
         shown: dict[str, list[dict[str, Any]]] = {}
-        for sample in read_samples(artifact.path):
+        for sample in read_answers(artifact.path, columns=SHOWN):
             kept = shown.setdefault(str(sample["suite"]), [])
             room = SHOWN_CORRECT if sample["correct"] else SHOWN_WRONG
             if sum(other["correct"] == sample["correct"] for other in kept) < room:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from megatron_prism.data.chat_format import STOP
 from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.plan import SuiteSampling
 from megatron_prism.evaluation.stage import Evaluate
 from megatron_prism.evaluation.suite_files import SuiteFiles
-from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.pipeline.placeholder import is_placeholder, needed
 from megatron_prism.study.midtraining import StudyInputs
@@ -48,7 +48,7 @@ def add_evaluations(
     """
     grading = GradingSettings(sandbox=sandbox)
     if tiny:
-        sampling = SamplingParams(max_new_tokens=8, seed=seed)
+        sampling = SuiteSampling(max_new_tokens=8, seed=seed)
         stage = Evaluate(suites=["math"], limit=2, sampling=sampling, grading=replace(grading, workers=1))
         return _evaluate(graph, "evaluate", stage, models, corpus=inputs.corpus, tokenizer=inputs.tokenizer)
     folder = _folder(suites)
@@ -63,7 +63,7 @@ def add_evaluations(
     ):
         if chosen:
             longest = min(ANSWER_TOKENS, inputs.architecture.max_position_embeddings)
-            sampling = SamplingParams(longest, temperature, top_p, stop=list(STOP), seed=seed)
+            sampling = SuiteSampling(longest, temperature, top_p, stop=list(STOP), seed=seed)
             stage = Evaluate(suites=chosen, samples_per_problem=samples, sampling=sampling, grading=grading)
             given = {"corpus": corpus, "tokenizer": inputs.tokenizer}
             added += _evaluate(graph, prefix, stage, models, **given)

@@ -1,4 +1,4 @@
-"""Files of answers to grade: JSON lines of completions, such as the samples that an evaluation keeps.
+"""Files of answers to grade: JSON lines of completions, or the Parquet file of a suite that an evaluation keeps.
 
 A record needs `completion`; `kind`, `answer`, `tests` and `benchmark` may stand in the record, or in a problem of the
 same `id`. Keys that are not needed are ignored, so answers kept years ago can be graded again without sampling.
@@ -18,6 +18,9 @@ from megatron_prism.verification.grade import KINDS, Grade, GradeItem
 from megatron_prism.verification.problems import Problem, load_suite
 from megatron_prism.verification.sandbox.code_tests import parse_tests
 
+# Rows of a Parquet file in memory at a time, and the columns that are read.
+ROWS_AT_ONCE = 1024
+_COLUMNS = ("id", "sample", "completion", "kind", "answer", "tests", "benchmark", "correct")
 # A string is text, anything else is as written.
 _TEXTS = ("completion", "kind", "answer", "benchmark")
 
@@ -78,7 +81,7 @@ def load_problems(paths: Sequence[Path]) -> dict[str, Problem]:
 def read_answers(
     path: Path, problems: Mapping[str, Problem] | None = None, kind: str | None = None
 ) -> Iterator[KeptAnswer]:
-    """The records of a file of answers (.jsonl, also .gz or .zst), one at a time.
+    """The records of a file of answers (.jsonl, also .gz or .zst; .parquet), one at a time.
 
     Args:
         problems: by id; a record's own `kind`, `answer` and `tests` are then not used.
@@ -87,7 +90,10 @@ def read_answers(
     Raises:
         DataError: with file, line and key.
     """
-    for number, (record, where) in enumerate(read_records(path, keep_half_pairs=True), 1):
+    records = (
+        _parquet_records(path) if path.suffix == ".parquet" else read_records(path, keep_half_pairs=True)
+    )
+    for number, (record, where) in enumerate(records, 1):
         for key in _TEXTS:
             if not isinstance(record.get(key, ""), str):
                 raise DataError(f"{where}: '{key}' must be text, found {type(record[key]).__name__}")
@@ -101,6 +107,25 @@ def read_answers(
             _item(record, where, problems, kind),
             before if isinstance(before, bool) else None,
         )
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a Parquet file without their empty cells, each with FILE, row N for error messages."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            row = 0
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield {k: v for k, v in record.items() if v is not None}, f"{path}, row {row}"
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, pyarrow.ArrowInvalid) as problem:
+        raise DataError(f"{path}: not a Parquet file that can be read ({problem})") from None
 
 
 def _item(

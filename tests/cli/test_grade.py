@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from megatron_prism.cli.main import main
 
@@ -46,6 +48,31 @@ def test_verdicts_with_reasons_and_what_changed(tmp_path, capsys):
     assert "1 of 2 answers are correct (50.0 %)" in said
     assert "differ from those in the file: 1" in said
     assert "grader 2, math-verify" in said
+
+
+def test_the_answers_of_an_evaluation_are_graded_again(tmp_path, capsys):
+    columns = {
+        "id": ["a", "b"],
+        "sample": [0, 1],
+        "completion": [r"\boxed{1/2}", "nothing"],
+        "kind": ["math", "choice"],
+        "answer": ["0.5", "C"],
+        "benchmark": ["", ""],
+        "correct": [False, None],
+        "token_ids": [[1, 2], [3]],
+    }
+    file = tmp_path / "math.parquet"
+    parquet.write_table(pyarrow.table(columns), file)
+    assert prism(file, "--workers", 1) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["id"], each["sample"], each["correct"]) for each in found] == [
+        ("a", 0, True),
+        ("b", 1, False),
+    ]
+    assert [each.get("before") for each in found] == [False, None]
+    file.write_bytes(b"no parquet")
+    assert prism(file) == 2
+    assert "math.parquet: not a Parquet file" in capsys.readouterr().err
 
 
 def test_answers_are_joined_with_problems_by_id(tmp_path, capsys):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from megatron_prism.cli.main import main
 from megatron_prism.evaluation.comparison import KEPT, LOST, UNDECIDED, compare, retention
-from megatron_prism.evaluation.stage import PROBLEMS, SCORES
+from megatron_prism.evaluation.scores import PROBLEMS, SCORES
 from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
 
 

@@ -12,8 +12,10 @@ from tiny_rl import artifact, make_inputs
 from megatron_prism.cli.main import main
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.errors import ConfigError, ServerError
+from megatron_prism.evaluation.answers import read_answers
+from megatron_prism.evaluation.plan import SuiteSampling
 from megatron_prism.evaluation.ruler.stage import PREDICTIONS, RulerEvaluate
-from megatron_prism.evaluation.stage import Evaluate, read_samples
+from megatron_prism.evaluation.stage import Evaluate
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.engine_config import STORE, EngineConfig
 from megatron_prism.generation.openai_engine import OpenAIEngine
@@ -26,6 +28,7 @@ from megatron_prism.verification.settings import GradingSettings
 
 PROMPTS = ["ABC", "hello", "x"]
 SAMPLED = SamplingParams(max_new_tokens=6, temperature=0.9, seed=4)
+SUITE_SAMPLED = SuiteSampling(max_new_tokens=6, temperature=0.9, seed=4)
 WEAK = GradingSettings(workers=1, sandbox="weak")
 
 
@@ -99,11 +102,11 @@ def test_nothing_is_lost_when_the_server_dies_within_a_chunk(server, inputs, tmp
 
 def test_scores_of_a_model_behind_a_server(server, inputs, tmp_path):
     server.start()
-    stage = Evaluate(suites=["math"], sampling=SAMPLED, engine=served_engine(server), grading=WEAK)
+    stage = Evaluate(suites=["math"], sampling=SUITE_SAMPLED, engine=served_engine(server), grading=WEAK)
     assert stage.run(inputs, tmp_path)["engine"] == "openai"
-    texts = [sample["completion"] for sample in read_samples(tmp_path)]
+    texts = [sample["completion"] for sample in read_answers(tmp_path)]
     engine = OpenAIEngine(server.url, "tiny", extra={"return_token_ids": True})
-    by_id = sorted(zip([s["id"] for s in read_samples(tmp_path)], texts, strict=True))
+    by_id = sorted(zip([s["id"] for s in read_answers(tmp_path)], texts, strict=True))
     assert [text for _, text in by_id] == [row[0].text for row in engine.generate(PROMPTS, SAMPLED)]
     assert not (tmp_path / STORE).exists()
 

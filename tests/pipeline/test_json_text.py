@@ -17,8 +17,7 @@ from megatron_prism.data.ruler.samples import read_samples as ruler_samples
 from megatron_prism.data.text_record import read_record
 from megatron_prism.errors import ArtifactError, ConfigError, DataError, PrismError
 from megatron_prism.evaluation.ruler.recovery import read_recalls
-from megatron_prism.evaluation.stage import read_samples as evaluation_samples
-from megatron_prism.evaluation.stage import read_scores
+from megatron_prism.evaluation.scores import read_problems, read_scores
 from megatron_prism.pipeline.artifact import Artifact, Receipt
 from megatron_prism.pipeline.config import parse_override
 from megatron_prism.pipeline.json_text import is_blank, read_json, read_records, read_text
@@ -175,7 +174,7 @@ ARTIFACT_FILES = {
     "ruler.json": read_manifest,
     "packing.json": packed_sequence_length,
     "scores.json": read_scores,
-    "samples.jsonl.zst": lambda folder: list(evaluation_samples(folder)),
+    "problems.json": read_problems,
     "recalls/samples.jsonl.zst": lambda folder: read_recalls(folder / "recalls"),
     "64/task.jsonl.zst": lambda folder: list(ruler_samples(folder, "task", 64)),
     "rl/metrics.jsonl": lambda folder: read_metrics(folder / "rl"),

@@ -7,7 +7,7 @@ import pytest
 from synthetic_run import PASSED, PROBLEMS, make_run
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.stage import PROBLEMS as PROBLEMS_FILE
+from megatron_prism.evaluation.scores import PROBLEMS as PROBLEMS_FILE
 from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.report.tables import (
     differences,

@@ -6,7 +6,9 @@ import logging
 import pytest
 
 from megatron_prism.errors import DataError
-from megatron_prism.evaluation.suite import Sample, SuiteResult
+from megatron_prism.evaluation.plan import SuitePlan
+from megatron_prism.evaluation.suite import GradedSample, SuiteResult
+from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.verification.grade import Grade, GradeItem, grade_all
 from megatron_prism.verification.problems import Problem, read_suite
 from megatron_prism.verification.settings import GradingSettings
@@ -43,10 +45,11 @@ def test_the_disagreement_of_both_graders_is_a_figure():
     marked = Problem("p", "math", "1+1=", "math", "2", benchmark="gsm8k")
     verdicts = [(True, True), (True, False), (False, False), (False, None)]
     samples = [
-        Sample(marked, index, "", Grade(ours, "wrong", published=public), 1, "stop")
+        GradedSample(marked, index, Grade(ours, "wrong", published=public), 1, "stop")
         for index, (ours, public) in enumerate(verdicts)
     ]
-    found = SuiteResult([samples]).metrics(0.95)["published"]
+    plan = SuitePlan("s", [marked], SamplingParams(), 3, [0])
+    found = SuiteResult(plan, [samples]).metrics(0.95)["published"]
     assert found == {
         "benchmarks": ["gsm8k"],
         "pass_rate": 1 / 3,
@@ -54,8 +57,8 @@ def test_the_disagreement_of_both_graders_is_a_figure():
         "samples": 3,
         "failed": 1,
     }
-    unmarked = Sample(Problem("q", "m", "x", "math", "2"), 0, "", Grade(True, "correct"), 1, "stop")
-    assert "published" not in SuiteResult([[unmarked]]).metrics(0.95)
+    unmarked = GradedSample(Problem("q", "m", "x", "math", "2"), 0, Grade(True, "correct"), 1, "stop")
+    assert "published" not in SuiteResult(plan, [[unmarked]]).metrics(0.95)
 
 
 @pytest.mark.parametrize(

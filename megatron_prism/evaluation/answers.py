@@ -1,0 +1,59 @@
+"""Reads the answers that an evaluation kept, with their verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.errors import ArtifactError, suggest
+from megatron_prism.evaluation.generations import FOLDER
+
+# Answers are long: so many are in memory at a time.
+ROWS_AT_ONCE = 256
+# What a person reads of an answer.
+SHOWN = (
+    *("id", "sample", "prompt", "completion", "kind", "answer", "extracted", "correct", "reason"),
+    *("finish_reason", "tokens"),
+)
+
+
+def answered_suites(folder: Path) -> list[str]:
+    """The suites whose answers an evaluation artifact holds.
+
+    Raises:
+        ArtifactError: if it holds none.
+    """
+    names = sorted(path.stem for path in (folder / FOLDER).glob("*.parquet"))
+    if not names:
+        raise ArtifactError(
+            f"{folder / FOLDER}: no answers; give the folder of an evaluation that is complete"
+        )
+    return names
+
+
+def read_answers(
+    folder: Path, suite: str | None = None, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The answers of one suite or of all, as records with `suite` and the columns of the Parquet files.
+
+    Raises:
+        ArtifactError: naming a file that is missing or cannot be read.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    names = answered_suites(folder)
+    if suite is not None and suite not in names:
+        raise ArtifactError(f"{folder}: has no answers of suite '{suite}'{suggest(suite, names)}")
+    for name in names if suite is None else [suite]:
+        file = folder / FOLDER / f"{name}.parquet"
+        try:
+            with parquet.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=columns):
+                    for record in batch.to_pylist():
+                        yield {"suite": name, **record}
+        except (OSError, pyarrow.ArrowInvalid, pyarrow.ArrowKeyError) as problem:
+            raise ArtifactError(
+                f"{file}: not the answers of an evaluation ({problem}); evaluate again"
+            ) from None
