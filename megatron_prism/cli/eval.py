@@ -5,13 +5,10 @@ from __future__ import annotations
 import typer
 
 from megatron_prism.cli.eval_compare import compare
+from megatron_prism.cli.eval_show import show
 
-app = typer.Typer(help="Score models on suites of problems, and compare them.", no_args_is_help=True)
-
-
-@app.callback()
-def _verbs() -> None:
-    """Keeps `compare` a verb of its own while it is the only one."""
-
-
+app = typer.Typer(
+    help="Score models on suites of problems, read their answers, and compare them.", no_args_is_help=True
+)
+app.command("show")(show)
 app.command("compare")(compare)

@@ -11,17 +11,14 @@ import random
 import sys
 import tempfile
 from pathlib import Path
-from typing import ClassVar
 
-from megatron_prism.evaluation.generations import PartWriter, remove_parts
-from megatron_prism.evaluation.grading import grade_suite
-from megatron_prism.evaluation.plan import SuitePlan
+from kept_answers import write_answers
+
 from megatron_prism.evaluation.stage import Evaluate, write_results
 from megatron_prism.evaluation.suite import SuiteResult
-from megatron_prism.generation.engine import Completion, SamplingParams
+from megatron_prism.generation.engine import Completion
 from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal, write_json
 from megatron_prism.pipeline.config import to_mapping
-from megatron_prism.verification import grade
 from megatron_prism.verification.problems import Problem
 
 HOSTILE = "<script>alert('x')</script> & \ud800 </pre>"
@@ -107,7 +104,6 @@ def write_outputs(name: str, kind: str, out: Path) -> dict:
         return write_training(name, out)
     if kind == "evaluation":
         results = [suite_result(out, name, suite, passed) for suite, passed in PASSED[name].items()]
-        remove_parts(out)
         return write_results(out, results, 0.95, {"engine": "megatron", "grader": {}})
     (out / "data.bin").write_bytes(b"x" * 3000)
     return {"max_abs_logit_difference": 3.1e-6} if kind == "export" else {}
@@ -137,31 +133,21 @@ def write_training(name: str, out: Path) -> dict:
     }
 
 
-class InThisProcess:
-    """A grading pool without processes."""
-
-    code_options: ClassVar = {}
-
-    def map(self, tasks, progress=None):
-        return [grade.run(task, timeout_seconds=5, memory_mib=512) for task in tasks]
-
-
 def suite_result(out: Path, evaluation: str, suite: str, passed: int) -> SuiteResult:
     problems = [
         Problem(f"{suite}-{i}", suite, f"User: question {i}?\nAssistant:", "math", str(i))
         for i in range(PROBLEMS)
     ]
-    plan = SuitePlan(suite, problems, SamplingParams(), 1, list(range(PROBLEMS)))
-    with PartWriter(out / "generations" / suite, 0) as parts:
-        for i, problem in enumerate(problems):
-            # Spread over the suite, so that the first few samples have both kinds.
-            right = (i * 37) % PROBLEMS < passed
-            text = f" <think>\nsteps {i}\n</think>\nThe answer is \\boxed{{{i if right else i + 1}}}."
-            if i == 1:
-                text += HOSTILE
-            finish = "length" if evaluation == "eval-base" and i % 3 == 0 else "stop"
-            parts.add(problem, 0, [1, 2], Completion(text, [0] * (40 + i % 7), [-1.0] * (40 + i % 7), finish))
-    return grade_suite(out, plan, InThisProcess())
+    completions = []
+    for i in range(PROBLEMS):
+        # Spread over the suite, so that the first few samples have both kinds.
+        right = (i * 37) % PROBLEMS < passed
+        text = f" <think>\nsteps {i}\n</think>\nThe answer is \\boxed{{{i if right else i + 1}}}."
+        if i == 1:
+            text += HOSTILE
+        finish = "length" if evaluation == "eval-base" and i % 3 == 0 else "stop"
+        completions.append([Completion(text, [0] * (40 + i % 7), [-1.0] * (40 + i % 7), finish)])
+    return write_answers(out, suite, problems, completions)
 
 
 if __name__ == "__main__":
