@@ -14,7 +14,6 @@ from megatron_prism.cli.folder_checks import check_models
 from megatron_prism.cli.number_checks import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
-from megatron_prism.models.model_folder import ARCHITECTURE, CONFIG, HF_FILES
 
 if TYPE_CHECKING:
     from megatron_prism.generation.engine_config import EngineConfig
@@ -126,7 +125,7 @@ def score(
     samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="A folder of `prism ruler make`.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="DIR", help="Score this Megatron folder (tokenizer in hf/)."),
+        typer.Option("--checkpoint", metavar="DIR", help="Score this Megatron or Hugging Face folder."),
     ] = None,
     predictions: Annotated[
         Path | None,
@@ -141,7 +140,7 @@ def score(
         typer.Option(
             "--engine",
             metavar="NAME",
-            help="Engine that runs the checkpoint (megatron or vllm), or openai for the model of a server.",
+            help="Engine that runs the checkpoint (megatron, hf or vllm), or openai for the model of a server.",
         ),
     ] = "megatron",
     options: Annotated[
@@ -155,7 +154,7 @@ def score(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            "--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: the checkpoint's hf/."
+            "--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: the checkpoint's own."
         ),
     ] = None,
     batch_tokens: Annotated[
@@ -185,8 +184,8 @@ def score(
     from megatron_prism.data.ruler.samples import read_manifest
 
     read_manifest(samples)
-    if checkpoint is not None and not (checkpoint / CONFIG).is_file():
-        check_models(checkpoint, hugging_face=False)
+    if checkpoint is not None:
+        check_models(checkpoint)
     from megatron_prism.evaluation.ruler.predictions import score_file
     from megatron_prism.evaluation.ruler.scoring import summary
 
@@ -221,21 +220,18 @@ def _score_model(
 ) -> list[Any]:
     """The scores of a checkpoint, or of the model of a server if `checkpoint` is None."""
     from megatron_prism.data.ruler.samples import read_manifest, read_samples
+    from megatron_prism.data.tokenizer_files import tokenizer_of_model
     from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
-    from megatron_prism.models.architecture import Architecture
+    from megatron_prism.models.model_folder import longest_sequence
     from megatron_prism.platform.console import progress_bar
 
     manifest = read_manifest(samples)
     if checkpoint is not None:
-        if (checkpoint / CONFIG).is_file():
-            raise ConfigError(
-                f"{checkpoint}: this is a Hugging Face folder; convert it first with prism convert import"
-            )
-        architecture = Architecture.load(checkpoint / ARCHITECTURE)
-        check_positions(manifest["lengths"], architecture.max_position_embeddings, checkpoint)
-        if tokenizer is None and not (checkpoint / HF_FILES).is_dir():
+        if (longest := longest_sequence(checkpoint)) is not None:
+            check_positions(manifest["lengths"], longest, checkpoint)
+        tokenizer = tokenizer or tokenizer_of_model(checkpoint)
+        if tokenizer is None:
             raise ConfigError(f"{checkpoint}: this model has no tokenizer; name one with --tokenizer DIR")
-        tokenizer = tokenizer or checkpoint / HF_FILES
     assert tokenizer is not None
     if config.tokenizer(tokenizer).identity != manifest["tokenizer"]:
         raise ConfigError(

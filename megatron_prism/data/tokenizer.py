@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 from megatron_prism.data.readers import corpus_sources, read_texts
 from megatron_prism.data.text_policy import PARSE, REFUSE, TextPolicy, TextSettings, text_policy
 from megatron_prism.data.token_backends import Backend, names_pattern, open_backend
-from megatron_prism.data.tokenizer_files import ID_FILES, TokenizerFolder, named_id
+from megatron_prism.data.tokenizer_files import TokenizerFolder, copy_tokenizer, named_id
 from megatron_prism.data.tokenizer_training import (
     BYTES,
     END_OF_TEXT,
@@ -29,7 +28,7 @@ from megatron_prism.data.tokenizer_training import (
     train_byte_level_bpe,
 )
 from megatron_prism.errors import ConfigError, DataError
-from megatron_prism.models.model_folder import HF_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES
+from megatron_prism.models.model_folder import HF_FILES, TOKENIZER_CONFIG
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import LARGEST_COUNT, positive
 from megatron_prism.pipeline.stage import Stage
@@ -300,12 +299,7 @@ class ModelTokenizer(Stage):
     kind: ClassVar[str] = "tokenizer"
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        files = inputs["model"].file(HF_FILES)
-        # The end token may be named only there: without a tokenizer_config.json, transformers reads config.json.
-        id_files = [name for name in ID_FILES if not (files / TOKENIZER_CONFIG).is_file()]
-        for name in (*TOKENIZER_FILES, *id_files):
-            if (files / name).is_file():
-                shutil.copyfile(files / name, out / name)
+        copy_tokenizer(inputs["model"].file(HF_FILES), out)
         tokenizer = Tokenizer.load(out)
         return {"vocab_size": tokenizer.vocab_size, "text": tokenizer.record()}
 

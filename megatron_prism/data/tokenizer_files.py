@@ -9,6 +9,7 @@ the first of these that defines it decides.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from megatron_prism.errors import DataError
 from megatron_prism.models.model_folder import (
     CONFIG,
     GENERATION_CONFIG,
+    HF_FILES,
     SPECIAL_TOKENS_MAP,
     TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
     TOKENIZER_JSON,
     TOKENIZER_MODEL,
 )
@@ -36,6 +39,24 @@ def vocabulary_file(folder: Path) -> Path | None:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
     return None
+
+
+def tokenizer_of_model(folder: Path) -> Path | None:
+    """The folder of the tokenizer that came with a model of either kind; None if there is none."""
+    return next((place for place in (folder / HF_FILES, folder) if vocabulary_file(place) is not None), None)
+
+
+def tokenizer_file_names(folder: Path) -> list[str]:
+    """The names of the files in a model's folder that make up its tokenizer."""
+    # The end token may be named only there: without a tokenizer_config.json, transformers reads config.json.
+    id_files = ID_FILES if not (folder / TOKENIZER_CONFIG).is_file() else ()
+    return [name for name in (*TOKENIZER_FILES, *id_files) if (folder / name).is_file()]
+
+
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """Copy these files."""
+    for name in tokenizer_file_names(folder):
+        shutil.copyfile(folder / name, out / name)
 
 
 class TokenizerFolder:

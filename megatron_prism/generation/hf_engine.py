@@ -33,14 +33,14 @@ from megatron_prism.generation.engine import (
 )
 from megatron_prism.generation.request import Ending, Request, check_vocabulary, new_requests
 from megatron_prism.generation.token_sampling import sample_tokens
+from megatron_prism.models.model_folder import CONFIG, LENGTH_KEYS, read_json
 from megatron_prism.platform.console import get_logger
 
 if TYPE_CHECKING:
     from megatron_prism.data.text_policy import TextSettings
     from megatron_prism.data.tokenizer import Tokenizer
 
-# The config's names for the longest sequence, in the order of preference. A model without any has no limit.
-LENGTH_KEYS = ("max_position_embeddings", "context_length", "seq_length")
+# The longest sequence of a model whose config names none.
 NO_LIMIT = 2**31
 # What a batch of a model may hold.
 ANY_LENGTHS, ONE_LENGTH, ONE_PROMPT = "prompts of any lengths", "prompts of one length", "one prompt"
@@ -101,7 +101,6 @@ class HFEngine:
         from megatron_prism.conversion.logits import load_in_transformers
         from megatron_prism.data.tokenizer import Tokenizer
         from megatron_prism.models.families import family, supported_families
-        from megatron_prism.models.model_folder import CONFIG, read_json
         from megatron_prism.platform.hardware import device, has_gpu
 
         folder = Path(folder)

@@ -1,4 +1,4 @@
-"""One POST of JSON, retried with growing waits while the server is unavailable or overloaded.
+"""One POST or GET of JSON, retried with growing waits while the server is unavailable or overloaded.
 
 A broken connection, status 429 and status 5xx are retried. Every other error status is final.
 """
@@ -68,7 +68,13 @@ class JsonEndpoint:
             RequestRefused: for a final error status.
             ServerError: after the last retry, or if the response is not JSON.
         """
-        data = json.dumps(body).encode()
+        return self._answer(json.dumps(body).encode(), stopped)
+
+    def get(self) -> Any:
+        """The JSON at the address; raises as `post` does."""
+        return self._answer(None, Event())
+
+    def _answer(self, data: bytes | None, stopped: Event) -> Any:
         waited, tries = 0.0, 0
         while True:
             tries += 1
@@ -83,7 +89,7 @@ class JsonEndpoint:
                     ) from None
                 waited += wait
 
-    def _once(self, data: bytes) -> Any:
+    def _once(self, data: bytes | None) -> Any:
         request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"})
         if self.api_key:
             # Not sent after a redirect: another host must not see the key.

@@ -112,7 +112,7 @@ class OpenAIEngine:
         self.concurrency = concurrency
         self.endpoint = JsonEndpoint(
             f"{base_url.rstrip('/')}/completions",
-            api_key=_api_key(api_key_variable),
+            api_key=api_key(api_key_variable),
             timeout=timeout,
             retries=retries,
             first_wait=first_wait,
@@ -257,7 +257,8 @@ def _stop(pool: ThreadPoolExecutor, stopped: Event) -> None:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _api_key(variable: str | None) -> str | None:
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable; a ConfigError if it is not set."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

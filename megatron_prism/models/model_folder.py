@@ -68,6 +68,23 @@ def is_megatron(folder: Path) -> bool:
     return (folder / ARCHITECTURE).is_file()
 
 
+# The names of the longest sequence in a Hugging Face config, in the order of preference.
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "context_length", "seq_length")
+
+
+def longest_sequence(folder: Path) -> int | None:
+    """The number of tokens that a model of either kind can read; None if its config names none.
+
+    Raises:
+        CheckpointError: for a folder that `find_model` refuses, or a file that is not JSON.
+    """
+    folder = find_model(folder)
+    config = read_json(folder / (ARCHITECTURE if is_megatron(folder) else CONFIG))
+    inner = config.get("text_config")
+    found = [each.get(key) for each in (config, inner) if isinstance(each, dict) for key in LENGTH_KEYS]
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; a CheckpointError names the file that is missing or is not one."""
     return read_object(path, CheckpointError)

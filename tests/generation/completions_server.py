@@ -33,6 +33,7 @@ class Options:
     begin: token ids that are put before every prompt, as some servers do with the model's start token.
     text_only: refuse prompts of token ids, as `transformers serve` does.
     silent: do not report the number of prompt tokens.
+    models: the names in the list of models; None: there is no such list.
     """
 
     port: int
@@ -47,6 +48,7 @@ class Options:
     begin: tuple[int, ...] = ()
     text_only: bool = False
     silent: bool = False
+    models: list[str] | None = None
 
 
 class Refused(Exception):
@@ -100,6 +102,13 @@ def serve(model: Any, tokenizer: Any, options: Options) -> None:
     seen = 0
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/v1/models" or options.models is None:
+                self.answer(404, {"detail": "Not Found"})
+                return
+            listed = [{"id": name, "object": "model"} for name in options.models]
+            self.answer(200, {"object": "list", "data": listed})
+
         def do_POST(self) -> None:
             nonlocal seen
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -13,13 +13,16 @@ from megatron_prism.cli.main import main
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.evaluation.answers import read_answers
+from megatron_prism.evaluation.given_model import add_model
 from megatron_prism.evaluation.plan import SuiteSampling
 from megatron_prism.evaluation.ruler.stage import PREDICTIONS, RulerEvaluate
 from megatron_prism.evaluation.stage import Evaluate
+from megatron_prism.generation import served_models
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.engine_config import STORE, EngineConfig
 from megatron_prism.generation.openai_engine import OpenAIEngine
 from megatron_prism.pipeline.config import apply_overrides, from_mapping, to_mapping
+from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.json_text import read_records
 from megatron_prism.rl import difficulty
 from megatron_prism.rl.difficulty import Difficulty
@@ -214,3 +217,29 @@ def test_the_address_is_not_part_of_the_fingerprint_and_the_model_is():
 def test_invalid_engines_and_options(engine, options, message):
     with pytest.raises(ConfigError, match=message):
         EngineConfig(engine, options)
+
+
+def test_a_server_is_asked_for_the_name_of_its_model(server, served_folder, monkeypatch):
+    monkeypatch.setattr(served_models, "RETRIES", 0)
+
+    def added(**options):
+        return add_model(Graph("eval"), server.url, tokenizer=str(served_folder), options=options)
+
+    with pytest.raises(
+        ServerError, match=r"/v1/models: no response .*check the address, and that the server"
+    ):
+        added()
+    server.start(models=["tiny"])
+    model, tokenizer, engine = added(logprobs=False)
+    assert (model, tokenizer.stage.source) == (None, str(served_folder))
+    assert engine == EngineConfig("openai", {"base_url": server.url, "model": "tiny", "logprobs": False})
+    assert added(model="another")[2].options["model"] == "another", "a name that is given is not asked for"
+    for models, message in (
+        (["one", "two"], r"lists 2 models \(one, two\); name the model with --option model=NAME"),
+        ([], "lists no models; name the model with --option model=NAME"),
+        (None, r"404 Not Found.*ends with /v1; .*name the model with --option model=NAME"),
+    ):
+        server.kill()
+        server.start(models=models)
+        with pytest.raises(ConfigError, match=message):
+            added()

@@ -16,8 +16,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
 from megatron_prism.evaluation.ruler.scoring import summary
 from megatron_prism.generation.engine_config import EngineConfig
-from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.model_folder import ARCHITECTURE, HF_FILES
+from megatron_prism.models.model_folder import HF_FILES, longest_sequence
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.file_hash import hash_file
@@ -37,8 +36,9 @@ log = get_logger(__name__)
 class RulerEvaluate(Stage):
     """RULER scores of a model.
 
-    Inputs: "model" (any Megatron folder; not needed if a server has the model) and "tokenizer" (default: the one in the
-    model's hf/). The samples depend only on tokenizer, seed and sources, so models that share these get the same ones.
+    Inputs: "model" (a Megatron folder, or a Hugging Face folder in `model/`; not needed if a server has the model) and
+    "tokenizer" (default: the one in the model's hf/). The samples depend only on tokenizer, seed and sources, so models
+    that share these get the same ones.
 
     Fields:
         tasks: registered names (`data.ruler.tasks.TASKS`).
@@ -99,9 +99,8 @@ class RulerEvaluate(Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         plan = self.plan()
         model = inputs["model"].path if "model" in inputs else None
-        if model is not None:
-            architecture = Architecture.load(model / ARCHITECTURE)
-            check_positions(plan.lengths, architecture.max_position_embeddings, model)
+        if model is not None and (longest := longest_sequence(model)) is not None:
+            check_positions(plan.lengths, longest, model)
         folder = self._tokenizer_folder(inputs)
         tokenizer = self.engine.tokenizer(folder)
         if "model" in inputs:
