@@ -1,8 +1,8 @@
 """Kept generations: every completion of an evaluation with its tokens and log-probabilities, in Parquet.
 
 While an evaluation samples, finished completions are written every few seconds as a new file
-`generations/SUITE/CHUNK-NUMBER.parquet` (a part), which appears whole or not at all. A killed run therefore loses
-seconds of work. Grading turns the parts of a suite into `generations/SUITE.parquet`, in the order of problems and
+`generations/SUITE/CHUNK-REPLICA-NUMBER.parquet` (a part), which appears whole or not at all. A killed run therefore
+loses seconds of work. Grading turns the parts of a suite into `generations/SUITE.parquet`, in the order of problems and
 samples, with the verdicts.
 
 A completion follows from the model, its tokenizer, the engine, the sampling parameters, the prompt and its number.
@@ -79,10 +79,16 @@ def part_schema() -> pyarrow.Schema:
 
 @dataclass
 class PartWriter:
-    """Writes finished completions of one chunk as parts; use it as a context manager, which writes the rest."""
+    """Writes finished completions of one chunk as parts; use it as a context manager, which writes the rest.
+
+    `replica` is the number of the model replica that made them: replicas write at the same time. `written` are the
+    parts so far.
+    """
 
     folder: Path
     chunk: int
+    replica: int = 0
+    written: list[Path] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
 
@@ -113,20 +119,24 @@ class PartWriter:
         if self._rows:
             import pyarrow
 
-            write_part(self.folder, self.chunk, pyarrow.Table.from_pylist(self._rows, part_schema()))
+            table = pyarrow.Table.from_pylist(self._rows, part_schema())
+            self.written.append(write_part(self.folder, self.chunk, table, self.replica))
             self._rows = []
 
 
-def write_part(folder: Path, chunk: int, table: pyarrow.Table) -> None:
-    """Write a part under a name that no other part of the chunk has."""
+def write_part(folder: Path, chunk: int, table: pyarrow.Table, replica: int = 0) -> Path:
+    """Write a part under a name that no other part of the chunk has; returns its path."""
     from pyarrow import parquet
 
     folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.glob(f"{chunk:05d}-*.parquet")))
-    final = folder / f"{chunk:05d}-{number:05d}.parquet"
+    prefix = f"{chunk:05d}-{replica:03d}-"
+    # Not their count: one that could not be read was removed.
+    used = [int(path.stem.removeprefix(prefix)) for path in folder.glob(f"{prefix}*.parquet")]
+    final = folder / f"{prefix}{max(used, default=-1) + 1:05d}.parquet"
     partial = final.with_name(f"{final.name}{PARTIAL_SUFFIX}")
     parquet.write_table(table, partial, compression="zstd")
     os.replace(partial, final)
+    return final
 
 
 def read_chunk(folder: Path, chunk: int, columns: Sequence[str] | None = None) -> pyarrow.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_prism.data.tokenizer import Tokenizer
@@ -19,8 +19,10 @@ from megatron_prism.evaluation.generations import (
     write_part,
 )
 from megatron_prism.evaluation.plan import SuitePlan
+from megatron_prism.evaluation.replicas import Replicas, agreed, gathered
 from megatron_prism.generation.engine import Completion, Engine, Progress, no_progress
 from megatron_prism.platform.console import get_logger
+from megatron_prism.platform.waiting import wait_for_files
 
 log = get_logger(__name__)
 
@@ -33,15 +35,17 @@ class Sampler:
         earlier: other evaluations whose completions are taken over.
         tokenizer: encodes prompts as the engine does.
         open_engine: opens the engine; it is not called if no completion is missing.
+        replicas: this rank's place among the replicas that share the work.
     """
 
     out: Path
     earlier: Earlier
     tokenizer: Tokenizer
     open_engine: Callable[[], AbstractContextManager[Engine]]
+    replicas: Replicas = field(default_factory=Replicas)
 
     def run(self, plans: Sequence[SuitePlan], progress: Progress = no_progress) -> int:
-        """Sample what is missing; returns the number of completions that were sampled.
+        """Sample what is missing, together with the other replicas; returns the number of completions that was missing.
 
         Args:
             progress: called with numbers of completions that exist, sampled now or before.
@@ -49,21 +53,37 @@ class Sampler:
         Raises:
             RuntimeError: if the engine does not return the completions that it was asked for.
         """
-        work = [
-            (plan, chunk, numbers)
-            for plan in plans
-            for chunk in chunks_of(plan)
-            if any(numbers := self._missing(plan, chunk, progress))
-        ]
+        chunks = [(plan, chunk) for plan in plans for chunk in chunks_of(plan)]
+        # Rank 0 decides, so that the ranks of a model cannot see different files and ask for different samples.
+        missing = agreed([self._missing(*each, progress) for each in chunks] if self.replicas.leads else None)
+        work = [(*each, numbers) for each, numbers in zip(chunks, missing, strict=True) if any(numbers)]
         total = sum(plan.completions for plan in plans)
         count = sum(len(row) for _, _, numbers in work for row in numbers)
         if count < total:
             log.info("%d of %d completions are kept, %d are sampled", total - count, total, count)
+        parts: list[Path] = []
         if work:
             with self.open_engine() as engine:
                 for plan, chunk, numbers in work:
-                    self._sample(engine, plan, chunk, numbers, progress=progress)
+                    parts += self._sample(engine, plan, chunk, self._share(numbers), progress=progress)
+        for written in gathered(self.replicas.first, parts):
+            wait_for_files(written)
+        if self.replicas.leads:
+            self._check(work)
         return count
+
+    def _share(self, numbers: list[list[int]]) -> list[list[int]]:
+        """The samples that this replica makes: every so many of all, so that replicas get equally many of a problem."""
+        flat = [(row, number) for row, wanted in enumerate(numbers) for number in wanted]
+        own: list[list[int]] = [[] for _ in numbers]
+        for row, number in self.replicas.share(flat):
+            own[row].append(number)
+        return own
+
+    def _check(self, work: Sequence[tuple[SuitePlan, Chunk, list[list[int]]]]) -> None:
+        for plan, chunk, _ in work:
+            if lost := sum(map(len, self._not_kept(plan, chunk))):
+                raise RuntimeError(f"the engine did not return {lost} completions of suite '{plan.name}'")
 
     def _missing(self, plan: SuitePlan, chunk: Chunk, progress: Progress) -> list[list[int]]:
         """For each problem of a chunk, the numbers of the samples that do not exist yet."""
@@ -85,15 +105,19 @@ class Sampler:
 
     def _sample(
         self, engine: Engine, plan: SuitePlan, chunk: Chunk, numbers: list[list[int]], *, progress: Progress
-    ) -> None:
+    ) -> list[Path]:
+        """Sample this replica's completions of a chunk; returns the parts that this rank has written."""
         rows = [row for row, wanted in enumerate(numbers) if wanted]
+        if not rows:
+            return []
         problems = [chunk.problems[row] for row in rows]
         prompts = [problem.prompt for problem in problems]
         prompt_ids = self.tokenizer.encode_batch(prompts)
-        with PartWriter(self.out / FOLDER / plan.name, chunk.number) as writer:
+        with PartWriter(self.out / FOLDER / plan.name, chunk.number, self.replicas.index) as writer:
 
             def keep(index: int, number: int, completion: Completion) -> None:
-                writer.add(problems[index], number, prompt_ids[index], completion)
+                if self.replicas.first:
+                    writer.add(problems[index], number, prompt_ids[index], completion)
 
             engine.generate(
                 prompts,
@@ -101,7 +125,7 @@ class Sampler:
                 seeds=[chunk.seeds[row] for row in rows],
                 numbers=[numbers[row] for row in rows],
                 keep=keep,
-                progress=progress,
+                # Replicas have equal shares, and only rank 0 shows a bar.
+                progress=lambda finished: progress(finished * self.replicas.count),
             )
-        if lost := sum(map(len, self._not_kept(plan, chunk))):
-            raise RuntimeError(f"the engine did not return {lost} completions of suite '{plan.name}'")
+        return writer.written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.generations import Earlier, remove_parts, write_identity
 from megatron_prism.evaluation.grading import grade_suite
 from megatron_prism.evaluation.plan import SuitePlan, SuiteSampling, chosen_suites, read_plan
+from megatron_prism.evaluation.replicas import check_layout, open_replicas
 from megatron_prism.evaluation.sampling import Sampler
 from megatron_prism.evaluation.scores import write_scores
 from megatron_prism.evaluation.suite import SuiteResult
@@ -18,7 +20,8 @@ from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage, tuning
-from megatron_prism.platform.console import get_logger, progress_bar
+from megatron_prism.platform.console import get_logger, is_rank_zero, progress_bar
+from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.verification.grade import GRADER_VERSION, grader_versions
 from megatron_prism.verification.settings import GradingSettings
 
@@ -40,7 +43,8 @@ class Evaluate(Stage):
         limit: number of problems per suite, chosen by the hash of their ids; None: all.
         engine: the engine; with `openai`, the model behind a server is scored.
         sampling: how completions are sampled, where the suite is to be overruled.
-        batch_size: maximum number of completions that engine 'megatron' decodes together.
+        batch_size: maximum number of completions that engine 'megatron' or 'hf' decodes together.
+        parallel: the layout of engine 'megatron'; the replicas of data parallelism share the completions.
         grading: the grading processes, their limits, and how programs that the model wrote are isolated.
         confidence: coverage of the intervals.
     """
@@ -55,6 +59,7 @@ class Evaluate(Stage):
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SuiteSampling = field(default_factory=SuiteSampling)
     batch_size: int = tuning(32)
+    parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
     grading: GradingSettings = field(default_factory=lambda: GradingSettings(workers=1))
     confidence: float = 0.95
 
@@ -67,6 +72,11 @@ class Evaluate(Stage):
             raise ConfigError(f"suites={self.suites}: a suite occurs twice")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence={self.confidence}: must be between 0 and 1, for example 0.95")
+        check_layout(self.parallel, self.engine.name)
+
+    @property
+    def world_size(self) -> int:
+        return self.parallel.world_size
 
     def identity(self) -> dict[str, Any]:
         """Includes the version of the grader, so that a new one grades the kept completions again."""
@@ -81,6 +91,8 @@ class Evaluate(Stage):
         kinds = self.grading.check_kinds(problem for plan in plans for problem in plan.problems)
         text = self.engine.describe(inputs)
         self._sample(plans, inputs, out)
+        if not is_rank_zero():
+            return {}
         results = self._grade(plans, out)
         remove_parts(out)
         versions = grader_versions(kinds, self.grading.sandbox)
@@ -96,15 +108,22 @@ class Evaluate(Stage):
             "tokenizer": inputs["tokenizer"].fingerprint,
             "engine": self.engine.identity(),
         }
-        write_identity(out, identity, plans)
-        model, tokenizer = inputs["model"].path if "model" in inputs else None, inputs["tokenizer"].path
-        sampler = Sampler(
-            out,
-            Earlier(out, identity),
-            self.engine.tokenizer(tokenizer),
-            lambda: self.engine.open(model=model, tokenizer=tokenizer, batch_size=self.batch_size, work=out),
+        if is_rank_zero():
+            write_identity(out, identity, plans)
+        opened = partial(
+            self.engine.open,
+            model=inputs["model"].path if "model" in inputs else None,
+            tokenizer=inputs["tokenizer"].path,
+            batch_size=self.batch_size,
+            work=out,
+            parallel=self.parallel,
         )
-        with progress_bar("sampling answers", sum(plan.completions for plan in plans)) as bar:
+        tokenizer = self.engine.tokenizer(inputs["tokenizer"].path)
+        with (
+            open_replicas(self.parallel) as replicas,
+            progress_bar("sampling answers", sum(plan.completions for plan in plans)) as bar,
+        ):
+            sampler = Sampler(out, Earlier(out, identity), tokenizer, opened, replicas)
             sampler.run(plans, lambda finished: bar.advance(bar.task_ids[0], finished))
 
     def _grade(self, plans: list[SuitePlan], out: Path) -> list[SuiteResult]:

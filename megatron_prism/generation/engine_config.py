@@ -18,10 +18,11 @@ from megatron_prism.pipeline.config import one_of, to_mapping
 
 if TYPE_CHECKING:
     from megatron_prism.data.tokenizer import Tokenizer
+    from megatron_prism.platform.process_groups import ParallelConfig
 
 # The arguments of each engine that the stage sets itself; a config must not set them.
 STAGE_OPTIONS = {
-    "megatron": ("model_folder", "tokenizer_folder", "batch_size", "text"),
+    "megatron": ("model_folder", "tokenizer_folder", "batch_size", "text", "parallel"),
     "hf": ("folder", "tokenizer_folder", "batch_size", "text"),
     "vllm": ("folder", "tokenizer_folder", "text"),
     "openai": ("tokenizer", "store"),
@@ -89,7 +90,15 @@ class EngineConfig:
         return tokenizer.record()
 
     @contextmanager
-    def open(self, *, model: Path | None, tokenizer: Path, batch_size: int, work: Path) -> Iterator[Engine]:
+    def open(
+        self,
+        *,
+        model: Path | None,
+        tokenizer: Path,
+        batch_size: int,
+        work: Path,
+        parallel: ParallelConfig | None = None,
+    ) -> Iterator[Engine]:
         """The engine on a frozen model. Its files in `work` are removed at the end, unless an error ended the stage.
 
         Args:
@@ -98,6 +107,7 @@ class EngineConfig:
             tokenizer: the folder of the tokenizer that encodes prompts.
             batch_size: maximum number of sequences that engine 'megatron' or 'hf' decodes together.
             work: a folder that a stage keeps after an interruption; it stores the finished completions of a server.
+            parallel: the layout of engine 'megatron' over this stage's processes; None: one process.
 
         Raises:
             ConfigError: if there is no model to load, or the engine is not installed.
@@ -110,6 +120,8 @@ class EngineConfig:
                 "engine 'openai' for a server"
             )
         stage_options = self._stage_options(model, tokenizer, batch_size, work)
+        if parallel is not None and parallel.world_size > 1:
+            stage_options["parallel"] = parallel
         with open_engine(self.name, **stage_options, **self.options) as engine:
             yield engine
         for folder in (STORE, EXPORTED):

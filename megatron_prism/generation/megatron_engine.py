@@ -50,6 +50,7 @@ from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT
 if TYPE_CHECKING:
     from megatron_prism.data.text_policy import TextSettings
     from megatron_prism.data.tokenizer import Tokenizer
+    from megatron_prism.platform.process_groups import ParallelConfig
 
 # New requests wait until this share of the slots is free: reading one prompt costs nearly as much as reading several.
 ADMIT_SHARE = 1 / 8
@@ -88,7 +89,9 @@ class MegatronEngine:
         model_folder: Path,
         tokenizer_folder: Path,
         batch_size: int = 64,
+        *,
         text: TextSettings | None = None,
+        parallel: ParallelConfig | None = None,
     ) -> Iterator[MegatronEngine]:
         """An engine on the weights of a Megatron or Hugging Face folder, in bf16 on a GPU and fp32 elsewhere.
 
@@ -96,6 +99,10 @@ class MegatronEngine:
 
         Args:
             text: how prompts begin; None: as the tokenizer's files say.
+            parallel: the layout over the processes, all of which call this together; None: one process.
+
+        Raises:
+            ParallelError: if the layout does not divide the model.
         """
         from megatron_prism.conversion.init_from_hf import load_hf_weights
         from megatron_prism.conversion.weights import HFWeights
@@ -104,7 +111,7 @@ class MegatronEngine:
         from megatron_prism.models.build import build_model
         from megatron_prism.models.checkpoint_io import load_weights
         from megatron_prism.platform.hardware import has_gpu
-        from megatron_prism.platform.process_groups import session
+        from megatron_prism.platform.process_groups import ParallelConfig, session
 
         folder = Path(model_folder)
         is_megatron = (folder / ARCHITECTURE).is_file()
@@ -113,9 +120,11 @@ class MegatronEngine:
         )
         tokenizer = Tokenizer.load(Path(tokenizer_folder), text)
         check_vocabulary(tokenizer, tokenizer_folder, architecture.vocab_size, folder)
-        with session():
+        parallel = parallel or ParallelConfig()
+        architecture.check_parallel(parallel)
+        with session(parallel):
             dtype = torch.bfloat16 if has_gpu() else torch.float32
-            model = build_model(architecture, dtype=dtype, backend="torch", initialize=False)
+            model = build_model(architecture, dtype, parallel, backend="torch", initialize=False)
             if is_megatron:
                 load_weights([model], folder / CHECKPOINT)
             else:
