@@ -6,25 +6,20 @@ A key that is a parameter of the recipe sets that parameter, and `STAGE.key` set
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_prism.cli.dry_run import deep_dry_run
-from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
-from megatron_prism.cli.show import show_absent, show_graph
-from megatron_prism.errors import ArtifactError, ConfigError
+from megatron_prism.cli.output import JsonOption, check_json_target, show_line
+from megatron_prism.cli.run_graph import RunOptions, run_graph
+from megatron_prism.cli.show import show_graph
+from megatron_prism.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_prism.pipeline.artifact import Artifact
     from megatron_prism.pipeline.graph import Graph
-    from megatron_prism.pipeline.node import Located
     from megatron_prism.study.registry import Recipe
-
-REPORT_KIND = "report"
-REPORT_FILE = "report.html"
 
 
 def run(
@@ -110,8 +105,6 @@ def run(
         raise ConfigError(f"--jobs {jobs}: must be at least 1")
     if max_restarts < 0:
         raise ConfigError(f"--max-restarts {max_restarts}: must be at least 0")
-    from megatron_prism.pipeline.node import locate
-    from megatron_prism.platform import stop_signals
     from megatron_prism.platform.console import setup_logging
     from megatron_prism.study.registry import load_recipe
 
@@ -144,64 +137,21 @@ def run(
         return
     if to_yaml is not None and not dry_run:
         return
-    folder = run_dir or Path("runs") / loaded.name
     if detach and executor is None:
         raise ConfigError("--detach: name the executor file as well, with --executor FILE")
-    if executor is not None:
-        from megatron_prism.cli.launch import launch
-
-        made = launch(
-            loaded.name,
-            locate(graph.needed(target), folder.resolve()),
-            executor_file=executor,
-            run_dir=folder,
-            rerun=graph.stages_to_rerun(target, from_stage, force),
-            detach=detach,
-            dry_run=dry_run,
-            json_file=json_file,
-        )
-        _finish(json_file, folder, made)
-        show_absent(graph, json_file)
-        return
-    if dry_run:
-        rerun = graph.stages_to_rerun(target, from_stage, force)
-        located = locate(graph.needed(target), folder)
-        rows = [_planned(each, name in rerun) for name, each in located.items()]
-        show_table(
-            json_file, f"{loaded.name} in {folder}", list(rows[0]), [list(row.values()) for row in rows]
-        )
-        remarks = {name: each.node.stage.remarks() for name, each in located.items()}
-        for name, lines in remarks.items():
-            for line in lines:
-                show_line(json_file, f"{name}: {line}")
-        show_absent(graph, json_file)
-        stages = [row | {"remarks": remarks[row["stage"]]} for row in rows]
-        result = {"recipe": loaded.name, "run_dir": str(folder), "stages": stages}
-        write_result(json_file, result | {"needs": list(graph.absent)})
-        return
-    from megatron_prism.cli.run_progress import Estimate, RunProgress
-
-    nodes, processes = graph.needed(target), jobs or graph.jobs
-    progress = RunProgress(
-        nodes,
-        Estimate(nodes, processes, graph.expected_seconds),
-        lambda artifacts: _show_scores(json_file, artifacts, "scores so far"),
+    options = RunOptions(
+        run_dir or Path("runs") / loaded.name,
+        target=target,
+        from_stage=from_stage,
+        force=force,
+        jobs=jobs,
+        max_restarts=max_restarts,
+        executor=executor,
+        detach=detach,
+        dry_run=dry_run,
+        json_file=json_file,
     )
-    with stop_signals.handled(), progress.shown(live=processes > 1):
-        artifacts = graph.run(
-            folder,
-            target=target,
-            start_from=from_stage,
-            force=force,
-            jobs=processes,
-            max_restarts=max_restarts,
-            observer=progress,
-        )
-    report = _finish(json_file, folder, artifacts)
-    results = [_result(stage, artifact, progress.events[stage]) for stage, artifact in artifacts.items()]
-    write_result(
-        json_file, {"recipe": loaded.name, "run_dir": str(folder), "stages": results, "report": report}
-    )
+    run_graph(graph, loaded.name, options)
 
 
 def split_target(text: str) -> tuple[str, str | None]:
@@ -239,62 +189,3 @@ def build_graph(
     from megatron_prism.study.saved_config import restore
 
     return restore(from_yaml, recipe, values, target=target, planned=planned)
-
-
-def _planned(each: Located, rerun: bool) -> dict[str, str]:
-    return {
-        "stage": each.node.name,
-        "kind": each.node.stage.kind,
-        "folder": each.folder.name,
-        "state": _state(each, rerun),
-    }
-
-
-def _state(each: Located, rerun: bool) -> str:
-    from megatron_prism.pipeline.artifact import Artifact, partial_path
-    from megatron_prism.pipeline.continuation import shorter_run
-
-    if rerun and each.folder.exists():
-        return "again"
-    if each.folder.exists():
-        try:
-            Artifact.open(each.folder, kind=each.node.stage.kind)
-        except ArtifactError:
-            return "damaged"
-        return "done"
-    stage = each.node.stage
-    if stage.resumable and partial_path(each.folder).exists():
-        return "to resume"
-    return "to do" if shorter_run(stage, each.lineage, each.folder) is None else "to prolong"
-
-
-def _finish(json_file: str | None, run_dir: Path, artifacts: Mapping[str, Artifact]) -> str | None:
-    """Show the scores, if there are any, and the path of the report; return that path."""
-    _show_scores(json_file, artifacts, "scores")
-    for name, artifact in artifacts.items():
-        if artifact.kind == REPORT_KIND:
-            page = run_dir / name / REPORT_FILE
-            show_line(json_file, f"report: {page}")
-            return str(page)
-    return None
-
-
-def _show_scores(json_file: str | None, artifacts: Mapping[str, Artifact], title: str) -> None:
-    from megatron_prism.report.tables import evaluations, score_table
-
-    if evaluations(artifacts):
-        scores = score_table(artifacts)
-        show_table(json_file, title, scores.columns, scores.rows)
-
-
-def _result(name: str, artifact: Artifact, event: str) -> dict[str, Any]:
-    receipt = artifact.receipt
-    return {
-        "stage": name,
-        "kind": receipt.kind,
-        "fingerprint": receipt.fingerprint,
-        "folder": str(artifact.path),
-        "state": event,
-        "wall_seconds": receipt.wall_seconds,
-        "metrics": receipt.metrics,
-    }
