@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from megatron_prism.evaluation.answers import SHOWN, read_answers
-from megatron_prism.evaluation.generations import FOLDER
 from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.report.answers import answered, by_model, outcome_table
 from megatron_prism.report.figures import retrieval_figure, score_figure, training_figure
 from megatron_prism.report.graph_figure import graph_figure
 from megatron_prism.report.records import Run, read_history
@@ -35,9 +33,6 @@ from megatron_prism.report.tables import (
 )
 
 TEMPLATE = "page.html"
-# How many answers are shown for each suite of an evaluation, and how many characters of each.
-SHOWN_CORRECT, SHOWN_WRONG = 2, 2
-LONGEST_TEXT = 4000
 
 
 def render_page(run: Run, title: str) -> str:
@@ -58,6 +53,7 @@ def render_page(run: Run, title: str) -> str:
     )
     artifacts = run.artifacts
     rows = score_rows(artifacts)
+    answers = answered(artifacts)
     page = environment.get_template(TEMPLATE).render(
         title=title,
         recipe=run.recipe,
@@ -74,11 +70,12 @@ def render_page(run: Run, title: str) -> str:
         rl=rl_table(artifacts),
         rl_figure=Markup(rl_figure(artifacts)),
         frontier_figure=Markup(frontier_figure(artifacts)),
-        truncated=[row for row in rows if row.truncated > 0],
         training=[(name, Markup(svg)) for name, svg in _training_figures(artifacts)],
         training_table=training_table(artifacts),
         validation=validation_table(artifacts),
-        samples=_samples(artifacts),
+        outcomes=outcome_table(artifacts),
+        answered=answers,
+        answer_links=by_model(answers),
         stage_table=stage_table(artifacts),
         provenance=provenance(artifacts),
         configs=[(stage, json.dumps(stage.config, indent=2, ensure_ascii=False)) for stage in run.stages],
@@ -143,26 +140,3 @@ def _training_figures(artifacts: dict[str, Artifact]) -> list[tuple[str, str]]:
     sources = sorted({source for history in histories.values() for source in history.validation})
     figures = [(name, training_figure(name, history, sources)) for name, history in histories.items()]
     return [(name, svg) for name, svg in figures if svg]
-
-
-def _samples(artifacts: dict[str, Artifact]) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
-    """For each evaluation, for each suite, the first few correct and wrong answers."""
-    labels = model_labels(artifacts)
-    found = []
-    for name, artifact in evaluations(artifacts).items():
-        if not (artifact.path / FOLDER).is_dir():
-            continue
-        shown: dict[str, list[dict[str, Any]]] = {}
-        for sample in read_answers(artifact.path, columns=SHOWN):
-            kept = shown.setdefault(str(sample["suite"]), [])
-            room = SHOWN_CORRECT if sample["correct"] else SHOWN_WRONG
-            if sum(other["correct"] == sample["correct"] for other in kept) < room:
-                kept.append({**sample, **{key: _cut(sample[key]) for key in ("prompt", "completion")}})
-        for kept in shown.values():
-            kept.sort(key=lambda sample: not sample["correct"])
-        found.append((labels[name], shown))
-    return found
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + f" … ({len(text):,} characters)"

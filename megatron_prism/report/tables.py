@@ -34,7 +34,6 @@ class ScoreRow:
     estimate: Estimate
     problems: int
     samples: int
-    truncated: float
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,6 @@ def _score_row(
             estimate=estimate,
             problems=int(values["problems"]),
             samples=int(values["samples"]),
-            truncated=float(values["truncated"]),
         )
     except (KeyError, TypeError, ValueError) as problem:
         raise ArtifactError(

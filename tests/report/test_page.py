@@ -73,6 +73,7 @@ def test_the_page_parses_and_needs_nothing_from_outside(page):
     parsed = Page(page)
     assert page.startswith("<!DOCTYPE html>")
     assert all(address.startswith("#") for address in parsed.addresses)
+    assert {address[1:] for address in parsed.addresses} <= set(parsed.ids)
     assert not {"script", "link", "iframe", "img", "object"} & set(parsed.tags)
     assert "@import" not in page
     assert not re.search(r"url\((?!['\"]?#)", page)
@@ -90,7 +91,7 @@ def test_the_pages_numbers_are_those_of_the_samples(page):
             assert f"{100 * passed / PROBLEMS:.1f} % ({low:.1f} to {high:.1f})" in text, evaluation
     assert "from 2.0 % (base) to 54.7 % (midtrained): +52.7 points" in text
     assert "8 of 8 stages of the recipe shoebox are done, in 10 min 16 s of work." in text
-    assert "33.3 % of base’s math answers" in text
+    assert "base math 150 150 0 0 50 0 0" in text
     for fact in ("2.13.0+cpu", "Example CPU", "abc1234", "prism run shoebox", "samples_per_problem"):
         assert fact in text
 
@@ -102,6 +103,9 @@ def test_hostile_text_is_shown_not_run(page):
 
 def test_both_correct_and_wrong_answers_are_shown(page):
     text = Page(page).text
+    parsed = Page(page)
+    assert {"#answers-eval-base-math", "#answers-eval-midtrained-code"} <= set(parsed.addresses)
+    assert "base ( math , science , code ); midtrained (" in text
     assert text.count("correct · math · math-") == 4
     assert text.count("wrong · math · math-") == 4
     assert "cut off" in text
