@@ -20,7 +20,9 @@ from megatron_prism.evaluation.ruler.predictions import check_positions, predict
 from megatron_prism.evaluation.ruler.scoring import (
     Scored,
     mean_interval,
+    problems,
     score,
+    suites,
     summary,
     task_mean_interval,
 )
@@ -220,3 +222,11 @@ def test_stage_config_round_trip_and_identity(tmp_path):
 def test_invalid_stages_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong)).removesuffix("s")):
         RulerEvaluate(**wrong)
+
+
+def test_lengths_are_suites_and_samples_their_problems():
+    scored = [Scored("vt", 256, 0, 0.25), Scored("vt", 256, 1, 1.0), Scored("cwe", 512, 0, 0.5)]
+    found = problems(scored)
+    assert found == {"ruler-256": {"vt/0": (0.25, 1), "vt/1": (1.0, 1)}, "ruler-512": {"cwe/0": (0.5, 1)}}
+    suite = suites(summary(scored)["lengths"], 0.95)["ruler-256"]
+    assert (suite["pass_rate"], suite["problems"], suite["group"]) == (0.625, 2, "long")

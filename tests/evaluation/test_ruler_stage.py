@@ -15,6 +15,7 @@ from megatron_prism.data.ruler.word_lists import NOUNS
 from megatron_prism.data.tokenizer import train_tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
+from megatron_prism.evaluation.scores import read_problems, read_scores
 from megatron_prism.pipeline.artifact import Receipt, partial_path, seal
 
 VOCABULARY = 400
@@ -44,6 +45,16 @@ def test_a_random_model_is_scored(model, tmp_path):
     # The model is not trained.
     assert entry["recall"] < 0.5
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(metrics))
+    suite = read_scores(tmp_path)["suites"]["ruler-160"]
+    assert (suite["pass_rate"], suite["low"], suite["high"]) == tuple(
+        entry[k] for k in ("recall", "low", "high")
+    )
+    assert suite["group"] == "long"
+    found = read_problems(tmp_path)["ruler-160"]
+    assert len(found) == entry["samples"] == suite["problems"]
+    for task, each in entry["tasks"].items():
+        recalls = [right for name, (right, _) in found.items() if name.startswith(f"{task}/")]
+        assert sum(recalls) / len(recalls) == pytest.approx(each["recall"])
     with zstandard.open(tmp_path / "samples.jsonl.zst", "rb") as handle:
         records = [json.loads(line) for line in io.TextIOWrapper(handle, encoding="ascii")]
     assert len(records) == 12

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from megatron_prism.data.ruler.samples import Sample
+from megatron_prism.evaluation.plan import LONG
 from megatron_prism.evaluation.statistics.intervals import RESAMPLES, bootstrap_interval, wilson_interval
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -122,6 +123,33 @@ def summary(scored: Iterable[Scored], confidence: float = 0.95) -> dict[str, Any
             "tasks": tasks
         }
     return {"lengths": lengths, "confidence": confidence}
+
+
+def suites(lengths: Mapping[str, Mapping[str, Any]], confidence: float) -> dict[str, Any]:
+    """The scores of `summary` as those of suites `ruler-LENGTH`, in the form of evaluation/scores.py."""
+    return {
+        suite_name(length): {
+            "pass_rate": entry["recall"],
+            **{key: entry[key] for key in ("low", "high", "interval", "samples")},
+            "problems": entry["samples"],
+            "confidence": confidence,
+            "group": LONG,
+        }
+        for length, entry in lengths.items()
+    }
+
+
+def problems(scored: Iterable[Scored]) -> dict[str, dict[str, tuple[float, int]]]:
+    """Every sample as a problem `TASK/INDEX` of the suite of its length, with its recall."""
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for each in scored:
+        found.setdefault(suite_name(each.length), {})[f"{each.task}/{each.index}"] = (each.recall, 1)
+    return found
+
+
+def suite_name(length: int | str) -> str:
+    """The name of a length as a suite."""
+    return f"ruler-{length}"
 
 
 def _entry(interval: Interval, samples: int) -> dict[str, Any]:

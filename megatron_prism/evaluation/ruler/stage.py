@@ -14,17 +14,17 @@ from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
 from megatron_prism.data.text_record import check_model
 from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
-from megatron_prism.evaluation.ruler.scoring import summary
+from megatron_prism.evaluation.ruler.scoring import problems, suites, summary
+from megatron_prism.evaluation.scores import write_scores
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.model_folder import HF_FILES, longest_sequence
-from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, progress_bar
 
-SCORES = "scores.json"
 PREDICTIONS = "samples.jsonl.zst"
 # Fields that name the user's files.
 FILES = ("essays", "squad", "hotpot", "words")
@@ -53,7 +53,7 @@ class RulerEvaluate(Stage):
     """
 
     kind: ClassVar[str] = "ruler"
-    version: ClassVar[int] = 2  # the prose of version 1 depended on which packages the process had imported
+    version: ClassVar[int] = 3  # version 2 had no problems.json
     resumable: ClassVar[bool] = True
 
     tasks: list[str] = field(default_factory=lambda: list(RULER_TASKS))
@@ -146,7 +146,8 @@ class RulerEvaluate(Stage):
                 entry["samples"],
             )
         metrics |= {"engine": self.engine.name, "text": tokenizer.record()}
-        write_json(out / SCORES, metrics)
+        metrics["suites"] = suites(metrics["lengths"], self.confidence)
+        write_scores(out, metrics, problems(scored))
         return metrics
 
     @staticmethod
