@@ -55,12 +55,16 @@ class Tokenizer:
         policy: start and end tokens of a text, and how names of special tokens in it are read.
         eos_id: ends a completion, and every document unless the policy defines a different end.
         pad_id: the padding token; `eos_id` if the folder defines none.
+        bos_id: the token that the folder calls its start token, also if no text gets it; `eos_id` if there is none.
         vocab_size: one more than the largest id.
     """
 
-    def __init__(self, backend: Backend, eos_id: int, pad_id: int, policy: TextPolicy) -> None:
+    def __init__(
+        self, backend: Backend, eos_id: int, pad_id: int, policy: TextPolicy, *, bos_id: int | None = None
+    ) -> None:
         self._backend = backend
         self.eos_id, self.pad_id, self.policy = eos_id, pad_id, policy
+        self.bos_id = eos_id if bos_id is None else bos_id
         self.vocab_size = max(backend.vocabulary.values()) + 1
         # Unknown characters become the unknown token anyway, so its name needs no protection.
         self._special = {
@@ -94,7 +98,9 @@ class Tokenizer:
             find=backend.vocabulary.get,
             where=str(files.vocabulary),
         )
-        return cls(backend, eos_id, eos_id if pad_id is None else pad_id, policy)
+        begins = files.token("bos_token")
+        bos_id = None if begins is None else backend.vocabulary.get(begins[0])
+        return cls(backend, eos_id, eos_id if pad_id is None else pad_id, policy, bos_id=bos_id)
 
     @classmethod
     def load_for(cls, folder: Path, vocab_size: int, text: TextSettings | None = None) -> Tokenizer:

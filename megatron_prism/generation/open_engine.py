@@ -36,6 +36,12 @@ def check_options(name: str, options: Collection[str]) -> None:
             raise ConfigError(f"engine '{name}': option '{option}' is missing")
 
 
+def has_likelihoods(name: str) -> bool:
+    """Whether the engine can tell how probable a given text is (`LikelihoodEngine`)."""
+    owner = getattr(OPENERS[name], "__self__", OPENERS[name])
+    return hasattr(owner, "log_likelihoods")
+
+
 @contextmanager
 def open_engine(name: str, **options: Any) -> Iterator[Engine]:
     """The engine `name`: 'megatron', 'hf', 'vllm' or 'openai'.

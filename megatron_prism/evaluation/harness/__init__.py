@@ -1,0 +1,1 @@
+"""The tasks of lm-evaluation-harness with our engines as its model."""
