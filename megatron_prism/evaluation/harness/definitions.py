@@ -26,6 +26,7 @@ class Benchmark:
         metrics: lm-eval's names; the score of a task is their mean, and its problems are counted by the first.
         filter: the filter of lm-eval whose answers are scored.
         num_fewshot: examples in the prompt; None: as the task says.
+        nltk: data of nltk that lm-eval's metric needs.
         mean_of: "tasks": the mean of the tasks' normalised scores; "problems": all problems together, then normalised.
     """
 
@@ -35,6 +36,7 @@ class Benchmark:
     filter: str = NO_FILTER
     num_fewshot: int | None = None
     mean_of: str = TASKS
+    nltk: str | None = None
 
 
 def suite_names() -> list[str]:
@@ -63,6 +65,7 @@ def read_suite(name: str) -> tuple[Benchmark, ...]:
                 given.get("filter", NO_FILTER),
                 given.get("num_fewshot"),
                 given.get("mean_of", TASKS),
+                given.get("nltk"),
             )
         )
     return tuple(benchmarks)

@@ -69,25 +69,16 @@ def run_task(
         seed: draws the examples of a prompt.
 
     Raises:
-        ConfigError: if the task does not have a metric of the benchmark, or lacks data of its own.
+        ConfigError: if the task does not have a metric of the benchmark.
     """
     from lm_eval.evaluator import evaluate
 
     name = task.config.task
     task.set_fewshot_seed(seed=seed)
-    try:
-        with quiet(), seeded():
-            found = evaluate(
-                lm, {"tasks": {name: task}, "groups": {}}, limit=limit, bootstrap_iters=0, log_samples=True
-            )
-    except LookupError as problem:
-        # nltk's own error, of many lines; KeyError and IndexError are others.
-        if type(problem) is not LookupError:
-            raise
-        raise ConfigError(
-            f"task '{name}': nltk lacks data ({' '.join(str(problem).split())[:120]}); download punkt_tab with "
-            "nltk.downloader on a machine with a network, and set NLTK_DATA to its folder"
-        ) from None
+    with quiet(), seeded():
+        found = evaluate(
+            lm, {"tasks": {name: task}, "groups": {}}, limit=limit, bootstrap_iters=0, log_samples=True
+        )
     samples = found["samples"][name]
     aggregated = {
         key: float(value)

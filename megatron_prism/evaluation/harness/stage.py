@@ -156,11 +156,12 @@ class Harness(Stage):
     ) -> list[tuple[Benchmark, Any]]:
         """Each task once, with its benchmark."""
         from megatron_prism.evaluation.harness.language_model import no_likelihoods
-        from megatron_prism.evaluation.harness.tasks import check_requests
+        from megatron_prism.evaluation.harness.tasks import check_nltk, check_requests
         from megatron_prism.generation.open_engine import has_likelihoods
 
         todo: dict[str, tuple[Benchmark, Any]] = {}
         for benchmark in benchmarks:
+            check_nltk(benchmark)
             for name in benchmark.tasks:
                 for task_name, task in loaded[name].items():
                     if task_name in todo:

@@ -5,16 +5,18 @@ A task whose data is not there is an error that says what to give instead, befor
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from megatron_prism.errors import ConfigError, DataError, suggest
+from megatron_prism.evaluation.harness.definitions import Benchmark
 from megatron_prism.evaluation.harness.package import quiet, seeded
 from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.platform.console import get_logger
@@ -38,7 +40,9 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, dic
     manager = _manager(names, include_path)
     found: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
-    with quiet(), _offline_without_network():
+    # Some definitions print while they are imported.
+    silence = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+    with quiet(), _offline_without_network(), silence[0], silence[1]:
         for name in names:
             try:
                 with seeded():
@@ -86,6 +90,21 @@ def check_requests(task: Any, num_fewshot: int | None, limit: int | None = None)
             f"task '{name}', document {missing}: the right answer is none of the choices; correct doc_to_target, "
             "doc_to_choice or the document"
         )
+
+
+def check_nltk(benchmark: Benchmark) -> None:
+    """A DataError if the metrics of a benchmark need data of nltk that is not there."""
+    import nltk
+
+    if benchmark.nltk is not None:
+        try:
+            nltk.data.find(benchmark.nltk)
+        except LookupError:
+            name = benchmark.nltk.rpartition("/")[2]
+            raise DataError(
+                f"{benchmark.name}: nltk's data '{name}' is missing; run 'python -m nltk.downloader {name}' on a "
+                "machine with a network, and set NLTK_DATA to the folder"
+            ) from None
 
 
 def source(task: Any) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
+from megatron_prism.errors import DataError
 from megatron_prism.evaluation.harness.definitions import Benchmark, read_suite, suite_names
 from megatron_prism.evaluation.harness.results import TaskResult
 from megatron_prism.evaluation.harness.scores import benchmark_scores, suite_entry, task_entry
+from megatron_prism.evaluation.harness.tasks import check_nltk
 
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 # lm-eval's folders of the tasks of V1.
@@ -70,6 +72,15 @@ def _cfg(path):
     from megatron_prism.evaluation.harness.tasks import _plain_yaml
 
     return _plain_yaml(Path(path))
+
+
+def test_ifevals_data_of_nltk_is_named(monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    [ifeval] = [each for each in read_suite("leaderboard-v2") if each.name == "IFEval"]
+    with pytest.raises(DataError, match=r"IFEval: nltk's data 'punkt_tab' is missing.*NLTK_DATA"):
+        check_nltk(ifeval)
 
 
 def test_a_task_is_normalised_to_what_is_better_than_a_guess():
