@@ -165,7 +165,10 @@ def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str,
         CheckpointError: if transformers cannot build or load it, or some of its weights are not in the folder.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as upstream
 
+    shows_progress = upstream.is_progress_bar_enabled()
+    upstream.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         for key, value in (changes or {}).items():
@@ -183,6 +186,9 @@ def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str,
     except Exception as problem:  # an invalid config raises any exception
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise CheckpointError(f"{folder}: transformers cannot load this model ({reason})") from problem
+    finally:
+        if shows_progress:
+            upstream.enable_progress_bar()
     # transformers would only warn, and draw these weights at random.
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} other tensors" if len(missing) > 1 else ""

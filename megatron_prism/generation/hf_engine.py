@@ -181,14 +181,22 @@ class HFEngine:
             stopping_criteria=StoppingCriteriaList([choice.ended_rows]),
         )
 
-    def _generate(self, rows: Sequence[Sequence[int]], width: int, steps: int, **options: Any) -> Any:
-        """transformers' `generate` on rows padded on the left to `width`."""
+    def _generate(
+        self, rows: Sequence[Sequence[int]], width: int, steps: int, *, logits: bool = False, **options: Any
+    ) -> Any:
+        """transformers' `generate` on rows padded on the left to `width`; with `logits`, it returns them, too."""
         from transformers import GenerationConfig
 
         pad, device = self.tokenizer.pad_id, self.model.device
         tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        config = GenerationConfig(do_sample=False, max_new_tokens=steps, pad_token_id=pad)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=steps,
+            pad_token_id=pad,
+            return_dict_in_generate=logits,
+            output_logits=logits,
+        )
         return self.model.generate(tokens, attention_mask=mask, generation_config=config, **options)
 
     @cached_property
@@ -210,8 +218,7 @@ class HFEngine:
         return holds
 
     def _probe(self, rows: Sequence[Sequence[int]]) -> Any:
-        options = {"return_dict_in_generate": True, "output_logits": True}
-        return self._generate(rows, max(map(len, rows)), PROBE_STEPS, **options)
+        return self._generate(rows, max(map(len, rows)), PROBE_STEPS, logits=True)
 
     def _agree(self, first: Any, second: Any) -> bool:
         """Whether the first rows of two probes have the same distributions."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
+import warm
 import zstandard
+from parallel_runs import layout
 from tiny_models import make_checkpoint
 
 from megatron_prism.conversion.import_hf import import_checkpoint
@@ -16,7 +19,8 @@ from megatron_prism.data.tokenizer import train_tokenizer
 from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.evaluation.scores import read_problems, read_scores
-from megatron_prism.pipeline.artifact import Receipt, partial_path, seal
+from megatron_prism.generation.engine_config import EngineConfig
+from megatron_prism.pipeline.artifact import Artifact, Receipt, partial_path, seal
 
 VOCABULARY = 400
 
@@ -83,3 +87,27 @@ def test_a_length_beyond_the_positions_is_refused_before_work_starts(model, tmp_
                 {"model": model}, tmp_path
             )
     assert not list(tmp_path.iterdir())
+
+
+STAGE = {"tasks": ["needle_single", "needle_multiquery"], "lengths": [128, 160], "samples": 3}
+
+
+def in_layouts(folder, out):
+    """On two ranks: the stage with tensor parallelism, and with two replicas."""
+    inputs = {"model": Artifact.open(folder)}
+    for name, parallel in (("tp", layout(tp=2)), ("dp", layout(dp=2))):
+        (out / name).mkdir(exist_ok=True)
+        metrics = RulerEvaluate(**STAGE, parallel=parallel).run(inputs, out / name)
+        assert bool(metrics) is (os.environ["RANK"] == "0")
+
+
+def test_several_processes_give_the_same_answers(model, tmp_path):
+    warm.ranks(in_layouts, model.path, tmp_path, world=2)
+    (tmp_path / "one").mkdir()
+    RulerEvaluate(**STAGE).run({"model": model}, tmp_path / "one")
+    for name in ("samples.jsonl.zst", "scores.json"):
+        assert {(tmp_path / each / name).read_bytes() for each in ("tp", "dp")} == {
+            (tmp_path / "one" / name).read_bytes()
+        }
+    with pytest.raises(ConfigError, match="engine 'hf' samples in one process"):
+        RulerEvaluate(engine=EngineConfig("hf"), parallel=layout(dp=2))

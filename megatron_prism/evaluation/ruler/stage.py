@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_prism.data.readers import source_files
 from megatron_prism.data.ruler.generate import Plan, check_plan, make_samples
+from megatron_prism.data.ruler.samples import Sample
 from megatron_prism.data.ruler.sources import Sources, load_sources
 from megatron_prism.data.ruler.tasks import RULER_TASKS, named_tasks
 from megatron_prism.data.text_record import check_model
 from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.replicas import check_layout, gathered, open_replicas
 from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
-from megatron_prism.evaluation.ruler.scoring import problems, suites, summary
+from megatron_prism.evaluation.ruler.scoring import Scored, problems, suites, summary
 from megatron_prism.evaluation.scores import write_scores
+from megatron_prism.generation.engine import Engine
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.model_folder import HF_FILES, longest_sequence
 from megatron_prism.pipeline.artifact import Artifact
@@ -23,7 +29,8 @@ from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.stage import Stage, tuning
-from megatron_prism.platform.console import get_logger, progress_bar
+from megatron_prism.platform.console import get_logger, is_rank_zero, progress_bar
+from megatron_prism.platform.process_groups import ParallelConfig
 
 PREDICTIONS = "samples.jsonl.zst"
 # Fields that name the user's files.
@@ -48,7 +55,9 @@ class RulerEvaluate(Stage):
         essays, squad, hotpot, words: the user's files; None: text from this machine, and the samples' `source` says so.
         repeat_haystack: repeat essays that are shorter than a length.
         engine: the engine; with `openai`, the model behind a server is scored.
-        batch_tokens: maximum number of tokens that 'megatron' decodes together; a longer sample is decoded alone.
+        batch_tokens: maximum number of tokens that 'megatron' or 'hf' decodes together; a longer sample is decoded
+            alone.
+        parallel: the layout of engine 'megatron'; the replicas of data parallelism share the samples.
         confidence: coverage of the intervals.
     """
 
@@ -68,6 +77,7 @@ class RulerEvaluate(Stage):
     repeat_haystack: bool = False
     engine: EngineConfig = field(default_factory=EngineConfig)
     batch_tokens: int = tuning(65536)
+    parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
@@ -75,7 +85,12 @@ class RulerEvaluate(Stage):
         seeds(self, "seed")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence={self.confidence}: must be between 0 and 1, for example 0.95")
+        check_layout(self.parallel, self.engine.name)
         self.plan()
+
+    @property
+    def world_size(self) -> int:
+        return self.parallel.world_size
 
     def plan(self) -> Plan:
         """The samples to make.
@@ -107,34 +122,32 @@ class RulerEvaluate(Stage):
             check_model(inputs["model"], tokenizer)
         sources = self._sources(plan)
         check_plan(plan, tokenizer, sources)
-        scored = []
-        total = plan.samples * len(plan.tasks) * len(plan.lengths)
-        largest_batch = batch_size(self.batch_tokens, min(plan.lengths))
-        with (
-            self.engine.open(model=model, tokenizer=folder, batch_size=largest_batch, work=out) as engine,
-            progress_bar("answering RULER", total) as bar,
-            record_writer(out / PREDICTIONS) as write,
-        ):
-
-            def advance(finished: int) -> None:
-                bar.advance(bar.task_ids[0], finished)
-
-            groups = (
-                make_samples(
-                    task,
-                    tokenizer,
-                    length,
-                    plan.samples,
-                    seed=plan.seed,
-                    sources=sources,
-                    keys=plan.keys,
-                )
-                for length in plan.lengths
-                for task in plan.tasks
+        opened = partial(
+            self.engine.open,
+            model=model,
+            tokenizer=folder,
+            batch_size=batch_size(self.batch_tokens, min(plan.lengths)),
+            work=out,
+            parallel=self.parallel,
+        )
+        groups = (
+            make_samples(
+                task, tokenizer, length, plan.samples, seed=plan.seed, sources=sources, keys=plan.keys
             )
-            for each in predict_all(engine, groups, self.batch_tokens, advance):
-                write(each.record())
-                scored.append(each.scored())
+            for length in plan.lengths
+            for task in plan.tasks
+        )
+        found = self._answer(opened, groups, plan.samples * len(plan.tasks) * len(plan.lengths))
+        if not is_rank_zero():
+            return {}
+        places = {
+            (task, length): index for index, (length, task) in enumerate(product(plan.lengths, self.tasks))
+        }
+        found.sort(key=lambda each: (places[each[1].task, each[1].length], each[1].index))
+        with record_writer(out / PREDICTIONS) as write:
+            for record, _ in found:
+                write(record)
+        scored = [each for _, each in found]
         metrics = summary(scored, self.confidence)
         for length, entry in metrics["lengths"].items():
             log.info(
@@ -149,6 +162,29 @@ class RulerEvaluate(Stage):
         metrics["suites"] = suites(metrics["lengths"], self.confidence)
         write_scores(out, metrics, problems(scored))
         return metrics
+
+    def _answer(
+        self,
+        opened: Callable[[], AbstractContextManager[Engine]],
+        groups: Iterable[Sequence[Sample]],
+        total: int,
+    ) -> list[tuple[dict[str, Any], Scored]]:
+        """On rank 0, the records and scores of all answers, replica by replica; elsewhere nothing."""
+        with (
+            open_replicas(self.parallel) as replicas,
+            opened() as engine,
+            progress_bar("answering RULER", total) as bar,
+        ):
+
+            def advance(finished: int) -> None:
+                bar.advance(bar.task_ids[0], finished * replicas.count)
+
+            shares = (share for group in groups if (share := replicas.share(group)))
+            own = [
+                (each.record(), each.scored())
+                for each in predict_all(engine, shares, self.batch_tokens, advance)
+            ]
+            return [each for replica in gathered(replicas.first, own) for each in replica]
 
     @staticmethod
     def _tokenizer_folder(inputs: Mapping[str, Artifact]) -> Path:
