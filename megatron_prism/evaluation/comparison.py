@@ -1,19 +1,21 @@
 """Compare models that were evaluated on the same problems: paired tests, and what was kept of the base model.
 
 A suite is compared by the problems that both models answered with as many samples. The p-values of all comparisons of a
-call are corrected together (Holm).
+call are corrected together (Holm). The suites of a group (domain, general, long) count alike in its mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.scores import Problems, read_problems, read_scores
+from megatron_prism.evaluation.plan import DOMAIN, GENERAL, LONG
+from megatron_prism.evaluation.scored_model import ScoredModel
+from megatron_prism.evaluation.scores import Problems
 from megatron_prism.evaluation.statistics.averages import average_of_benchmarks, average_of_domains
 from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
 
@@ -25,6 +27,7 @@ class Comparison:
     """One suite of one model against the base.
 
     Attributes:
+        group: what the suite measures.
         corrected: the p-value, corrected for all comparisons.
         verdict: kept, lost or undecided.
         only_in_one: problems that were left out, because only one of the two has them.
@@ -32,12 +35,26 @@ class Comparison:
 
     model: str
     suite: str
+    group: str
     before: float
     after: float
     test: PairedTest
     corrected: float
     verdict: str
     only_in_one: int
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """The mean change of the suites of one group, with its interval."""
+
+    model: str
+    group: str
+    suites: int
+    change: float
+    low: float
+    high: float
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -49,19 +66,19 @@ class Averages:
     of_domains: float | None
 
 
-def retention(test: PairedTest, margin: float) -> str:
+def retention(low: float, high: float, margin: float) -> str:
     """Whether a score was kept, for a loss of up to `margin` that was declared harmless before.
 
-    Kept: the whole interval is above -margin. Lost: it is not, and all of it is below 0. Otherwise undecided: the
-    suite is too small to say.
+    Kept: the whole interval of the change is above -margin. Lost: it is not, and all of it is below 0. Otherwise
+    undecided: the suites are too small to say.
     """
-    if test.low >= -margin:
+    if low >= -margin:
         return KEPT
-    return LOST if test.high < 0 else UNDECIDED
+    return LOST if high < 0 else UNDECIDED
 
 
 def compare(
-    folders: Mapping[str, Path],
+    models: Mapping[str, ScoredModel],
     margin: float = 0.0,
     confidence: float = 0.95,
     suites: Collection[str] | None = None,
@@ -69,41 +86,56 @@ def compare(
     """Every model against the first, on every suite that both have.
 
     Args:
-        folders: model -> evaluation artifact.
+        models: by name; the first is the base.
         margin: see `retention`, in 0..1.
         suites: only these.
 
     Raises:
-        ArtifactError: if an artifact cannot be read, has other numbers of samples, or shares no suite with the first.
+        ArtifactError: if a model has other numbers of samples, or shares no suite with the first.
     """
-    (base, first), *others = ((name, read_problems(folder)) for name, folder in folders.items())
+    (base, first), *others = models.items()
     found: list[tuple[str, str, float, float, PairedTest, int]] = []
-    for model, second in others:
-        shared = [suite for suite in first if suite in second and (suites is None or suite in suites)]
+    for name, second in others:
+        shared = [
+            suite
+            for suite in first.problems
+            if suite in second.problems and (suites is None or suite in suites)
+        ]
         if not shared:
             raise ArtifactError(
-                f"{folders[model]}: no suite of {folders[base]} ({', '.join(first)}); it has {', '.join(second)}"
+                f"{name}: no suite of {base} ({', '.join(first.problems)}); it has {', '.join(second.problems)}"
             )
         for suite in shared:
-            found.append((model, suite, *_compared(first[suite], second[suite], folders[model], confidence)))
+            pair = first.problems[suite], second.problems[suite]
+            found.append((name, suite, *_compared(*pair, f"{name}, suite '{suite}'", confidence)))
     corrected = holm([test.p_value for *_, test, _ in found])
     return [
-        Comparison(model, suite, before, after, test, p_value, retention(test, margin), left_out)
-        for (model, suite, before, after, test, left_out), p_value in zip(found, corrected, strict=True)
+        Comparison(
+            name,
+            suite,
+            first.groups[suite],
+            before,
+            after,
+            test,
+            p_value,
+            retention(test.low, test.high, margin),
+            left_out,
+        )
+        for (name, suite, before, after, test, left_out), p_value in zip(found, corrected, strict=True)
     ]
 
 
 def _compared(
-    first: Problems, second: Problems, folder: Path, confidence: float
+    first: Problems, second: Problems, who: str, confidence: float
 ) -> tuple[float, float, PairedTest, int]:
     both = [problem for problem in first if problem in second]
     if len(both) < 2:
         raise ArtifactError(
-            f"{folder}: it shares {len(both)} problems with the first model; two or more are needed"
+            f"{who}: it shares {len(both)} problems with the first model; two or more are needed"
         )
     counts = {problems[problem][1] for problems in (first, second) for problem in both}
     if len(counts) > 1:
-        raise ArtifactError(f"{folder}: samples per problem differ from the first model's ({sorted(counts)})")
+        raise ArtifactError(f"{who}: samples per problem differ from the first model's ({sorted(counts)})")
     before, after = (
         np.array([right / samples for right, samples in map(problems.__getitem__, both)])
         for problems in (first, second)
@@ -112,10 +144,32 @@ def _compared(
     return float(before.mean()), float(after.mean()), paired_test(before, after, confidence), left_out
 
 
-def averages(folders: Mapping[str, Path]) -> Iterator[Averages]:
+def group_changes(comparisons: Sequence[Comparison], margin: float = 0.0) -> list[GroupChange]:
+    """The mean change per model and group: domain gain, and general and long-context loss.
+
+    Each suite has the same weight. Suites have different problems, so the distances of the mean to the ends of its
+    interval are the roots of the sums of squares of those of the suites (Zou and Donner 2008, Statistics in Medicine
+    27:1693).
+    """
+    made = []
+    for model in dict.fromkeys(each.model for each in comparisons):
+        for group in (DOMAIN, GENERAL, LONG):
+            tests = [each.test for each in comparisons if (each.model, each.group) == (model, group)]
+            if not tests:
+                continue
+            change = math.fsum(test.change for test in tests) / len(tests)
+            below = math.hypot(*(test.change - test.low for test in tests)) / len(tests)
+            above = math.hypot(*(test.high - test.change for test in tests)) / len(tests)
+            low, high = change - below, change + above
+            made.append(
+                GroupChange(model, group, len(tests), change, low, high, retention(low, high, margin))
+            )
+    return made
+
+
+def averages(models: Mapping[str, ScoredModel]) -> Iterator[Averages]:
     """The averages of every model that has the six benchmarks."""
-    for model, folder in folders.items():
-        rates = {suite: float(values["pass_rate"]) for suite, values in read_scores(folder)["suites"].items()}
-        made = Averages(model, average_of_benchmarks(rates), average_of_domains(rates))
+    for name, model in models.items():
+        made = Averages(name, average_of_benchmarks(model.rates), average_of_domains(model.rates))
         if made.of_benchmarks is not None:
             yield made

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_prism.errors import ArtifactError
 from megatron_prism.evaluation.comparison import compare
+from megatron_prism.evaluation.scored_model import ScoredModel
 from megatron_prism.evaluation.statistics.intervals import Estimate
 from megatron_prism.pipeline.artifact import Artifact
 
@@ -98,9 +99,11 @@ def differences(rows: Sequence[ScoreRow], artifacts: Mapping[str, Artifact]) -> 
         if len(same) < 2:
             continue
         before, after = same[0], same[-1]
-        folders = {row.evaluation: artifacts[row.evaluation].path for row in (before, after)}
         try:
-            compared = compare(folders, confidence=after.estimate.confidence, suites=[suite])
+            models = {
+                row.evaluation: ScoredModel.read(artifacts[row.evaluation].path) for row in (before, after)
+            }
+            compared = compare(models, confidence=after.estimate.confidence, suites=[suite])
         except ArtifactError:
             continue
         test = compared[0].test

@@ -10,9 +10,17 @@ import pytest
 from scipy import stats
 
 from megatron_prism.cli.main import main
-from megatron_prism.evaluation.comparison import KEPT, LOST, UNDECIDED, compare, retention
+from megatron_prism.evaluation.comparison import (
+    KEPT,
+    LOST,
+    UNDECIDED,
+    compare,
+    group_changes,
+    retention,
+)
+from megatron_prism.evaluation.scored_model import ScoredModel
 from megatron_prism.evaluation.scores import PROBLEMS, SCORES
-from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
+from megatron_prism.evaluation.statistics.paired import holm, paired_test
 
 
 def means(generator: np.random.Generator, difficulty: np.ndarray, samples: int) -> np.ndarray:
@@ -64,8 +72,9 @@ def test_equal_answers_are_not_certainty():
     made = paired_test(np.zeros(50), np.zeros(50))
     assert (made.change, made.p_value) == (0.0, 1.0)
     assert made.high == pytest.approx(1 - 0.05 ** (1 / 50))
-    assert retention(made, 0.02) == UNDECIDED
-    assert retention(paired_test(np.ones(500), np.ones(500)), 0.02) == KEPT
+    assert retention(made.low, made.high, 0.02) == UNDECIDED
+    many = paired_test(np.ones(500), np.ones(500))
+    assert retention(many.low, many.high, 0.02) == KEPT
 
 
 def test_holm_s_example():
@@ -86,17 +95,17 @@ def test_holm_s_example():
     ],
 )
 def test_kept_lost_undecided(low, high, verdict):
-    assert retention(PairedTest((low + high) / 2, low, high, 0.5, 0.1, 10), 0.02) == verdict
+    assert retention(low, high, 0.02) == verdict
 
 
-def evaluation(folder: Path, rows: dict[str, dict[str, list[bool]]]) -> Path:
-    folder.mkdir()
+def evaluation(folder: Path, rows: dict[str, dict[str, list[bool]]], group: str = "domain") -> Path:
+    folder.mkdir(parents=True)
     counted = {
         suite: {problem: (sum(correct), len(correct)) for problem, correct in problems.items()}
         for suite, problems in rows.items()
     }
     (folder / PROBLEMS).write_text(json.dumps(counted))
-    scores = {suite: {"pass_rate": 0.5, "low": 0.4, "high": 0.6} for suite in rows}
+    scores = {suite: {"pass_rate": 0.5, "low": 0.4, "high": 0.6, "group": group} for suite in rows}
     (folder / SCORES).write_text(json.dumps({"suites": scores}))
     return folder
 
@@ -134,7 +143,7 @@ def test_the_command_compares_by_problem_and_corrects_all_comparisons(tmp_path, 
     ("words", "said"),
     [
         (["base"], "give two or more evaluations"),
-        (["base", "base"], "a folder is given twice"),
+        (["base", "base"], "base: named twice"),
         (["base", "nowhere"], "nowhere"),
         (["base", "science"], "no suite of"),
         (["base", "fewer"], "samples per problem differ"),
@@ -158,5 +167,106 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys, word
 def test_a_model_against_itself_is_kept_where_the_suite_is_large_enough(tmp_path):
     base = evaluation(tmp_path / "base", {"math": answers(0.5, 1)})
     same = evaluation(tmp_path / "same", {"math": answers(0.5, 1)})
-    (found,) = compare({"base": base, "same": same}, margin=0.05)
+    models = {"base": ScoredModel.read(base), "same": ScoredModel.read(same)}
+    (found,) = compare(models, margin=0.05)
     assert (found.verdict, found.test.p_value) == (KEPT, 1.0)
+
+
+def run_folder(folder: Path, scored: dict[str, tuple[str, str]]) -> None:
+    """A run whose stage NAME is of kind and scores the model (kind, model)."""
+    stages = [
+        {"name": name, "kind": kind, "folder": f"artifacts/{name}", "inputs": {"model": model}}
+        for name, (kind, model) in scored.items()
+    ]
+    (folder / "graph.json").write_text(json.dumps({"recipe": "r", "stages": stages}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two models, each with a suite of the domain, two general ones and one of long contexts."""
+    folder = tmp_path / "run"
+    for seed, model in enumerate(("base", "mid")):
+        better = 0.3 if model == "mid" else 0.0
+        evaluation(folder / "artifacts" / f"evaluate_{model}", {"math": answers(0.4 + better, 10 + seed)})
+        general = {"arc": answers(0.5, 20 + seed), "mmlu": answers(0.5, 30 + seed)}
+        evaluation(folder / "artifacts" / f"harness_{model}", general, "general")
+        evaluation(
+            folder / "artifacts" / f"ruler_{model}", {"ruler-512": answers(0.9 - 2 * better, seed)}, "long"
+        )
+    run_folder(
+        folder,
+        {
+            f"{kind}_{model}": ("evaluation" if kind == "evaluate" else kind, model)
+            for model in ("base", "mid")
+            for kind in ("evaluate", "ruler", "harness")
+        }
+        | {"harness_unfinished": ("harness", "mid")},
+    )
+    return folder
+
+
+def test_the_scores_of_a_model_in_a_run_give_a_retention_report(run, capsys):
+    assert prism("eval", "compare", f"{run}:base", f"{run}:mid", "--margin", 12, "--json", "-") == 0
+    said = json.loads(capsys.readouterr().out)
+    groups = {row["group"]: row for row in said["groups"]}
+    assert {name: row["verdict"] for name, row in groups.items()} == {
+        "domain": KEPT,
+        "general": KEPT,
+        "long": LOST,
+    }
+    assert groups["domain"]["low"] > 0.2
+    assert (groups["general"]["suites"], groups["general"]["model"]) == (2, "mid")
+    tests = {row["suite"]: row["test"] for row in said["comparisons"]}
+    mean = (tests["arc"]["change"] + tests["mmlu"]["change"]) / 2
+    assert groups["general"]["change"] == pytest.approx(mean)
+    assert prism("eval", "compare", f"{run}:base", f"{run}:mid", "--margin", 0) == 0
+    out = capsys.readouterr().out
+    assert "retention: mean change" in out
+    assert "undecided" in out
+
+
+def test_the_interval_of_a_group_covers_its_true_change():
+    generator = np.random.default_rng(8)
+    true = np.array([0.05, -0.02, 0.0])
+    covered, narrow = [], []
+    for _ in range(600):
+        models = {}
+        difficulty = {name: generator.beta(0.7, 0.7, 120) for name in "abc"}
+        for model in ("base", "other"):
+            problems = {}
+            for suite, change in zip("abc", true, strict=True):
+                shift = change if model == "other" else 0.0
+                chance = np.clip(0.1 + 0.8 * difficulty[suite] + shift, 0, 1)
+                right = generator.binomial(4, chance)
+                problems[suite] = {f"p{n}": (float(count), 4) for n, count in enumerate(right)}
+            models[model] = ScoredModel((), problems, dict.fromkeys("abc", "domain"), {})
+        made = compare(models)
+        (group,) = group_changes(made)
+        covered.append(group.low <= true.mean() <= group.high)
+        single = made[0].test
+        narrow.append(single.low <= true.mean() <= single.high)
+    assert 0.93 <= np.mean(covered) <= 0.98
+    assert np.mean(narrow) < 0.9, "the interval of one suite is no interval of the mean"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{run}", "scores 2 models; name one: {run}:base, {run}:mid"),
+        ("{run}:bse", "scores no model 'bse'; did you mean 'base'"),
+        ("{run}/artifacts", "neither an evaluation"),
+    ],
+)
+def test_a_name_that_is_no_scored_model_is_one_line(run, capsys, name, said):
+    assert prism("eval", "compare", f"{run}:mid", name.format(run=run)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.format(run=run) in line
+
+
+def test_a_run_folder_of_one_model_needs_no_name(run, capsys):
+    run_folder(run, {"evaluate_mid": ("evaluation", "model"), "ruler_mid": ("ruler", "model")})
+    assert prism("eval", "compare", run / "artifacts" / "evaluate_base", run) == 0
+    assert "math" in capsys.readouterr().out
+    run_folder(run, {"evaluate_unfinished": ("evaluation", "model")})
+    assert prism("eval", "compare", run / "artifacts" / "evaluate_base", run) == 2
+    assert "no evaluation of this run is complete" in capsys.readouterr().err
