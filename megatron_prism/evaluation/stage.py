@@ -17,13 +17,16 @@ from megatron_prism.evaluation.sampling import Sampler
 from megatron_prism.evaluation.scores import write_scores
 from megatron_prism.evaluation.suite import SuiteResult
 from megatron_prism.generation.engine_config import EngineConfig
-from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive
 from megatron_prism.pipeline.stage import Stage, tuning
 from megatron_prism.platform.console import get_logger, is_rank_zero, progress_bar
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.verification.grade import GRADER_VERSION, grader_versions
 from megatron_prism.verification.settings import GradingSettings
+
+# suite -> problem -> pass@k, majority@k and the number of different answers.
+DETAILS = "by_problem.json"
 
 log = get_logger(__name__)
 
@@ -139,7 +142,7 @@ class Evaluate(Stage):
 def write_results(
     out: Path, results: Sequence[SuiteResult], confidence: float, details: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write scores.json and problems.json under `out`; returns the scores, which are the receipt's metrics.
+    """Write scores.json, problems.json and by_problem.json under `out`; returns the scores, the metrics of the receipt.
 
     Args:
         details: more metrics: the engine, how prompts were encoded, the versions of the graders.
@@ -150,6 +153,7 @@ def write_results(
         **details,
     }
     write_scores(out, scores, {result.plan.name: result.by_problem() for result in results})
+    write_json(out / DETAILS, {result.plan.name: result.details() for result in results})
     return scores
 
 

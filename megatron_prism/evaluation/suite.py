@@ -9,7 +9,8 @@ from typing import Any
 
 from megatron_prism.evaluation.plan import SuitePlan
 from megatron_prism.evaluation.statistics.intervals import pass_rate
-from megatron_prism.evaluation.statistics.repeated import pass_at_k
+from megatron_prism.evaluation.statistics.paired import detectable_alone
+from megatron_prism.evaluation.statistics.repeated import majority_at_k, pass_at_k
 from megatron_prism.verification.grade import Grade
 from megatron_prism.verification.problems import Problem
 
@@ -63,16 +64,11 @@ class SuiteResult:
     def metrics(self, confidence: float) -> dict[str, Any]:
         """Pass rate with its interval, outcomes, length and reasons, JSON-ready.
 
-        With n > 1 samples per problem also `pass_at_n`, the share of problems with a correct sample.
+        With several samples per problem also the means over problems of pass@k and majority@k.
         """
         estimate = pass_rate(self.correct(), confidence)
         flat = list(self.flat())
         reasons = Counter(sample.grade.reason for sample in flat)
-        per_problem = len(self.samples[0])
-        several = {}
-        if per_problem > 1:
-            best = [pass_at_k(per_problem, sum(row), per_problem) for row in self.correct()]
-            several = {f"pass_at_{per_problem}": sum(best) / len(best)}
         dropped = self.plan.dropped
         return {
             "pass_rate": estimate.rate,
@@ -89,9 +85,26 @@ class SuiteResult:
             "interval": estimate.interval,
             "mean_tokens": sum(sample.tokens for sample in flat) / len(flat),
             "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
-            **several,
+            "detectable_alone": detectable_alone([sum(row) / len(row) for row in self.correct()], confidence),
+            **self._several(),
             **self._published(),
         }
+
+    def details(self) -> dict[str, dict[str, Any]]:
+        """Problem -> its pass@k and majority@k, by k as text, and its number of different answers."""
+        return {row[0].problem.id: problem_details(row) for row in self.samples}
+
+    def _several(self) -> dict[str, Any]:
+        """The means over problems of what `details` has, for suites of several samples per problem."""
+        if len(self.samples[0]) == 1:
+            return {}
+        details = list(self.details().values())
+        means: dict[str, Any] = {}
+        for name in ("pass_at", "majority_at"):
+            tables = [each[name] for each in details if name in each]
+            if tables:
+                means[name] = {k: sum(table[k] for table in tables) / len(tables) for k in tables[0]}
+        return means
 
     def _published(self) -> dict[str, Any]:
         """The score by the benchmark's public grader, and how often it and ours disagree."""
@@ -108,6 +121,35 @@ class SuiteResult:
                 "failed": len(judged) - len(both),
             }
         }
+
+
+def problem_details(row: Sequence[GradedSample]) -> dict[str, Any]:
+    """pass@k and majority@k of one problem for k = 1, 2, 4, ... and all its samples.
+
+    Answers of equal value may be spelled differently. All right ones are one answer; wrong ones are told apart by their
+    spelling without blanks, which splits their votes. Programs have no majority.
+    """
+    correct = [sample.grade.correct for sample in row]
+    sizes = _sizes(len(row))
+    found: dict[str, Any] = {
+        "pass_at": {str(k): pass_at_k(len(row), sum(correct), k) for k in sizes},
+    }
+    if row[0].problem.kind != "code":
+        answers = [_vote(sample.grade) for sample in row]
+        found["majority_at"] = {str(k): majority_at_k(answers, correct, k) for k in sizes}
+        found["different_answers"] = len(set(answers) - {None})
+    return found
+
+
+def _vote(grade: Grade) -> str | None:
+    if grade.correct:
+        return "right"
+    return None if grade.extracted is None else "wrong: " + "".join(grade.extracted.split())
+
+
+def _sizes(samples: int) -> list[int]:
+    """1, 2, 4, ... and the number of samples."""
+    return [*(2**power for power in range(samples.bit_length()) if 2**power < samples), samples]
 
 
 def outcomes(samples: Sequence[GradedSample]) -> dict[str, int]:

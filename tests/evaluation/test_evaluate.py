@@ -144,12 +144,20 @@ def test_stage_writes_scores_answers_and_metrics(tmp_path, inputs, engine):
     math = metrics["suites"]["math"]
     assert math["interval"] == "wilson, effective sample size"
     assert math["low"] < 0.75 < math["high"]
-    assert (math["problems"], math["samples"], math["pass_at_2"]) == (2, 4, 1)
+    assert (math["problems"], math["samples"], math["pass_at"]) == (2, 4, {"1": 0.75, "2": 1.0})
     assert metrics["suites"]["code"]["reasons"] == {"correct": 1, "assertion": 1}
     assert (metrics["engine"], metrics["grader"]["sandbox"]) == ("megatron", "weak")
     assert metrics["grader"]["math-verify"].startswith("0.")
     assert read_scores(out) == json.loads(json.dumps(metrics))
     assert read_problems(out)["math"] == {"a": (1, 2), "b": (2, 2)}
+    details = json.loads((out / "by_problem.json").read_text())
+    # Of two different answers to problem a, one is right: they share the majority.
+    assert details["math"]["a"] == {
+        "pass_at": {"1": 0.5, "2": 1.0},
+        "majority_at": {"1": details["math"]["a"]["majority_at"]["1"], "2": 0.5},
+        "different_answers": 2,
+    }
+    assert "majority_at" not in details["code"]["d"]
     answers = {(each["id"], each["sample"]): each for each in read_answers(out)}
     assert len(answers) == 8
     first = answers["a", 0]

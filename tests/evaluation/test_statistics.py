@@ -9,6 +9,7 @@ from megatron_prism.evaluation.statistics.intervals import (
     pass_rate,
     wilson_interval,
 )
+from megatron_prism.evaluation.statistics.paired import detectable_alone, paired_test
 from megatron_prism.evaluation.statistics.repeated import majority_at_k, pass_at_k
 
 
@@ -179,3 +180,14 @@ def test_the_averages_are_those_of_the_paper_and_of_its_project_page():
     del base["aime25"]
     assert average_of_domains(base) is None
     assert average_of_benchmarks(base) is None
+
+
+def test_what_is_detectable_is_known_from_one_model_if_the_other_is_uncorrelated():
+    generator = np.random.default_rng(2)
+    rates = generator.beta(0.7, 0.7, size=(2, 500, 198))
+    alone = np.mean([detectable_alone(row) for row in rates[0]])
+    paired = np.mean([paired_test(*pair).detectable for pair in zip(*rates, strict=True)])
+    assert alone == pytest.approx(paired, rel=0.02)
+    correlated = paired_test(rates[0][0], 0.8 * rates[0][0] + 0.2 * rates[1][0])
+    assert correlated.detectable < 0.5 * detectable_alone(rates[0][0])
+    assert detectable_alone([0.5, 0.5]) is None

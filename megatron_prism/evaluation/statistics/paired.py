@@ -68,6 +68,22 @@ def paired_test(before: ArrayLike, after: ArrayLike, confidence: float = 0.95) -
     return PairedTest(change, low, high, p_value, min(1.0, detectable), problems)
 
 
+def detectable_alone(by_problem: ArrayLike, confidence: float = 0.95) -> float | None:
+    """The smallest difference from another model that a suite would show with a chance of 80 %, known from one model.
+
+    It assumes that the other model's rates `[problems]` vary as much and are not correlated with these. They mostly are
+    correlated, and then a paired test sees a smaller difference. None if all rates are equal.
+    """
+    rates = np.asarray(by_problem, dtype=np.float64)
+    error = math.sqrt(2 / len(rates)) * float(rates.std(ddof=1)) if len(rates) > 1 else 0.0
+    if error == 0:
+        return None
+    freedom = len(rates) - 1
+    return min(
+        1.0, (student_quantile(confidence, freedom) + student_quantile(2 * POWER - 1, freedom)) * error
+    )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several comparisons, so corrected that the chance of any false one is bounded (Holm 1979)."""
     adjusted = [0.0] * len(p_values)
