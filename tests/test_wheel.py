@@ -73,7 +73,8 @@ def test_recipes_are_found_and_build_their_graphs(installed, tmp_path):
 def test_it_was_the_wheels_own_code_and_mixtures(installed, tmp_path):
     code = (
         "import megatron_prism.data.mixture as m; from megatron_prism.platform.source_tree import recipes_folder\n"
-        "print(m.__file__); print(recipes_folder()); print(len(m.packaged_mixtures()))"
+        "print(m.__file__); print(recipes_folder()); print(len(m.packaged_mixtures()))\n"
+        "import megatron_prism.evaluation.suites.yaml_definition as s; print(*s.packaged_suites())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -83,7 +84,8 @@ def test_it_was_the_wheels_own_code_and_mixtures(installed, tmp_path):
         text=True,
         check=True,
     )
-    module, folder, count = done.stdout.split()
+    module, folder, count, *suites = done.stdout.split()
     assert Path(module).is_relative_to(installed)
     assert Path(folder) == installed / "megatron_prism" / "_recipes"
     assert int(count) == len(list((ROOT / "recipes/mixtures").glob("*.yaml")))
+    assert suites == ["reasoning-variants", "reasoning", "shoebox"]

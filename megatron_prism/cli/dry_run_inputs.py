@@ -9,10 +9,9 @@ from megatron_prism.data.corpus import FileCorpus
 from megatron_prism.data.shoebox.corpus import SUITES, ShoeboxCorpus
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.evaluation.stage import Evaluate
-from megatron_prism.evaluation.suite_files import SuiteFiles
+from megatron_prism.evaluation.suites.stage import BenchmarkFiles
 from megatron_prism.pipeline.node import Node
 from megatron_prism.rl.stage import Reinforce
-from megatron_prism.verification.problems import suite_names
 
 
 def check_headers(stage: ImportHF) -> list[str]:
@@ -65,6 +64,6 @@ def _suites(corpus: Node) -> list[str] | None:
         return list(SUITES)
     if isinstance(made, FileCorpus):
         return []
-    if isinstance(made, SuiteFiles) and Path(made.folder).is_dir():
-        return suite_names(Path(made.folder))
+    if isinstance(made, BenchmarkFiles) and not made.planned:
+        return [definition.name for definition in made.definitions()]
     return None

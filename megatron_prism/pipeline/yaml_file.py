@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
-from yaml.nodes import MappingNode
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from megatron_prism.errors import ConfigError
 
@@ -71,6 +71,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if _depth(data, DEEPEST) > DEEPEST:
         raise ConfigError(too_deep)
     return data
+
+
+def key_lines(path: Path) -> dict[tuple[str | int, ...], int]:
+    """The line of every key of a file that `load_yaml` accepts: its path of keys and list numbers -> line, from 1."""
+    found: dict[tuple[str | int, ...], int] = {}
+
+    def walk(node: Node | None, place: tuple[str | int, ...]) -> None:
+        if isinstance(node, MappingNode):
+            for key, value in node.value:
+                inside = (*place, str(key.value))
+                found[inside] = key.start_mark.line + 1
+                walk(value, inside)
+        elif isinstance(node, SequenceNode):
+            for number, value in enumerate(node.value):
+                found[*place, number] = value.start_mark.line + 1
+                walk(value, (*place, number))
+
+    walk(yaml.compose(Path(path).read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader), ())
+    return found
 
 
 def _reason(problem: yaml.MarkedYAMLError) -> str:

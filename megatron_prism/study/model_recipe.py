@@ -15,7 +15,7 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.mix import UNBALANCED
-from megatron_prism.study.evaluation import add_evaluations
+from megatron_prism.study.evaluation import REASONING, add_evaluations
 from megatron_prism.study.layouts import RL, LayoutTable, layout_follows
 from megatron_prism.study.long_context import ALL, LongContext, add_long_context
 from megatron_prism.study.long_context import MIXTURE as LONG_MIXTURE
@@ -48,7 +48,7 @@ PHASE_OF = {
     "rl_mix": ("rl", "mcs"),
     "rl_balance": ("rl", UNBALANCED),
     "rl_start": ("rl", BOTH),
-    "suites": ("evaluate", ""),
+    "suites": ("evaluate", REASONING),
 }
 # Parameters that name files or folders of the user.
 PATHS = ("checkpoint", "data", "prompts", "suites")
@@ -56,7 +56,7 @@ FULL_SIZE_ONLY = {
     "checkpoint": "",
     "data": "",
     "prompts": "",
-    "suites": "",
+    "suites": REASONING,
     "gpus": GPUS,
     "extension_gpus": 0,
 }
@@ -115,7 +115,7 @@ class ModelRecipe:
         rl_start: str = BOTH,
         method: str = "paper",
         evaluate: bool = False,
-        suites: str = "",
+        suites: str = REASONING,
         sandbox: str = STRONG,
     ) -> Graph:
         check_parameters(dict(locals()))

@@ -20,7 +20,7 @@ from megatron_prism.data.shoebox.corpus import ShoeboxCorpus
 from megatron_prism.data.tokenizer import TrainTokenizer
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.evaluation.stage import Evaluate
-from megatron_prism.evaluation.suite_files import SuiteFiles
+from megatron_prism.evaluation.suites.stage import BenchmarkFiles
 from megatron_prism.pipeline.graph import Graph
 from megatron_prism.pipeline.stage import Stage
 
@@ -127,16 +127,16 @@ def evaluated(corpus: Stage, suites: list[str]) -> list[str]:
 def test_suites_are_in_the_corpus(tmp_path):
     (tmp_path / "aime24.jsonl").write_text("{}\n")
     assert evaluated(ShoeboxCorpus(), ["math", "code"]) == []
-    assert evaluated(SuiteFiles(str(tmp_path)), ["aime24"]) == []
+    assert evaluated(BenchmarkFiles([str(tmp_path)]), ["aime24"]) == []
     # What a folder will hold that is not there yet is not known.
-    assert evaluated(SuiteFiles("<suites>"), ["aime25"]) == []
+    assert evaluated(BenchmarkFiles(["<suites>"]), ["aime25"]) == []
     for corpus, name, expected in (
         (
             ShoeboxCorpus(),
             "mathe",
             "suites: 'mathe' is not in the corpus of stage 'corpus'; did you mean 'math'?",
         ),
-        (SuiteFiles(str(tmp_path)), "aime25", "did you mean 'aime24'?"),
+        (BenchmarkFiles([str(tmp_path)]), "aime25", "did you mean 'aime24'?"),
         (FileCorpus(sources={"text": str(tmp_path)}), "math", "it has no suites"),
     ):
         with pytest.raises(ConfigError) as caught:

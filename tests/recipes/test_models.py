@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.plan import SuiteSampling
 from megatron_prism.models.families import FAMILIES, architecture_from_config, parameter_count
 from megatron_prism.study.model_recipe import ModelRecipe
 from megatron_prism.study.registry import list_recipes, load_recipe
@@ -292,15 +293,21 @@ def test_the_same_from_the_base(name, extension, run_dir):
 def test_evaluation_has_the_papers_numbers(name):
     """Section 5 of the appendix: 64 samples of mathematics, three of the rest."""
     nodes = load_recipe(name).build({"evaluate": True}, planned=True).nodes
+    settings = {
+        made.name: (made.problems, made.samples, made.temperature, made.top_p, made.max_new_tokens)
+        for made in nodes["benchmarks"].stage.definitions()
+    }
+    rest = {"livecodebench": 279, "codeforces": 453, "gpqa_diamond": 198}
+    mathematics = {"aime24": 30, "aime25": 30, "aime26": 30, "math500": 500}
+    assert settings == {
+        **{benchmark: (count, 64, 0.6, 0.95, 32_768) for benchmark, count in mathematics.items()},
+        **{benchmark: (count, 3, 0.7, 1.0, 32_768) for benchmark, count in rest.items()},
+    }
     for model in ("base", "midtrain"):
-        math, rest = nodes[f"evaluate_math_{model}"].stage, nodes[f"evaluate_{model}"].stage
-        assert math.suites == ["aime24", "aime25", "math500"]
-        assert rest.suites == ["codeforces", "gpqa_diamond", "livecodebench"]
-        assert (math.samples_per_problem, math.sampling.temperature, math.sampling.top_p) == (64, 0.6, 0.95)
-        assert (rest.samples_per_problem, rest.sampling.temperature) == (3, 0.7)
-        # A model has no more positions than it was published with (docs/recipes.md).
-        longest = 8192 if name == "nemotron-h-8b" else 32_768
-        assert math.sampling.max_new_tokens == rest.sampling.max_new_tokens == longest
+        stage = nodes[f"evaluate_{model}"].stage
+        # What the stage leaves open is as the suite says.
+        assert (stage.suites, stage.samples_per_problem, stage.limit) == ([], None, None)
+        assert stage.sampling == SuiteSampling(seed=1)
 
 
 @ALL

@@ -123,9 +123,8 @@ def stages_expected(values):
         names |= set() if values["rl_start"] == "base" else {"frontier"}
         models += runs
     if values["evaluate"]:
-        prefixes = ["evaluate"] if tiny else ["evaluate", "evaluate_math"]
-        names |= {f"{prefix}_{model}" for prefix in prefixes for model in models}
-        names |= set() if tiny else {"suites"}
+        names |= {f"evaluate_{model}" for model in models}
+        names |= set() if tiny else {"benchmarks"}
     return names
 
 

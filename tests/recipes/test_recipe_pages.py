@@ -67,7 +67,7 @@ def test_one_recipe_has_its_parameters_stages_files_and_layouts(capsys):
     assert cells["merge"] == ["merge", "long_context", "import, midtrain"]
     assert cells["rl_extend"][1] == "long_context rl"
     assert cells["midtrain"] == ["train", "always", "import, tokens"]
-    for key in ("checkpoint", "data", "prompts", "suites"):
+    for key in ("checkpoint", "data", "prompts"):
         assert f"needs {key}: " in text
     assert "codex" in text.split("data has these sources: ")[1]
 
@@ -180,7 +180,7 @@ def test_a_key_without_its_stage_names_the_stages(capsys):
         (["checkpoint=nowhere"], "checkpoint=nowhere: no such folder"),
         (["checkpoint=pyproject.toml"], "checkpoint=pyproject.toml: no such folder"),
         (["data=pyproject.toml"], "data=pyproject.toml: source 'dclm-edu' of mixture=mcs is missing"),
-        (["evaluate=true", "suites=pyproject.toml"], "suites=pyproject.toml: no suites there"),
+        (["evaluate=true", "suites=reasonning"], "there is no such suite; did you mean 'reasoning'?"),
         (["midtrain.parallel=3"], "parallel=3: is a group of keys; set one of them"),
         (["midtrain.steps.x=3"], "unknown key 'steps.x': 'steps' is a value and has no keys"),
         (["midtrain.stepz=3"], "stage 'midtrain': unknown key 'stepz'; did you mean 'steps'?"),

@@ -28,6 +28,7 @@ from megatron_prism.data.shoebox.problem import (
     HELD_OUT,
     TRAIN,
     Family,
+    GeneratedProblem,
     check_ids,
     check_texts,
     different_problems,
@@ -104,12 +105,7 @@ class ShoeboxCorpus(Stage):
                 written[split][source] = _write(
                     out, split, source, documents, characters=self.characters[source] * share
                 )
-        held_out = {
-            suite: different_problems(
-                families, HELD_OUT, self.held_out_problems, self._rng(suite, "held_out"), suite=suite
-            )
-            for suite, (_, families) in SUITES.items()
-        }
+        held_out = {suite: self.held_out(suite) for suite in SUITES}
         prompts = {
             suite: different_problems(families, TRAIN, self.prompts, self._rng(suite, "prompts"), suite=suite)
             for suite, (_, families) in SUITES.items()
@@ -137,6 +133,12 @@ class ShoeboxCorpus(Stage):
             "prompts": {suite: len(chosen) for suite, chosen in prompts.items()},
             "python": platform.python_version(),
         }
+
+    def held_out(self, suite: str) -> list[GeneratedProblem]:
+        """The held-out problems of a suite, which do not depend on the rest of the corpus."""
+        return different_problems(
+            *(SUITES[suite][1], HELD_OUT, self.held_out_problems, self._rng(suite, "held_out")), suite=suite
+        )
 
     def _sources(
         self, problem_ids: dict[str, dict[str, set[str]]]
