@@ -104,7 +104,9 @@ def _layout(stage: Any) -> str:
         return "1 process"
     number = "1 process" if stage.world_size == 1 else f"{stage.world_size} ranks"
     sizes = " ".join(parallel.short_sizes())
-    again = "" if stage.recompute == "none" else f"recompute {stage.recompute}"
+    # Sampling has no backward pass, and so nothing to recompute.
+    recompute = getattr(stage, "recompute", "none")
+    again = "" if recompute == "none" else f"recompute {recompute}"
     return ", ".join(each for each in (number, sizes, again) if each)
 
 
