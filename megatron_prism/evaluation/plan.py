@@ -16,6 +16,8 @@ from megatron_prism.verification.problems import Problem, read_suite, subset
 # Next to `problems/` of an artifact with suites: how each is sampled, its group and its source.
 SUITES = "suites.json"
 PROBLEMS_FOLDER = "problems"
+# Facts that have a place of their own in a plan.
+PLANNED = ("sampling", "samples", "group", "dropped")
 # What a suite measures, for the retention report.
 DOMAIN, GENERAL, LONG = "domain", "general", "long"
 
@@ -106,8 +108,8 @@ def read_plan(
             samples or int(facts.get("samples", 1)),
             [by_id[problem.id] for problem in chosen],
             facts.get("group", DOMAIN),
-            dropped,
-            {key: value for key, value in facts.items() if key not in ("sampling", "samples", "group")},
+            {**facts.get("dropped", {}), **dropped},
+            {key: value for key, value in facts.items() if key not in PLANNED},
         )
     except (ConfigError, TypeError, ValueError, AttributeError) as problem:
         raise DataError(f"{corpus / SUITES}: suite '{suite}': {problem}; make the suites again") from None

@@ -1,7 +1,8 @@
 """Which rows of a data set belong to a benchmark: the conditions under `where`, all of which must hold.
 
 `column: VALUE` or `column: [VALUE, ...]`: the cell is one of these. `column: {empty: true}`: there is no text in it
-(`false`: there is). `column: {from: A, before: B}`: A <= cell < B as text, so dates are written 2024-08-01.
+(`false`: there is). `column: {from: A, before: B}`: A <= cell < B, as numbers if the bound is a number, else as text,
+so that dates are written 2024-08-01.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.errors import ConfigError, DataError, suggest
 
 EMPTY, FROM, BEFORE = "empty", "from", "before"
 CONDITIONS = (EMPTY, FROM, BEFORE)
@@ -29,25 +30,44 @@ def check_condition(condition: Any, where: str) -> Any:
             raise ConfigError(f"{where}: no condition; give a value, or {', '.join(CONDITIONS)}")
         if not isinstance(condition.get(EMPTY, True), bool):
             raise ConfigError(f"{where}: 'empty' must be true or false, found {condition[EMPTY]!r}")
-        return {key: value if key == EMPTY else _scalar(value, where) for key, value in condition.items()}
+        return {
+            key: value if key == EMPTY or _is_number(value) else _scalar(value, where)
+            for key, value in condition.items()
+        }
     if isinstance(condition, list):
         return [_scalar(value, where) for value in condition]
     return [_scalar(condition, where)]
 
 
-def keeps(conditions: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether a row, which has all the columns of `conditions`, satisfies all of them."""
-    return all(_holds(condition, row[column]) for column, condition in conditions.items())
+def keeps(condition: Any, cell: Any, where: str) -> bool:
+    """Whether a cell satisfies a checked condition.
 
-
-def _holds(condition: Any, cell: Any) -> bool:
+    Raises:
+        DataError: naming `where`, if a cell that is compared with a number is none.
+    """
     if isinstance(condition, list):
         return _text(cell) in condition
     if EMPTY in condition and (not _text(cell).strip()) != condition[EMPTY]:
         return False
-    return condition.get(FROM, "") <= _text(cell) and (
-        BEFORE not in condition or _text(cell) < condition[BEFORE]
-    )
+    if FROM in condition and _below(cell, condition[FROM], where):
+        return False
+    return BEFORE not in condition or _below(cell, condition[BEFORE], where)
+
+
+def _below(cell: Any, bound: Any, where: str) -> bool:
+    if isinstance(bound, str):
+        return _text(cell) < bound
+    try:
+        return float(cell) < bound
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{where} is {cell!r}, which cannot be compared with the number {bound}; correct the row, or write the "
+            "bound in quotes to compare texts"
+        ) from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _text(cell: Any) -> str:

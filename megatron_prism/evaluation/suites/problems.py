@@ -105,9 +105,7 @@ def _of_rows(definition: BenchmarkDefinition, source: Source, found: Found) -> I
     for row, where in source.rows():
         found.rows += 1
         reading = _Row(definition, row, where)
-        for column in definition.where:
-            reading.cell(column)
-        if not keeps({column: test for column, test in definition.where.items()}, row):
+        if not reading.chosen():
             continue
         found.chosen += 1
         name = reading.id(found.rows)
@@ -145,6 +143,13 @@ class _Row:
     def __init__(self, definition: BenchmarkDefinition, row: Mapping[str, Any], where: str) -> None:
         self.definition, self.row, self.where = definition, row, where
         self.added: dict[str, Any] = {}
+
+    def chosen(self) -> bool:
+        """Whether the row satisfies all conditions of the definition."""
+        return all(
+            keeps(condition, self.cell(column), f"{self.where}: '{self._column(column)}'")
+            for column, condition in self.definition.where.items()
+        )
 
     def id(self, number: int) -> str:
         """The id in the row, or its number if the table has no ids."""

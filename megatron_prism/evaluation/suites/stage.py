@@ -18,7 +18,11 @@ from megatron_prism.evaluation.suites.definition import BenchmarkDefinition, uni
 from megatron_prism.evaluation.suites.folder import folder_definitions
 from megatron_prism.evaluation.suites.problems import Found, check_count, read_problems
 from megatron_prism.evaluation.suites.sources import Source, local_files, open_source
-from megatron_prism.evaluation.suites.yaml_definition import SUFFIXES, load_suite_definition
+from megatron_prism.evaluation.suites.yaml_definition import (
+    SUFFIXES,
+    load_suite_definition,
+    packaged_suites,
+)
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_lines import record_writer
@@ -101,6 +105,7 @@ class BenchmarkFiles(Stage):
                     kept += 1
             if warning := check_count(definition, found):
                 log.warning("%s", warning)
+            log.info("%s: %d problems of %d rows", definition.name, kept, found.rows)
             records[definition.name] = _record(definition, source, found, kept)
         write_json(out / SUITES, records)
         dropped = {name: record["dropped"] for name, record in records.items() if record["dropped"]}
@@ -117,7 +122,7 @@ def suite_benchmarks(suite: str) -> list[BenchmarkDefinition]:
     Raises:
         ConfigError: for an unknown name or a fault of the file.
     """
-    if Path(suite).is_dir() or (_is_path(suite) and Path(suite).suffix not in SUFFIXES):
+    if _is_path(suite) and Path(suite).suffix not in SUFFIXES:
         return folder_definitions(Path(suite))
     return list(load_suite_definition(suite).benchmarks)
 
@@ -178,4 +183,6 @@ def _record(
 
 def _is_path(suite: str) -> bool:
     """Whether a suite is a file or folder rather than the name of a packaged one."""
-    return is_placeholder(suite) or "/" in suite or Path(suite).suffix in SUFFIXES or Path(suite).is_dir()
+    if is_placeholder(suite) or "/" in suite or Path(suite).suffix in SUFFIXES:
+        return True
+    return suite not in packaged_suites() and Path(suite).is_dir()

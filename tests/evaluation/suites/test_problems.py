@@ -19,6 +19,7 @@ from megatron_prism.errors import DataError
 from megatron_prism.evaluation.suites.problems import Found, check_count, read_problems
 from megatron_prism.evaluation.suites.sources import open_source
 from megatron_prism.evaluation.suites.yaml_definition import load_suite_definition
+from megatron_prism.verification.grade import grade
 from megatron_prism.verification.problems import Problem
 from megatron_prism.verification.sandbox.code_tests import parse_tests
 
@@ -169,29 +170,30 @@ def packed(value: Any) -> str:
     return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
 
 
+def lcb_record(name: str, date: str, tests: list[Any], private: Any, metadata: str = "{}") -> dict[str, Any]:
+    return {
+        "question_id": name,
+        "question_content": f"Add {name}.",
+        "contest_date": date,
+        "starter_code": "class Solution:\n    def add(self, x):\n" if "func_name" in metadata else "",
+        "public_test_cases": json.dumps(tests),
+        "private_test_cases": packed(private),
+        "metadata": metadata,
+    }
+
+
 def test_livecodebench(tmp_path):
     """Months, private tests in their packed form, one prompt for each form, and a pickle that is no text."""
     stdin = [{"input": "1\n", "output": "2\n", "testtype": "stdin"}]
     function = [{"input": "1", "output": "2", "testtype": "functional"}]
 
-    def record(name: str, date: str, tests: list[Any], private: Any, metadata: str = "{}") -> dict[str, Any]:
-        return {
-            "question_id": name,
-            "question_content": f"Add {name}.",
-            "contest_date": date,
-            "starter_code": "class Solution:\n    def add(self, x):\n" if "func_name" in metadata else "",
-            "public_test_cases": json.dumps(tests),
-            "private_test_cases": packed(private),
-            "metadata": metadata,
-        }
-
     named = '{"func_name": "add"}'
     rows = [
-        record("early", "2024-07-31T23:00:00", stdin, json.dumps(stdin)),
-        record("in", "2024-08-01T00:00:00", stdin, json.dumps(stdin * 3)),
-        record("fn", "2025-01-31T23:00:00", function, json.dumps(function * 2), named),
-        record("evil", "2024-12-01T00:00:00", stdin, Planted(tmp_path / "ran")),
-        record("late", "2025-02-01T00:00:00", stdin, json.dumps(stdin)),
+        lcb_record("early", "2024-07-31T23:00:00", stdin, json.dumps(stdin)),
+        lcb_record("in", "2024-08-01T00:00:00", stdin, json.dumps(stdin * 3)),
+        lcb_record("fn", "2025-01-31T23:00:00", function, json.dumps(function * 2), named),
+        lcb_record("evil", "2024-12-01T00:00:00", stdin, Planted(tmp_path / "ran")),
+        lcb_record("late", "2025-02-01T00:00:00", stdin, json.dumps(stdin)),
     ]
     # The two files of a folder that stands in for the hub's five.
     definition = packaged("livecodebench")
@@ -258,6 +260,62 @@ def test_codeforces(tmp_path):
     leaked, _ = read(packaged("codeforces_editorial"), **data)
     assert leaked[0].prompt.endswith(page % "<h2>Editorial</h2><div>Use +.</div>")
     assert [parse_tests(each.tests).cases[0].checker for each in problems] == ["", "print(1)"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("{from: 9, before: 11}", "cd"),
+        # As text, 10 is below 9.
+        ("{from: '9'}", "cb"),
+        ("[2, '10']", "ad"),
+        ("10", "d"),
+        ("{empty: false, before: 9}", "a"),
+    ],
+)
+def test_conditions(condition, kept, tmp_path):
+    rows = [
+        RIGHT[0] | {"id": name, "level": level}
+        for name, level in (("a", 2), ("b", "99"), ("c", 9), ("d", "10"))
+    ]
+    problems, found = exam(tmp_path, rows, f", where: {{level: {condition}}}")
+    assert sorted(each.id for each in problems) == sorted(kept)
+    assert (found.rows, found.chosen) == (4, len(kept))
+    with pytest.raises(
+        DataError, match=r"exam.jsonl:1: 'question' is '1\?', which cannot be compared with the number 3"
+    ):
+        exam(tmp_path, rows, ", where: {question: {from: 3}}")
+
+
+def test_programs_are_judged_by_the_tests_that_were_read(tmp_path):
+    """A right and a wrong program for each form: standard input, a method of the given name, and a checker."""
+    stdin = [{"input": "1\n", "output": "2\n", "testtype": "stdin"}]
+    function = [{"input": "1\n[2]", "output": "[1, 2]", "testtype": "functional"}]
+    checker = "import sys\nprint(int(open(sys.argv[3]).read().split() == ['4', '3']))\n"
+    rows = [
+        lcb_record(
+            "s", "2024-09-01", stdin, json.dumps([{"input": "5\n", "output": "6\n", "testtype": "stdin"}])
+        ),
+        lcb_record("f", "2024-09-01", function, json.dumps(function), '{"func_name": "join"}'),
+    ]
+    (tmp_path / "lcb.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet.write_table(
+        pyarrow.Table.from_pylist([codeforces("1/A", generated_checker=checker)]), tmp_path / "cf.parquet"
+    )
+    read_in, join = read(packaged("livecodebench"), livecodebench=str(tmp_path / "lcb.jsonl"))[0]
+    (checked,) = read(packaged("codeforces"), codeforces=str(tmp_path / "cf.parquet"))[0]
+    for problem, right, wrong in (
+        # The wrong one knows the public test only.
+        (read_in, "print(int(input()) + 1)", "print(2)"),
+        (join, "class Solution:\n    def join(self, x, y): return [x, *y]", "def join(x, y): return y"),
+        # The checker wants another output than the official one.
+        (checked, "print(4, 3)", "print(3)"),
+    ):
+        verdicts = [
+            grade("code", f"```python\n{program}\n```", tests=problem.tests, sandbox="weak")
+            for program in (right, wrong)
+        ]
+        assert [verdict.correct for verdict in verdicts] == [True, False], (problem.id, verdicts)
 
 
 def test_a_limit_is_a_random_choice_by_the_id(tmp_path):

@@ -66,6 +66,14 @@ def test_the_same_with_a_whole_corpus(tmp_path):
     check_plans(tmp_path / "suites", whole, evaluate)
 
 
+def test_a_folder_with_the_name_of_a_packaged_suite_does_not_replace_it(tmp_path, monkeypatch):
+    (tmp_path / "shoebox").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [each.name for each in benchmark_files(["shoebox"]).definitions()] == ["math", "science", "code"]
+    with pytest.raises(ConfigError, match="no suites in this folder"):
+        benchmark_files(["./shoebox"]).definitions()
+
+
 def test_the_example_is_made(tmp_path, caplog):
     record = made(benchmark_files([str(EXAMPLE)]), tmp_path / "out")["school"]
     assert (record["problems"], record["rows"], record["selected"], record["group"]) == (3, 4, 3, "domain")
@@ -130,6 +138,8 @@ def test_a_folder_of_suites_has_the_papers_sampling(tmp_path):
     }
     assert (records["math_own"]["problems"], records["other"]["problems"]) == (2, 1)
     assert list(records["other"]["dropped"]) == ["b"]
+    # The evaluation counts them, although they are no longer among the problems.
+    assert list(read_plan(tmp_path / "out", "other", SuiteSampling()).dropped) == ["b"]
 
 
 @pytest.mark.parametrize(
