@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from megatron_prism.cli.eval_compare import compare
+from megatron_prism.cli.eval_select import select
 from megatron_prism.cli.eval_show import show
 
 app = typer.Typer(
@@ -12,3 +13,4 @@ app = typer.Typer(
 )
 app.command("show")(show)
 app.command("compare")(compare)
+app.command("select")(select)

@@ -55,7 +55,7 @@ def compare(
     from megatron_prism.evaluation.scored_model import find_scored_model
 
     read = {name: find_scored_model(name) for name in models}
-    named = dict(zip(_short_names(models), read.values(), strict=True))
+    named = dict(zip(short_names(models), read.values(), strict=True))
     made = comparison.compare(named, margin / 100, confidence)
     groups = comparison.group_changes(made, margin / 100)
     _show_suites(made, models[0], margin, confidence, json_file)
@@ -131,7 +131,7 @@ def _show_averages(named: dict[str, ScoredModel], json_file: str | None) -> list
     return [asdict(each) for each in means]
 
 
-def _short_names(models: Sequence[str]) -> list[str]:
+def short_names(models: Sequence[str]) -> list[str]:
     """The last part of each name, or all of it where two are the same."""
     last = [name.rstrip("/").rpartition(":")[2].rpartition("/")[2] for name in models]
     return [name if last.count(short) > 1 else short for name, short in zip(models, last, strict=True)]

@@ -16,6 +16,17 @@ DOMAINS = {
 }
 
 
+def weights_of_averages() -> dict[str, dict[str, float]]:
+    """Each average -> benchmark -> its weight."""
+    six = [name for benchmarks in DOMAINS.values() for name in benchmarks]
+    return {
+        "of six benchmarks": dict.fromkeys(six, 1 / len(six)),
+        "of three domains": {
+            name: 1 / len(DOMAINS) / len(benchmarks) for benchmarks in DOMAINS.values() for name in benchmarks
+        },
+    }
+
+
 def average_of_benchmarks(scores: Mapping[str, float]) -> float | None:
     """The mean of the six; None if one is missing. Others are ignored."""
     names = [name for benchmarks in DOMAINS.values() for name in benchmarks]

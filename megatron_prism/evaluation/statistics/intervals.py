@@ -100,11 +100,19 @@ def pass_rate(correct: ArrayLike, confidence: float = 0.95) -> Estimate:
     matrix = np.asarray(correct, dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError("graded samples must be [problems, samples] and not empty")
-    by_problem: NDArray[np.float64] = matrix.mean(axis=1)
-    rate = float(by_problem.mean())
-    problems, samples = matrix.shape
+    return mean_rate(matrix.mean(axis=1), confidence, several=matrix.shape[1] > 1)
+
+
+def mean_rate(by_problem: ArrayLike, confidence: float = 0.95, *, several: bool = True) -> Estimate:
+    """The mean of the rates `[problems]`, with its interval.
+
+    Args:
+        several: whether a rate is the mean of several samples, or the verdict on one.
+    """
+    by_problem = np.asarray(by_problem, dtype=np.float64)
+    rate, problems = float(by_problem.mean()), len(by_problem)
     # Equal means have variance 0, as if 0 of 50 were certain. Then each problem counts as one trial.
-    if samples == 1 or problems == 1 or np.ptp(by_problem) == 0:
+    if not several or problems == 1 or np.ptp(by_problem) == 0:
         low, high = wilson_interval(float(by_problem.sum()), problems, confidence)
         return Estimate(rate, low, high, confidence, "wilson")
     low, high = _wilson(rate, effective_trials(by_problem), student_quantile(confidence, problems - 1))
