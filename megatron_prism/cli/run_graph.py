@@ -34,6 +34,7 @@ class RunOptions:
         executor: a file that describes where each stage runs as a job; None: in this process.
         detach: submit the jobs, and do not wait for them.
         dry_run: show the stages or the jobs' scripts, and run nothing.
+        show_scores: print a table of the models' scores when they change, and at the end.
         json_file: the target of `--json`.
     """
 
@@ -46,6 +47,7 @@ class RunOptions:
     executor: Path | None = None
     detach: bool = False
     dry_run: bool = False
+    show_scores: bool = True
     json_file: str | None = None
 
 
@@ -70,7 +72,7 @@ def run_graph(graph: Graph, name: str, options: RunOptions) -> dict[str, Artifac
     progress = RunProgress(
         nodes,
         Estimate(nodes, processes, graph.expected_seconds),
-        lambda artifacts: _show_scores(options.json_file, artifacts, "scores so far"),
+        lambda artifacts: _show_scores(options, artifacts, "scores so far"),
     )
     with stop_signals.handled(), progress.shown(live=processes > 1):
         artifacts = graph.run(
@@ -157,7 +159,7 @@ def _state(each: Located, rerun: bool) -> str:
 
 def _finish(options: RunOptions, artifacts: Mapping[str, Artifact]) -> str | None:
     """Show the scores, if there are any, and the path of the report; return that path."""
-    _show_scores(options.json_file, artifacts, "scores")
+    _show_scores(options, artifacts, "scores")
     for name, artifact in artifacts.items():
         if artifact.kind == REPORT_KIND:
             page = options.folder / name / REPORT_FILE
@@ -166,12 +168,12 @@ def _finish(options: RunOptions, artifacts: Mapping[str, Artifact]) -> str | Non
     return None
 
 
-def _show_scores(json_file: str | None, artifacts: Mapping[str, Artifact], title: str) -> None:
+def _show_scores(options: RunOptions, artifacts: Mapping[str, Artifact], title: str) -> None:
     from megatron_prism.report.tables import evaluations, score_table
 
-    if evaluations(artifacts):
+    if options.show_scores and evaluations(artifacts):
         scores = score_table(artifacts)
-        show_table(json_file, title, scores.columns, scores.rows)
+        show_table(options.json_file, title, scores.columns, scores.rows)
 
 
 def _result(name: str, artifact: Artifact, event: str) -> dict[str, Any]:

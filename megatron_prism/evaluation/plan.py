@@ -11,7 +11,7 @@ from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.generation.engine import SamplingParams, prompt_seeds
 from megatron_prism.pipeline.config import from_mapping, positive, seeds
 from megatron_prism.pipeline.json_text import read_object
-from megatron_prism.verification.problems import Problem, read_suite, subset
+from megatron_prism.verification.problems import Problem, read_suite, subset, suite_names
 
 # Next to `problems/` of an artifact with suites: how each is sampled, its group and its source.
 SUITES = "suites.json"
@@ -122,5 +122,5 @@ def read_facts(corpus: Path) -> dict[str, Any]:
 
 
 def chosen_suites(corpus: Path, names: Collection[str]) -> list[str]:
-    """The suites to evaluate: those that are named, else all of the corpus."""
-    return list(names) or sorted(path.stem for path in (corpus / PROBLEMS_FOLDER).glob("*.jsonl"))
+    """The suites to evaluate: those that are named, else all of the corpus, in the order of its `suites.json`."""
+    return list(names) or list(read_facts(corpus)) or suite_names(corpus / PROBLEMS_FOLDER)

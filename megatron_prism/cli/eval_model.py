@@ -1,0 +1,215 @@
+"""`prism eval MODEL --suite NAME`: score a model on suites of problems, on lm-eval's tasks, and on RULER."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megatron_prism.cli.number_checks import whole_number
+from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table
+from megatron_prism.cli.run_graph import RunOptions, run_graph
+from megatron_prism.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_prism.pipeline.artifact import Artifact
+    from megatron_prism.pipeline.graph import Graph
+
+RUNS = Path("runs") / "eval"
+# The stages that score the model.
+SCORING = ("evaluate", "ruler", "harness")
+
+
+def model(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hugging Face folder, Megatron folder, artifact (runs/shoebox/extend), or http://HOST:PORT/v1.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="Fields of the stages.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help="reasoning, general, long, shoebox, lm-eval:TASK, or a YAML file; repeat it, or use commas.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder; default runs/eval/NAME OF THE MODEL."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="megatron, hf, vllm or openai; default: what fits."),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Option of the engine; repeat it."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: the model's."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="BENCHMARK=FILE",
+            help="A local file with a benchmark's problems; repeat it.",
+        ),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", metavar="NAME", help="Only this benchmark of the suites; repeat it."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Completions per problem; default: as the suite says.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Problems per benchmark or task; default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sampled completions.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Completions that an engine in this process decodes together.")
+    ] = 32,
+    sandbox: Annotated[
+        str, typer.Option("--sandbox", help="'strong', or 'weak', which does not isolate programs.")
+    ] = "strong",
+    show_prompt: Annotated[
+        int | None,
+        typer.Option(
+            "--show-prompt", metavar="N", help="Print N prompts of each benchmark as sent, and stop."
+        ),
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the kept answers again; nothing is sampled.")
+    ] = False,
+    executor: Annotated[
+        Path | None,
+        typer.Option(
+            "--executor", metavar="FILE", help="Run the stages as jobs on what this file describes."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Score a model; what is done is skipped, and completions that exist are not sampled again."""
+    check_json_target(json_file)
+    for name, value in (("--samples", samples), ("--limit", limit), ("--show-prompt", show_prompt)):
+        if value is not None:
+            whole_number(value, name, least=1)
+    whole_number(batch_size, "--batch-size", least=1)
+    whole_number(seed, "--seed", least=0)
+    suites = [part.strip() for text in suite or [] for part in text.split(",") if part.strip()]
+    if not suites:
+        raise ConfigError("--suite: name what to evaluate: reasoning, general, long, shoebox, or a YAML file")
+    if len(set(suites)) < len(suites):
+        raise ConfigError(f"--suite {','.join(suites)}: a suite is named twice")
+    from megatron_prism.pipeline.config import parse_override
+    from megatron_prism.platform.console import setup_logging
+    from megatron_prism.study.model_evaluation import EvaluationRequest, evaluation_graph
+
+    setup_logging()
+    request = EvaluationRequest(
+        model,
+        suites,
+        engine=engine,
+        tokenizer=tokenizer,
+        options=_pairs("--option", options),
+        data={name: str(path) for name, path in _named_files(data).items()},
+        benchmarks=benchmark or [],
+        samples=samples,
+        limit=limit,
+        seed=seed,
+        sandbox=sandbox,
+        batch_size=batch_size,
+    )
+    graph = evaluation_graph(request)
+    graph.override(dict(parse_override(text) for text in overrides or []))
+    folder = out or RUNS / _name(model)
+    if show_prompt is not None:
+        from megatron_prism.cli.eval_prompts import show_prompts
+
+        show_prompts(graph, folder, show_prompt, json_file)
+        return
+    made = run_graph(
+        graph,
+        "eval",
+        RunOptions(
+            folder,
+            from_stage="evaluate" if regrade and "evaluate" in graph.nodes else None,
+            executor=executor,
+            dry_run=dry_run,
+            show_scores=False,
+            json_file=json_file,
+        ),
+    )
+    if made:
+        _show_scores(graph, made, folder, json_file)
+
+
+def _name(model: str) -> str:
+    """A folder's name for a model: RUN-STAGE for an artifact of a run, HOST-PORT for a server."""
+    if "://" in model:
+        parts = [model.split("://")[1].split("/")[0]]
+    else:
+        path = Path(model).absolute()
+        in_run = (path.parent / "graph.json").is_file()
+        parts = [path.parent.name, path.name] if in_run else [path.name]
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts))
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, Any]:
+    from megatron_prism.pipeline.config import parse_override
+
+    for text in texts or []:
+        if "=" not in text:
+            raise ConfigError(f"{option} {text}: must be KEY=VALUE")
+    return dict(map(parse_override, texts or []))
+
+
+def _named_files(texts: list[str] | None) -> dict[str, Path]:
+    found = {}
+    for text in texts or []:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--data {text}: must be BENCHMARK=FILE, for example --data math500=test.jsonl")
+        found[name] = Path(path)
+    return found
+
+
+def _show_scores(graph: Graph, made: Mapping[str, Artifact], folder: Path, json_file: str | None) -> None:
+    """A table with a line per suite, and what a reader of it must know."""
+    rows, notes = [], []
+    for stage in SCORING:
+        for suite, values in made[stage].metrics.get("suites", {}).items() if stage in made else ():
+            outcomes = values.get("outcomes", {})
+            rows.append(
+                (
+                    suite,
+                    f"{values['problems']:,} x {values['samples'] // max(1, values['problems'])}",
+                    f"{100 * values['pass_rate']:.1f} ({100 * values['low']:.1f} to {100 * values['high']:.1f})",
+                    *(f"{outcomes[key]:,}" if key in outcomes else "" for key in ("graded", "ungradable")),
+                    *(f"{outcomes[key]:,}" if key in outcomes else "" for key in ("timed_out", "truncated")),
+                    values["interval"],
+                )
+            )
+            if values.get("dropped_problems"):
+                notes.append(
+                    f"{suite}: {values['dropped_problems']} problems cannot be graded, and are left out"
+                )
+    columns = ["suite", "problems", "score", "graded", "ungradable", "timed out", "truncated", "interval"]
+    show_table(json_file, "scores in percent, with 95 % intervals", columns, rows)
+    for note in notes:
+        show_line(json_file, note)
+    if "evaluate" in made:
+        first = next(iter(made["evaluate"].metrics["suites"]))
+        show_line(json_file, f"read answers: prism eval show {folder / 'evaluate'} --wrong {first} 5")
