@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from megatron_prism.verification.problems import Problem
 
 FOLDER, IDENTITY = "generations", "generations.json"
+# The finish reason of a sample that the engine could not make, because of its prompt. It has no text and no tokens.
+REFUSED = "refused"
 # At most so many completions of a suite are sampled by one call and graded together, because all are in memory.
 COMPLETIONS_AT_ONCE = 4096
 # A part is written when it has so many completions, or is so old.
@@ -100,14 +102,22 @@ class PartWriter:
 
     def add(self, problem: Problem, number: int, prompt_ids: Sequence[int], completion: Completion) -> None:
         """Keep one completion; half a surrogate pair in its text becomes the replacement character."""
+        self._add(problem, number, prompt_ids, asdict(completion))
+
+    def add_refused(self, problem: Problem, number: int, prompt_ids: Sequence[int]) -> None:
+        """Keep that a sample could not be made."""
+        nothing = asdict(Completion("", [], [], "stop"))
+        self._add(problem, number, prompt_ids, nothing | {"finish_reason": REFUSED})
+
+    def _add(self, problem: Problem, number: int, prompt_ids: Sequence[int], made: dict[str, Any]) -> None:
         self._rows.append(
             {
                 "id": problem.id,
                 "sample": number,
                 "prompt": whole_text(problem.prompt),
                 "prompt_ids": prompt_ids,
-                **{key: value for key, value in asdict(completion).items() if key != "text"},
-                "completion": whole_text(completion.text),
+                **{key: value for key, value in made.items() if key != "text"},
+                "completion": whole_text(made["text"]),
             }
         )
         if len(self._rows) >= PART_COMPLETIONS or time.monotonic() - self._last > PART_SECONDS:
@@ -181,9 +191,15 @@ def _read(path: Path, columns: Sequence[str]) -> pyarrow.Table:
         ) from None
 
 
-def keys_of(table: pyarrow.Table) -> set[tuple[str, int]]:
-    """(problem, number) of every completion in a table."""
-    return set(zip(table["id"].to_pylist(), table["sample"].to_pylist(), strict=True))
+def sampled_keys(folder: Path, chunk: int, *, refused: bool) -> set[tuple[str, int]]:
+    """(problem, number) of every sample in the parts of a chunk; if `refused`, also of those that could not be made."""
+    table = read_chunk(folder, chunk, ["id", "sample", "finish_reason"])
+    columns = (table[name].to_pylist() for name in table.column_names)
+    return {
+        (problem, number)
+        for problem, number, reason in zip(*columns, strict=True)
+        if refused or reason != REFUSED
+    }
 
 
 class Earlier:
@@ -204,7 +220,7 @@ class Earlier:
                 self.folders.append((folder, recorded["suites"]))
 
     def completions(self, plan: SuitePlan, wanted: Mapping[str, Sequence[int]]) -> Iterator[pyarrow.Table]:
-        """Tables of the wanted completions (problem -> numbers), each of them once.
+        """Tables of the wanted completions (problem -> numbers), each of them once. What was refused is not among them.
 
         Only problems with the same prompt and suites with the same sampling parameters count.
         """
@@ -216,11 +232,12 @@ class Earlier:
             if not missing or suites.get(plan.name) != sampling_identity(plan):
                 continue
             for file in generation_files(folder, plan.name):
-                keys = _read(file, ["id", "sample", "prompt"]).to_pylist()
+                keys = _read(file, ["id", "sample", "prompt", "finish_reason"]).to_pylist()
                 rows = []
                 for row, key in enumerate(keys):
                     place = (key["id"], key["sample"])
-                    if place in missing and prompts[key["id"]] == key["prompt"]:
+                    usable = key["finish_reason"] != REFUSED
+                    if usable and place in missing and prompts[key["id"]] == key["prompt"]:
                         missing.discard(place)
                         rows.append(row)
                 if rows:

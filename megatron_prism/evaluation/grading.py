@@ -15,6 +15,7 @@ import numpy
 
 from megatron_prism.evaluation.generations import (
     FOLDER,
+    REFUSED,
     Chunk,
     chunks_of,
     part_schema,
@@ -82,7 +83,10 @@ def grade_suite(
                 GradeItem(problem.kind, text, problem.answer, problem.tests, problem.benchmark)
                 for problem, text in zip(problems, texts, strict=True)
             ]
-            grades = grade_all(items, pool, progress, sandbox=sandbox)
+            refused = [reason == REFUSED for reason in table["finish_reason"].to_pylist()]
+            given = [item for item, missing in zip(items, refused, strict=True) if not missing]
+            verdicts = iter(grade_all(given, pool, progress, sandbox=sandbox))
+            grades = [Grade(False, REFUSED) if missing else next(verdicts) for missing in refused]
             writer.write_table(_with_verdicts(table, problems, grades))
             rows += _samples(table, plan, problems, grades)
     os.replace(partial, final)
@@ -99,9 +103,12 @@ def _in_order(table: pyarrow.Table, plan: SuitePlan, chunk: Chunk) -> pyarrow.Ta
         for number in range(plan.samples)
     }
     order = numpy.full(len(places), -1)
-    for row, key in enumerate(zip(table["id"].to_pylist(), table["sample"].to_pylist(), strict=True)):
-        if key in places:
-            order[places[key]] = row
+    columns = (table[name].to_pylist() for name in ("id", "sample", "finish_reason"))
+    for row, (problem_id, number, reason) in enumerate(zip(*columns, strict=True)):
+        place = places.get((problem_id, number))
+        # A sample that was refused may have been made later.
+        if place is not None and (order[place] < 0 or reason != REFUSED):
+            order[place] = row
     assert (order >= 0).all(), "every completion of the chunk has been sampled"
     return compute.take(table, order)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.errors import DataError
 from megatron_prism.evaluation.generations import (
     FOLDER,
     Chunk,
     Earlier,
     PartWriter,
     chunks_of,
-    keys_of,
-    read_chunk,
+    sampled_keys,
     write_part,
 )
 from megatron_prism.evaluation.plan import SuitePlan
@@ -23,6 +23,9 @@ from megatron_prism.evaluation.replicas import Replicas, agreed, gathered
 from megatron_prism.generation.engine import Completion, Engine, Progress, no_progress
 from megatron_prism.platform.console import get_logger
 from megatron_prism.platform.waiting import wait_for_files
+
+# So many problems that cannot be sampled are named with the reason.
+NAMED = 5
 
 log = get_logger(__name__)
 
@@ -51,6 +54,7 @@ class Sampler:
             progress: called with numbers of completions that exist, sampled now or before.
 
         Raises:
+            DataError: if not one completion of a suite can be made.
             RuntimeError: if the engine does not return the completions that it was asked for.
         """
         chunks = [(plan, chunk) for plan in plans for chunk in chunks_of(plan)]
@@ -66,6 +70,9 @@ class Sampler:
             with self.open_engine() as engine:
                 for plan, chunk, numbers in work:
                     parts += self._sample(engine, plan, chunk, self._share(numbers), progress=progress)
+                    if self.replicas.count == 1:
+                        # Before a server has refused every request of a long evaluation.
+                        self._check_some(plan)
         for written in gathered(self.replicas.first, parts):
             wait_for_files(written)
         if self.replicas.leads:
@@ -82,11 +89,23 @@ class Sampler:
 
     def _check(self, work: Sequence[tuple[SuitePlan, Chunk, list[list[int]]]]) -> None:
         for plan, chunk, _ in work:
-            if lost := sum(map(len, self._not_kept(plan, chunk))):
+            self._check_some(plan)
+            if lost := sum(map(len, self._not_kept(plan, chunk, refused=True))):
                 raise RuntimeError(f"the engine did not return {lost} completions of suite '{plan.name}'")
 
+    def _check_some(self, plan: SuitePlan) -> None:
+        folder = self.out / FOLDER / plan.name
+        if not any(sampled_keys(folder, chunk.number, refused=False) for chunk in chunks_of(plan)):
+            raise DataError(
+                f"suite '{plan.name}': no completion of any problem can be made (the warnings above say why); shorten "
+                "the prompts, or use an engine or a server that takes them"
+            )
+
     def _missing(self, plan: SuitePlan, chunk: Chunk, progress: Progress) -> list[list[int]]:
-        """For each problem of a chunk, the numbers of the samples that do not exist yet."""
+        """For each problem of a chunk, the numbers of the samples that do not exist yet.
+
+        What was refused is asked for again: the server may have another limit now.
+        """
         missing = self._not_kept(plan, chunk)
         if any(missing):
             by_id = {problem.id: row for problem, row in zip(chunk.problems, missing, strict=True)}
@@ -96,8 +115,8 @@ class Sampler:
         progress(plan.samples * len(chunk.problems) - sum(map(len, missing)))
         return missing
 
-    def _not_kept(self, plan: SuitePlan, chunk: Chunk) -> list[list[int]]:
-        kept = keys_of(read_chunk(self.out / FOLDER / plan.name, chunk.number, ["id", "sample"]))
+    def _not_kept(self, plan: SuitePlan, chunk: Chunk, *, refused: bool = False) -> list[list[int]]:
+        kept = sampled_keys(self.out / FOLDER / plan.name, chunk.number, refused=refused)
         return [
             [number for number in range(plan.samples) if (problem.id, number) not in kept]
             for problem in chunk.problems
@@ -113,11 +132,17 @@ class Sampler:
         problems = [chunk.problems[row] for row in rows]
         prompts = [problem.prompt for problem in problems]
         prompt_ids = self.tokenizer.encode_batch(prompts)
+        refused: dict[str, str] = {}
         with PartWriter(self.out / FOLDER / plan.name, chunk.number, self.replicas.index) as writer:
 
             def keep(index: int, number: int, completion: Completion) -> None:
                 if self.replicas.first:
                     writer.add(problems[index], number, prompt_ids[index], completion)
+
+            def refuse(index: int, number: int, reason: str) -> None:
+                if self.replicas.first:
+                    writer.add_refused(problems[index], number, prompt_ids[index])
+                refused[problems[index].id] = reason
 
             engine.generate(
                 prompts,
@@ -125,7 +150,12 @@ class Sampler:
                 seeds=[chunk.seeds[row] for row in rows],
                 numbers=[numbers[row] for row in rows],
                 keep=keep,
+                refuse=refuse,
                 # Replicas have equal shares, and only rank 0 shows a bar.
                 progress=lambda finished: progress(finished * self.replicas.count),
             )
+        for problem, reason in list(refused.items())[:NAMED]:
+            log.warning("%s: problem '%s' cannot be sampled: %s", plan.name, problem, reason)
+        if len(refused) > NAMED:
+            log.warning("%s: %d more problems cannot be sampled", plan.name, len(refused) - NAMED)
         return writer.written

@@ -167,11 +167,13 @@ def _log_score(suite: str, values: Mapping[str, Any]) -> None:
         values["problems"],
     )
     counts = values["outcomes"]
-    if counts["ungradable"] or counts["empty"]:
+    if counts["ungradable"] or counts["empty"] or counts["refused"]:
         log.warning(
-            "%s: of %d completions the grader failed on %d, and %d are empty; they count as not right",
+            "%s: of %d completions the grader failed on %d, %d are empty, and %d could not be made; they count as not "
+            "right",
             suite,
             values["samples"],
             counts["ungradable"],
             counts["empty"],
+            counts["refused"],
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_prism.evaluation.generations import REFUSED
 from megatron_prism.evaluation.plan import SuitePlan
 from megatron_prism.evaluation.statistics.intervals import pass_rate
 from megatron_prism.evaluation.statistics.paired import detectable_alone
@@ -36,6 +37,11 @@ class GradedSample:
         return reason.startswith("error:") or (
             self.problem.kind != "code" and reason in ("crashed", "memory")
         )
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is no completion, because the engine could not make one for this prompt."""
+        return self.finish_reason == REFUSED
 
     @property
     def timed_out(self) -> bool:
@@ -70,6 +76,7 @@ class SuiteResult:
         flat = list(self.flat())
         reasons = Counter(sample.grade.reason for sample in flat)
         dropped = self.plan.dropped
+        refused = list(dict.fromkeys(sample.problem.id for sample in flat if sample.refused))
         return {
             "pass_rate": estimate.rate,
             "low": estimate.low,
@@ -80,6 +87,7 @@ class SuiteResult:
             "outcomes": outcomes(flat),
             "dropped_problems": len(dropped),
             **({"dropped": dict(list(dropped.items())[:NAMED])} if dropped else {}),
+            **({"refused": refused[:NAMED]} if refused else {}),
             "truncated": sum(sample.finish_reason == "length" for sample in flat) / len(flat),
             "confidence": confidence,
             "interval": estimate.interval,
@@ -153,17 +161,20 @@ def _sizes(samples: int) -> list[int]:
 
 
 def outcomes(samples: Sequence[GradedSample]) -> dict[str, int]:
-    """What became of the completions. The first three add up to all; the others count some of these again.
+    """What became of the completions. The first four add up to all; the others count some of these again.
 
     graded: has a verdict. ungradable: the grader failed. timed_out: the program or the grader exceeded its time limit.
+    refused: there is no completion, because of the prompt (too long, or the server refused it).
     truncated: reached the maximum number of tokens. empty: has no text but blanks.
     """
     ungradable = sum(sample.ungradable for sample in samples)
     timed_out = sum(sample.timed_out for sample in samples)
+    refused = sum(sample.refused for sample in samples)
     return {
-        "graded": len(samples) - ungradable - timed_out,
+        "graded": len(samples) - ungradable - timed_out - refused,
         "ungradable": ungradable,
         "timed_out": timed_out,
+        "refused": refused,
         "truncated": sum(sample.finish_reason == "length" for sample in samples),
-        "empty": sum(sample.empty for sample in samples),
+        "empty": sum(sample.empty and not sample.refused for sample in samples),
     }

@@ -60,6 +60,10 @@ Progress = Callable[[int], None]
 Keep = Callable[[int, int, Completion], None]
 
 
+# Called with a sample that cannot be made: the index of its prompt, its number among the prompt's samples, and why.
+Refuse = Callable[[int, int, str], None]
+
+
 def no_progress(finished: int) -> None:
     """A `Progress` that does nothing."""
 
@@ -77,6 +81,8 @@ class Engine(Protocol):
         numbers: for each prompt, the numbers of the samples to make; None: 0 to `samples` - 1. The random numbers of a
             sample follow from the prompt's seed and the sample's number, so a missing one can be made later.
         keep: called with each completion as soon as it is finished, from the thread that called `generate`.
+        refuse: called with each sample whose prompt cannot be completed, because it is empty or too long, or because a
+            server refuses it; the result then has no such sample. None: that is an error.
         seeds: a seed for each prompt; None: they follow from `params.seed` and the prompts.
         batch_size: maximum number of sequences decoded together; it can only lower the engine's own maximum.
             Engine 'megatron' needs it to bound its memory; vLLM and servers bound theirs themselves and ignore it.
@@ -93,6 +99,7 @@ class Engine(Protocol):
         batch_size: int | None = None,
         numbers: Sequence[Sequence[int]] | None = None,
         keep: Keep = keep_nothing,
+        refuse: Refuse | None = None,
     ) -> list[list[Completion]]: ...
 
 
@@ -140,20 +147,36 @@ def sample_numbers(
     return [list(range(samples)) for _ in prompts] if numbers is None else [list(each) for each in numbers]
 
 
-def check_prompts(prompts: Sequence[str], encoded: Sequence[Sequence[int]], limit: int) -> None:
+def check_prompts(
+    prompts: Sequence[str],
+    encoded: Sequence[Sequence[object]],
+    limit: int,
+    *,
+    wanted: list[list[int]],
+    refuse: Refuse | None = None,
+) -> None:
     """Refuse a prompt (token ids in `encoded`) that is empty, or so long that no token fits below `limit`.
 
+    Args:
+        wanted: for each prompt, the numbers of its samples; those of a refused prompt are removed.
+
     Raises:
-        DataError: naming the prompt.
+        DataError: naming the prompt, if `refuse` is None.
     """
-    for prompt, token_ids in zip(prompts, encoded, strict=True):
-        if not token_ids:
-            raise DataError("prompt '' has no tokens; a prompt needs at least one")
-        if len(token_ids) >= limit:
-            raise DataError(
-                f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; prompt and completion may have {limit} "
-                "together (max_position_embeddings of the model, or context_length); shorten the prompt"
-            )
+    for index, (prompt, token_ids) in enumerate(zip(prompts, encoded, strict=True)):
+        if token_ids and len(token_ids) < limit:
+            continue
+        problem = (
+            f"prompt {prompt[:40]!r}... has {len(token_ids)} tokens; prompt and completion may have {limit} together "
+            "(max_position_embeddings of the model, or context_length); shorten the prompt"
+            if token_ids
+            else "prompt '' has no tokens; a prompt needs at least one"
+        )
+        if refuse is None:
+            raise DataError(problem)
+        for number in wanted[index]:
+            refuse(index, number, problem)
+        wanted[index].clear()
 
 
 def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:

@@ -25,6 +25,7 @@ from megatron_prism.generation.engine import (
     Completion,
     Keep,
     Progress,
+    Refuse,
     SamplingParams,
     keep_nothing,
     no_progress,
@@ -124,18 +125,23 @@ class HFEngine:
         batch_size: int | None = None,
         numbers: Sequence[Sequence[int]] | None = None,
         keep: Keep = keep_nothing,
+        refuse: Refuse | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
         A completion also ends when prompt and completion reach the context length.
 
         Raises:
-            DataError: for a prompt that is empty, or so long that no token fits after it.
+            DataError: for a prompt that is empty, or so long that no token fits after it, if `refuse` is None.
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         wanted = sample_numbers(prompts, samples, numbers)
         limit = self.max_length
-        queue = list(new_requests(self.tokenizer, prompts, params, wanted=wanted, seeds=seeds, limit=limit))
+        queue = list(
+            new_requests(
+                self.tokenizer, prompts, params, wanted=wanted, seeds=seeds, limit=limit, refuse=refuse
+            )
+        )
         # Prompts of similar lengths need little padding. The longest come first: if memory is short, it shows at once.
         queue.sort(key=lambda request: -len(request.prompt_ids))
         ending = Ending(self.tokenizer, params)

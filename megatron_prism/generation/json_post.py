@@ -19,12 +19,23 @@ from megatron_prism.pipeline.config import positive
 
 MAX_WAIT = 60.0
 TOO_MANY_REQUESTS, SERVER_FAILED = 429, 500
+# Bad request, content too large, unprocessable content.
+CONTENT_REFUSED = (400, 413, 422)
 # A server's message is cut to this many characters.
 MESSAGE_LENGTH = 300
 
 
 class RequestRefused(ServerError):
     """The server refused this request with a final status. Another request may succeed."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def about_content(self) -> bool:
+        """Whether the status speaks of this request's contents, not of the address, the key or the server."""
+        return self.status in CONTENT_REFUSED
 
 
 class _TryAgain(Exception):
@@ -101,7 +112,7 @@ class JsonEndpoint:
             reason = f"{refusal.code} {refusal.reason}: {_message(refusal)}"
             if refusal.code == TOO_MANY_REQUESTS or refusal.code >= SERVER_FAILED:
                 raise _TryAgain(reason, _retry_after(refusal)) from None
-            raise RequestRefused(f"{self.url}: {reason}") from None
+            raise RequestRefused(f"{self.url}: {reason}", refusal.code) from None
         except (OSError, http.client.HTTPException) as problem:
             reason = str(getattr(problem, "reason", problem)) or type(problem).__name__
             raise _TryAgain(f"no response ({_line(reason)})") from None

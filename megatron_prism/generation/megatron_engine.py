@@ -28,6 +28,7 @@ from megatron_prism.generation.engine import (
     Keep,
     Likelihood,
     Progress,
+    Refuse,
     SamplingParams,
     keep_nothing,
     no_progress,
@@ -142,18 +143,23 @@ class MegatronEngine:
         batch_size: int | None = None,
         numbers: Sequence[Sequence[int]] | None = None,
         keep: Keep = keep_nothing,
+        refuse: Refuse | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
         A completion also ends when prompt and completion reach the context length.
 
         Raises:
-            DataError: for a prompt that is empty, or so long that no token fits after it.
+            DataError: for a prompt that is empty, or so long that no token fits after it, if `refuse` is None.
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         wanted = sample_numbers(prompts, samples, numbers)
         limit = self.context_length
-        queue = deque(new_requests(self.tokenizer, prompts, params, wanted=wanted, seeds=seeds, limit=limit))
+        queue = deque(
+            new_requests(
+                self.tokenizer, prompts, params, wanted=wanted, seeds=seeds, limit=limit, refuse=refuse
+            )
+        )
         finished: dict[tuple[int, int], Completion] = {}
         modes = [chunk.training for chunk in self.models]
         size = min(self.batch_size, batch_size or self.batch_size, len(queue))

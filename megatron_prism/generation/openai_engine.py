@@ -6,22 +6,26 @@ Each request asks for one completion, so each has its own seed and is retried, s
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.errors import ConfigError, DataError, ServerError
+from megatron_prism.errors import ConfigError, ServerError
 from megatron_prism.generation.completion_store import CompletionStore, request_key
 from megatron_prism.generation.completions_api import OWN_FIELDS, check_prompt, read_response, request_body
 from megatron_prism.generation.engine import (
     Completion,
     Keep,
     Progress,
+    Refuse,
     SamplingParams,
+    check_prompts,
     keep_nothing,
     no_progress,
     prompt_seeds,
@@ -130,22 +134,27 @@ class OpenAIEngine:
         batch_size: int | None = None,
         numbers: Sequence[Sequence[int]] | None = None,
         keep: Keep = keep_nothing,
+        refuse: Refuse | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` gets the number that just finished.
 
-        If a request fails after all retries, the engine waits for the running ones (they go to `store`) and stops.
+        If a request fails after all retries, the engine waits for the running ones (they go to `store`) and stops. With
+        `refuse`, a request that the server refuses for its contents (a prompt that is too long) does not end the call.
 
         Raises:
-            DataError: for an empty prompt.
+            DataError: for an empty prompt, if `refuse` is None.
             ServerError: if the server refuses a request, stays unavailable, or sends an incomplete response.
         """
         wanted = sample_numbers(prompts, samples, numbers)
-        requests, order = self._requests(prompts, params, wanted, seeds)
+        ids = None if self.tokenizer is None else self.tokenizer.encode_batch(list(prompts))
+        check_prompts(prompts, prompts if ids is None else ids, sys.maxsize, wanted=wanted, refuse=refuse)
+        requests, order = self._requests(prompts, ids, params, wanted=wanted, seeds=seeds)
         # Equal prompts with equal seeds share a request.
         places: dict[str, list[tuple[int, int]]] = {}
         for place, key in order.items():
             places.setdefault(key, []).append(place)
         finished: dict[str, Completion] = {}
+        refused: dict[str, RequestRefused] = {}
 
         def note(key: str, completion: Completion) -> None:
             finished[key] = completion
@@ -168,18 +177,27 @@ class OpenAIEngine:
                 self.store.add(key, completion)
             return key, completion
 
+        def settle(key: str, answer: Callable[[], tuple[str, Completion]]) -> None:
+            """Note a completion, or that the server refused what this request asks for."""
+            try:
+                note(*answer())
+            except RequestRefused as refusal:
+                if refuse is None or not refusal.about_content:
+                    raise
+                refused[key] = refusal
+            progress(1)
+
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="completions")
         futures: list[Future[tuple[str, Completion]]] = []
         try:
-            if self.prompts == AUTO and missing:
+            while self.prompts == AUTO and missing:
                 # The first request runs alone, because its response shows whether the server accepts ids.
-                note(*request(missing[0]))
-                progress(1)
-                del missing[0]
-            futures += [pool.submit(request, key) for key in missing]
+                first = missing.pop(0)
+                settle(first, partial(request, first))
+            keys = {pool.submit(request, key): key for key in missing}
+            futures += keys
             for future in as_completed(futures):
-                note(*future.result())
-                progress(1)
+                settle(keys[future], future.result)
         except ServerError as problem:
             _stop(pool, stopped)
             for future in futures:
@@ -190,19 +208,25 @@ class OpenAIEngine:
             raise ServerError(f"{problem}; {self._kept(len(finished), len(requests))}") from None
         finally:
             _stop(pool, stopped)
-        return [[finished[order[index, number]] for number in row] for index, row in enumerate(wanted)]
+        for key, refusal in refused.items():
+            for index, number in places[key]:
+                assert refuse is not None
+                refuse(index, number, str(refusal))
+        return [
+            [finished[key] for number in row if (key := order[index, number]) in finished]
+            for index, row in enumerate(wanted)
+        ]
 
     def _requests(
         self,
         prompts: Sequence[str],
+        ids: Sequence[list[int]] | None,
         params: SamplingParams,
+        *,
         wanted: Sequence[Sequence[int]],
         seeds: Sequence[int] | None,
     ) -> tuple[dict[str, _Request], dict[tuple[int, int], str]]:
         """The requests by their hash, and the hash for each (index of the prompt, number of the sample)."""
-        ids = None if self.tokenizer is None else self.tokenizer.encode_batch(list(prompts))
-        if "" in prompts if ids is None else [] in ids:
-            raise DataError("prompt '' has no tokens; a prompt needs at least one")
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         requests, order = {}, {}
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):

@@ -14,6 +14,7 @@ from megatron_prism.errors import DataError
 from megatron_prism.generation.engine import (
     Completion,
     FinishReason,
+    Refuse,
     SamplingParams,
     check_prompts,
     cut_at_stop,
@@ -50,21 +51,22 @@ def new_requests(
     prompts: Sequence[str],
     params: SamplingParams,
     *,
-    wanted: Sequence[Sequence[int]],
+    wanted: list[list[int]],
     seeds: Sequence[int],
     limit: int,
+    refuse: Refuse | None,
 ) -> Iterator[Request]:
     """The samples to make, prompt by prompt.
 
     Args:
-        wanted: for each prompt, the numbers of its samples.
+        wanted: for each prompt, the numbers of its samples; those of a refused prompt are removed.
         limit: maximum number of tokens of prompt and completion.
 
     Raises:
-        DataError: for a prompt that is empty, or so long that no token fits after it.
+        DataError: for a prompt that is empty, or so long that no token fits after it, if `refuse` is None.
     """
     encoded = tokenizer.encode_batch(list(prompts))
-    check_prompts(prompts, encoded, limit)
+    check_prompts(prompts, encoded, limit, wanted=wanted, refuse=refuse)
     for index, token_ids in enumerate(encoded):
         max_tokens = min(params.max_new_tokens, limit - len(token_ids))
         for sample in wanted[index]:

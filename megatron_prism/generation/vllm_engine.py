@@ -21,6 +21,7 @@ from megatron_prism.generation.engine import (
     Completion,
     Keep,
     Progress,
+    Refuse,
     SamplingParams,
     check_prompts,
     keep_nothing,
@@ -109,19 +110,20 @@ class VLLMEngine:
         batch_size: int | None = None,
         numbers: Sequence[Sequence[int]] | None = None,
         keep: Keep = keep_nothing,
+        refuse: Refuse | None = None,
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in order; `progress` and `keep` are called at the end.
 
         `seconds` of a completion are those of the whole call, because vLLM does not report them for each.
 
         Raises:
-            DataError: for a prompt that is empty, or so long that no token fits after it.
+            DataError: for a prompt that is empty, or so long that no token fits after it, if `refuse` is None.
             ServerError: if vLLM changed the tokens of a prompt.
         """
         # Prompts are sent as ids, because the start token is decided by this tokenizer's policy and not by vLLM.
         encoded = self.tokenizer.encode_batch(list(prompts))
-        check_prompts(prompts, encoded, self._llm.model_config.max_model_len)
         wanted = sample_numbers(prompts, samples, numbers)
+        check_prompts(prompts, encoded, self._llm.model_config.max_model_len, wanted=wanted, refuse=refuse)
         arguments = [
             sampling_arguments(params, sample_seed(seed, number), self.tokenizer.eos_id)
             for seed, row in zip(

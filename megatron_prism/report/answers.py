@@ -19,6 +19,7 @@ OUTCOMES = {
     "graded": "graded",
     "ungradable": "ungradable",
     "timed_out": "timed out",
+    "refused": "refused",
     "truncated": "truncated",
     "empty": "empty",
 }
@@ -45,7 +46,7 @@ def outcome_table(artifacts: Mapping[str, Artifact]) -> Table:
     for name, artifact in evaluations(artifacts).items():
         for suite, values in artifact.metrics.get("suites", {}).items():
             if "outcomes" in values:
-                counts = [f"{values['outcomes'][key]:,}" for key in OUTCOMES]
+                counts = [f"{values['outcomes'].get(key, 0):,}" for key in OUTCOMES]
                 dropped = f"{values.get('dropped_problems', 0):,}"
                 rows.append([labels[name], suite, f"{values['samples']:,}", *counts, dropped])
     columns = ["model", "suite", "answers", *OUTCOMES.values(), "problems left out"]

@@ -38,7 +38,7 @@ class ScriptedEngine:
         self.asked: list[tuple[str, int]] = []
         self.die_after = None
 
-    def generate(self, prompts, params, *, seeds, numbers, keep, progress):
+    def generate(self, prompts, params, *, seeds, numbers, keep, progress, refuse):
         self.seen.append(params)
         made = []
         for index, (prompt, row) in enumerate(zip(prompts, numbers, strict=True)):
@@ -188,7 +188,7 @@ def test_what_became_of_the_completions_is_counted(tmp_path, inputs, engine):
     suites = evaluated(
         inputs, tmp_path / "out", grading=GradingSettings(workers=1, timeout_seconds=0.3, sandbox="weak")
     )["suites"]
-    none = {"graded": 1, "ungradable": 0, "timed_out": 0, "truncated": 0, "empty": 0}
+    none = {"graded": 1, "ungradable": 0, "timed_out": 0, "refused": 0, "truncated": 0, "empty": 0}
     assert suites["math"]["outcomes"] == none | {"graded": 2, "empty": 1}
     assert suites["science"]["outcomes"] == none | {"truncated": 1}
     assert suites["code"]["outcomes"] == none | {"graded": 0, "timed_out": 1}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pyarrow.parquet as parquet
 import pytest
+from kept_answers import InThisProcess
 from tiny_rl import artifact, make_inputs
 
 from megatron_prism.cli.main import main
 from megatron_prism.conversion.import_hf import import_checkpoint
-from megatron_prism.errors import ConfigError, ServerError
+from megatron_prism.errors import ConfigError, DataError, ServerError
 from megatron_prism.evaluation.answers import read_answers
 from megatron_prism.evaluation.given_model import add_model
 from megatron_prism.evaluation.plan import SuiteSampling
@@ -243,3 +246,125 @@ def test_a_server_is_asked_for_the_name_of_its_model(server, served_folder, monk
         server.start(models=models)
         with pytest.raises(ConfigError, match=message):
             added()
+
+
+@pytest.fixture
+def graded_here(monkeypatch):
+    """Grading without worker processes, whose start takes longer than these tests."""
+    monkeypatch.setattr(GradingSettings, "open_pool", lambda self: nullcontext(InThisProcess()))
+
+
+def asked(folder, prompts):
+    """A corpus with one suite of these prompts."""
+    (folder / "problems").mkdir(parents=True)
+    lines = [
+        {"id": f"q{i}", "domain": "math", "prompt": prompt, "kind": "short", "answer": "A", "tests": []}
+        for i, prompt in enumerate(prompts)
+    ]
+    (folder / "problems" / "math.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return artifact(folder)
+
+
+def evaluation(server, **options):
+    engine = served_engine(server, **{"concurrency": 1, **options})
+    return Evaluate(samples_per_problem=2, sampling=SUITE_SAMPLED, engine=engine, grading=WEAK)
+
+
+def answers(folder):
+    return [(each["id"], each["sample"], each["completion"]) for each in read_answers(folder)]
+
+
+@pytest.mark.parametrize("trouble", [{"die_at": 4}, {"refuse": 1, "status": 429}], ids=["dies", "429"])
+def test_an_evaluation_goes_on_after_trouble_with_the_server(server, inputs, tmp_path, trouble, graded_here):
+    whole, out = tmp_path / "whole" / "evaluation-0", tmp_path / "evaluation-0"
+    server.start()
+    evaluation(server).run(inputs, _made(whole))
+    before = len(server.bodies)
+    server.kill()
+    server.start(**trouble)
+    with pytest.raises(ServerError):
+        evaluation(server).run(inputs, _made(out))
+    kept = {"die_at": 3, "refuse": 0}[next(iter(trouble))]
+    assert len(server.bodies) == before + kept + 1
+    assert not (out / "scores.json").exists(), "no score without all answers"
+    server.kill()
+    server.start()
+    evaluation(server).run(inputs, out)
+    assert len(server.bodies) == before + kept + 1 + (2 * len(PROMPTS) - kept), "only the rest was requested"
+    assert answers(out) == answers(whole)
+
+
+def test_a_prompt_that_a_server_refuses_is_counted_and_named(server, inputs, tmp_path, caplog, graded_here):
+    corpus = {"corpus": asked(tmp_path / "corpus2", ["A" * 125, *PROMPTS])}
+    server.start()
+    out = _made(tmp_path / "evaluation-0")
+    scores = evaluation(server).run(inputs | corpus, out)["suites"]["math"]
+    assert scores["outcomes"] == {
+        **dict.fromkeys(("ungradable", "timed_out", "empty"), 0),
+        **{"graded": 6, "refused": 2, "truncated": scores["outcomes"]["truncated"]},
+    }
+    assert (scores["refused"], scores["reasons"]["refused"], scores["samples"]) == (["q0"], 2, 8)
+    assert "problem 'q0' cannot be sampled: " in caplog.text
+    assert "This model's maximum context length is 128 tokens" in caplog.text
+    assert "and 2 could not be made; they count as not right" in caplog.text
+    found = list(read_answers(out))
+    assert [each["finish_reason"] for each in found[:2]] == ["refused"] * 2
+    evaluation(server).run(inputs, _made(tmp_path / "other" / "evaluation-0"))
+    others = [(each["sample"], each["completion"]) for each in found[2:]]
+    assert others == [each[1:] for each in answers(tmp_path / "other" / "evaluation-0")]
+
+    # Another evaluation takes over the answers, and asks again for what was refused.
+    before = len(server.bodies)
+    more = replace(evaluation(server), samples_per_problem=3)
+    assert more.run(inputs | corpus, _made(tmp_path / "evaluation-1"))["suites"]["math"]["samples"] == 12
+    # The refused three are sent as text, too, until a first request shows that ids are accepted.
+    assert len(server.bodies) - before == 3 + 3 * 2
+
+
+def test_a_server_that_refuses_every_prompt_gives_no_score(server, inputs, tmp_path, graded_here):
+    server.start()
+    out = _made(tmp_path / "evaluation-0")
+    stage = replace(evaluation(server), sampling=replace(SUITE_SAMPLED, max_new_tokens=500))
+    with pytest.raises(DataError, match="suite 'math': no completion of any problem can be made"):
+        stage.run(inputs, out)
+    assert not (out / "scores.json").exists()
+    stage = evaluation(server)
+    assert stage.run(inputs, out)["suites"]["math"]["outcomes"]["refused"] == 0
+    # Other refusals are not about one prompt, and end the evaluation at once.
+    server.kill()
+    server.start(refuse=99, status=404)
+    before = len(server.bodies)
+    with pytest.raises(ServerError, match="404 Not Found: come back later; 0 of 6 completions are kept"):
+        stage.run(inputs, _made(tmp_path / "other" / "evaluation-0"))
+    assert len(server.bodies) - before == 2, "ids, and then text"
+
+
+def test_a_prompt_too_long_for_a_model_in_this_process_is_counted(
+    served_folder, inputs, tmp_path, caplog, graded_here
+):
+    corpus = {"corpus": asked(tmp_path / "corpus2", ["A" * 128, *PROMPTS])}
+    model = {"model": artifact(served_folder)}
+    found = []
+    for name in ("megatron", "hf"):
+        stage = replace(evaluation(SimpleNamespace(url="http://localhost:1/v1")), engine=EngineConfig(name))
+        scores = stage.run(inputs | model | corpus, _made(tmp_path / name / "evaluation-0"))["suites"]["math"]
+        assert (scores["outcomes"]["refused"], scores["refused"]) == (2, ["q0"])
+        found.append(answers(tmp_path / name / "evaluation-0"))
+    assert found[0] == found[1]
+    assert "problem 'q0' cannot be sampled: prompt 'AAAA" in caplog.text
+    assert "may have 128 together" in caplog.text
+
+
+def test_a_server_that_adds_a_start_token_gives_no_score(server, inputs, tmp_path, graded_here):
+    server.start(begin=[5])
+    out = _made(tmp_path / "evaluation-0")
+    with pytest.raises(
+        ServerError, match=r"read a prompt of 4 tokens, but was sent 3 ids, so it adds tokens"
+    ):
+        evaluation(server).run(inputs, out)
+    assert not (out / "scores.json").exists()
+
+
+def _made(folder):
+    folder.mkdir(parents=True)
+    return folder
