@@ -35,7 +35,9 @@ def only_model(base_url: str, api_key_variable: str | None = None) -> str:
         ) from None
     except ServerError as problem:
         reason, _, _ = str(problem).partition(";")
-        raise ServerError(f"{reason}; check the address, and that the server runs") from None
+        raise ServerError(
+            f"{reason}; check the address, and that the server runs; if it cannot list its models, {NAME_IT}"
+        ) from None
     listed = answer.get("data") if isinstance(answer, dict) else None
     names = [str(each["id"]) for each in listed or () if isinstance(each, dict) and "id" in each]
     if len(names) == 1:
