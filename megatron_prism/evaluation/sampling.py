@@ -94,8 +94,11 @@ class Sampler:
                 raise RuntimeError(f"the engine did not return {lost} completions of suite '{plan.name}'")
 
     def _check_some(self, plan: SuitePlan) -> None:
-        folder = self.out / FOLDER / plan.name
-        if not any(sampled_keys(folder, chunk.number, refused=False) for chunk in chunks_of(plan)):
+        def any_kept(refused: bool) -> bool:
+            folder = self.out / FOLDER / plan.name
+            return any(sampled_keys(folder, chunk.number, refused=refused) for chunk in chunks_of(plan))
+
+        if not any_kept(refused=False) and any_kept(refused=True):
             raise DataError(
                 f"suite '{plan.name}': no completion of any problem can be made (the warnings above say why); shorten "
                 "the prompts, or use an engine or a server that takes them"
