@@ -89,6 +89,18 @@ def gathered(first: bool, value: Item) -> list[Item]:
     return [each[1] for each in values if each is not None and each[0]]
 
 
+def exchanged(first: bool, value: Item) -> list[Item]:
+    """On every rank, when all have come so far: the value of each replica's first rank."""
+    import torch.distributed as dist
+
+    wait_for_all(MINUTES)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[tuple[bool, Item] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, (first, value))
+    return [each[1] for each in values if each is not None and each[0]]
+
+
 def check_layout(parallel: ParallelConfig, engine: str) -> None:
     """Refuse a layout that brings nothing for sampling, or that the engine cannot have.
 

@@ -15,6 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import ConfigError
+from megatron_prism.evaluation.replicas import Replicas, exchanged
 from megatron_prism.generation.engine import (
     Engine,
     LikelihoodEngine,
@@ -39,6 +40,7 @@ class EngineLM(LM):
         batch_tokens: number of tokens that are read together for log-likelihoods.
         batch_size: maximum number of completions that are decoded together.
         seed: of tasks that sample.
+        replicas: this process's place among those that share the requests; all get all answers.
         progress: called with the share of a call's requests that just finished.
     """
 
@@ -51,25 +53,51 @@ class EngineLM(LM):
         batch_tokens: int,
         batch_size: int | None = None,
         seed: int = 0,
+        replicas: Replicas | None = None,
         progress: Callable[[float], None] = lambda share: None,
     ) -> None:
         super().__init__()
         self.engine, self.tokenizer, self.name = engine, tokenizer, name
         self.batch_tokens, self.batch_size, self.seed = batch_tokens, batch_size, seed
-        self.progress = progress
+        self.replicas, self.progress = replicas or Replicas(), progress
         # Prompts of generate_until that lost their beginning because they did not fit.
         self.shortened = 0
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-likelihood, whether greedy decoding writes it) of each request's (context, continuation)."""
+        return self._together(requests, self._likelihoods)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """The log-likelihood of each request's whole text."""
+        return self._together(requests, self._whole_texts)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The text after each request's context, up to the first of its stop strings."""
+        return self._together(requests, self._completions)
+
+    def _together(
+        self, requests: Sequence[Any], answer: Callable[[Sequence[Any]], Sequence[Any]]
+    ) -> list[Any]:
+        """The answers to all requests. Each replica gives those to some contexts, which it reads once."""
+        contexts = self.replicas.share(list(dict.fromkeys(request.args[0] for request in requests)))
+        chosen = set(contexts)
+        own = [number for number, request in enumerate(requests) if request.args[0] in chosen]
+        before = self.shortened
+        answers = answer([requests[number] for number in own]) if own else []
+        mine = dict(zip(own, answers, strict=True)), self.shortened - before
+        everyone = exchanged(self.replicas.first, mine)
+        self.shortened = before + sum(shortened for _, shortened in everyone)
+        found = {number: made for answers, _ in everyone for number, made in answers.items()}
+        return [found[number] for number in range(len(requests))]
+
+    def _likelihoods(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         engine = self._scoring(requests)
         pairs = encode_pairs(self.tokenizer, [request.args for request in requests])
         advance = self._advance(len(pairs))
         found = engine.log_likelihoods(pairs, batch_tokens=self.batch_tokens, progress=advance)
         return [(each.logprob, each.greedy) for each in found]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """The log-likelihood of each request's whole text."""
+    def _whole_texts(self, requests: Sequence[Any]) -> list[float]:
         engine = self._scoring(requests)
         rows = self.tokenizer.encode_batch([request.args[0] for request in requests])
         windows = [rolling_windows(ids, self.tokenizer.bos_id, engine.context_length) for ids in rows]
@@ -78,8 +106,7 @@ class EngineLM(LM):
         found = iter(engine.log_likelihoods(pairs, batch_tokens=self.batch_tokens, progress=advance))
         return [sum(next(found).logprob for _ in row) for row in windows]
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The text after each request's context, up to the first of its stop strings."""
+    def _completions(self, requests: Sequence[Any]) -> list[str]:
         texts: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):

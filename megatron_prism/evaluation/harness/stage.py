@@ -14,12 +14,14 @@ from megatron_prism.data.text_record import check_model
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.evaluation.harness.definitions import Benchmark, read_suite, suite_names
 from megatron_prism.evaluation.harness.package import require_lm_eval, versions
+from megatron_prism.evaluation.replicas import agreed, check_layout, open_replicas
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.model_folder import HF_FILES
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.stage import Stage, tuning
-from megatron_prism.platform.console import get_logger, progress_bar
+from megatron_prism.platform.console import get_logger, is_rank_zero, progress_bar
+from megatron_prism.platform.process_groups import ParallelConfig
 
 if TYPE_CHECKING:
     from megatron_prism.evaluation.harness.results import TaskResult
@@ -72,6 +74,7 @@ class Harness(Stage):
         engine: the engine; log-likelihoods need 'megatron'.
         batch_tokens: maximum number of tokens that are read together for log-likelihoods.
         batch_size: maximum number of completions that engine 'megatron' decodes together.
+        parallel: the layout of engine 'megatron'; the replicas of data parallelism share the requests.
         confidence: coverage of the intervals.
     """
 
@@ -88,11 +91,13 @@ class Harness(Stage):
     engine: EngineConfig = field(default_factory=_engine)
     batch_tokens: int = tuning(16384)
     batch_size: int = tuning(64)
+    parallel: ParallelConfig = tuning(default_factory=ParallelConfig)
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
         positive(self, "batch_tokens", "batch_size")
         seeds(self, "seed")
+        check_layout(self.parallel, self.engine.name)
         if self.limit is not None:
             positive(self, "limit")
         if not 0 < self.confidence < 1:
@@ -109,6 +114,10 @@ class Harness(Stage):
         for name, examples in self.num_fewshot.items():
             if examples < 0:
                 raise ConfigError(f"num_fewshot.{name}={examples}: must be 0 or more")
+
+    @property
+    def world_size(self) -> int:
+        return self.parallel.world_size
 
     def identity(self) -> dict[str, Any]:
         """The contents of the definitions in place of their folder, because they decide the scores."""
@@ -127,6 +136,8 @@ class Harness(Stage):
         loaded = load_tasks(names, None if self.include_path is None else Path(self.include_path))
         todo = self._prepared(benchmarks, loaded)
         results, text, shortened = self._results(inputs, out, todo)
+        if not is_rank_zero():
+            return {}
         by_name = {name: {task: results[task] for task in tasks} for name, tasks in loaded.items()}
         metrics = self._scores(by_name, results) | {
             "engine": self.engine.name,
@@ -178,7 +189,8 @@ class Harness(Stage):
     def _results(
         self, inputs: Mapping[str, Artifact], out: Path, todo: Sequence[tuple[Benchmark, Any]]
     ) -> tuple[dict[str, TaskResult], dict[str, Any], int]:
-        """Task -> result; those of an interrupted run are taken over. Also how prompts were encoded."""
+        """On rank 0, task -> result; those of an interrupted run are taken over. Also how prompts were encoded, and how
+        many were too long."""
         from megatron_prism.evaluation.harness.language_model import EngineLM
         from megatron_prism.evaluation.harness.results import (
             TaskResult,
@@ -193,11 +205,13 @@ class Harness(Stage):
         if "model" in inputs:
             check_model(inputs["model"], tokenizer)
         finished = out / FINISHED
-        finished.mkdir(exist_ok=True)
+        files = [finished / f"{number:05}.json" for number in range(len(todo))]
         sizes = [self._documents(task) for _, task in todo]
-        results: dict[str, TaskResult] = {}
         with (
-            self.engine.open(model=model, tokenizer=folder, batch_size=self.batch_size, work=out) as engine,
+            open_replicas(self.parallel) as replicas,
+            self.engine.open(
+                model=model, tokenizer=folder, batch_size=self.batch_size, work=out, parallel=self.parallel
+            ) as engine,
             progress_bar("answering lm-eval's tasks", sum(sizes)) as bar,
         ):
             lm = EngineLM(
@@ -207,18 +221,26 @@ class Harness(Stage):
                 batch_tokens=self.batch_tokens,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                replicas=replicas,
             )
-            for number, (benchmark, task) in enumerate(todo):
-                file = finished / f"{number:05}.json"
-                if not file.is_file():
-                    lm.progress = partial(_advance, bar, sizes[number])
-                    result, samples = run_task(lm, task, benchmark, limit=self.limit, seed=self.seed)
+            if replicas.leads:
+                finished.mkdir(exist_ok=True)
+            done = agreed([file.is_file() for file in files] if replicas.leads else None)
+            for (benchmark, task), file, size, was_done in zip(todo, files, sizes, done, strict=True):
+                lm.progress = partial(_advance, bar, size)
+                if was_done:
+                    lm.progress(1.0)
+                    continue
+                result, samples = run_task(lm, task, benchmark, limit=self.limit, seed=self.seed)
+                if replicas.leads:
                     write_samples(file.with_suffix(".parquet"), samples)
                     result.save(file)
-                else:
-                    bar.advance(bar.task_ids[0], sizes[number])
-                results[task.config.task] = TaskResult.load(file)
-        join_samples(sorted(finished.glob("*.parquet")), out / SAMPLES)
+        results = {}
+        if is_rank_zero():
+            join_samples([file.with_suffix(".parquet") for file in files], out / SAMPLES)
+            results = {
+                task.config.task: TaskResult.load(file) for (_, task), file in zip(todo, files, strict=True)
+            }
         return results, tokenizer.record(), lm.shortened
 
     def _documents(self, task: Any) -> int:
