@@ -173,7 +173,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     results = [row for kind in arguments.models for row in compare(kind, arguments)]
-    table = Table(title=f"lm-eval, {arguments.problems} problems, {arguments.threads} threads")
+    table = Table(title=f"lm-eval, {arguments.problems} problems, {arguments.threads} thread(s)")
     for column in ("model", "requests", "tokens", "ours s", "hf s", "ratio"):
         table.add_column(column, justify="right")
     for row in results:
