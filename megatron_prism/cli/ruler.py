@@ -1,22 +1,18 @@
-"""`prism ruler`: make RULER samples for a tokenizer, and score a checkpoint, a served model or predictions."""
+"""`prism ruler`: make RULER samples for a tokenizer, and score predictions that another program made from them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megatron_prism.cli.folder_checks import check_models
 from megatron_prism.cli.number_checks import LARGEST_INTEGER, whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table, write_result
 from megatron_prism.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_prism.generation.engine_config import EngineConfig
+    pass
 
 app = typer.Typer(help="RULER: long-context tasks at any length, made for a tokenizer, scored by recall.")
 
@@ -123,83 +119,27 @@ def make(
 @app.command("score")
 def score(
     samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="A folder of `prism ruler make`.")],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", metavar="DIR", help="Score this Megatron or Hugging Face folder."),
-    ] = None,
     predictions: Annotated[
-        Path | None,
+        Path,
         typer.Option(
             "--predictions",
             metavar="FILE",
-            help="Score predictions made elsewhere: JSON lines with task, length, index and prediction.",
+            help="JSON lines with task, length, index and prediction.",
         ),
-    ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine",
-            metavar="NAME",
-            help="Engine that runs the checkpoint (megatron, hf or vllm), or openai for the model of a server.",
-        ),
-    ] = "megatron",
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="KEY=VALUE",
-            help="Option of the engine, for example base_url=http://...; repeat it.",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: the checkpoint's own."
-        ),
-    ] = None,
-    batch_tokens: Annotated[
-        int,
-        typer.Option(
-            "--batch-tokens", help="Maximum number of tokens that engine megatron decodes together."
-        ),
-    ] = 65536,
+    ],
     confidence: Annotated[float, typer.Option("--confidence", help="Coverage of the intervals.")] = 0.95,
     json_file: JsonOption = None,
 ) -> None:
-    """Score a checkpoint, the model of a server, or predictions made elsewhere on samples."""
+    """Score predictions that another program made from the samples; `prism eval MODEL --suite long` asks a model."""
     check_json_target(json_file)
-    served = engine == "openai"
-    if [checkpoint is not None, predictions is not None, served].count(True) != 1:
-        raise ConfigError(
-            "prism ruler score: give either --checkpoint DIR or --predictions FILE, or --engine openai for the model "
-            "of a server"
-        )
-    if served and tokenizer is None:
-        raise ConfigError(
-            "prism ruler score --engine openai: name the tokenizer of the model with --tokenizer DIR"
-        )
-    whole_number(batch_tokens, "--batch-tokens", least=1)
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence {confidence}: must be between 0 and 1, for example 0.95")
     from megatron_prism.data.ruler.samples import read_manifest
-
-    read_manifest(samples)
-    if checkpoint is not None:
-        check_models(checkpoint)
     from megatron_prism.evaluation.ruler.predictions import score_file
     from megatron_prism.evaluation.ruler.scoring import summary
 
-    if predictions is not None:
-        scored = list(score_file(samples, predictions))
-    else:
-        from megatron_prism.generation.engine_config import EngineConfig
-        from megatron_prism.pipeline.config import parse_override
-
-        config = EngineConfig(engine, dict(map(parse_override, options or [])))
-        scored = _score_model(
-            samples, checkpoint, tokenizer=tokenizer, config=config, batch_tokens=batch_tokens
-        )
-    result = summary(scored, confidence)
+    read_manifest(samples)
+    result = summary(score_file(samples, predictions), confidence)
     tasks = list(next(iter(result["lengths"].values()))["tasks"])
     rows = [
         (task, *(_percent(entry["tasks"][task]) for entry in result["lengths"].values())) for task in tasks
@@ -208,66 +148,6 @@ def score(
     title = f"RULER recall in percent, {confidence:.0%} intervals"
     show_table(json_file, title, ["task", *result["lengths"]], rows)
     write_result(json_file, result)
-
-
-def _score_model(
-    samples: Path,
-    checkpoint: Path | None,
-    *,
-    tokenizer: Path | None,
-    config: EngineConfig,
-    batch_tokens: int,
-) -> list[Any]:
-    """The scores of a checkpoint, or of the model of a server if `checkpoint` is None."""
-    from megatron_prism.data.ruler.samples import read_manifest, read_samples
-    from megatron_prism.data.tokenizer_files import tokenizer_of_model
-    from megatron_prism.evaluation.ruler.predictions import batch_size, check_positions, predict_all
-    from megatron_prism.models.model_folder import longest_sequence
-    from megatron_prism.platform.console import progress_bar
-
-    manifest = read_manifest(samples)
-    if checkpoint is not None:
-        if (longest := longest_sequence(checkpoint)) is not None:
-            check_positions(manifest["lengths"], longest, checkpoint)
-        tokenizer = tokenizer or tokenizer_of_model(checkpoint)
-        if tokenizer is None:
-            raise ConfigError(f"{checkpoint}: this model has no tokenizer; name one with --tokenizer DIR")
-    assert tokenizer is not None
-    if config.tokenizer(tokenizer).identity != manifest["tokenizer"]:
-        raise ConfigError(
-            f"{samples}: made for another tokenizer than {tokenizer}, so their lengths are wrong; make the samples "
-            "again with this tokenizer"
-        )
-    groups = (
-        list(read_samples(samples, task, length))
-        for length in manifest["lengths"]
-        for task in manifest["tasks"]
-    )
-    total = manifest["samples"] * len(manifest["lengths"]) * len(manifest["tasks"])
-    work = _work_folder(samples, checkpoint, config)
-    with (
-        config.open(
-            model=checkpoint,
-            tokenizer=tokenizer,
-            batch_size=batch_size(batch_tokens, min(manifest["lengths"])),
-            work=work,
-        ) as engine,
-        progress_bar("answering RULER", total) as bar,
-    ):
-        found = predict_all(
-            engine, groups, batch_tokens, lambda finished: bar.advance(bar.task_ids[0], finished)
-        )
-        scored = [each.scored() for each in found]
-    with suppress(OSError):
-        work.rmdir()
-    return scored
-
-
-def _work_folder(samples: Path, checkpoint: Path | None, config: EngineConfig) -> Path:
-    """A folder next to the samples, in which a repeated command finds the finished completions of a server."""
-    identity = json.dumps([str(checkpoint), config.identity()], sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    return samples.absolute().with_name(f"{samples.absolute().name}.{digest}.partial")
 
 
 def _split(text: str) -> list[str]:

@@ -52,26 +52,6 @@ def test_make_and_score_predictions(
     assert json.loads(scores.read_text())["lengths"]["256"]["recall"] == 1.0
 
 
-def test_a_checkpoint_is_asked(
-    hf: Path, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prism("convert", "import", str(hf), str(tmp_path / "megatron")) == 0
-    capsys.readouterr()
-    command = ("ruler", "score", str(samples), "--checkpoint")
-    assert prism(*command, str(tmp_path / "megatron"), "--json", "-") == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["lengths"]["256"]["samples"] == 8
-    assert prism(*command, str(hf), "--json", "-") == 0
-    assert json.loads(capsys.readouterr().out) == result, "the same model as a Hugging Face folder"
-    other = tmp_path / "other"
-    train_tokenizer(["Another text, another tokenizer."] * 3, 260, other)
-    assert prism(*command, str(tmp_path / "megatron"), "--tokenizer", str(other)) == 2
-    assert "made for another tokenizer" in capsys.readouterr().err
-    (tmp_path / "megatron" / "hf").rename(tmp_path / "aside")
-    assert prism(*command, str(tmp_path / "megatron")) == 2
-    assert "name one with --tokenizer DIR" in capsys.readouterr().err
-
-
 def test_stand_ins_are_said(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--tasks", "niah_single_2", "--lengths", "1024", "--samples", "1", "--workers", "1")
     assert prism("ruler", "make", str(tmp_path / "out"), "--tokenizer", str(hf), *options) == 0
@@ -111,9 +91,9 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_score_wants_one_of_two(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_wants_predictions(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert prism("ruler", "score", str(samples)) == 2
-    assert "either --checkpoint DIR or --predictions FILE, or --engine openai" in one_line_error(capsys)
+    assert "--predictions" in one_line_error(capsys)
     assert prism("ruler", "score", str(tmp_path), "--predictions", "absent") == 2
     assert "ruler.json: no such file" in one_line_error(capsys)

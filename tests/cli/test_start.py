@@ -80,7 +80,8 @@ def test_help_lists_plans_and_mistakes_load_no_torch(tmp_path):
         *("convert quantize config out", "convert quantize config out --samples 0"),
         *("merge --model empty=.5 --model empty=.5 out", "merge --model config=.5 --model config=.5 out"),
         *("ruler make --tokenizer absent out", "ruler make --tokenizer empty out"),
-        *("ruler score absent --checkpoint absent", "ruler score empty --checkpoint empty"),
+        *("ruler score absent --predictions absent", "eval absent --suite shoebox"),
+        *("eval empty --suite shoebox", "eval config", "eval compare empty config"),
         *("run shoebox midtrain=5", "run shoebox midtrain.optimizer.weight_decay=-1"),
         *("run shoebox midtrain.optimizer.weight_decay=nan", "run shoebox midtrain.optimizer.beta1=2"),
     )
