@@ -36,10 +36,12 @@ def select(
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence {confidence:g}: must be between 0 and 1, for example 0.95")
     from megatron_prism.evaluation.scored_model import find_scored_model
+    from megatron_prism.evaluation.selection import left_out
     from megatron_prism.evaluation.selection import select as select_checkpoints
 
-    read = [find_scored_model(name) for name in checkpoints]
-    made = select_checkpoints(dict(zip(short_names(checkpoints), read, strict=True)), confidence, seed)
+    read = map(find_scored_model, checkpoints)
+    named = dict(zip(short_names(checkpoints), read, strict=True))
+    made = select_checkpoints(named, confidence, seed)
     rows = [
         (
             each.rule,
@@ -55,6 +57,9 @@ def select(
     show_table(json_file, title, ["rule", "of", "chosen", "printed", "corrected", "bias"], rows)
     show_line(
         json_file,
-        "corrected: checkpoints chosen without a tenth of the problems, scored on that tenth (docs/evaluation.md)",
+        "corrected: checkpoints chosen by half of the problems, scored on the other half (docs/evaluation.md)",
     )
+    if counts := left_out(named):
+        listed = ", ".join(f"{count} of {suite}" for suite, count in counts.items())
+        show_line(json_file, f"left out, because not all checkpoints answered them: {listed}")
     write_result(json_file, {"confidence": confidence, "selected": [asdict(each) for each in made]})

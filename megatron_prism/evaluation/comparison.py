@@ -6,7 +6,6 @@ call are corrected together (Holm). The suites of a group (domain, general, long
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +15,16 @@ from megatron_prism.errors import ArtifactError
 from megatron_prism.evaluation.plan import DOMAIN, GENERAL, LONG
 from megatron_prism.evaluation.scored_model import ScoredModel
 from megatron_prism.evaluation.scores import Problems
-from megatron_prism.evaluation.statistics.averages import average_of_benchmarks, average_of_domains
+from megatron_prism.evaluation.statistics.averages import (
+    average_of_benchmarks,
+    average_of_domains,
+    weighted_mean,
+)
 from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired_test
 
 KEPT, LOST, UNDECIDED = "kept", "lost", "undecided"
+# A loss of up to two points counts as none, unless a user says otherwise before looking.
+MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,7 @@ def _compared(
 def group_changes(comparisons: Sequence[Comparison], margin: float = 0.0) -> list[GroupChange]:
     """The mean change per model and group: domain gain, and general and long-context loss.
 
-    Each suite has the same weight. Suites have different problems, so the distances of the mean to the ends of its
-    interval are the roots of the sums of squares of those of the suites (Zou and Donner 2008, Statistics in Medicine
-    27:1693).
+    Each suite has the same weight.
     """
     made = []
     for model in dict.fromkeys(each.model for each in comparisons):
@@ -157,10 +160,9 @@ def group_changes(comparisons: Sequence[Comparison], margin: float = 0.0) -> lis
             tests = [each.test for each in comparisons if (each.model, each.group) == (model, group)]
             if not tests:
                 continue
-            change = math.fsum(test.change for test in tests) / len(tests)
-            below = math.hypot(*(test.change - test.low for test in tests)) / len(tests)
-            above = math.hypot(*(test.high - test.change for test in tests)) / len(tests)
-            low, high = change - below, change + above
+            change, low, high = weighted_mean(
+                (1 / len(tests), test.change, test.low, test.high) for test in tests
+            )
             made.append(
                 GroupChange(model, group, len(tests), change, low, high, retention(low, high, margin))
             )

@@ -1,7 +1,8 @@
 """The best of several checkpoints by the paper's two rules, with what the choice itself adds to the score.
 
-One rule takes the checkpoint with the best average (Table 11 of the paper), the other takes for every benchmark the
-checkpoint that is best there (the project page's pipeline table).
+One rule takes the checkpoint with the best average (Table 11 has the "best-step checkpoint"; that the average decides
+is our reading). The other takes for every benchmark the checkpoint that is best there (the project page's pipeline
+table): a row that no single model has.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_prism.errors import ArtifactError
+from megatron_prism.evaluation.plan import DOMAIN
 from megatron_prism.evaluation.scored_model import ScoredModel
-from megatron_prism.evaluation.statistics.averages import weights_of_averages
+from megatron_prism.evaluation.statistics.averages import weighted_mean, weights_of_averages
 from megatron_prism.evaluation.statistics.selection import Rates, Selection, select_best
 
 BEST_AVERAGE, BEST_EACH = "best average", "best of each suite"
@@ -46,7 +48,8 @@ class Selected:
 def select(checkpoints: Mapping[str, ScoredModel], confidence: float = 0.95, seed: int = 0) -> list[Selected]:
     """Both rules for the averages, and the best checkpoint of every suite that all checkpoints have.
 
-    The averages are the paper's two for its six benchmarks, otherwise the mean of the suites.
+    The averages are the paper's two for its six benchmarks, otherwise the mean of the suites of the domain, or of all
+    if there are none.
 
     Args:
         checkpoints: by name, in order; of equally good ones the first is chosen.
@@ -61,8 +64,10 @@ def select(checkpoints: Mapping[str, ScoredModel], confidence: float = 0.95, see
         suite: select_best({suite: of_suite}, {suite: 1.0}, confidence, seed)
         for suite, of_suite in rates.items()
     }
+    groups = next(iter(checkpoints.values())).groups
+    domain = [suite for suite in rates if groups[suite] == DOMAIN]
     made = []
-    for title, weights in _averages(list(rates)).items():
+    for title, weights in _averages(domain or list(rates)).items():
         best = select_best({suite: rates[suite] for suite in weights}, weights, confidence, seed)
         made.append(_described(BEST_AVERAGE, title, [names[best.chosen]], best))
         parts = {suite: each[suite] for suite in weights}
@@ -71,6 +76,17 @@ def select(checkpoints: Mapping[str, ScoredModel], confidence: float = 0.95, see
     return made + [
         _described(BEST_EACH, suite, [names[found.chosen]], found) for suite, found in each.items()
     ]
+
+
+def left_out(checkpoints: Mapping[str, ScoredModel]) -> dict[str, int]:
+    """Suite -> the number of its problems that were left out, because only some of the checkpoints answered them."""
+    models = list(checkpoints.values())
+    found = {}
+    for suite in models[0].problems:
+        if all(suite in each.problems for each in models):
+            answered = [set(each.problems[suite]) for each in models]
+            found[suite] = len(set.union(*answered)) - len(set.intersection(*answered))
+    return {suite: count for suite, count in found.items() if count}
 
 
 def _described(rule: str, of: str, chosen: list[str], found: Selection) -> Selected:
@@ -90,13 +106,11 @@ def _averages(suites: Sequence[str]) -> dict[str, dict[str, float]]:
 
 def _weighted(parts: Mapping[str, Selection], weights: Mapping[str, float]) -> Selection:
     """The weighted mean of selections that were made separately, on different problems."""
-    printed, corrected = (
-        math.fsum(weights[suite] * getattr(part, name) for suite, part in parts.items())
-        for name in ("printed", "corrected")
+    printed = math.fsum(weights[suite] * part.printed for suite, part in parts.items())
+    corrected, low, high = weighted_mean(
+        (weights[suite], part.corrected, part.low, part.high) for suite, part in parts.items()
     )
-    below = math.hypot(*(weights[suite] * (part.corrected - part.low) for suite, part in parts.items()))
-    above = math.hypot(*(weights[suite] * (part.high - part.corrected) for suite, part in parts.items()))
-    return Selection(-1, printed, corrected, max(0.0, corrected - below), min(1.0, corrected + above))
+    return Selection(-1, printed, corrected, max(0.0, low), min(1.0, high))
 
 
 def _shared_rates(checkpoints: Mapping[str, ScoredModel]) -> dict[str, Rates]:
