@@ -17,6 +17,7 @@ from megatron_prism.report.graph_figure import graph_figure
 from megatron_prism.report.records import Run, read_history
 from megatron_prism.report.reinforcement import RL_KIND, frontier_figure, rl_figure, rl_table
 from megatron_prism.report.restoration import recovery_table, restoration_table, ruler_scores
+from megatron_prism.report.retention import retention, retention_table, suites_table
 from megatron_prism.report.tables import (
     ScoreRow,
     differences,
@@ -54,6 +55,7 @@ def render_page(run: Run, title: str) -> str:
     artifacts = run.artifacts
     rows = score_rows(artifacts)
     answers = answered(artifacts)
+    kept = retention(artifacts)
     page = environment.get_template(TEMPLATE).render(
         title=title,
         recipe=run.recipe,
@@ -67,6 +69,9 @@ def render_page(run: Run, title: str) -> str:
         retrieval=restoration_table(artifacts),
         retrieval_figure=Markup(retrieval_figure(ruler_scores(artifacts))),
         recovery=recovery_table(artifacts),
+        retention=kept,
+        retention_table=retention_table(kept),
+        retention_suites=suites_table(kept),
         rl=rl_table(artifacts),
         rl_figure=Markup(rl_figure(artifacts)),
         frontier_figure=Markup(frontier_figure(artifacts)),
