@@ -47,7 +47,7 @@ def add_evaluations(
         stage = Evaluate(suites=["math"], limit=2, sampling=sampling, grading=replace(grading, workers=1))
         return _evaluate(graph, stage, models, corpus=inputs.corpus, tokenizer=inputs.tokenizer)
     corpus = graph.add("benchmarks", benchmark_files(suites.split(",")))
-    grading = replace(grading, timeout_seconds=PROGRAM_SECONDS, stop_early=True)
+    grading = replace(grading, program_seconds=PROGRAM_SECONDS, stop_early=True)
     stage = Evaluate(sampling=SuiteSampling(seed=seed), grading=grading)
     return _evaluate(graph, stage, models, corpus=corpus, tokenizer=inputs.tokenizer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Source:
 
     def record(self, licence: str) -> dict[str, Any]:
         """What suites.json says about the data; `sha256` is that of the only file, or of the files' hashes in order."""
-        hashes = {name: hash_file(path) for name, path in self.files.items()}
+        hashes = {name: contents_hash(path) for name, path in self.files.items()}
         together = "\n".join(hashes.values())
         several = len(hashes) > 1
         return {
@@ -98,6 +99,17 @@ def open_source(definition: BenchmarkDefinition, data: Mapping[str, str]) -> Sou
             "branch moved between the downloads; give a commit as revision"
         )
     return Source({file: each.path for file, each in found.items()}, definition.hub, commits.pop())
+
+
+def contents_hash(path: Path) -> str:
+    """The sha256 of a file, computed once per process as long as the file stays the same: some have gigabytes."""
+    status = path.stat()
+    return _hash(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, size: int, modified: int) -> str:
+    return hash_file(path)
 
 
 def _existing(where: str) -> Any:

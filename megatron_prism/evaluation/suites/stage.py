@@ -17,14 +17,13 @@ from megatron_prism.evaluation.plan import PROBLEMS_FOLDER, SUITES
 from megatron_prism.evaluation.suites.definition import BenchmarkDefinition, unique
 from megatron_prism.evaluation.suites.folder import folder_definitions
 from megatron_prism.evaluation.suites.problems import Found, check_count, read_problems
-from megatron_prism.evaluation.suites.sources import Source, local_files, open_source
+from megatron_prism.evaluation.suites.sources import Source, contents_hash, local_files, open_source
 from megatron_prism.evaluation.suites.yaml_definition import (
     SUFFIXES,
     load_suite_definition,
     packaged_suites,
 )
 from megatron_prism.pipeline.artifact import Artifact, write_json
-from megatron_prism.pipeline.file_hash import hash_file
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.placeholder import is_placeholder, resolved
 from megatron_prism.pipeline.stage import Stage
@@ -88,7 +87,7 @@ class BenchmarkFiles(Stage):
         made = []
         for definition in self.definitions():
             local = {} if definition.generated else local_files(definition, self.data)
-            hashes = None if local is None else [hash_file(path) for path in local.values()]
+            hashes = None if local is None else [contents_hash(path) for path in local.values()]
             made.append(definition.record() | {"data": hashes})
         return {"benchmarks": made}
 
