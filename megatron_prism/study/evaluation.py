@@ -41,15 +41,19 @@ def add_evaluations(
         suites: packaged suites, suite files or folders with a file `SUITE.jsonl` per benchmark, with commas between
             them; the small form uses the suites of its corpus.
     """
-    grading = GradingSettings(sandbox=sandbox)
     if tiny:
         sampling = SuiteSampling(max_new_tokens=8, seed=seed)
-        stage = Evaluate(suites=["math"], limit=2, sampling=sampling, grading=replace(grading, workers=1))
+        grading = GradingSettings(workers=1, sandbox=sandbox)
+        stage = Evaluate(suites=["math"], limit=2, sampling=sampling, grading=grading)
         return _evaluate(graph, stage, models, corpus=inputs.corpus, tokenizer=inputs.tokenizer)
     corpus = graph.add("benchmarks", benchmark_files(suites.split(",")))
-    grading = replace(grading, program_seconds=PROGRAM_SECONDS, stop_early=True)
-    stage = Evaluate(sampling=SuiteSampling(seed=seed), grading=grading)
+    stage = Evaluate(sampling=SuiteSampling(seed=seed), grading=suite_grading(sandbox))
     return _evaluate(graph, stage, models, corpus=corpus, tokenizer=inputs.tokenizer)
+
+
+def suite_grading(sandbox: str) -> GradingSettings:
+    """Grading of benchmarks: programs have time for dozens of tests, and end at the first that fails."""
+    return GradingSettings(sandbox=sandbox, program_seconds=PROGRAM_SECONDS, stop_early=True)
 
 
 def _evaluate(graph: Graph, stage: Evaluate, models: Mapping[str, Node], **given: Node) -> list[Node]:

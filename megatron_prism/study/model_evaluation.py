@@ -19,8 +19,8 @@ from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.model_folder import longest_sequence
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.report.stage import Report
+from megatron_prism.study.evaluation import suite_grading
 from megatron_prism.verification.sandbox.isolation import STRONG
-from megatron_prism.verification.settings import GradingSettings
 
 LONG = "long"
 # RULER's lengths. A model with fewer positions is asked these tasks at a quarter, half and all of them.
@@ -122,7 +122,7 @@ def _problems(request: EvaluationRequest, engine: EngineConfig) -> Evaluate:
         engine=engine,
         sampling=SuiteSampling(seed=request.seed),
         batch_size=request.batch_size,
-        grading=GradingSettings(sandbox=request.sandbox),
+        grading=suite_grading(request.sandbox),
     )
 
 

@@ -55,7 +55,15 @@ MEANINGFUL: dict[tuple[str, str], tuple[tuple[float, ...], str]] = {
     **{
         (name, "seed"): ((0, HUGE), ANY_SEED)
         for name in (
-            *("Reinforce", "Merge", "RulerEvaluate", "SamplingParams", "PromptMix", "ShoeboxCorpus"),
+            *(
+                "Reinforce",
+                "Merge",
+                "RulerEvaluate",
+                "SamplingParams",
+                "SuiteSampling",
+                "PromptMix",
+                "ShoeboxCorpus",
+            ),
             "RandomCheckpoint",
         )
     },
@@ -87,6 +95,7 @@ MEANINGFUL: dict[tuple[str, str], tuple[tuple[float, ...], str]] = {
     ("RetentionWatch", "stop_if_loss_rises_by"): ((0,), NEVER),
     ("PackDocuments", "overlap"): ((0,), "neighbouring chunks share nothing"),
     ("SamplingParams", "temperature"): ((0,), GREEDY),
+    ("SuiteSampling", "temperature"): ((0,), GREEDY),
     ("RewardSettings", "wrong"): ((0,), REWARD),
     ("RewardSettings", "unfinished"): ((-1, 0), REWARD),
     ("RewardSettings", "repetition_threshold"): ((0,), SHARE),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +27,6 @@ from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.placeholder import is_placeholder, resolved
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
-from megatron_prism.verification.problems import Problem
 
 log = get_logger(__name__)
 
@@ -135,20 +133,6 @@ def benchmark_files(
         ConfigError: for an unknown suite or benchmark.
     """
     return BenchmarkFiles(list(suites), dict(data or {}), list(only))
-
-
-def suite_prompts(stage: BenchmarkFiles, count: int) -> dict[str, list[Problem]]:
-    """The first `count` problems of each benchmark, with their prompts exactly as they are sent.
-
-    Raises:
-        ConfigError, DataError: as `BenchmarkFiles.run`.
-    """
-    return {
-        definition.name: list(
-            islice(read_problems(definition, _source(definition, stage.data), Found()), count)
-        )
-        for definition in stage.definitions()
-    }
 
 
 def _source(definition: BenchmarkDefinition, data: Mapping[str, str]) -> Source | None:

@@ -12,7 +12,7 @@ from megatron_prism.data.shoebox.corpus import DEFAULT_CHARACTERS, ShoeboxCorpus
 from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.plan import SuiteSampling, read_plan
 from megatron_prism.evaluation.stage import Evaluate
-from megatron_prism.evaluation.suites.stage import BenchmarkFiles, benchmark_files, suite_prompts
+from megatron_prism.evaluation.suites.stage import BenchmarkFiles, benchmark_files
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.study.registry import load_recipe
 from megatron_prism.verification.problems import load_suite, problem_of
@@ -88,10 +88,10 @@ def test_the_example_is_made(tmp_path, caplog):
     assert "not the published set" not in caplog.text
 
 
-def test_prompts_are_shown_without_making_the_suite():
-    shown = suite_prompts(benchmark_files([str(EXAMPLE), "shoebox"], only=["school", "math"]), 2)
-    assert {name: len(problems) for name, problems in shown.items()} == {"school": 2, "math": 2}
-    assert shown["school"][1].prompt == (
+def test_only_some_benchmarks_of_several_suites(tmp_path):
+    records = made(benchmark_files([str(EXAMPLE), "shoebox"], only=["school", "math"]), tmp_path / "out")
+    assert list(records) == ["school", "math"]
+    assert load_suite(tmp_path / "out/problems", "school")[1].prompt == (
         "User: What is $\\frac{3}{4}$ of 96?\nPut your final answer within \\boxed{}.\n\nAssistant:"
     )
 
