@@ -16,7 +16,6 @@ from megatron_prism.errors import ConfigError
 
 if TYPE_CHECKING:
     from megatron_prism.pipeline.artifact import Artifact
-    from megatron_prism.pipeline.graph import Graph
 
 RUNS = Path("runs") / "eval"
 # The stages that score the model.
@@ -153,7 +152,7 @@ def model(
         ),
     )
     if made:
-        _show_scores(graph, made, folder, json_file)
+        _show_scores(made, folder, json_file)
 
 
 def _name(model: str) -> str:
@@ -186,19 +185,32 @@ def _named_files(texts: list[str] | None) -> dict[str, Path]:
     return found
 
 
-def _show_scores(graph: Graph, made: Mapping[str, Artifact], folder: Path, json_file: str | None) -> None:
+def _show_scores(made: Mapping[str, Artifact], folder: Path, json_file: str | None) -> None:
     """A table with a line per suite, and what a reader of it must know."""
-    rows, notes = [], []
+    from megatron_prism.report.answers import OUTCOMES
+
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
     for stage in SCORING:
-        for suite, values in made[stage].metrics.get("suites", {}).items() if stage in made else ():
+        if stage not in made:
+            continue
+        metrics = made[stage].metrics
+        averages = metrics.get("averages", {})
+        for name, average in averages.items():
+            rows.append((name, "", _percent(average, "score"), *[""] * len(OUTCOMES), average["interval"]))
+            rows += [
+                (f"  {benchmark}", "", _percent(each, "score"), *[""] * len(OUTCOMES), each["interval"])
+                for benchmark, each in average["benchmarks"].items()
+            ]
+        # The tasks of a leaderboard are too many for a table; scores.json has them.
+        for suite, values in metrics["suites"].items() if not averages else ():
             outcomes = values.get("outcomes", {})
             rows.append(
                 (
                     suite,
                     f"{values['problems']:,} x {values['samples'] // max(1, values['problems'])}",
-                    f"{100 * values['pass_rate']:.1f} ({100 * values['low']:.1f} to {100 * values['high']:.1f})",
-                    *(f"{outcomes[key]:,}" if key in outcomes else "" for key in ("graded", "ungradable")),
-                    *(f"{outcomes[key]:,}" if key in outcomes else "" for key in ("timed_out", "truncated")),
+                    _percent(values, "pass_rate"),
+                    *(f"{outcomes[key]:,}" if key in outcomes else "" for key in OUTCOMES),
                     values["interval"],
                 )
             )
@@ -206,10 +218,14 @@ def _show_scores(graph: Graph, made: Mapping[str, Artifact], folder: Path, json_
                 notes.append(
                     f"{suite}: {values['dropped_problems']} problems cannot be graded, and are left out"
                 )
-    columns = ["suite", "problems", "score", "graded", "ungradable", "timed out", "truncated", "interval"]
+    columns = ["suite", "problems", "score", *OUTCOMES.values(), "interval"]
     show_table(json_file, "scores in percent, with 95 % intervals", columns, rows)
     for note in notes:
         show_line(json_file, note)
     if "evaluate" in made:
         first = next(iter(made["evaluate"].metrics["suites"]))
         show_line(json_file, f"read answers: prism eval show {folder / 'evaluate'} --wrong {first} 5")
+
+
+def _percent(entry: Mapping[str, Any], key: str) -> str:
+    return f"{100 * entry[key]:.1f} ({100 * entry['low']:.1f} to {100 * entry['high']:.1f})"

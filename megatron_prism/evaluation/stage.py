@@ -167,13 +167,8 @@ def _log_score(suite: str, values: Mapping[str, Any]) -> None:
         values["problems"],
     )
     counts = values["outcomes"]
-    if counts["ungradable"] or counts["empty"] or counts["refused"]:
-        log.warning(
-            "%s: of %d completions the grader failed on %d, %d are empty, and %d could not be made; they count as not "
-            "right",
-            suite,
-            values["samples"],
-            counts["ungradable"],
-            counts["empty"],
-            counts["refused"],
-        )
+    named = {"ungradable": "could not be graded", "empty": "are empty", "refused": "could not be made"}
+    without = [f"{counts[key]:,} {what}" for key, what in named.items() if counts[key]]
+    if without:
+        total = f"{values['samples']:,}"
+        log.warning("%s: of %s completions %s; they count as not right", suite, total, ", ".join(without))

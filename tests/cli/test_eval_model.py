@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import parquet
 from tiny_models import make_checkpoint
 
-from megatron_prism.cli.eval_model import _name
+from megatron_prism.cli.eval_model import _name, _show_scores
 from megatron_prism.cli.main import main
 from megatron_prism.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -164,3 +165,17 @@ def test_an_artifact_of_a_run_names_the_run(tmp_path):
     (tmp_path / "runs" / "shoebox").mkdir(parents=True)
     (tmp_path / "runs" / "shoebox" / "graph.json").write_text("{}")
     assert _name(str(tmp_path / "runs" / "shoebox" / "extend")) == "shoebox-extend"
+
+
+def test_a_leaderboard_is_shown_by_its_benchmarks_and_not_by_its_tasks(tmp_path, capsys):
+    score = {"score": 0.61, "low": 0.5, "high": 0.7, "interval": "normal"}
+    task = {"pass_rate": 0.3, "low": 0.2, "high": 0.4, "interval": "wilson", "problems": 9, "samples": 9}
+    averages = {"leaderboard-v1": {**score, "benchmarks": {"arc": {**score, "score": 0.42}}}}
+    metrics = {"suites": {"arc_challenge": task}, "averages": averages}
+    _show_scores({"harness": SimpleNamespace(metrics=metrics)}, tmp_path, None)
+    shown = capsys.readouterr().out
+    assert "leaderboard-v1" in shown
+    assert "42.0 (50.0 to 70.0)" in shown
+    assert "arc_challenge" not in shown
+    _show_scores({"harness": SimpleNamespace(metrics={"suites": {"arc_challenge": task}})}, tmp_path, None)
+    assert "arc_challenge" in capsys.readouterr().out
