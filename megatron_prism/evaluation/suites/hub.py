@@ -19,6 +19,12 @@ CONNECT_SECONDS = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class HubError(DataError):
+    """A file of the hub that cannot be had. `unreachable`: because nobody answers, which holds for all files."""
+
+    unreachable = False
+
+
 @dataclass(frozen=True)
 class HubFile:
     """A file in the cache, and the commit of the data set that it belongs to."""
@@ -27,14 +33,15 @@ class HubFile:
     commit: str
 
 
-def hub_file(repository: str, file: str, revision: str, benchmark: str) -> HubFile:
+def hub_file(repository: str, file: str, revision: str, *, benchmark: str, network: bool = True) -> HubFile:
     """A file of a data set, from the cache or downloaded into it.
 
     Args:
         benchmark: named in the advice how to give a local file instead.
+        network: False: only the cache is asked.
 
     Raises:
-        DataError: if it cannot be had: no network, no such repository, revision or file, or a gated data set.
+        HubError: if it cannot be had: no network, no such repository, revision or file, or a gated data set.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -48,16 +55,17 @@ def hub_file(repository: str, file: str, revision: str, benchmark: str) -> HubFi
         RevisionNotFoundError,
     )
 
+    unreachable = False
     try:
         try:
             # A commit never changes, so that its file in the cache needs no network.
-            cached = bool(_COMMIT.fullmatch(revision)) or not _reachable()
+            cached = bool(_COMMIT.fullmatch(revision)) or not (network and _reachable())
             found = hf_hub_download(
                 repository, file, repo_type="dataset", revision=revision, local_files_only=cached
             )
         except LocalEntryNotFoundError:
             # Asked again only if somebody answers: without a network, huggingface_hub tries for half a minute.
-            if not _reachable():
+            if not (network and _reachable()):
                 raise
             found = hf_hub_download(repository, file, repo_type="dataset", revision=revision)
         path = Path(found)
@@ -68,6 +76,7 @@ def hub_file(repository: str, file: str, revision: str, benchmark: str) -> HubFi
     except RevisionNotFoundError:
         reason = f"it has no revision '{revision}'"
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        unreachable = True
         reason = "the hub cannot be reached, and the file is not in the cache"
     except EntryNotFoundError:
         reason = "it has no such file"
@@ -77,15 +86,13 @@ def hub_file(repository: str, file: str, revision: str, benchmark: str) -> HubFi
         reason = f"the hub does not answer ({str(problem).splitlines()[0]})"
     else:
         return HubFile(path, _commit(path))
-    raise DataError(
+    failed = HubError(
         f"benchmark '{benchmark}': {file} of data set {repository} (revision {revision[:12]}): {reason}; or download "
-        f"that file elsewhere and give it with {replacement(benchmark)}"
+        f"that file elsewhere and give it with --data {benchmark}=FILE (prism eval) or "
+        f"benchmarks.data.{benchmark}=FILE (prism run)"
     )
-
-
-def replacement(benchmark: str) -> str:
-    """How a user gives a local file for a benchmark."""
-    return f"--data {benchmark}=FILE (prism eval) or benchmarks.data.{benchmark}=FILE (prism run)"
+    failed.unreachable = unreachable
+    raise failed
 
 
 def _reachable() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_prism.errors import ConfigError, DataError
 from megatron_prism.evaluation.suites.definition import BenchmarkDefinition
-from megatron_prism.evaluation.suites.hub import hub_file
+from megatron_prism.evaluation.suites.hub import HubError, hub_file
 from megatron_prism.evaluation.suites.tables import SUFFIXES, Row, read_rows
 from megatron_prism.pipeline.file_hash import hash_file
 
@@ -79,17 +79,37 @@ def local_files(definition: BenchmarkDefinition, data: Mapping[str, str]) -> dic
     return found
 
 
-def open_source(definition: BenchmarkDefinition, data: Mapping[str, str]) -> Source:
-    """The files of a benchmark, downloaded if necessary.
+def open_sources(definitions: Sequence[BenchmarkDefinition], data: Mapping[str, str]) -> dict[str, Source]:
+    """The files of benchmarks, downloaded if necessary, by name; generated ones have none.
 
     Raises:
-        ConfigError, DataError: if a file is missing or cannot be had.
+        ConfigError, DataError: if a file is missing or cannot be had. All benchmarks whose files the hub did not give
+            are named, so that a user does not learn of them one by one.
     """
+    found: dict[str, Source] = {}
+    failed: dict[str, HubError] = {}
+    network = True
+    for definition in definitions:
+        if definition.generated:
+            continue
+        try:
+            found[definition.name] = _open(definition, data, network)
+        except HubError as problem:
+            failed[definition.name] = problem
+            network = network and not problem.unreachable
+    if failed:
+        first, *others = failed
+        more = f"; the same goes for {', '.join(others)}" if others else ""
+        raise DataError(f"{failed[first]}{more}")
+    return found
+
+
+def _open(definition: BenchmarkDefinition, data: Mapping[str, str], network: bool) -> Source:
     local = local_files(definition, data)
     if local is not None:
         return Source(local)
     found = {
-        file: hub_file(definition.hub, file, definition.revision, definition.name)
+        file: hub_file(definition.hub, file, definition.revision, benchmark=definition.name, network=network)
         for file in definition.files
     }
     commits = {each.commit for each in found.values()}

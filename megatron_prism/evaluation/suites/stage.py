@@ -16,7 +16,7 @@ from megatron_prism.evaluation.plan import PROBLEMS_FOLDER, SUITES
 from megatron_prism.evaluation.suites.definition import BenchmarkDefinition, unique
 from megatron_prism.evaluation.suites.folder import folder_definitions
 from megatron_prism.evaluation.suites.problems import Found, check_count, read_problems
-from megatron_prism.evaluation.suites.sources import Source, contents_hash, local_files, open_source
+from megatron_prism.evaluation.suites.sources import Source, contents_hash, local_files, open_sources
 from megatron_prism.evaluation.suites.yaml_definition import (
     SUFFIXES,
     load_suite_definition,
@@ -92,9 +92,11 @@ class BenchmarkFiles(Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         (out / PROBLEMS_FOLDER).mkdir()
         records = {}
-        for definition in self.definitions():
+        definitions = self.definitions()
+        sources = open_sources(definitions, self.data)
+        for definition in definitions:
             found = Found()
-            source = _source(definition, self.data)
+            source = sources.get(definition.name)
             kept = 0
             with record_writer(out / PROBLEMS_FOLDER / f"{definition.name}.jsonl") as write:
                 for problem in read_problems(definition, source, found):
@@ -133,10 +135,6 @@ def benchmark_files(
         ConfigError: for an unknown suite or benchmark.
     """
     return BenchmarkFiles(list(suites), dict(data or {}), list(only))
-
-
-def _source(definition: BenchmarkDefinition, data: Mapping[str, str]) -> Source | None:
-    return None if definition.generated else open_source(definition, data)
 
 
 def _record(

@@ -131,6 +131,13 @@ def test_without_a_network_it_does_not_wait(hub, tmp_path):
     hub.server_close()
     with pytest.raises(DataError, match="the hub cannot be reached, and the file is not in the cache"):
         made(BenchmarkFiles([str(suite(tmp_path))]), tmp_path / "out")
+    # All of them are named at once, and those that are in no need of the hub are not.
+    with pytest.raises(DataError) as caught:
+        made(BenchmarkFiles(["reasoning", "shoebox"], {"math500": __file__}), tmp_path / "all")
+    assert str(caught.value).startswith("benchmark 'aime24': data/train-00000-of-00001.parquet of data set ")
+    assert str(caught.value).endswith(
+        "; the same goes for aime25, aime26, livecodebench, codeforces, gpqa_diamond"
+    )
     # The advice is right.
     (tmp_path / "mine.jsonl").write_bytes(DATA)
     stage = BenchmarkFiles([str(suite(tmp_path))], {"sums": str(tmp_path / "mine.jsonl")})

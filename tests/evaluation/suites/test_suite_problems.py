@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from megatron_prism.errors import DataError
 from megatron_prism.evaluation.suites.problems import Found, check_count, read_problems
-from megatron_prism.evaluation.suites.sources import open_source
+from megatron_prism.evaluation.suites.sources import open_sources
 from megatron_prism.evaluation.suites.yaml_definition import load_suite_definition
 from megatron_prism.verification.grade import grade
 from megatron_prism.verification.problems import Problem
@@ -32,7 +32,7 @@ RIGHT = [{"id": "a", "question": "1?", "answer": "1"}, {"id": "b", "question": "
 
 def read(definition: Any, **data: str) -> tuple[list[Problem], Found]:
     found = Found()
-    return list(read_problems(definition, open_source(definition, data), found)), found
+    return list(read_problems(definition, open_sources([definition], data)[definition.name], found)), found
 
 
 def exam(folder: Path, rows: list[dict[str, Any]], more: str = "") -> tuple[list[Problem], Found]:
