@@ -235,12 +235,14 @@ def _folder_engine(folder: Path, engine: str | None) -> str:
 
 
 def artifact_of(folder: Path) -> Artifact | None:
-    """The artifact in a folder; None if it has no receipt.
+    """The artifact in a folder, or around the `model/` in an artifact; None if there is no receipt.
 
     Raises:
         ArtifactError: if its files have changed.
     """
-    return Artifact.open(folder.resolve()) if (folder / RECEIPT).is_file() else None
+    folder = folder.resolve()
+    places = (folder, folder.parent) if folder.name == EXPORTED_MODEL else (folder,)
+    return next((Artifact.open(place) for place in places if (place / RECEIPT).is_file()), None)
 
 
 def ancestors(artifact: Artifact) -> Iterator[Artifact]:

@@ -68,7 +68,7 @@ def added(*arguments, **options):
     return model.stage, tokenizer.stage, engine
 
 
-@pytest.mark.parametrize("name", ["train", "merge", "export"])
+@pytest.mark.parametrize("name", ["train", "merge", "export", "export/model"])
 def test_an_artifact_of_a_run_brings_its_tokenizer_and_its_texts(name, run_dir, hf, tmp_path):
     graph = Graph("eval")
     _, _, engine = add_model(graph, str(run_dir / name))
