@@ -59,7 +59,7 @@ def hub_file(repository: str, file: str, revision: str, *, benchmark: str, netwo
     try:
         try:
             # A commit never changes, so that its file in the cache needs no network.
-            cached = bool(_COMMIT.fullmatch(revision)) or not (network and _reachable())
+            cached = is_commit(revision) or not (network and _reachable())
             found = hf_hub_download(
                 repository, file, repo_type="dataset", revision=revision, local_files_only=cached
             )
@@ -93,6 +93,11 @@ def hub_file(repository: str, file: str, revision: str, *, benchmark: str, netwo
     )
     failed.unreachable = unreachable
     raise failed
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is the full hash of a commit, whose files never change."""
+    return bool(_COMMIT.fullmatch(revision))
 
 
 def _reachable() -> bool:

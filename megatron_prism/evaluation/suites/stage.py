@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_prism.data.shoebox.corpus import ShoeboxCorpus
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.evaluation.plan import PROBLEMS_FOLDER, SUITES
 from megatron_prism.evaluation.suites.definition import BenchmarkDefinition, unique
 from megatron_prism.evaluation.suites.folder import folder_definitions
+from megatron_prism.evaluation.suites.hub import is_commit
 from megatron_prism.evaluation.suites.problems import Found, check_count, read_problems
 from megatron_prism.evaluation.suites.sources import Source, contents_hash, local_files, open_sources
 from megatron_prism.evaluation.suites.yaml_definition import (
@@ -82,12 +84,17 @@ class BenchmarkFiles(Stage):
         """The definitions and the contents of local files in place of paths; the hub's data by their revision."""
         if self.planned:
             return super().identity()
-        made = []
-        for definition in self.definitions():
-            local = {} if definition.generated else local_files(definition, self.data)
-            hashes = None if local is None else [contents_hash(path) for path in local.values()]
-            made.append(definition.record() | {"data": hashes})
-        return {"benchmarks": made}
+        return {"benchmarks": [each.record() | {"data": self._contents(each)} for each in self.definitions()]}
+
+    def remarks(self) -> list[str]:
+        """Benchmarks whose data may change although their definition does not."""
+        if self.planned:
+            return []
+        return [
+            f"{each.name}: revision '{each.revision}' of {each.hub} may move; a commit does not"
+            for each in self.definitions()
+            if each.hub and each.name not in self.data and not is_commit(each.revision)
+        ]
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
         (out / PROBLEMS_FOLDER).mkdir()
@@ -110,6 +117,13 @@ class BenchmarkFiles(Stage):
         dropped = {name: record["dropped"] for name, record in records.items() if record["dropped"]}
         counts = {name: record["problems"] for name, record in records.items()}
         return {"problems": counts, "dropped": dropped, "benchmarks": records}
+
+    def _contents(self, definition: BenchmarkDefinition) -> list[str] | None:
+        """Hashes of what a benchmark is made of on this machine; None for files of the hub."""
+        if definition.generated:
+            return [ShoeboxCorpus().fingerprint({})]
+        local = local_files(definition, self.data)
+        return None if local is None else [contents_hash(path) for path in local.values()]
 
     def _all_names(self) -> list[str]:
         return [each.name for suite in self.suites for each in suite_benchmarks(suite)]

@@ -118,6 +118,12 @@ def test_the_fingerprint_follows_contents_not_places(tmp_path, caplog):
     assert fingerprint(here, exam=str(tmp_path / "there/exam.jsonl")) == before
     assert made(BenchmarkFiles([str(here)]), tmp_path / "out")["exam"]["expected"] == 2
     assert "has 1 problems, but its definition names 2" in caplog.text
+    # A branch may move, which the fingerprint cannot know; a commit does not.
+    assert benchmark_files(["reasoning"]).remarks() == []
+    moving = tmp_path / "moving.yaml"
+    moving.write_text("benchmarks: [{name: e, hub: a/b, files: c.csv, kind: math, prompt: '{q}'}]\n")
+    assert [each[:24] for each in benchmark_files([str(moving)]).remarks()] == ["e: revision 'main' of a/"]
+    assert benchmark_files([str(moving)], {"e": str(tmp_path / "x.csv")}).remarks() == []
     # A benchmark of the hub needs no network for its fingerprint.
     hub = benchmark_files(["reasoning"])
     assert hub.fingerprint({}) == benchmark_files(["reasoning"]).fingerprint({})
