@@ -22,8 +22,10 @@ from torch import Tensor
 
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import (
+    READ_TOKENS,
     Completion,
     Keep,
+    Likelihood,
     Progress,
     Refuse,
     SamplingParams,
@@ -32,6 +34,7 @@ from megatron_prism.generation.engine import (
     prompt_seeds,
     sample_numbers,
 )
+from megatron_prism.generation.hf_likelihood import log_likelihoods
 from megatron_prism.generation.request import Ending, Request, check_vocabulary, new_requests
 from megatron_prism.generation.token_sampling import sample_tokens
 from megatron_prism.models.model_folder import CONFIG, LENGTH_KEYS, read_json
@@ -74,7 +77,7 @@ class HFEngine:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self.max_length = max_length or _longest(model.config)
+        self.context_length = max_length or _longest(model.config)
         # transformers would take from it whatever a call does not set, such as a repetition penalty.
         model.generation_config = GenerationConfig()
 
@@ -136,7 +139,7 @@ class HFEngine:
         """
         seeds = prompt_seeds(params.seed, prompts) if seeds is None else seeds
         wanted = sample_numbers(prompts, samples, numbers)
-        limit = self.max_length
+        limit = self.context_length
         queue = list(
             new_requests(
                 self.tokenizer, prompts, params, wanted=wanted, seeds=seeds, limit=limit, refuse=refuse
@@ -156,6 +159,22 @@ class HFEngine:
         for batch in self._batches(queue, min(self.batch_size, batch_size or self.batch_size)):
             self._run(batch, _Choice(batch, ending, params, end))
         return [[finished[index, number] for number in row] for index, row in enumerate(wanted)]
+
+    def log_likelihoods(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        batch_tokens: int = READ_TOKENS,
+        progress: Progress = no_progress,
+    ) -> list[Likelihood]:
+        """How probable each continuation is after its context (hf_likelihood.py), over all rows of the vocabulary.
+
+        Raises:
+            DataError: for an empty context or continuation, or a continuation longer than the context length.
+        """
+        return log_likelihoods(
+            self.model, pairs, self.context_length, batch_tokens=batch_tokens, progress=progress
+        )
 
     def _batches(self, queue: Sequence[Request], size: int) -> Iterator[list[Request]]:
         """Consecutive requests, at most `size` together, and only such as the model can read together."""

@@ -121,20 +121,12 @@ def rolling_windows(token_ids: Sequence[int], prefix: int, length: int) -> list[
 def _plan(pairs: Sequence[Pair], context_length: int) -> list[_Text]:
     """The texts to read; continuations of the same context are joined where that saves tokens."""
     contexts: dict[bytes, list[int]] = {}
-    for number, (context, continuation) in enumerate(pairs):
-        if not context or not continuation:
-            raise DataError(f"pair {number}: context and continuation need at least one token each")
-        if len(continuation) > context_length:
-            raise DataError(
-                f"pair {number}: the continuation has {len(continuation)} tokens, and the model reads at most "
-                f"{context_length}; shorten it"
-            )
-        kept = numpy.asarray(_fitting(context, continuation, context_length), numpy.int64)
+    for number, pair in enumerate(pairs):
+        kept = numpy.asarray(fitting_context(number, pair, context_length), numpy.int64)
         contexts.setdefault(kept.tobytes(), []).append(number)
     texts = []
     for numbers in contexts.values():
-        context, continuation = pairs[numbers[0]]
-        context = _fitting(context, continuation, context_length)
+        context = fitting_context(numbers[0], pairs[numbers[0]], context_length)
         endings = {number: pairs[number][1] for number in numbers}
         later = sum(len(ending) - 1 for ending in endings.values())
         if (len(numbers) - 1) * len(context) > later:
@@ -144,7 +136,20 @@ def _plan(pairs: Sequence[Pair], context_length: int) -> list[_Text]:
     return texts
 
 
-def _fitting(context: Sequence[int], continuation: Sequence[int], context_length: int) -> Sequence[int]:
+def fitting_context(number: int, pair: Pair, context_length: int) -> Sequence[int]:
+    """The end of a pair's context that fits before its continuation.
+
+    Raises:
+        DataError: naming the number of the pair, if a part of it is empty, or its continuation too long.
+    """
+    context, continuation = pair
+    if not context or not continuation:
+        raise DataError(f"pair {number}: context and continuation need at least one token each")
+    if len(continuation) > context_length:
+        raise DataError(
+            f"pair {number}: the continuation has {len(continuation)} tokens, and the model reads at most "
+            f"{context_length}; shorten it"
+        )
     room = context_length + 1 - len(continuation)
     return context[-room:] if len(context) > room else context
 

@@ -165,6 +165,37 @@ def test_engines_read_both_kinds_of_folders(engines, folders, tmp_path, monkeypa
         pass
 
 
+def pairs(generator, count, longest):
+    """Contexts and continuations of random tokens, some contexts longer than the model reads."""
+
+    def row(most):
+        length = int(torch.randint(1, most, (), generator=generator))
+        return torch.randint(2, TOKENS, (length,), generator=generator).tolist()
+
+    return [(row(longest), row(12)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_likelihoods_are_those_of_the_megatron_engine(kind, folders, engines):
+    megatron, exported = folders(kind)
+    engine = engines(kind)[1]
+    given = pairs(torch.Generator().manual_seed(2), 24, 200)
+    # Greedy continuations are recognised.
+    given += [(engine.tokenizer.encode("ABC"), engine.generate(["ABC"], GREEDY)[0][0].token_ids)]
+    done = []
+    found = engine.log_likelihoods(given, batch_tokens=300, progress=done.append)
+    with MegatronEngine.load(megatron, exported) as reference:
+        expected = reference.log_likelihoods(given)
+    assert [each.logprob for each in found] == pytest.approx([each.logprob for each in expected], abs=1e-4)
+    assert [each.greedy for each in found] == [each.greedy for each in expected]
+    assert (found[-1].greedy, found[0].greedy) == (True, False)
+    assert sum(done) == len(given)
+    assert len(done) > 5
+    for wrong, message in ((([], [3]), "need at least one token"), (([3], [3] * 129), "has 129 tokens")):
+        with pytest.raises(DataError, match=message):
+            engine.log_likelihoods([wrong])
+
+
 def test_numbers_and_batches_do_not_change_a_sample(engines):
     engine = engines("llama")[1]
     whole = engine.generate(PROMPTS, FLAT, samples=3)
@@ -207,7 +238,7 @@ def test_the_end_of_a_completion(engines):
     assert [(len(each.token_ids), each.finish_reason) for each in full] == [(6, "length"), (10, "length")]
     with pytest.raises(DataError, match="may have 12 together"):
         short.generate(["A" * 12], GREEDY)
-    assert engine.max_length == 128
+    assert engine.context_length == 128
     with pytest.raises(DataError, match="has 128 tokens"):
         engine.generate(["A" * 128], GREEDY)
     with pytest.raises(ConfigError, match="batch_size=0"):
@@ -238,7 +269,7 @@ def test_an_architecture_that_megatron_does_not_know(tmp_path):
     with open_engine("hf", folder=folder, tokenizer_folder=folder) as engine:
         made = engine.generate(PROMPTS, GREEDY)
         alone = engine.generate(PROMPTS, GREEDY, batch_size=1)
-        assert engine.max_length == 64
+        assert engine.context_length == 64
         ids = engine.tokenizer.encode(PROMPTS[1])
         for token, logprob in zip(made[1][0].token_ids, made[1][0].logprobs, strict=True):
             expected = torch.log_softmax(engine.model(torch.tensor([ids])).logits[0, -1].detach(), -1)
@@ -269,6 +300,9 @@ def test_an_architecture_whose_batches_differ_gets_smaller_ones(model_type, tmp_
     assert f"so a batch holds {holds}" in caplog.text
     alone = engine.generate(PROMPTS[1:], FLAT, batch_size=1)
     assert tokens_of(made) == tokens_of(alone)
+    given = pairs(torch.Generator().manual_seed(2), 6, 30)
+    together, single = engine.log_likelihoods(given), engine.log_likelihoods(given, batch_tokens=1)
+    assert [each.logprob for each in together] == pytest.approx([each.logprob for each in single], abs=1e-4)
     engine._batching = "prompts of any lengths"
     assert tokens_of(engine.generate(PROMPTS[1:], FLAT)) != tokens_of(alone), "the negative control"
 

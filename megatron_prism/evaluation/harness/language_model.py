@@ -156,8 +156,8 @@ class EngineLM(LM):
 def no_likelihoods(engine: str, task: str) -> ConfigError:
     """The error for a task that an engine cannot score."""
     return ConfigError(
-        f"task '{task}' compares log-likelihoods, which engine '{engine}' does not have; use engine 'megatron' (a "
-        "checkpoint or a Hugging Face folder), or tasks that only generate"
+        f"task '{task}' compares log-likelihoods, which engine '{engine}' does not have; use engine 'megatron' or "
+        "'hf' (a checkpoint or a Hugging Face folder), or tasks that only generate"
     )
 
 
