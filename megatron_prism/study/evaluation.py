@@ -46,7 +46,9 @@ def add_evaluations(
         grading = GradingSettings(workers=1, sandbox=sandbox)
         stage = Evaluate(suites=["math"], limit=2, sampling=sampling, grading=grading)
         return _evaluate(graph, stage, models, corpus=inputs.corpus, tokenizer=inputs.tokenizer)
-    corpus = graph.add("benchmarks", benchmark_files(suites.split(",")))
+    # The positions of the published model bound the answers of all models, which are compared.
+    positions = inputs.architecture.max_position_embeddings
+    corpus = graph.add("benchmarks", benchmark_files(suites.split(","), most_new_tokens=positions))
     stage = Evaluate(sampling=SuiteSampling(seed=seed), grading=suite_grading(sandbox))
     return _evaluate(graph, stage, models, corpus=corpus, tokenizer=inputs.tokenizer)
 

@@ -7,7 +7,7 @@ is from: {NAME: {group, samples, sampling, source, problems, dropped, ...}}.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from megatron_prism.evaluation.suites.yaml_definition import (
     packaged_suites,
 )
 from megatron_prism.pipeline.artifact import Artifact, write_json
+from megatron_prism.pipeline.config import LARGEST_COUNT, positive
 from megatron_prism.pipeline.json_lines import record_writer
 from megatron_prism.pipeline.placeholder import is_placeholder, resolved
 from megatron_prism.pipeline.stage import Stage
@@ -41,6 +42,7 @@ class BenchmarkFiles(Stage):
         suites: names of packaged suites, YAML files, or folders with a file `SUITE.jsonl` per benchmark.
         data: benchmark -> a local file with the same columns in place of its own, or a folder with its files.
         only: these benchmarks; empty: all of the suites.
+        most_new_tokens: a bound on the suites' max_new_tokens, for models with few positions; None: none.
     """
 
     kind: ClassVar[str] = "suites"
@@ -49,10 +51,13 @@ class BenchmarkFiles(Stage):
     suites: list[str] = field(default_factory=lambda: ["reasoning"])
     data: dict[str, str] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)
+    most_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.suites = [resolved(suite) if _is_path(suite) else suite for suite in self.suites]
         self.data = {name: resolved(path) for name, path in self.data.items()}
+        if self.most_new_tokens is not None:
+            positive(self, "most_new_tokens")
         if not self.suites:
             raise ConfigError("suites=[]: name at least one suite, for example [reasoning]")
         if self.planned:
@@ -78,7 +83,12 @@ class BenchmarkFiles(Stage):
         """
         found = [each for suite in self.suites for each in suite_benchmarks(suite)]
         unique([each.name for each in found], "suites")
-        return [each for each in found if not self.only or each.name in self.only]
+        most = self.most_new_tokens or LARGEST_COUNT
+        return [
+            replace(each, max_new_tokens=min(each.max_new_tokens, most))
+            for each in found
+            if not self.only or each.name in self.only
+        ]
 
     def identity(self) -> dict[str, Any]:
         """The definitions and the contents of local files in place of paths; the hub's data by their revision."""
@@ -141,14 +151,17 @@ def suite_benchmarks(suite: str) -> list[BenchmarkDefinition]:
 
 
 def benchmark_files(
-    suites: Iterable[str], data: Mapping[str, str] | None = None, only: Iterable[str] = ()
+    suites: Iterable[str],
+    data: Mapping[str, str] | None = None,
+    only: Iterable[str] = (),
+    most_new_tokens: int | None = None,
 ) -> BenchmarkFiles:
     """The stage for suites as the command line names them.
 
     Raises:
         ConfigError: for an unknown suite or benchmark.
     """
-    return BenchmarkFiles(list(suites), dict(data or {}), list(only))
+    return BenchmarkFiles(list(suites), dict(data or {}), list(only), most_new_tokens)
 
 
 def _record(

@@ -105,6 +105,21 @@ def exam(folder: Path, prompt: str = "Q: {question}") -> Path:
     return folder / "exam.yaml"
 
 
+def test_short_contexts_bound_long_answers_only(tmp_path):
+    stage = benchmark_files([str(EXAMPLE), "shoebox"], only=["school", "math"], most_new_tokens=200)
+    assert {
+        name: each["sampling"]["max_new_tokens"] for name, each in made(stage, tmp_path / "out").items()
+    } == {
+        "school": 200,
+        "math": 96,
+    }
+    assert stage.fingerprint({}) != replace(stage, most_new_tokens=300).fingerprint({})
+    # Without an effect it changes nothing.
+    assert replace(stage, most_new_tokens=600).fingerprint({}) == replace(
+        stage, most_new_tokens=None
+    ).fingerprint({})
+
+
 def test_the_fingerprint_follows_contents_not_places(tmp_path, caplog):
     def fingerprint(path: Path, **data: str) -> str:
         return BenchmarkFiles([str(path)], data).fingerprint({})
@@ -152,6 +167,7 @@ def test_a_folder_of_suites_has_the_papers_sampling(tmp_path):
     ("fields", "message"),
     [
         ({"suites": ["reasonin"], "only": ["a"]}, "there is no such suite; did you mean 'reasoning'?"),
+        ({"most_new_tokens": 0}, "most_new_tokens=0: must be"),
         ({"suites": []}, "suites=[]: name at least one suite"),
         (
             {"data": {"math50": "x.jsonl"}},
