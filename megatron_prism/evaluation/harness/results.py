@@ -11,7 +11,7 @@ from typing import Any
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.evaluation.harness.definitions import Benchmark
 from megatron_prism.evaluation.harness.package import quiet, seeded
-from megatron_prism.evaluation.harness.tasks import source
+from megatron_prism.evaluation.harness.tasks import source, without_answer
 from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.json_text import read_object
 
@@ -27,7 +27,8 @@ class TaskResult:
         metrics: of the benchmark, as lm-eval names them with their filter, such as "acc_norm,none".
         aggregated: every metric that lm-eval reports for the task.
         values: metric -> document -> value, for each of `metrics`.
-        record: version of the task, number of examples, and where the documents come from.
+        record: lm-eval's type and version of the task, number of examples, where the documents come from, and how
+            many of them do not have their right answer among the choices.
     """
 
     task: str
@@ -92,10 +93,11 @@ def run_task(
         aggregated,
         {metric: _values(samples, metric) for metric in metrics},
         {
+            "kind": task.OUTPUT_TYPE,
             "version": str(found["versions"][name]),
             "num_fewshot": found["n-shot"][name],
             "dataset": source(task),
-            "scored": len({sample["doc_id"] for sample in samples}),
+            "without_answer": len(without_answer(task, limit)),
         },
     )
     return result, [_record(name, sample) for sample in samples]

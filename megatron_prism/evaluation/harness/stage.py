@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_prism.data.text_policy import PARSE, TextSettings
+from megatron_prism.data.text_policy import PARSE, SPELL_OUT, TextSettings
 from megatron_prism.data.text_record import check_model
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.evaluation.harness.definitions import Benchmark, read_suite, suite_names
@@ -41,12 +41,17 @@ GENERAL = {
 log = get_logger(__name__)
 
 
-def general_stage(names: Sequence[str], **fields: Any) -> Harness:
+def general_stage(names: Sequence[str], engine: EngineConfig | None = None, **fields: Any) -> Harness:
     """The stage for names of `GENERAL` and of lm-eval's tasks and groups.
 
     Args:
+        engine: reads the names of special tokens in a text as these tokens, as lm-eval does, unless it says otherwise.
         fields: further fields of `Harness`.
     """
+    if engine is not None:
+        if engine.text.special_tokens == SPELL_OUT:
+            engine = replace(engine, text=replace(engine.text, special_tokens=PARSE))
+        fields["engine"] = engine
     suites = [suite for name in names for suite in GENERAL.get(name, [])]
     tasks = [name for name in names if name not in GENERAL]
     return Harness(suites=list(dict.fromkeys(suites)), tasks=tasks, **fields)
@@ -192,6 +197,7 @@ class Harness(Stage):
         """On rank 0, task -> result; those of an interrupted run are taken over. Also how prompts were encoded, and how
         many were too long."""
         from megatron_prism.evaluation.harness.language_model import EngineLM
+        from megatron_prism.evaluation.harness.readable import write_answers
         from megatron_prism.evaluation.harness.results import (
             TaskResult,
             join_samples,
@@ -234,6 +240,7 @@ class Harness(Stage):
                 result, samples = run_task(lm, task, benchmark, limit=self.limit, seed=self.seed)
                 if replicas.leads:
                     write_samples(file.with_suffix(".parquet"), samples)
+                    write_answers(out, result, samples)
                     result.save(file)
         results = {}
         if is_rank_zero():

@@ -65,7 +65,7 @@ def check_requests(task: Any, num_fewshot: int | None, limit: int | None = None)
 
     Raises:
         ConfigError: if the definition does not fit the data, or the task runs what the model wrote.
-        DataError: for a document whose right answer is none of its choices; lm-eval would count it as wrong.
+        DataError: if no document has its right answer among its choices.
     """
     name = task.config.task
     if getattr(task, "UNSAFE_CODE", False):
@@ -82,13 +82,18 @@ def check_requests(task: Any, num_fewshot: int | None, limit: int | None = None)
     try:
         with quiet(), seeded():
             task.build_all_requests(limit=1)
-            missing = _without_answer(task, limit)
+            faulty, documents = without_answer(task, limit), len(task.eval_docs)
     except Exception as problem:
         raise _unusable(name, problem) from None
-    if missing is not None:
+    if len(faulty) == min(limit or documents, documents):
         raise DataError(
-            f"task '{name}', document {missing}: the right answer is none of the choices; correct doc_to_target, "
-            "doc_to_choice or the document"
+            f"task '{name}': no document has its right answer among its choices; correct doc_to_target or doc_to_choice"
+        )
+    if faulty:
+        log.warning(
+            "task '%s': %d documents, the first of them %d, do not have their right answer among the choices; lm-eval "
+            "counts them as wrong",
+            *(name, len(faulty), faulty[0]),
         )
 
 
@@ -105,6 +110,22 @@ def check_nltk(benchmark: Benchmark) -> None:
                 f"{benchmark.name}: nltk's data '{name}' is missing; run 'python -m nltk.downloader {name}' on a "
                 "machine with a network, and set NLTK_DATA to the folder"
             ) from None
+
+
+def without_answer(task: Any, limit: int | None) -> list[int]:
+    """The documents of a plain multiple-choice task, among the first `limit`, whose right answer is no choice."""
+    if task.OUTPUT_TYPE != "multiple_choice" or callable(task.config.process_results) or task.multiple_input:
+        return []
+    faulty = []
+    for number, document in zip(range(limit or sys.maxsize), task.eval_docs, strict=False):
+        choices, target = task.doc_to_choice(document), task.doc_to_target(document)
+        known = [
+            right in (range(len(choices)) if isinstance(right, int) else choices)
+            for right in (target if isinstance(target, list) else [target])
+        ]
+        if not all(known):
+            faulty.append(number)
+    return faulty
 
 
 def source(task: Any) -> dict[str, Any]:
@@ -151,18 +172,6 @@ def _manager(names: Sequence[str], include_path: Path | None) -> Any:
         if name not in known:
             raise ConfigError(f"task '{name}': neither in lm-eval nor in include_path{suggest(name, known)}")
     return everything
-
-
-def _without_answer(task: Any, limit: int | None) -> int | None:
-    """The first document of a plain multiple-choice task whose right answer is none of its choices."""
-    if task.OUTPUT_TYPE != "multiple_choice" or callable(task.config.process_results) or task.multiple_input:
-        return None
-    for number, document in zip(range(limit or sys.maxsize), task.eval_docs, strict=False):
-        choices, target = task.doc_to_choice(document), task.doc_to_target(document)
-        for right in target if isinstance(target, list) else [target]:
-            if right not in (range(len(choices)) if isinstance(right, int) else choices):
-                return number
-    return None
 
 
 def _about_data(problem: Exception) -> bool:

@@ -10,7 +10,9 @@ import pytest
 from local_tasks import ANSWERS, COUNTS, LETTERS, OPTIONS, TASKS, TEXTS, write_tasks
 from stage_runs import begin, run
 
+from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.errors import ConfigError, DataError, PrismError
+from megatron_prism.evaluation.answers import read_answers
 from megatron_prism.evaluation.harness import package
 from megatron_prism.evaluation.harness.language_model import EngineLM, sampling
 from megatron_prism.evaluation.harness.stage import Harness, general_stage
@@ -58,6 +60,13 @@ def test_scores_problems_and_samples(model, tasks, tmp_path):
     assert len(json.loads(first["responses"])) == 4
     assert json.loads(first["metrics"])["acc"] == problems[LETTERS][str(first["doc_id"])][0]
     assert not (made.path / "finished").exists()
+    # The answers read like those of other suites, and right ones are those that count.
+    answers = list(read_answers(made.path))
+    assert {answer["suite"] for answer in answers} == {OPTIONS, LETTERS, ANSWERS}
+    for answer in answers:
+        assert answer["correct"] == (problems[answer["suite"]][answer["id"]][0] == 1)
+        if answer["suite"] != ANSWERS:
+            assert answer["correct"] == (answer["completion"].strip() == answer["answer"].strip())
 
 
 def test_an_interrupted_run_goes_on_with_the_next_task(model, tasks, tmp_path, monkeypatch):
@@ -102,7 +111,7 @@ def test_missing_data_names_the_task_and_what_to_give_instead(model, tasks, tmp_
     ("change", "message"),
     [
         ({"doc_to_text": "{{missing.field}}"}, "lm-eval cannot use its definition or data"),
-        ({"doc_to_target": "no_such_column"}, "document 0: the right answer is none of the choices"),
+        ({"doc_to_target": "no_such_column"}, "no document has its right answer among its choices"),
         ({"unsafe_code": True}, "runs programs that the model wrote"),
     ],
 )
@@ -112,6 +121,20 @@ def test_a_wrong_definition_is_one_line(change, message, model, tasks, tmp_path,
     with pytest.raises(PrismError, match=f"task 'wrong'.*{message}") as found:
         stage(tmp_path, ["wrong"]).run({"model": model.artifact}, tmp_path)
     assert "\n" not in str(found.value)
+
+
+def test_documents_without_a_right_answer_are_counted(model, tasks, tmp_path, caplog):
+    definition = json.loads((tasks / f"{LETTERS}.yaml").read_text())
+    # The answer is D in some documents, and then it is none of three choices.
+    definition |= {"task": "three", "doc_to_choice": ["A", "B", "C"]}
+    (tmp_path / "three.yaml").write_text(json.dumps(definition))
+    lines = (tasks / f"{LETTERS}-test.jsonl").read_text().splitlines()
+    faulty = sum(json.loads(line)["gold"] == 3 for line in lines)
+    assert 0 < faulty < len(lines)
+    made = run(stage(tmp_path, ["three"]), {"model": model.artifact}, tmp_path)
+    scores = json.loads((made.path / "scores.json").read_text())
+    assert scores["suites"]["three"]["without_answer"] == faulty
+    assert f"task 'three': {faulty} documents" in caplog.text
 
 
 def test_what_an_engine_cannot_do_is_said_before_it_starts(model, tasks, tmp_path):
@@ -155,6 +178,9 @@ def test_the_names_of_the_command_line(model):
     both = general_stage(["general", "wikitext"], limit=5)
     assert (both.suites, both.tasks, both.limit) == (["leaderboard-v1", "leaderboard-v2"], ["wikitext"], 5)
     assert general_stage(["general-v2"]).suites == ["leaderboard-v2"]
+    engines = [EngineConfig("hf"), EngineConfig("hf", text=TextSettings(special_tokens="refuse"))]
+    asked = [general_stage(["general"], engine).engine for engine in engines]
+    assert [each.text.special_tokens for each in asked] == ["parse", "refuse"]
 
 
 def test_how_a_task_samples(model):
