@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_prism.evaluation.statistics.averages import weighted_mean
 from megatron_prism.evaluation.statistics.intervals import bootstrap_interval, pass_rate
 from megatron_prism.evaluation.statistics.paired import paired_test
 
@@ -30,6 +31,16 @@ MEANS = {
     "10 to 20 %": (0.1, 0.2),
     "30 to 65 %": (0.3, 0.5, 0.65),
     "80 to 95 %": (0.8, 0.95),
+}
+# Group -> problems, samples and mean of its suites, for the interval of a group's mean change.
+GROUPS = {
+    "the six reasoning benchmarks": [
+        *((30, 64, 0.3), (30, 64, 0.25), (500, 64, 0.8)),
+        *((279, 3, 0.12), (453, 3, 0.1), (198, 3, 0.35)),
+    ],
+    "two of 30 x 64": [(30, 64, 0.3), (30, 64, 0.05)],
+    "40 tasks of 100 x 1": [(100, 1, 0.5)] * 40,
+    "6 lengths of 50 x 1": [(50, 1, 0.95 - 0.1 * length) for length in range(6)],
 }
 SPREADS, ALIKE = (0.3, 0.7, 1.5), 3.0
 
@@ -102,12 +113,38 @@ def false_alarms(generator: np.random.Generator, draws: int) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def group_lines(generator: np.random.Generator, draws: int) -> Iterator[str]:
+    """Half of the problems have chances of their own for each model; the other model loses two points everywhere."""
+    yield "| mean change of a group | covers | too high | too low | half width, points |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, suites in GROUPS.items():
+        ends = []
+        for _ in range(draws):
+            parts = []
+            for problems, samples, mean in suites:
+                # A share of the problems is lost for certain, so that the true loss is two points.
+                chances = generator.beta(0.7 * mean, 0.7 * (1 - mean), size=(3, problems))
+                own = generator.random(problems) < 0.5
+                kept = generator.random(problems) >= 0.02 / mean
+                before, after = (np.where(own, each, chances[0]) for each in chances[1:])
+                test = paired_test(
+                    *(generator.binomial(samples, each) / samples for each in (before, after * kept))
+                )
+                parts.append((1 / len(suites), test.change, test.low, test.high))
+            ends.append(weighted_mean(parts)[1:])
+        low, high = np.array(ends).T
+        above, below = 100 * np.mean(low > -0.02), 100 * np.mean(high < -0.02)
+        half = 50 * np.mean(high - low)
+        yield f"| {name} | {100 - above - below:.1f} | {above:.1f} | {below:.1f} | {half:.1f} |"
+
+
 def main(draws: int) -> None:
     generator = np.random.default_rng(1)
     for line in (
         *coverage_table(generator, draws),
         *bootstrap_lines(generator, draws // 2),
         *false_alarms(generator, draws),
+        *group_lines(np.random.default_rng(1), draws),
     ):
         print(line)
 

@@ -82,6 +82,12 @@ def retention(low: float, high: float, margin: float) -> str:
     return LOST if high < 0 else UNDECIDED
 
 
+def _verdict(test: PairedTest, corrected: float, *, margin: float, confidence: float) -> str:
+    """Among many suites some are below 0 by chance: lost is only what the corrected test finds, too."""
+    verdict = retention(test.low, test.high, margin)
+    return UNDECIDED if verdict == LOST and corrected > 1 - confidence else verdict
+
+
 def compare(
     models: Mapping[str, ScoredModel],
     margin: float = 0.0,
@@ -123,7 +129,7 @@ def compare(
             after,
             test,
             p_value,
-            retention(test.low, test.high, margin),
+            _verdict(test, p_value, margin=margin, confidence=confidence),
             left_out,
         )
         for (name, suite, before, after, test, left_out), p_value in zip(found, corrected, strict=True)

@@ -164,6 +164,24 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys, word
     assert said in line
 
 
+def test_a_loss_among_many_suites_must_survive_the_correction(tmp_path):
+    """15 of 100 problems are lost and 4 gained: p = 0.011, too little for one of twenty suites."""
+    before = {f"p{n}": (float(n < 60), 1) for n in range(100)}
+    after = before | {f"p{n}": (0.0, 1) for n in range(15)} | {f"p{n}": (1.0, 1) for n in range(60, 64)}
+    # As many problems are lost as gained.
+    noise = before | {f"p{n}": (0.0, 1) for n in range(5)} | {f"p{n}": (1.0, 1) for n in range(60, 65)}
+
+    def verdict(others: int) -> str:
+        names = [f"noise{n}" for n in range(others)]
+        groups = dict.fromkeys(["suite", *names], "general")
+        base = ScoredModel((), {"suite": before} | dict.fromkeys(names, before), groups, {})
+        other = ScoredModel((), {"suite": after} | dict.fromkeys(names, noise), groups, {})
+        return compare({"base": base, "other": other}, margin=0.02)[0].verdict
+
+    assert verdict(0) == LOST
+    assert verdict(19) == UNDECIDED
+
+
 def test_a_model_against_itself_is_kept_where_the_suite_is_large_enough(tmp_path):
     base = evaluation(tmp_path / "base", {"math": answers(0.5, 1)})
     same = evaluation(tmp_path / "same", {"math": answers(0.5, 1)})
