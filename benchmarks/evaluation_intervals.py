@@ -84,7 +84,8 @@ def coverage_table(generator: np.random.Generator, draws: int) -> Iterator[str]:
 def bootstrap_lines(generator: np.random.Generator, draws: int) -> Iterator[str]:
     for mean in (0.02, 0.05, 0.1, 0.3):
         made = [
-            bootstrap_interval(row, resamples=1000) for row in rates(generator, (30, 64), mean, 0.7, draws)
+            bootstrap_interval(row, resamples=1000)
+            for row in rates(generator, (30, 64), mean, 0.7, draws=draws)
         ]
         share = 100 * np.mean([low <= mean <= high for low, high in made])
         yield f"bootstrap over problems, 30 x 64, mean {mean:.0%}: covers {share:.1f} %"
