@@ -110,8 +110,6 @@ def model(
     suites = [part.strip() for text in suite or [] for part in text.split(",") if part.strip()]
     if not suites:
         raise ConfigError("--suite: name what to evaluate: reasoning, general, long, shoebox, or a YAML file")
-    if len(set(suites)) < len(suites):
-        raise ConfigError(f"--suite {','.join(suites)}: a suite is named twice")
     from megatron_prism.pipeline.config import parse_override
     from megatron_prism.platform.console import setup_logging
     from megatron_prism.study.model_evaluation import EvaluationRequest, evaluation_graph

@@ -7,22 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.given_model import add_model
-from megatron_prism.evaluation.harness.stage import GENERAL, general_stage
+from megatron_prism.evaluation.harness.stage import general_stage
 from megatron_prism.evaluation.plan import SuiteSampling
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
 from megatron_prism.evaluation.stage import Evaluate
 from megatron_prism.evaluation.suites.stage import benchmark_files
-from megatron_prism.evaluation.suites.yaml_definition import packaged_suites
 from megatron_prism.generation.engine_config import EngineConfig
 from megatron_prism.models.model_folder import longest_sequence
 from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.report.stage import Report
 from megatron_prism.study.evaluation import suite_grading
+from megatron_prism.study.suite_names import sort_suites
 from megatron_prism.verification.sandbox.isolation import STRONG
 
-LONG = "long"
 # RULER's lengths. A model with fewer positions is asked these tasks at a quarter, half and all of them.
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
 RULER_SAMPLES = 100
@@ -66,13 +65,13 @@ def evaluation_graph(request: EvaluationRequest) -> Graph:
     Raises:
         PrismError: one line about a model, a suite or an engine that does not exist or does not fit.
     """
-    problem_suites, general, long = _sorted(request.suites)
-    if not problem_suites:
+    suites = sort_suites(request.suites, "--suite ")
+    if not suites.problems:
         for option, names in (("--data", list(request.data)), ("--benchmark", list(request.benchmarks))):
             if names:
                 raise ConfigError(f"{option} {names[0]}: no suite with benchmarks is evaluated")
     graph = Graph("eval")
-    files = benchmark_files(problem_suites, request.data, request.benchmarks) if problem_suites else None
+    files = benchmark_files(suites.problems, request.data, request.benchmarks) if suites.problems else None
     model, tokenizer, engine = add_model(
         graph, request.model, request.engine, request.tokenizer, options=request.options
     )
@@ -81,38 +80,14 @@ def evaluation_graph(request: EvaluationRequest) -> Graph:
     if files is not None:
         corpus = graph.add("problems", files)
         scored["evaluate"] = graph.add("evaluate", _problems(request, engine), corpus=corpus, **given)
-    if long:
+    if suites.long:
         scored["ruler"] = graph.add("ruler", _ruler(request, engine), **given)
-    if general:
-        stage = general_stage(general, limit=request.limit, engine=engine)
+    if suites.general:
+        stage = general_stage(suites.general, limit=request.limit, engine=engine)
         scored["harness"] = graph.add("harness", stage, **given)
     reported = graph.nodes | scored
     graph.add("report", Report(title=f"evaluation of {request.model}"), **reported)
     return graph
-
-
-def _sorted(suites: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """Suites of problems, names of lm-eval, and whether RULER is asked for.
-
-    Raises:
-        ConfigError: for a name that is none of these.
-    """
-    problems, general = [], []
-    known = (*packaged_suites(), *GENERAL, LONG)
-    for suite in suites:
-        if suite in GENERAL:
-            general.append(suite)
-        elif suite.startswith("lm-eval:"):
-            general.append(suite.removeprefix("lm-eval:"))
-        elif suite in packaged_suites() or Path(suite).exists():
-            problems.append(suite)
-        elif suite != LONG:
-            hint = suggest(suite, known)
-            raise ConfigError(
-                f"--suite {suite}: neither a suite nor a file{hint}; suites are {', '.join(known)}, lm-eval:TASK, a "
-                "YAML file, or a folder with a file SUITE.jsonl per benchmark"
-            )
-    return problems, general, LONG in suites
 
 
 def _problems(request: EvaluationRequest, engine: EngineConfig) -> Evaluate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from megatron_prism.data.mixture import packaged_mixtures
+from megatron_prism.evaluation.harness.stage import GENERAL
 from megatron_prism.evaluation.suites.yaml_definition import packaged_suites
 from megatron_prism.rl.mix import BALANCED, UNBALANCED
 from megatron_prism.rl.variants import VARIANTS
@@ -43,7 +44,7 @@ def parameter_notes(model: str) -> dict[str, str]:
         "rl_start": f"needs rl: {_listed(STARTS)}; 'both' are the last trained model and the base",
         "method": f"needs rl: {_listed(VARIANTS)}",
         "evaluate": "evaluate the base, the trained and the RL models on problem suites",
-        "suites": f"needs evaluate: {_listed(packaged_suites())}, suite files, or folders of SUITE.jsonl; with commas",
+        "suites": f"needs evaluate: {_listed([*packaged_suites(), *GENERAL])}, files or folders; joined by commas",
         "sandbox": f"how programs that a model wrote are isolated: {_listed(MODES)}",
     }
 

@@ -361,3 +361,20 @@ def test_a_failed_task_fails_the_run(run_dir, capsys):
         main([*arguments, impossible])
     assert ended.value.code == 2
     assert "mamba_num_groups=1; use context_parallel_size" in capsys.readouterr().err
+
+
+def test_general_suites_are_evaluated_by_lm_eval(tmp_path):
+    values = {"evaluate": True, "suites": "reasoning,general-v1"}
+    nodes = load_recipe("granite-3.3-8b").build(values, planned=True).nodes
+    assert nodes["harness_midtrain"].stage.suites == ["leaderboard-v1"]
+    assert nodes["harness_midtrain"].inputs["model"] is nodes["midtrain"]
+    assert "evaluate_midtrain" in nodes
+    only = load_recipe("granite-3.3-8b").build(values | {"suites": "general"}, planned=True).nodes
+    assert "benchmarks" not in only
+    for suites, said in (
+        ("reasonin", "did you mean 'reasoning'"),
+        ("reasoning,long", "long_context=true evaluates long contexts"),
+        ("general,general", "a suite is named twice"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_recipe("granite-3.3-8b").build(values | {"suites": suites}, planned=True)

@@ -180,7 +180,7 @@ def test_a_key_without_its_stage_names_the_stages(capsys):
         (["checkpoint=nowhere"], "checkpoint=nowhere: no such folder"),
         (["checkpoint=pyproject.toml"], "checkpoint=pyproject.toml: no such folder"),
         (["data=pyproject.toml"], "data=pyproject.toml: source 'dclm-edu' of mixture=mcs is missing"),
-        (["evaluate=true", "suites=reasonning"], "there is no such suite; did you mean 'reasoning'?"),
+        (["evaluate=true", "suites=reasonning"], "neither a suite nor a file; did you mean 'reasoning'?"),
         (["midtrain.parallel=3"], "parallel=3: is a group of keys; set one of them"),
         (["midtrain.steps.x=3"], "unknown key 'steps.x': 'steps' is a value and has no keys"),
         (["midtrain.stepz=3"], "stage 'midtrain': unknown key 'stepz'; did you mean 'steps'?"),
