@@ -40,9 +40,10 @@ from megatron_prism.platform.hardware import device
 from megatron_prism.platform.process_groups import session
 from megatron_prism.study.small_models import MODELS, VOCABULARY
 
-CHOICES, LETTERS, SINGLE, TEXTS, ANSWERS = (
+CHOICES, LETTERS, SHARED, SINGLE, TEXTS, ANSWERS = (
     "choices of several tokens",
     "choices of one token",
+    "choices of one token, the same examples",
     "one continuation per context",
     "whole texts",
     "completions",
@@ -56,7 +57,10 @@ def requests(count: int, examples: int) -> dict[str, tuple[str, list[Any]]]:
     draw = random.Random(1)
     asked = different_problems(FAMILIES, HELD_OUT, count, draw, suite="science")
     shown = different_problems(FAMILIES, TRAIN, 200, draw, suite="science")
-    made: dict[str, list[tuple[Any, ...]]] = {name: [] for name in (CHOICES, LETTERS, SINGLE, TEXTS, ANSWERS)}
+    made: dict[str, list[tuple[Any, ...]]] = {
+        name: [] for name in (CHOICES, LETTERS, SHARED, SINGLE, TEXTS, ANSWERS)
+    }
+    same = "\n\n".join(each.document for each in shown[:examples])
     for problem in asked:
         prompt = "\n\n".join(each.document for each in draw.sample(shown, examples))
         context = f"{prompt}\n\n{problem.prompt}\nThe answer is"
@@ -67,6 +71,8 @@ def requests(count: int, examples: int) -> dict[str, tuple[str, list[Any]]]:
         ]
         made[CHOICES] += [(context, ending) for ending in endings]
         made[LETTERS] += [(context, f" {letter}") for letter in "ABCD"]
+        # As in MMLU, whose prompts have the same examples for a subject.
+        made[SHARED] += [(f"{same}\n\n{problem.prompt}\nThe answer is", f" {letter}") for letter in "ABCD"]
         made[SINGLE].append((context, endings[0]))
         made[TEXTS].append((f"{prompt}\n\n{problem.document}",))
         made[ANSWERS].append((context, {"until": ["\n"], "max_gen_toks": ANSWER_TOKENS, "do_sample": False}))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_prism.generation.engine import Likelihood, Progress
-from megatron_prism.generation.likelihood import Pair, fitting_context
+from megatron_prism.generation.likelihood_plan import Pair, fitting_context
 
 # transformers gives the logits of all tokens of a batch, so their number is limited, too.
 LOGITS = 2**28

@@ -1,9 +1,8 @@
 """How probable given continuations of given contexts are, from a Megatron model in this process.
 
 Texts are packed one after another into a row, sorted by length (models/layers/decode_cache.py), and only the tokens
-whose logits are needed get any. If several continuations belong to one context, as the answers to a question do, the
-context is read once: the first token of each continuation needs no more than its last logits, and the rest of the
-continuations are read as branches of it.
+whose logits are needed get any. What several texts share at their beginning, a question before its answers or examples
+before many questions, is read once, and the rest as branches of it (likelihood_plan.py).
 
 Truncation is that of lm-evaluation-harness: the model reads the last `context_length` tokens of context and
 continuation, without the continuation's last token, which nothing is predicted from.
@@ -13,16 +12,15 @@ Under tensor and pipeline parallelism, the ranks of a model call these functions
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from megatron_prism.errors import DataError
 from megatron_prism.generation.engine import Likelihood, Progress
+from megatron_prism.generation.likelihood_plan import Pair, Text, batches, places_of, plan_texts
 from megatron_prism.generation.pipeline_forward import broadcast_to_model_ranks, pipeline_forward
 from megatron_prism.models.layers.decode_cache import (
     Branches,
@@ -39,28 +37,6 @@ LOGITS, LOGITS_IN_CACHE, FEWEST_ROWS = 2**26, 2**19, 64
 TOKENS_IN_CACHE = 4096
 # Branches copy the keys and values of what they continue: the maximum number of tokens whose copies exist together.
 BRANCH_COLUMNS = 2**16
-
-Pair = tuple[Sequence[int], Sequence[int]]
-
-
-@dataclass
-class _Output:
-    """A token whose logits are needed: its place in a text, and (pair, token) of what may follow it."""
-
-    place: int
-    targets: list[tuple[int, int]]
-
-
-@dataclass
-class _Text:
-    """Tokens that are read together, and what continues them."""
-
-    token_ids: Sequence[int]
-    outputs: list[_Output]
-    branches: list[_Text] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
 
 
 def log_likelihoods(
@@ -81,7 +57,7 @@ def log_likelihoods(
     Raises:
         DataError: for an empty context or continuation, or a continuation longer than `context_length`.
     """
-    texts = _plan(pairs, context_length)
+    texts = plan_texts(pairs, context_length)
     reader = _Reader(models, len(pairs))
     if not reader.device_memory:
         batch_tokens = min(batch_tokens, TOKENS_IN_CACHE)
@@ -92,93 +68,13 @@ def log_likelihoods(
         # Texts with branches apart, because only their states are kept.
         for branched in (False, True):
             chosen = [text for text in texts if bool(text.branches) is branched]
-            for batch in _batches(chosen, batch_tokens):
+            for batch in batches(chosen, batch_tokens):
                 progress(reader.read(batch, batch_tokens))
     finally:
         for chunk, training in zip(models, modes, strict=True):
             set_decode_cache(chunk, None)
             chunk.train(training)
     return reader.likelihoods()
-
-
-def rolling_windows(token_ids: Sequence[int], prefix: int, length: int) -> list[tuple[list[int], list[int]]]:
-    """(context, continuation) pairs that predict each token of a text once, with as much context as fits.
-
-    Args:
-        prefix: the token that the first token is predicted from.
-        length: maximum number of tokens that the model reads.
-    """
-    whole = [prefix, *token_ids]
-    pairs = []
-    for start in range(1, len(whole), length):
-        stop = min(start + length, len(whole))
-        # The last window predicts fewer tokens, but reads as many as the others.
-        first = max(0, stop - 1 - length)
-        pairs.append((whole[first:start], whole[start:stop]))
-    return pairs
-
-
-def _plan(pairs: Sequence[Pair], context_length: int) -> list[_Text]:
-    """The texts to read; continuations of the same context are joined where that saves tokens."""
-    contexts: dict[bytes, list[int]] = {}
-    for number, pair in enumerate(pairs):
-        kept = numpy.asarray(fitting_context(number, pair, context_length), numpy.int64)
-        contexts.setdefault(kept.tobytes(), []).append(number)
-    texts = []
-    for numbers in contexts.values():
-        context = fitting_context(numbers[0], pairs[numbers[0]], context_length)
-        endings = {number: pairs[number][1] for number in numbers}
-        later = sum(len(ending) - 1 for ending in endings.values())
-        if (len(numbers) - 1) * len(context) > later:
-            texts.append(_joined(context, endings))
-        else:
-            texts += [_alone(context, number, ending) for number, ending in endings.items()]
-    return texts
-
-
-def fitting_context(number: int, pair: Pair, context_length: int) -> Sequence[int]:
-    """The end of a pair's context that fits before its continuation.
-
-    Raises:
-        DataError: naming the number of the pair, if a part of it is empty, or its continuation too long.
-    """
-    context, continuation = pair
-    if not context or not continuation:
-        raise DataError(f"pair {number}: context and continuation need at least one token each")
-    if len(continuation) > context_length:
-        raise DataError(
-            f"pair {number}: the continuation has {len(continuation)} tokens, and the model reads at most "
-            f"{context_length}; shorten it"
-        )
-    room = context_length + 1 - len(continuation)
-    return context[-room:] if len(context) > room else context
-
-
-def _alone(context: Sequence[int], number: int, continuation: Sequence[int]) -> _Text:
-    outputs = [
-        _Output(place, [(number, token)]) for place, token in enumerate(continuation, len(context) - 1)
-    ]
-    return _Text([*context, *continuation[:-1]], outputs)
-
-
-def _joined(context: Sequence[int], endings: dict[int, Sequence[int]]) -> _Text:
-    firsts = [(number, ending[0]) for number, ending in endings.items()]
-    branches = [
-        _Text(ending[:-1], [_Output(place, [(number, token)]) for place, token in enumerate(ending[1:])])
-        for number, ending in endings.items()
-        if len(ending) > 1
-    ]
-    return _Text(context, [_Output(len(context) - 1, firsts)], branches)
-
-
-def _batches(texts: Sequence[_Text], batch_tokens: int) -> Iterator[list[_Text]]:
-    """Batches of similar length, longest first, with at most `batch_tokens` tokens after padding."""
-    order = sorted(texts, key=len, reverse=True)
-    first = 0
-    while first < len(order):
-        count = max(1, batch_tokens // len(order[first]))
-        yield order[first : first + count]
-        first += count
 
 
 class _Reader:
@@ -203,7 +99,7 @@ class _Reader:
             for logprob, greedy in zip(self.sums.tolist(), self.greedy.tolist(), strict=True)
         ]
 
-    def read(self, texts: list[_Text], batch_tokens: int) -> int:
+    def read(self, texts: list[Text], batch_tokens: int) -> int:
         """Read texts and their branches; returns the number of pairs that are finished."""
         cache = DecodeCache(len(texts))
         for chunk in self.models:
@@ -211,21 +107,21 @@ class _Reader:
         lengths = [len(text) for text in texts]
         slots = list(range(len(texts))) if texts[0].branches else None
         row = self._padded(sum(lengths))
-        step = Prefill.of(lengths, slots, row, self.device, _places(texts))
+        step = Prefill.of(lengths, slots, row, self.device, places_of(texts))
         self._forward(cache, step, texts, max(*lengths, row - sum(lengths)))
         branches = [(slot, branch) for slot, text in enumerate(texts) for branch in text.branches]
         branches.sort(key=lambda pair: len(pair[1]), reverse=True)
         while branches:
-            # As in `_batches`, and the copies of the texts' keys and values are limited, too.
+            # As in `batches`, and the copies of the texts' keys and values are limited, too.
             count = min(
                 batch_tokens // len(branches[0][1]), BRANCH_COLUMNS // (lengths[0] + len(branches[0][1]))
             )
             self._read_branches(cache, branches[: max(1, count)], lengths)
             del branches[: max(1, count)]
-        return len({number for text in texts for output in text.outputs for number, _ in output.targets})
+        return len(set[int]().union(*(text.pairs() for text in texts)))
 
     def _read_branches(
-        self, cache: DecodeCache, branches: Sequence[tuple[int, _Text]], lengths: Sequence[int]
+        self, cache: DecodeCache, branches: Sequence[tuple[int, Text]], lengths: Sequence[int]
     ) -> None:
         slots, texts = [slot for slot, _ in branches], [branch for _, branch in branches]
         sizes = [len(text) for text in texts]
@@ -235,7 +131,7 @@ class _Reader:
             slots,
             [lengths[slot] for slot in slots],
             row_length=row,
-            outputs=_places(texts),
+            outputs=places_of(texts),
             device=self.device,
         )
         self._forward(cache, step, texts, step.longest + max(*sizes, row - sum(sizes)))
@@ -246,11 +142,11 @@ class _Reader:
     # Not inference_mode: the model keeps its rotary tables, and training could not save inference tensors.
     @torch.no_grad()
     def _forward(
-        self, cache: DecodeCache, step: Prefill | Branches, texts: Sequence[_Text], length: int
+        self, cache: DecodeCache, step: Prefill | Branches, texts: Sequence[Text], length: int
     ) -> None:
         """Read texts and count the targets of their outputs."""
         outputs = [output for text in texts for output in text.outputs]
-        width = max(len(output.targets) for output in outputs)
+        width = max((len(output.targets) for output in outputs), default=0)
         wanted = torch.tensor(
             [
                 [token for _, token in output.targets] + [0] * (width - len(output.targets))
@@ -268,6 +164,8 @@ class _Reader:
             ),
         )
         scores = pipeline_forward(self.models, torch.tensor([tokens], device=self.device))
+        if not outputs:
+            return
         if scores is None:
             scores = torch.empty(len(outputs), 2 * width, device=self.device)
         broadcast_to_model_ranks(scores)
@@ -286,12 +184,3 @@ def _scores(logits: Tensor, wanted: Tensor) -> Tensor:
     likely = greedy.any(1).nonzero()[:, 0]
     greedy[likely] &= wanted[likely] == logits[likely].argmax(1, keepdim=True)
     return torch.cat([logprobs, greedy.float()], 1)
-
-
-def _places(texts: Sequence[_Text]) -> list[int]:
-    """The index of each output in the row of the texts."""
-    places, start = [], 0
-    for text in texts:
-        places += [start + output.place for output in text.outputs]
-        start += len(text)
-    return places

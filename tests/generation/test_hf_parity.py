@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from megatron_prism.conversion.init_from_hf import load_hf_weights
 from megatron_prism.conversion.weights import HFWeights
 from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.generation import likelihood_plan
 from megatron_prism.generation.engine import SamplingParams
 from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.models.architecture import ATTENTION, MAMBA, MLP
@@ -328,6 +329,47 @@ def test_log_likelihoods_are_those_of_transformers(kind, cases):
         for each, (logprob, _) in zip(found, expected, strict=True):
             assert each.logprob == pytest.approx(logprob, abs=1e-4)
     assert sum(greedy for _, greedy in expected) >= len(CONTINUATIONS)
+
+
+def questions():
+    """Pairs whose contexts begin alike: with 30 tokens, and with the first 12 of them."""
+    draw = torch.Generator().manual_seed(9)
+    examples = torch.randint(2, 61, (30,), generator=draw).tolist()
+    made = []
+    for shared, length, sizes in (
+        (30, 7, (1, 1)),
+        (30, 1, (4,)),
+        (30, 20, (2,)),
+        (12, 3, (1,)),
+        (12, 9, (5,)),
+    ):
+        context = examples[:shared] + torch.randint(2, 61, (length,), generator=draw).tolist()
+        made += [(context, torch.randint(2, 61, (size,), generator=draw).tolist()) for size in sizes]
+    # A context that another one only continues.
+    return [*made, (examples, made[0][1]), (examples[:12], [7])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_common_beginning_is_read_once(kind, cases, monkeypatch):
+    case, made, read = cases(kind), questions(), []
+    honest = Prefill.of
+
+    def of(lengths, *rest):
+        read.append(sum(lengths))
+        return honest(lengths, *rest)
+
+    monkeypatch.setattr(Prefill, "of", of)
+    apart = case.engine.log_likelihoods(made)
+    whole, read[:] = sum(read), []
+    monkeypatch.setattr(likelihood_plan, "SHARED_TOKENS", 10)
+    for batch_tokens in (1, 30, 4096):
+        found = case.engine.log_likelihoods(made, batch_tokens=batch_tokens)
+        for each, other in zip(found, apart, strict=True):
+            assert each.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert each.greedy == other.greedy
+    for each, pair in zip(apart, made, strict=True):
+        assert each.logprob == pytest.approx(transformers_likelihood(case.reference, *pair)[0], abs=1e-4)
+    assert sum(read) / 3 < whole / 2
 
 
 @pytest.mark.parametrize(("kind", "what"), [("llama", "key"), ("granite-h", "conv"), ("granite-h", "ssm")])

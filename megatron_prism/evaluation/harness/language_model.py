@@ -23,7 +23,7 @@ from megatron_prism.generation.engine import (
     SamplingParams,
     cut_at_stop,
 )
-from megatron_prism.generation.likelihood import rolling_windows
+from megatron_prism.generation.likelihood_plan import rolling_windows
 
 # Tokens that a task generates if it does not say how many (HFLM.max_gen_toks).
 DEFAULT_TOKENS = 256

@@ -63,7 +63,7 @@ class Prefill:
             segments,
             None if slots is None else torch.tensor(slots, device=device),
             _positions(segments, device),
-            last if outputs is None else torch.tensor(outputs, device=device),
+            last if outputs is None else torch.tensor(outputs, dtype=torch.long, device=device),
         )
 
 
@@ -312,7 +312,8 @@ def _reduced(module: Any, original: Callable[..., Any], hidden: Tensor, *inputs:
         reduce(original(hidden[first : first + rows], *inputs, **keywords)[0][:, 0], first)
         for first in range(0, len(hidden), rows)
     ]
-    return torch.cat(pieces)[:, None], None
+    # Without outputs there are no pieces.
+    return torch.cat(pieces or [hidden.new_empty(0, 0)])[:, None], None
 
 
 def _restore_sequence_parallel(module: Any, inputs: Any, output: Any) -> None:

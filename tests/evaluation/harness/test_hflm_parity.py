@@ -17,7 +17,7 @@ from megatron_prism.data.text_policy import PARSE, TextSettings
 from megatron_prism.evaluation.harness.language_model import EngineLM
 from megatron_prism.evaluation.harness.package import quiet
 from megatron_prism.evaluation.harness.tasks import check_requests, load_tasks
-from megatron_prism.generation.likelihood import rolling_windows
+from megatron_prism.generation.likelihood_plan import rolling_windows
 from megatron_prism.generation.megatron_engine import MegatronEngine
 from megatron_prism.models.families import family
 
