@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,15 @@ def outcome_table(artifacts: Mapping[str, Artifact]) -> Table:
                 rows.append([labels[name], suite, f"{values['samples']:,}", *counts, dropped])
     columns = ["model", "suite", "answers", *OUTCOMES.values(), "problems left out"]
     return Table(columns, rows, [False, False, *[True] * (len(columns) - 2)])
+
+
+def outcome_sum(artifacts: Mapping[str, Artifact]) -> str:
+    """The outcomes of all answers together that occur, as '3,600 graded, 20 timed out, 64 truncated'."""
+    total: Counter[str] = Counter()
+    for artifact in evaluations(artifacts).values():
+        for values in artifact.metrics.get("suites", {}).values():
+            total.update(values.get("outcomes", {}))
+    return ", ".join(f"{total[key]:,} {name}" for key, name in OUTCOMES.items() if total[key])
 
 
 def answered(artifacts: Mapping[str, Artifact]) -> list[Answered]:

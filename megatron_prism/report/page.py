@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_prism.pipeline.artifact import Artifact
-from megatron_prism.report.answers import answered, by_model, outcome_table
+from megatron_prism.report.answers import answered, by_model, outcome_sum, outcome_table
 from megatron_prism.report.figures import retrieval_figure, score_figure, training_figure
 from megatron_prism.report.graph_figure import graph_figure
 from megatron_prism.report.records import Run, read_history
@@ -79,6 +79,7 @@ def render_page(run: Run, title: str) -> str:
         training_table=training_table(artifacts),
         validation=validation_table(artifacts),
         outcomes=outcome_table(artifacts),
+        outcome_sum=outcome_sum(artifacts),
         answered=answers,
         answer_links=by_model(answers),
         stage_table=stage_table(artifacts),

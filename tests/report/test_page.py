@@ -91,6 +91,7 @@ def test_the_pages_numbers_are_those_of_the_samples(page):
             assert f"{100 * passed / PROBLEMS:.1f} % ({low:.1f} to {high:.1f})" in text, evaluation
     assert "from 2.0 % (base) to 54.7 % (midtrained): +52.7 points" in text
     assert "8 of 8 stages of the recipe shoebox are done, in 10 min 16 s of work." in text
+    assert "What became of the answers: 900 graded, 150 truncated" in text
     assert "base math 150 150 0 0 0 50 0 0" in text
     for fact in ("2.13.0+cpu", "Example CPU", "abc1234", "prism run shoebox", "samples_per_problem"):
         assert fact in text
