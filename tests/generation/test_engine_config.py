@@ -160,18 +160,16 @@ def run_command(*arguments):
 
 
 def test_the_command_scores_a_model_behind_a_server(server, served_folder, tmp_path, capsys):
-    samples = str(tmp_path / "samples")
-    tokenizer = ["--tokenizer", str(served_folder)]
-    options = ["--tasks", "needle_single", "--lengths", "128", "--samples", "2", "--workers", "1"]
-    assert run_command("ruler", "make", samples, *tokenizer, *options) == 0
     server.start()
-    engine = ["--engine", "openai", "--option", f"base_url={server.url}", "--option", "model=tiny"]
-    assert run_command("ruler", "score", samples, *engine) == 2
-    assert "name the tokenizer of the model with --tokenizer DIR" in capsys.readouterr().err
-    engine += ["--option", "extra={return_token_ids: true}"]
-    assert run_command("ruler", "score", samples, *engine, *tokenizer, "--json", "-") == 0
-    assert json.loads(capsys.readouterr().out)["lengths"]["128"]["samples"] == 2
-    assert [file.name for file in tmp_path.iterdir() if "samples" in file.name] == ["samples"]
+    command = ("eval", server.url, "--suite", "long", "--limit", "2", "--out", str(tmp_path / "run"))
+    options = ["--option", "model=tiny", "ruler.tasks=[needle_single]", "ruler.lengths=[128]"]
+    assert run_command(*command, *options) == 2
+    assert "name the tokenizer of the server's model with --tokenizer DIR" in capsys.readouterr().err
+    options += ["--option", "extra={return_token_ids: true}", "--tokenizer", str(served_folder)]
+    assert run_command(*command, *options, "--json", "-") == 0
+    stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    assert stages["ruler"]["metrics"]["suites"]["ruler-128"]["samples"] == 2
+    assert "model" not in stages
 
 
 def test_a_stage_without_a_model_needs_a_server(inputs, tmp_path):
@@ -306,7 +304,7 @@ def test_a_prompt_that_a_server_refuses_is_counted_and_named(server, inputs, tmp
     assert (scores["refused"], scores["reasons"]["refused"], scores["samples"]) == (["q0"], 2, 8)
     assert "problem 'q0' cannot be sampled: " in caplog.text
     assert "This model's maximum context length is 128 tokens" in caplog.text
-    assert "and 2 could not be made; they count as not right" in caplog.text
+    assert "2 could not be made; they count as not right" in caplog.text
     found = list(read_answers(out))
     assert [each["finish_reason"] for each in found[:2]] == ["refused"] * 2
     evaluation(server).run(inputs, _made(tmp_path / "other" / "evaluation-0"))

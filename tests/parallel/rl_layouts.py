@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from parallel_runs import layout, write_results
@@ -56,9 +57,7 @@ def main(folder: Path) -> None:
 
         def shifted(*arguments: object) -> object:
             made = honest(*arguments)
-            return decode_cache.Prefill(
-                made.segments, made.slots, made.lengths, made.positions * 0, made.outputs
-            )
+            return replace(made, positions=made.positions * 0)
 
         decode_cache.Prefill.of = shifted
         inputs = {name: artifact(folder / "dense" / name) for name in ("model", "tokenizer", "prompts")}

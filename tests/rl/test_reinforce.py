@@ -319,15 +319,15 @@ def test_groups_of_equal_rewards_move_nothing(inputs, tmp_path):
 
 
 def test_the_gate_stops_before_a_weight_moves(inputs, tmp_path, monkeypatch):
-    from megatron_prism.generation.megatron_engine import MegatronEngine
+    from megatron_prism.generation.request import Ending
 
-    honest = MegatronEngine._completion
+    honest = Ending.completion
 
-    def lying(self, request, params):
+    def lying(self, request):
         request.logprobs[0] -= 0.01
-        return honest(self, request, params)
+        return honest(self, request)
 
-    monkeypatch.setattr(MegatronEngine, "_completion", lying)
+    monkeypatch.setattr(Ending, "completion", lying)
     with pytest.raises(GateStop, match=r"step 1: trainer and sampler disagree.*0\.01"):
         run(tiny_run(), inputs["dense"], tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoint").exists()
