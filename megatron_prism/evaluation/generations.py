@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 FOLDER, IDENTITY = "generations", "generations.json"
 # The finish reason of a sample that the engine could not make, because of its prompt. It has no text and no tokens.
 REFUSED = "refused"
-# At most so many completions of a suite are sampled by one call and graded together, because all are in memory.
-COMPLETIONS_AT_ONCE = 4096
+# At most so many completions of a suite are sampled by one call and graded together, because all are in memory; and of
+# long ones, as many as may have so many tokens: as Python's numbers, a token and its log-probability take 100 bytes.
+COMPLETIONS_AT_ONCE, TOKENS_AT_ONCE = 4096, 2**25
 # A part is written when it has so many completions, or is so old.
 PART_COMPLETIONS, PART_SECONDS = 512, 20.0
 
@@ -53,8 +55,9 @@ class Chunk:
 
 
 def chunks_of(plan: SuitePlan) -> Iterator[Chunk]:
-    """The problems of a suite in chunks of at most `COMPLETIONS_AT_ONCE` completions, or one problem."""
-    size = max(1, COMPLETIONS_AT_ONCE // plan.samples)
+    """The problems of a suite in chunks of as many completions as may be in memory, or one problem."""
+    completions = min(COMPLETIONS_AT_ONCE, TOKENS_AT_ONCE // plan.params.max_new_tokens)
+    size = max(1, completions // plan.samples)
     for number, start in enumerate(range(0, len(plan.problems), size)):
         part = slice(start, start + size)
         yield Chunk(number, plan.problems[part], plan.seeds[part])
@@ -102,11 +105,11 @@ class PartWriter:
 
     def add(self, problem: Problem, number: int, prompt_ids: Sequence[int], completion: Completion) -> None:
         """Keep one completion; half a surrogate pair in its text becomes the replacement character."""
-        self._add(problem, number, prompt_ids, asdict(completion))
+        self._add(problem, number, prompt_ids, vars(completion))
 
     def add_refused(self, problem: Problem, number: int, prompt_ids: Sequence[int]) -> None:
         """Keep that a sample could not be made."""
-        nothing = asdict(Completion("", [], [], "stop"))
+        nothing = vars(Completion("", [], [], "stop"))
         self._add(problem, number, prompt_ids, nothing | {"finish_reason": REFUSED})
 
     def _add(self, problem: Problem, number: int, prompt_ids: Sequence[int], made: dict[str, Any]) -> None:
@@ -179,12 +182,29 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _read(path: Path, columns: Sequence[str]) -> pyarrow.Table:
-    import pyarrow
+def _row_groups(path: Path) -> int:
+    """The number of row groups of a file; a complete suite has one for each of its chunks."""
     from pyarrow import parquet
 
+    with _readable(path):
+        return int(parquet.read_metadata(path).num_row_groups)
+
+
+def _read(path: Path, columns: Sequence[str], group: int | None = None) -> pyarrow.Table:
+    """Columns of a file, or of one of its row groups: a whole suite of long answers does not fit into memory."""
+    from pyarrow import parquet
+
+    with _readable(path), parquet.ParquetFile(path) as file:
+        names = list(columns)
+        return file.read(names) if group is None else file.read_row_group(group, names)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow
+
     try:
-        return parquet.read_table(path, columns=list(columns))
+        yield
     except (OSError, pyarrow.ArrowInvalid, KeyError) as problem:
         raise ArtifactError(
             f"{path}: not the generations of an evaluation ({problem}); remove the file, and evaluate again"
@@ -232,17 +252,18 @@ class Earlier:
             if not missing or suites.get(plan.name) != sampling_identity(plan):
                 continue
             for file in generation_files(folder, plan.name):
-                keys = _read(file, ["id", "sample", "prompt", "finish_reason"]).to_pylist()
-                rows = []
-                for row, key in enumerate(keys):
-                    place = (key["id"], key["sample"])
-                    usable = key["finish_reason"] != REFUSED
-                    if usable and place in missing and prompts[key["id"]] == key["prompt"]:
-                        missing.discard(place)
-                        rows.append(row)
-                if rows:
-                    table = _read(file, part_schema().names)
-                    yield compute.take(table, rows).cast(part_schema())
+                for group in range(_row_groups(file)):
+                    keys = _read(file, ["id", "sample", "prompt", "finish_reason"], group).to_pylist()
+                    rows = []
+                    for row, key in enumerate(keys):
+                        place = (key["id"], key["sample"])
+                        usable = key["finish_reason"] != REFUSED
+                        if usable and place in missing and prompts[key["id"]] == key["prompt"]:
+                            missing.discard(place)
+                            rows.append(row)
+                    if rows:
+                        table = _read(file, part_schema().names, group)
+                        yield compute.take(table, rows).cast(part_schema())
 
 
 def generation_files(folder: Path, suite: str) -> list[Path]:

@@ -115,10 +115,11 @@ def _in_order(table: pyarrow.Table, plan: SuitePlan, chunk: Chunk) -> pyarrow.Ta
 
 def _with_verdicts(table: pyarrow.Table, problems: Sequence[Any], grades: Sequence[Grade]) -> pyarrow.Table:
     import pyarrow
+    from pyarrow import compute
 
     added: Mapping[str, list[Any]] = {
         "prompt_id": [prompt_id(ids) for ids in table["prompt_ids"].to_pylist()],
-        "tokens": [len(ids) for ids in table["token_ids"].to_pylist()],
+        "tokens": compute.list_value_length(table["token_ids"]).to_pylist(),
         "domain": [problem.domain for problem in problems],
         "kind": [problem.kind for problem in problems],
         "answer": [problem.answer for problem in problems],

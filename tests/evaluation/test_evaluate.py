@@ -13,7 +13,8 @@ from megatron_prism.errors import ArtifactError, ConfigError, DataError
 from megatron_prism.evaluation import grading
 from megatron_prism.evaluation import stage as stage_module
 from megatron_prism.evaluation.answers import read_answers
-from megatron_prism.evaluation.plan import SuiteSampling
+from megatron_prism.evaluation.generations import chunks_of
+from megatron_prism.evaluation.plan import SuitePlan, SuiteSampling
 from megatron_prism.evaluation.scores import read_problems, read_scores
 from megatron_prism.evaluation.stage import Evaluate
 from megatron_prism.generation.engine import Completion, SamplingParams
@@ -420,3 +421,15 @@ def test_damaged_scores_and_answers_are_named(tmp_path):
         list(read_answers(tmp_path))
     with pytest.raises(ArtifactError, match=r"no answers of suite 'mth'; did you mean 'math'"):
         list(read_answers(tmp_path, "mth"))
+
+
+def test_long_completions_are_sampled_in_smaller_chunks():
+    """32k tokens of 4,096 completions as Python's numbers would take 13 GB."""
+    problems = [Problem(f"p{n}", "math", f"Q{n}", "math", "2") for n in range(500)]
+    sizes = {}
+    for tokens in (128, 32_768):
+        plan = SuitePlan("math500", problems, SamplingParams(tokens), 64, list(range(500)))
+        chunks = list(chunks_of(plan))
+        assert [problem for chunk in chunks for problem in chunk.problems] == problems
+        sizes[tokens] = 64 * max(len(chunk.problems) for chunk in chunks)
+    assert sizes == {128: 4096, 32_768: 1024}
