@@ -12,11 +12,11 @@ from megatron_prism.cli.eval_model import model
 from megatron_prism.cli.eval_select import select
 from megatron_prism.cli.eval_show import show
 
-DEFAULT = "model"
+DEFAULT = "score"
 
 
 class ModelGroup(TyperGroup):
-    """Takes arguments that do not begin with a verb as those of the verb `model`."""
+    """Takes arguments that do not begin with a verb as those of the verb `score`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         asks_help = args[:1] in (["--help"], ["-h"])
@@ -29,7 +29,7 @@ class ModelGroup(TyperGroup):
 app = typer.Typer(
     cls=ModelGroup,
     help="Score models on suites of problems, read their answers, and compare them.\n\n"
-    "prism eval MODEL --suite reasoning is short for prism eval model MODEL --suite reasoning.",
+    "prism eval MODEL --suite reasoning is short for prism eval score MODEL --suite reasoning; ./show is a folder.",
     no_args_is_help=True,
 )
 app.command(DEFAULT)(model)

@@ -9,10 +9,14 @@ from typing import Any
 from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenization import TokenizeCorpus
+from megatron_prism.evaluation.harness.stage import Harness
 from megatron_prism.evaluation.ruler.stage import RulerEvaluate
+from megatron_prism.evaluation.stage import Evaluate
+from megatron_prism.evaluation.suites.stage import BenchmarkFiles
 from megatron_prism.merging.stage import Merge
 from megatron_prism.models.architecture import Architecture
 from megatron_prism.pipeline.node import Node
+from megatron_prism.pipeline.stage import Stage
 from megatron_prism.planning.gpu_profile import GpuProfile
 from megatron_prism.planning.memory import training_memory
 from megatron_prism.planning.parameters import count_parameters
@@ -202,6 +206,10 @@ def _other(node: Node, architecture: Architecture | None, tokens: float, setting
         _ruler(plan, stage, architecture, setting)
     elif architecture is not None and isinstance(stage, Difficulty):
         _difficulty(plan, stage, architecture, setting)
+    elif architecture is not None and isinstance(stage, Evaluate):
+        _evaluation(plan, stage, node.inputs["corpus"].stage, architecture, setting=setting)
+    elif isinstance(stage, Harness):
+        plan.remarks.append("its time is not estimated")
     plan.disk_peak = plan.disk
     return plan
 
@@ -215,6 +223,30 @@ def _ruler(plan: StagePlan, stage: RulerEvaluate, architecture: Architecture, se
         answers = Answers(samples, samples, length, RULER_ANSWER, RULER_ANSWER, slots)
         found = sampling_seconds(architecture, ParallelConfig(), answers, setting.gpu)
         plan.parts[f"{length} tokens"] = sum(found.values())
+
+
+def _evaluation(
+    plan: StagePlan, stage: Evaluate, corpus: Stage, architecture: Architecture, *, setting: Setting
+) -> None:
+    """All benchmarks whose number of problems is known, on one GPU."""
+    if not isinstance(corpus, BenchmarkFiles) or corpus.planned:
+        plan.remarks.append("its time is not estimated, because the number of problems is not known")
+        return
+    plan.gpus, plan.layout = 1, "one GPU"
+    lengths, total = setting.lengths, 0
+    for benchmark in corpus.definitions():
+        problems = min(benchmark.problems or 0, stage.limit or benchmark.problems or 0)
+        count = problems * (stage.samples_per_problem or benchmark.samples)
+        longest = min(
+            stage.sampling.max_new_tokens or benchmark.sampling().max_new_tokens,
+            architecture.max_position_embeddings,
+        )
+        answer = min(lengths.answer, longest)
+        answers = Answers(count, problems, lengths.prompt, answer, longest, stage.batch_size)
+        found = sampling_seconds(architecture, ParallelConfig(), answers, setting.gpu)
+        plan.parts[benchmark.name] = sum(found.values())
+        total += count
+    plan.remarks.append(f"{total:,} answers of {lengths.answer:,} tokens on average, without grading")
 
 
 def _difficulty(plan: StagePlan, stage: Difficulty, architecture: Architecture, setting: Setting) -> None:

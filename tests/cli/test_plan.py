@@ -46,6 +46,19 @@ def test_a_whole_recipe_without_data_or_checkpoint(tmp_path, capsys):
     assert "total" in capsys.readouterr().out
 
 
+def test_evaluation_takes_the_time_of_its_answers(tmp_path, capsys):
+    arguments = ("granite-3.3-8b", "evaluate=true", "suites=reasoning,general")
+    stages = {each["stage"]: each for each in result(*arguments, folder=tmp_path)["stages"]}
+    # 590 problems of mathematics with 64 answers each, 930 others with 3.
+    assert "40,550 answers" in stages["evaluate_base"]["remarks"][0]
+    seconds = stages["evaluate_base"]["seconds"]
+    assert sum(seconds.values()) == pytest.approx(3600 * stages["evaluate_base"]["hours"])
+    assert seconds["math500"] == pytest.approx(500 / 30 * seconds["aime24"], rel=0.2)
+    assert stages["harness_base"]["remarks"] == ["its time is not estimated"]
+    few = result(*arguments, "evaluate_base.limit=3", folder=tmp_path)["stages"]
+    assert f"{3 * (4 * 64 + 3 * 3)} answers" in str(few)
+
+
 def test_one_stage_is_explained(capsys, tmp_path):
     found = result("granite-3.3-8b:midtrain", "--explain", folder=tmp_path)
     (stage,) = found["stages"]
