@@ -70,8 +70,9 @@ class Sampler:
             with self.open_engine() as engine:
                 for plan, chunk, numbers in work:
                     parts += self._sample(engine, plan, chunk, self._share(numbers), progress=progress)
-                    if self.replicas.count == 1:
-                        # Before a server has refused every request of a long evaluation.
+                    if self.replicas.count == 1 and self.replicas.leads:
+                        # Before a server has refused every request of a long evaluation. The other ranks of a model
+                        # would read files while this one writes them.
                         self._check_some(plan)
         for written in gathered(self.replicas.first, parts):
             wait_for_files(written)
