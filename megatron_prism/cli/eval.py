@@ -32,7 +32,7 @@ app = typer.Typer(
     "prism eval MODEL --suite reasoning is short for prism eval score MODEL --suite reasoning; ./show is a folder.",
     no_args_is_help=True,
 )
-app.command(DEFAULT)(model)
+app.command(DEFAULT, hidden=True)(model)
 app.command("show")(show)
 app.command("compare")(compare)
 app.command("select")(select)

@@ -89,7 +89,7 @@ def model(
         ),
     ] = None,
     regrade: Annotated[
-        bool, typer.Option("--regrade", help="Grade the kept answers again; nothing is sampled.")
+        bool, typer.Option("--regrade", help="Grade the kept answers again; only missing ones are sampled.")
     ] = False,
     executor: Annotated[
         Path | None,
@@ -137,12 +137,14 @@ def model(
 
         show_prompts(graph, folder, show_prompt, json_file)
         return
+    if regrade and "evaluate" not in graph.nodes:
+        raise ConfigError("--regrade: grades answers to suites of problems; name one with --suite")
     made = run_graph(
         graph,
         "eval",
         RunOptions(
             folder,
-            from_stage="evaluate" if regrade and "evaluate" in graph.nodes else None,
+            from_stage="evaluate" if regrade else None,
             executor=executor,
             dry_run=dry_run,
             show_scores=False,

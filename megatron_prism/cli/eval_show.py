@@ -30,10 +30,12 @@ def _option(name: str, what: str) -> Any:
 
 
 def show(
-    folder: Annotated[
-        Path,
+    run: Annotated[
+        str,
         typer.Argument(
-            metavar="RUN", help="An evaluation: runs/shoebox/evaluate_base, or runs/eval/NAME/SUITE."
+            metavar="RUN",
+            help="runs/shoebox:extend, a run folder of `prism eval`, or one evaluation, as "
+            "runs/shoebox/evaluate_base.",
         ),
     ],
     wrong: Annotated[tuple[str, int] | None, _option("wrong", "do not count as right")] = None,
@@ -52,8 +54,9 @@ def show(
 ) -> None:
     """Read the answers of an evaluation: with prompt, completion, the answer that was graded, and the reason."""
     check_json_target(json_file)
-    from megatron_prism.evaluation.answers import answered_suites
+    from megatron_prism.evaluation.answers import answered_suites, find_answers
 
+    folder = find_answers(run)
     given = {"wrong": wrong, "right": right, "truncated": truncated, "failed": failed, "disputed": disputed}
     asked = {kind: each for kind, each in given.items() if each is not None}
     if not asked and problem is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_prism.errors import ArtifactError, suggest
 from megatron_prism.evaluation.generations import FOLDER
+from megatron_prism.evaluation.scored_model import find_folders
 
 # Answers are long: so many are in memory at a time.
 ROWS_AT_ONCE = 256
@@ -16,6 +17,21 @@ SHOWN = (
     *("id", "sample", "prompt", "completion", "kind", "answer", "extracted", "correct", "reason"),
     *("finish_reason", "tokens"),
 )
+
+
+def find_answers(name: str) -> Path:
+    """The evaluation that a user names: its folder, a run folder that has one, or RUN:MODEL.
+
+    Raises:
+        ArtifactError: if there are none, or several.
+    """
+    if any((Path(name) / FOLDER).glob("*.parquet")):
+        return Path(name)
+    found = [folder for folder in find_folders(name) if any((folder / FOLDER).glob("*.parquet"))]
+    if len(found) == 1:
+        return found[0]
+    named = f"; name one of {', '.join(map(str, found))}" if found else ""
+    raise ArtifactError(f"{name}: {len(found)} evaluations with answers{named}")
 
 
 def answered_suites(folder: Path) -> list[str]:

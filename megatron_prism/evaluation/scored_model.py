@@ -60,19 +60,24 @@ class ScoredModel:
 
 
 def find_scored_model(name: str) -> ScoredModel:
-    """The scores of the model that a user names.
+    """The scores of the model that a user names; raises as `find_folders` and `ScoredModel.read`."""
+    return ScoredModel.read(*find_folders(name))
+
+
+def find_folders(name: str) -> list[Path]:
+    """The artifacts that score the model that a user names.
 
     Raises:
         ArtifactError: if nothing there scores a model, or more than one model is scored.
     """
     path = Path(name)
     if (path / PROBLEMS).is_file():
-        return ScoredModel.read(path)
+        return [path]
     if (path / GRAPH).is_file():
-        return ScoredModel.read(*_of_run(path, None))
+        return _of_run(path, None)
     run, colon, model = name.rpartition(":")
     if colon and (Path(run) / GRAPH).is_file():
-        return ScoredModel.read(*_of_run(Path(run), model))
+        return _of_run(Path(run), model)
     raise ArtifactError(
         f"{name}: neither an evaluation (a folder with {PROBLEMS}) nor a run folder; give runs/RUN/evaluate_MODEL, a "
         "run folder of `prism eval`, or RUN:MODEL"

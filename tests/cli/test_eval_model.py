@@ -134,6 +134,7 @@ def test_long_contexts_and_overrides(folder, tmp_path, capsys):
             ["--suite", "general", "--show-prompt", "1"],
             "--show-prompt: shows the prompts of suites of problems",
         ),
+        (["--suite", "general", "--regrade"], "--regrade: grades answers to suites of problems"),
         (["--suite", "shoebox", "evaluate.sampling.temprature=0"], "did you mean 'temperature'"),
     ],
 )

@@ -96,4 +96,29 @@ def test_a_mistake_is_one_line(folder, capsys, arguments, said):
 def test_a_folder_without_answers_is_named(tmp_path, capsys):
     code, _, error = show(capsys, tmp_path, "--wrong", "math", 1)
     assert code == 2
-    assert "generations: no answers" in error
+    assert "neither an evaluation" in error
+
+
+def run_of(folder, root, *models):
+    """A run folder whose evaluations of `models` are all the artifact `folder`."""
+    stages = [{"folder": folder.name, "kind": "evaluation", "inputs": {"model": each}} for each in models]
+    (root / "graph.json").write_text(json.dumps({"stages": stages}))
+    (root / folder.name).symlink_to(folder)
+    (folder / "problems.json").write_text("{}")
+    return root
+
+
+def test_a_run_folder_stands_for_its_evaluation(folder, tmp_path, capsys):
+    alone = show(capsys, folder, "--wrong", "math", 3, "--json", "-")[1]
+    run = run_of(folder, tmp_path, "base")
+    for name in (run, f"{run}:base"):
+        assert show(capsys, name, "--wrong", "math", 3, "--json", "-")[:2] == (0, alone)
+    code, _, error = show(capsys, f"{run}:bas", "--wrong", "math", 3)
+    assert (code, "did you mean 'base'" in error) == (2, True)
+
+
+def test_a_run_that_scores_several_models_asks_for_one(folder, tmp_path, capsys):
+    run = run_of(folder, tmp_path, "base", "extend")
+    code, _, error = show(capsys, run, "--wrong", "math", 1)
+    assert code == 2
+    assert f"{run}:base, {run}:extend" in error
