@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ def find_answers(name: str) -> Path:
     Raises:
         ArtifactError: if there are none, or several.
     """
-    if any((Path(name) / FOLDER).glob("*.parquet")):
+
+    def has_answers(folder: Path) -> bool:
+        return os.path.isdir(folder / FOLDER) and any((folder / FOLDER).glob("*.parquet"))
+
+    if has_answers(Path(name)):
         return Path(name)
-    found = [folder for folder in find_folders(name) if any((folder / FOLDER).glob("*.parquet"))]
+    found = list(filter(has_answers, find_folders(name)))
     if len(found) == 1:
         return found[0]
     named = f"; name one of {', '.join(map(str, found))}" if found else ""

@@ -6,6 +6,7 @@ run that score the model of stage MODEL.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,13 @@ def find_folders(name: str) -> list[Path]:
         ArtifactError: if nothing there scores a model, or more than one model is scored.
     """
     path = Path(name)
-    if (path / PROBLEMS).is_file():
+    # Unlike os.path.isfile, Path.is_file raises for a name that is too long.
+    if os.path.isfile(path / PROBLEMS):
         return [path]
-    if (path / GRAPH).is_file():
+    if os.path.isfile(path / GRAPH):
         return _of_run(path, None)
     run, colon, model = name.rpartition(":")
-    if colon and (Path(run) / GRAPH).is_file():
+    if colon and os.path.isfile(Path(run) / GRAPH):
         return _of_run(Path(run), model)
     raise ArtifactError(
         f"{name}: neither an evaluation (a folder with {PROBLEMS}) nor a run folder; give runs/RUN/evaluate_MODEL, a "

@@ -94,8 +94,9 @@ def test_a_mistake_is_one_line(folder, capsys, arguments, said):
 
 
 def test_a_folder_without_answers_is_named(tmp_path, capsys):
-    code, _, error = show(capsys, tmp_path, "--wrong", "math", 1)
-    assert code == 2
+    for name in (tmp_path, "x" * 5000):
+        code, _, error = show(capsys, name, "--wrong", "math", 1)
+        assert (code, error.count("\n")) == (2, 1)
     assert "neither an evaluation" in error
 
 
