@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from megatron_prism.evaluation.comparison import Comparison
     from megatron_prism.evaluation.scored_model import ScoredModel
 
-# A group of more suites than this is shown by its mean; `--json` has them all.
-MOST_SUITES_SHOWN = 20
-
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
@@ -86,6 +83,8 @@ def compare(
 def _show_suites(
     made: Sequence[Comparison], base: str, margin: float, confidence: float, json_file: str | None
 ) -> None:
+    from megatron_prism.evaluation.comparison import MOST_SUITES_SHOWN
+
     sizes = Counter((each.model, each.group) for each in made)
     rows = [
         (

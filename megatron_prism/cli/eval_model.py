@@ -219,7 +219,7 @@ def _show_scores(made: Mapping[str, Artifact], folder: Path, json_file: str | No
                     f"{suite}: {values['dropped_problems']} problems cannot be graded, and are left out"
                 )
     columns = ["suite", "problems", "score", *OUTCOMES.values(), "interval"]
-    show_table(json_file, "scores in percent, with 95 % intervals", columns, rows)
+    show_table(json_file, "scores in percent, with their intervals", columns, rows)
     for note in notes:
         show_line(json_file, note)
     if "evaluate" in made:

@@ -25,6 +25,8 @@ from megatron_prism.evaluation.statistics.paired import PairedTest, holm, paired
 KEPT, LOST, UNDECIDED = "kept", "lost", "undecided"
 # A loss of up to two points counts as none, unless a user says otherwise before looking.
 MARGIN = 0.02
+# A group of more suites than this is shown by its mean only.
+MOST_SUITES_SHOWN = 20
 
 
 @dataclass(frozen=True)

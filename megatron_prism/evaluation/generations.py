@@ -153,7 +153,7 @@ def write_part(folder: Path, chunk: int, table: pyarrow.Table, replica: int = 0)
 
 
 def read_chunk(folder: Path, chunk: int, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """The completions in the parts of a chunk, without those that occur again.
+    """The samples in the parts of a chunk; one that was refused and made later is there twice.
 
     Raises:
         ArtifactError: naming a part that cannot be read.
@@ -226,8 +226,7 @@ class Earlier:
     """Generations of other evaluations in the same folder of artifacts, which this one may take over.
 
     Args:
-        out: the folder that this evaluation writes into.
-        final: its final folder, whose older form may stand there.
+        out: the folder that this evaluation writes into; an older form of its final folder counts as another.
         identity: model, tokenizer and engine of this evaluation.
     """
 

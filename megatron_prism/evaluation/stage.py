@@ -153,7 +153,7 @@ def write_results(
         **details,
     }
     write_scores(out, scores, {result.plan.name: result.by_problem() for result in results})
-    write_json(out / DETAILS, {result.plan.name: result.details() for result in results})
+    write_json(out / DETAILS, {result.plan.name: result.details for result in results})
     return scores
 
 

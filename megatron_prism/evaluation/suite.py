@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from megatron_prism.evaluation.generations import REFUSED
@@ -98,6 +99,7 @@ class SuiteResult:
             **self._published(),
         }
 
+    @cached_property
     def details(self) -> dict[str, dict[str, Any]]:
         """Problem -> its pass@k and majority@k, by k as text, and its number of different answers."""
         return {row[0].problem.id: problem_details(row) for row in self.samples}
@@ -106,7 +108,7 @@ class SuiteResult:
         """The means over problems of what `details` has, for suites of several samples per problem."""
         if len(self.samples[0]) == 1:
             return {}
-        details = list(self.details().values())
+        details = list(self.details.values())
         means: dict[str, Any] = {}
         for name in ("pass_at", "majority_at"):
             tables = [each[name] for each in details if name in each]

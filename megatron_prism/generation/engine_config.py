@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.data.text_policy import TextSettings
 from megatron_prism.errors import ConfigError
 from megatron_prism.generation.engine import Engine
-from megatron_prism.models.model_folder import find_model, is_megatron
+from megatron_prism.models.model_folder import HF_FILES, find_model, is_megatron
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import one_of, to_mapping
 
@@ -38,6 +38,19 @@ TUNING = {
     "gpu_memory_share",
 }
 STORE, EXPORTED = "completions", "exported"
+
+
+def tokenizer_folder(inputs: Mapping[str, Artifact]) -> Path:
+    """The folder of a stage's tokenizer: its input, or what came with its model.
+
+    Raises:
+        ConfigError: if the stage has neither.
+    """
+    if "tokenizer" in inputs:
+        return inputs["tokenizer"].path
+    if "model" in inputs:
+        return inputs["model"].path / HF_FILES
+    raise ConfigError("this stage needs a 'tokenizer' input if there is no 'model' input; add one")
 
 
 @dataclass

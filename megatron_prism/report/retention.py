@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.evaluation.comparison import MARGIN, Comparison, GroupChange, compare, group_changes
+from megatron_prism.evaluation.comparison import (
+    MARGIN,
+    MOST_SUITES_SHOWN,
+    Comparison,
+    GroupChange,
+    compare,
+    group_changes,
+)
 from megatron_prism.evaluation.plan import DOMAIN, GENERAL, LONG
 from megatron_prism.evaluation.scored_model import SCORING, ScoredModel
 from megatron_prism.evaluation.scores import PROBLEMS, read_problems
@@ -19,8 +26,6 @@ from megatron_prism.report.tables import DASH, Table, signed
 
 CONFIDENCE = 0.95
 HEADINGS = {DOMAIN: "domain", GENERAL: "general", LONG: "long contexts"}
-# A group with more suites than this is shown by its mean only.
-MOST_SUITES_SHOWN = 20
 
 
 @dataclass(frozen=True)

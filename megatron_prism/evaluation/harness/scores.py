@@ -20,7 +20,7 @@ import numpy as np
 
 from megatron_prism.evaluation.harness.definitions import PROBLEMS, Benchmark
 from megatron_prism.evaluation.harness.results import TaskResult, Value
-from megatron_prism.evaluation.statistics.intervals import pass_rate
+from megatron_prism.evaluation.statistics.intervals import mean_rate
 
 INTERVAL = "normal, problems within tasks"
 GROUP = "general"
@@ -49,10 +49,8 @@ class Score:
 def task_entry(result: TaskResult, rates: Mapping[str, float], confidence: float) -> dict[str, Any]:
     """The entry of a task among the `suites` of scores.json."""
     values = list(rates.values())
-    # One value per problem. If some are neither 0 nor 1, the variance is theirs and not that of a coin: given as two
-    # equal samples, the effective sample size follows.
-    columns = 1 if set(values) <= {0.0, 1.0} else 2
-    estimate = pass_rate([[value] * columns for value in values], confidence)
+    # If some values are neither 0 nor 1, the variance is theirs and not that of a coin.
+    estimate = mean_rate(values, confidence, several=not set(values) <= {0.0, 1.0})
     return {
         "pass_rate": estimate.rate,
         "low": estimate.low,

@@ -15,8 +15,7 @@ from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.evaluation.harness.definitions import Benchmark, read_suite, suite_names
 from megatron_prism.evaluation.harness.package import require_lm_eval, versions
 from megatron_prism.evaluation.replicas import agreed, check_layout, open_replicas
-from megatron_prism.generation.engine_config import EngineConfig
-from megatron_prism.models.model_folder import HF_FILES
+from megatron_prism.generation.engine_config import EngineConfig, tokenizer_folder
 from megatron_prism.pipeline.artifact import Artifact, write_json
 from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.stage import Stage, tuning
@@ -206,7 +205,7 @@ class Harness(Stage):
         )
 
         model = inputs["model"].path if "model" in inputs else None
-        folder = self._tokenizer_folder(inputs)
+        folder = tokenizer_folder(inputs)
         tokenizer = self.engine.tokenizer(folder)
         if "model" in inputs:
             check_model(inputs["model"], tokenizer)
@@ -270,14 +269,6 @@ class Harness(Stage):
         for line in _lines(averages, suites, measures):
             log.info(line)
         return {"suites": suites, "averages": averages, "measures": measures}
-
-    @staticmethod
-    def _tokenizer_folder(inputs: Mapping[str, Artifact]) -> Path:
-        if "tokenizer" in inputs:
-            return inputs["tokenizer"].path
-        if "model" in inputs:
-            return inputs["model"].path / HF_FILES
-        raise ConfigError("this stage needs a 'tokenizer' input if there is no 'model' input; add one")
 
 
 def _advance(bar: Any, documents: int, share: float) -> None:

@@ -22,8 +22,8 @@ from megatron_prism.evaluation.ruler.predictions import batch_size, check_positi
 from megatron_prism.evaluation.ruler.scoring import Scored, problems, suites, summary
 from megatron_prism.evaluation.scores import write_scores
 from megatron_prism.generation.engine import Engine
-from megatron_prism.generation.engine_config import EngineConfig
-from megatron_prism.models.model_folder import HF_FILES, longest_sequence
+from megatron_prism.generation.engine_config import EngineConfig, tokenizer_folder
+from megatron_prism.models.model_folder import longest_sequence
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.config import positive, seeds
 from megatron_prism.pipeline.file_hash import hash_file
@@ -116,7 +116,7 @@ class RulerEvaluate(Stage):
         model = inputs["model"].path if "model" in inputs else None
         if model is not None and (longest := longest_sequence(model)) is not None:
             check_positions(plan.lengths, longest, model)
-        folder = self._tokenizer_folder(inputs)
+        folder = tokenizer_folder(inputs)
         tokenizer = self.engine.tokenizer(folder)
         if "model" in inputs:
             check_model(inputs["model"], tokenizer)
@@ -185,14 +185,6 @@ class RulerEvaluate(Stage):
                 for each in predict_all(engine, shares, self.batch_tokens, advance)
             ]
             return [each for replica in gathered(replicas.first, own) for each in replica]
-
-    @staticmethod
-    def _tokenizer_folder(inputs: Mapping[str, Artifact]) -> Path:
-        if "tokenizer" in inputs:
-            return inputs["tokenizer"].path
-        if "model" in inputs:
-            return inputs["model"].path / HF_FILES
-        raise ConfigError("RULER needs a 'tokenizer' input if there is no 'model' input; add one")
 
     def _sources(self, plan: Plan) -> Sources:
         named = {name: getattr(self, name) for name in FILES}

@@ -107,7 +107,7 @@ def mean_rate(by_problem: ArrayLike, confidence: float = 0.95, *, several: bool 
     """The mean of the rates `[problems]`, with its interval.
 
     Args:
-        several: whether a rate is the mean of several samples, or the verdict on one.
+        several: whether a rate may be any number in 0..1, such as a mean of samples; False: it is 0 or 1.
     """
     by_problem = np.asarray(by_problem, dtype=np.float64)
     rate, problems = float(by_problem.mean()), len(by_problem)
