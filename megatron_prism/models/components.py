@@ -30,6 +30,8 @@ class TensorParts:
     parts: tuple[Part, ...]
 
 
+# The rows of Mamba's in_proj, in their order.
+MAMBA_INPUT_PARTS = ("in_proj.z", "in_proj.x", "in_proj.B", "in_proj.C", "in_proj.dt")
 # The end of a Megatron name -> component, and its sub-components in the order of the Hugging Face rows.
 ENDINGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "word_embeddings.weight": ("embedding", ("embedding",)),
@@ -39,7 +41,7 @@ ENDINGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear_proj.weight": ("attention", ("o",)),
     "linear_fc1.weight": ("mlp", ("gate", "up")),
     "linear_fc2.weight": ("mlp", ("down",)),
-    "mixer.in_proj.weight": ("mamba", ("in_proj",)),
+    "mixer.in_proj.weight": ("mamba", MAMBA_INPUT_PARTS),
     "mixer.out_proj.weight": ("mamba", ("out_proj",)),
     "mixer.conv1d.weight": ("mamba", ("conv1d",)),
     "mixer.conv1d.bias": ("mamba", ("conv1d",)),
@@ -62,15 +64,23 @@ def tensor_parts(architecture: Architecture) -> dict[str, TensorParts]:
         if architecture.activation != "swiglu":
             names = UNGATED.get(names, names)
         shapes = rule.layout.hf_shapes(architecture)
-        # One tensor for each sub-component, or one that holds them all in equal shares (Granite 4's gate and up).
+        # One tensor for each sub-component, or one that holds them all (Granite 4's gate and up, Mamba's in_proj).
         share = len(names) // len(rule.hf)
         for index, (tensor, shape) in enumerate(zip(rule.hf, shapes, strict=True)):
-            rows = shape[0] // share
             own = names[index * share : (index + 1) * share]
-            found[tensor] = TensorParts(
-                component, tuple(Part(name, number * rows, rows) for number, name in enumerate(own))
+            rows = (
+                _mamba_input_rows(architecture) if own == MAMBA_INPUT_PARTS else [shape[0] // share] * share
             )
+            first = [sum(rows[:number]) for number in range(share)]
+            found[tensor] = TensorParts(component, tuple(map(Part, own, first, rows)))
     return found
+
+
+def _mamba_input_rows(architecture: Architecture) -> list[int]:
+    """The rows of each of `MAMBA_INPUT_PARTS`."""
+    inner = architecture.mamba_num_heads * architecture.mamba_head_dim
+    group = architecture.mamba_num_groups * architecture.mamba_state_dim
+    return [inner, inner, group, group, architecture.mamba_num_heads]
 
 
 def components(architecture: Architecture) -> dict[str, str]:

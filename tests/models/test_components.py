@@ -56,6 +56,14 @@ def test_the_subcomponents_of_the_paper():
     assert found[0][1] == found[1][1] == 8192
     # No gate in Nemotron-H.
     assert parts(hybrid, "backbone.layers.1.mixer.up_proj.weight")[1] == [("up", 21504)]
+    # 128 heads of 64 channels, 8 groups of 128 states.
+    assert parts(hybrid, "backbone.layers.0.mixer.in_proj.weight")[1] == [
+        ("in_proj.z", 8192),
+        ("in_proj.x", 8192),
+        ("in_proj.B", 1024),
+        ("in_proj.C", 1024),
+        ("in_proj.dt", 128),
+    ]
     assert parts(hybrid, "backbone.layers.0.mixer.A_log") == ("mamba", [("A_log", 128)])
     assert parts(hybrid, "backbone.layers.0.mixer.dt_bias") == ("mamba", [("dt", 128)])
     assert parts(hybrid, "backbone.layers.0.mixer.conv1d.bias")[1][0][0] == "conv1d"
