@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_prism.conversion.weights import Weights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import MAMBA_SIZES, SIZES, Architecture
+from megatron_prism.models.model_folder import find_model
 
 # Tensors depend on these fields. Models may differ in the others (a longer context, for example): a remark says so.
 REQUIRED = tuple(
@@ -40,7 +42,7 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
         if other.resolve() in given:
             raise ConfigError(f"{other}: given twice; every model must be another one")
         given.append(other.resolve())
-    models: list[Weights] = [open_weights(path) for path in (base, *others)]
+    models: list[Weights] = [open_weights(find_model(path)) for path in (base, *others)]
     remarks = list(dict.fromkeys(each for model in models for each in model.remarks))
     first = models[0]
     for model in models[1:]:
@@ -54,6 +56,12 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
                 f"{first.path}; a conversion alone changes weights by up to its rounding"
             )
     return models, remarks
+
+
+def model_bytes(folder: Path) -> int:
+    """The size of a model's tensors."""
+    model = open_weights(find_model(folder))
+    return sum(math.prod(shape) * model.dtypes[name].itemsize for name, shape in model.shapes.items())
 
 
 def _compare(path: Path, mine: Architecture, base_path: Path, base: Architecture) -> list[str]:

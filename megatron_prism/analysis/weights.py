@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from megatron_prism.conversion.torch_dist.reader import quick_collection
 from megatron_prism.conversion.weights import MegatronWeights, Weights
 from megatron_prism.errors import CheckpointError
 from megatron_prism.merging.blocks import Block, OpenFiles, Scratch, TensorBytes, Workers, blocks
+from megatron_prism.models.architecture import Architecture
 from megatron_prism.models.components import Part, TensorParts, tensor_parts
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -54,17 +56,28 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class ModelChange:
-    """How one model differs from the base: its tensors, in the order of the layers."""
+    """How one model differs from the base: its tensors, in the order of the layers.
+
+    Attributes:
+        stored_as: its dtypes, such as 'bfloat16' or 'bfloat16, float32'.
+    """
 
     folder: Path
+    stored_as: str
     tensors: list[TensorChange]
 
 
 @dataclass(frozen=True)
 class WeightChanges:
-    """Each model against the base, and remarks for the user."""
+    """Each model against the base, and remarks for the user.
 
-    base: Weights
+    Attributes:
+        architecture: of the base.
+        base_stored_as: the dtypes of the base, such as 'bfloat16'.
+    """
+
+    architecture: Architecture
+    base_stored_as: str
     models: list[ModelChange]
     remarks: list[str]
 
@@ -100,15 +113,27 @@ def compare_weights(
                         int(number[1]) if number else None,
                         parts.component,
                         tuple(model.shapes[name]),
-                        str(model.dtypes[name]).removeprefix("torch."),
+                        _dtype_name(model.dtypes[name]),
                         sums,
                     )
                 )
             progress(math.prod(models[0].shapes[name]) * models[0].dtypes[name].itemsize)
             for model in models:
                 model.release()
-    changed = [ModelChange(model.path, tensors) for model, tensors in zip(models[1:], found, strict=True)]
-    return WeightChanges(models[0], changed, remarks)
+    changed = [
+        ModelChange(model.path, stored_as(model), tensors)
+        for model, tensors in zip(models[1:], found, strict=True)
+    ]
+    return WeightChanges(models[0].architecture, stored_as(models[0]), changed, remarks)
+
+
+def stored_as(model: Weights) -> str:
+    """The dtypes of a model's tensors, the most frequent first."""
+    return ", ".join(_dtype_name(each) for each, _ in Counter(model.dtypes.values()).most_common())
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _measure(

@@ -13,7 +13,20 @@ from typing import Any
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, doctor, eval, grade, jobs, merge, plan, recipes, report, ruler, run
+from megatron_prism.cli import (
+    analyze,
+    convert,
+    doctor,
+    eval,
+    grade,
+    jobs,
+    merge,
+    plan,
+    recipes,
+    report,
+    ruler,
+    run,
+)
 from megatron_prism.cli.dry_run import split_spelling
 from megatron_prism.errors import REQUEUE_EXIT, USER_ERROR_EXIT, PrismError, Requeue
 
@@ -39,6 +52,7 @@ app.command("grade")(grade.grade)
 app.add_typer(convert.app, name="convert")
 app.add_typer(ruler.app, name="ruler")
 app.add_typer(eval.app, name="eval")
+app.add_typer(analyze.app, name="analyze")
 
 
 def _version(wanted: bool) -> None:

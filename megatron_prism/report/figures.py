@@ -6,47 +6,19 @@ Text in a figure can be selected. Ids are seeded and there is no date, so equal 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+from megatron_prism.analysis.figures import INK, PALETTE, STYLE, inline
 from megatron_prism.report.records import History
 from megatron_prism.report.restoration import RulerScores
 from megatron_prism.report.tables import ScoreRow
 
-# Okabe and Ito's palette, distinguishable with every common form of colour blindness (jfly.uni-koeln.de/color).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-INK, FAINT = "#333333", "#d8d8d8"
 # Points of a long curve; more than fit into the width of a page would only make the file larger.
 CURVE_POINTS = 600
 SMOOTHING_SHARE = 0.02
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica Neue", "Arial", "DejaVu Sans"],
-    "font.size": 9.5,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "svg.fonttype": "none",
-    # A stage may be called "a$b$c", which is not a formula.
-    "text.parse_math": False,
-}
 
 
 def training_figure(name: str, history: History, sources: Sequence[str]) -> str:
@@ -200,7 +172,7 @@ def canvas(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": seed}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": seed}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
 
@@ -210,14 +182,3 @@ def canvas(
             return inline(buffer.getvalue())
 
         yield list(figure.subplots(1, columns, squeeze=False)[0]), render
-
-
-def inline(svg: str) -> str:
-    """An SVG document as an element of a page: without prologue, metadata and group ids, which would repeat."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # The page's column sets the width; the view box keeps the aspect ratio.
-    head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    return f'{head} class="figure" role="img">{rest}'.strip()

@@ -14,6 +14,7 @@ from megatron_prism.evaluation.comparison import compare
 from megatron_prism.evaluation.scored_model import ScoredModel
 from megatron_prism.evaluation.statistics.intervals import Estimate
 from megatron_prism.pipeline.artifact import Artifact
+from megatron_prism.platform.text_table import Table
 
 EVALUATION_KIND = "evaluation"
 DASH = "–"
@@ -47,15 +48,6 @@ class Difference:
     change: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of strings; columns with `numeric` are right-aligned."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    numeric: list[bool]
 
 
 def evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:

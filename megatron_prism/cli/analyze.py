@@ -1,0 +1,13 @@
+"""`prism analyze`: its verbs, each in a file of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from megatron_prism.cli.analyze_weights import weights
+
+app = typer.Typer(
+    help="What a stage changed: in the weights, in the representations, and in the answers.",
+    no_args_is_help=True,
+)
+app.command("weights")(weights)
