@@ -25,8 +25,9 @@ def view(document: Mapping[str, Any]) -> View:
 
 
 def _views() -> dict[str, Callable[[Mapping[str, Any]], View]]:
-    from megatron_prism.analysis.views import weights
+    from megatron_prism.analysis.views import confidence, weights
 
     return {
+        "confidence": confidence.view,
         "weights": weights.view,
     }

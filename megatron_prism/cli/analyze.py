@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from megatron_prism.cli.analyze_confidence import confidence
 from megatron_prism.cli.analyze_weights import weights
 
 app = typer.Typer(
@@ -11,3 +12,4 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("weights")(weights)
+app.command("confidence")(confidence)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.errors import ArtifactError, suggest
 from megatron_prism.evaluation.generations import FOLDER
 from megatron_prism.evaluation.scored_model import find_folders
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # Answers are long: so many are in memory at a time.
 ROWS_AT_ONCE = 256
@@ -61,6 +64,18 @@ def read_answers(
     Raises:
         ArtifactError: naming a file that is missing or cannot be read.
     """
+    for name, batch in answer_batches(folder, suite, columns):
+        for record in batch.to_pylist():
+            yield {"suite": name, **record}
+
+
+def answer_batches(
+    folder: Path, suite: str | None = None, columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, pyarrow.RecordBatch]]:
+    """Suites and some of their answers, as columns: a hundred times faster than records for what has a value per token.
+
+    Raises as `read_answers`.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -72,8 +87,7 @@ def read_answers(
         try:
             with parquet.ParquetFile(file) as opened:
                 for batch in opened.iter_batches(ROWS_AT_ONCE, columns=columns):
-                    for record in batch.to_pylist():
-                        yield {"suite": name, **record}
+                    yield name, batch
         except (OSError, pyarrow.ArrowInvalid, pyarrow.ArrowKeyError) as problem:
             raise ArtifactError(
                 f"{file}: not the answers of an evaluation ({problem}); evaluate again"

@@ -1,0 +1,1 @@
+"""The stages that analyse, one file for each verb."""
