@@ -25,9 +25,10 @@ def view(document: Mapping[str, Any]) -> View:
 
 
 def _views() -> dict[str, Callable[[Mapping[str, Any]], View]]:
-    from megatron_prism.analysis.views import confidence, weights
+    from megatron_prism.analysis.views import confidence, direction, weights
 
     return {
         "confidence": confidence.view,
+        "direction": direction.view,
         "weights": weights.view,
     }

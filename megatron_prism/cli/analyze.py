@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from megatron_prism.cli.analyze_confidence import confidence
+from megatron_prism.cli.analyze_direction import direction
 from megatron_prism.cli.analyze_weights import weights
 
 app = typer.Typer(
@@ -12,4 +13,5 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("weights")(weights)
+app.command("direction")(direction)
 app.command("confidence")(confidence)
