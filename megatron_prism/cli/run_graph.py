@@ -169,11 +169,14 @@ def _finish(options: RunOptions, artifacts: Mapping[str, Artifact]) -> str | Non
 
 
 def _show_scores(options: RunOptions, artifacts: Mapping[str, Artifact], title: str) -> None:
-    from megatron_prism.report.tables import evaluations, score_table
+    from megatron_prism.platform.console import results
+    from megatron_prism.report.score_table import score_tables
+    from megatron_prism.report.text_width import terminal_width
 
-    if options.show_scores and evaluations(artifacts):
-        scores = score_table(artifacts)
-        show_table(options.json_file, title, scores.columns, scores.rows)
+    if not options.show_scores:
+        return
+    for scores in score_tables(artifacts, results.width, terminal_width):
+        show_table(options.json_file, f"{title} (%)", scores.columns, scores.rows)
 
 
 def _result(name: str, artifact: Artifact, event: str) -> dict[str, Any]:

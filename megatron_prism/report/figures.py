@@ -1,4 +1,4 @@
-"""Figures as inline SVG: training curves and scores. They need no display and no global state.
+"""Figures as inline SVG: training curves and retrieval. They need no display and no global state.
 
 Text in a figure can be selected. Ids are seeded and there is no date, so equal numbers give equal bytes.
 """
@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from megatron_prism.analysis.figures import INK, PALETTE, STYLE, inline
+from megatron_prism.analysis.figures import PALETTE, STYLE, inline
 from megatron_prism.report.records import History
 from megatron_prism.report.restoration import RulerScores
-from megatron_prism.report.tables import ScoreRow
 
 # Points of a long curve; more than fit into the width of a page would only make the file larger.
 CURVE_POINTS = 600
@@ -45,46 +44,6 @@ def training_figure(name: str, history: History, sources: Sequence[str]) -> str:
             else:
                 _validation_panel(axis, history, sources)
             axis.set_xlim(left=0)
-        return render()
-
-
-def score_figure(rows: Sequence[ScoreRow]) -> str:
-    """Pass rates as bars, grouped by suite, one colour for each model, with their intervals as whiskers."""
-    if not rows:
-        return ""
-    suites = list(dict.fromkeys(row.suite for row in rows))
-    models = list(dict.fromkeys(row.model for row in rows))
-    width = 0.8 / len(models)
-    with canvas("scores", 9.4, 3.2, 1) as (axes, render):
-        axis = axes[0]
-        for number, model in enumerate(models):
-            shown = [row for row in rows if row.model == model]
-            places = [suites.index(row.suite) + (number - (len(models) - 1) / 2) * width for row in shown]
-            rates = [100 * row.estimate.rate for row in shown]
-            below = [100 * (row.estimate.rate - row.estimate.low) for row in shown]
-            above = [100 * (row.estimate.high - row.estimate.rate) for row in shown]
-            colour = PALETTE[number % len(PALETTE)]
-            axis.bar(places, rates, width * 0.9, color=colour, label=model)
-            axis.errorbar(
-                places, rates, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.1, capsize=3
-            )
-            for place, rate, reach in zip(places, rates, above, strict=True):
-                axis.text(
-                    place,
-                    rate + reach + 1.5,
-                    f"{rate:.1f}",
-                    ha="center",
-                    va="bottom",
-                    fontsize=8.5,
-                    color=INK,
-                )
-        axis.set_xticks(range(len(suites)), suites)
-        axis.tick_params(axis="x", length=0)
-        axis.grid(axis="x", visible=False)
-        axis.set_xlim(-0.6, len(suites) - 0.4)
-        axis.set_ylim(0, min(112, max(20, 1.15 * max(100 * row.estimate.high for row in rows) + 5)))
-        axis.set_ylabel("pass rate (%)")
-        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(models), 5), borderaxespad=0.2)
         return render()
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.report.answers import answered, by_model, outcome_sum, outcome_table
-from megatron_prism.report.figures import retrieval_figure, score_figure, training_figure
+from megatron_prism.report.figures import retrieval_figure, training_figure
 from megatron_prism.report.graph_figure import graph_figure
 from megatron_prism.report.records import Run, read_history
 from megatron_prism.report.reinforcement import RL_KIND, frontier_figure, rl_figure, rl_table
 from megatron_prism.report.restoration import recovery_table, restoration_table, ruler_scores
 from megatron_prism.report.retention import retention, retention_table, suites_table
+from megatron_prism.report.score_figure import score_figure
+from megatron_prism.report.score_table import score_tables
 from megatron_prism.report.tables import (
     ScoreRow,
     differences,
@@ -26,14 +27,16 @@ from megatron_prism.report.tables import (
     model_labels,
     provenance,
     score_rows,
-    score_table,
     signed,
     stage_table,
     training_table,
     validation_table,
 )
+from megatron_prism.report.template import template
 
 TEMPLATE = "page.html"
+# The summary has a sentence for each score that is not compared with another, up to so many.
+MOST_SENTENCES = 6
 
 
 def render_page(run: Run, title: str) -> str:
@@ -42,28 +45,20 @@ def render_page(run: Run, title: str) -> str:
     Raises:
         ArtifactError: if a file of an artifact does not have the expected contents.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     artifacts = run.artifacts
     rows = score_rows(artifacts)
     answers = answered(artifacts)
     kept = retention(artifacts)
-    page = environment.get_template(TEMPLATE).render(
+    page = template(TEMPLATE).render(
         title=title,
         recipe=run.recipe,
         summary=summary(run, rows),
         stages=run.stages,
         waiting=[stage for stage in run.stages if stage.status != "done"],
         graph=Markup(graph_figure(run.stages)),
-        scores=score_table(artifacts),
+        scores=score_tables(artifacts),
         rows=rows,
         score_figure=Markup(score_figure(rows)),
         retrieval=restoration_table(artifacts),
@@ -108,13 +103,17 @@ def summary(run: Run, rows: Sequence[ScoreRow]) -> list[str]:
             f"{after.problems:,} held-out problems."
         )
     changed = {change.suite for change in changes}
-    for row in rows:
-        if row.suite not in changed:
-            sentences.append(
-                f"{row.model} solves {100 * row.estimate.rate:.1f} % of {row.problems:,} "
-                f"held-out {row.suite} problems "
-                f"({100 * row.estimate.low:.1f} to {100 * row.estimate.high:.1f})."
-            )
+    others = [row for row in rows if row.suite not in changed]
+    if len(others) > MOST_SENTENCES:
+        models = dict.fromkeys(row.model for row in others)
+        sentences.append(f"{len(others)} scores of {len(models)} models are in the table of scores.")
+    else:
+        sentences += [
+            f"{row.model} solves {100 * row.estimate.rate:.1f} % of {row.problems:,} "
+            f"held-out {row.suite} problems "
+            f"({100 * row.estimate.low:.1f} to {100 * row.estimate.high:.1f})."
+            for row in others
+        ]
     sentences += _published(run)
     if not rows:
         sentences.append("Nothing has been evaluated yet.")

@@ -118,4 +118,4 @@ def recovery_table(artifacts: Mapping[str, Artifact]) -> Table:
 def _percent(interval: Interval | None) -> str:
     if interval is None:
         return DASH
-    return f"{100 * interval.mean:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    return f"{100 * interval.mean:.1f}\n{100 * interval.low:.1f}–{100 * interval.high:.1f}"

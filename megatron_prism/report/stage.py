@@ -27,6 +27,7 @@ class Report(Stage):
     """
 
     kind: ClassVar[str] = "report"
+    version: ClassVar[int] = 2
 
     title: str = "megatron_prism run"
     recipe: str = ""

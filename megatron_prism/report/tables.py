@@ -1,6 +1,6 @@
 """Tables from receipts: scores and their changes, validation losses, configs and versions.
 
-The row classes hold numbers; functions such as `score_table` format them for a page or a terminal.
+The row classes hold numbers; functions such as `stage_table` format them for a page.
 """
 
 from __future__ import annotations
@@ -101,23 +101,6 @@ def differences(rows: Sequence[ScoreRow], artifacts: Mapping[str, Artifact]) -> 
         test = compared[0].test
         found.append(Difference(suite, before, after, change=test.change, low=test.low, high=test.high))
     return found
-
-
-def score_table(artifacts: Mapping[str, Artifact]) -> Table:
-    """A row per suite, a column per model, rates in percent with intervals, and the change in points."""
-    rows = score_rows(artifacts)
-    models = list(dict.fromkeys(row.model for row in rows))
-    changes = {change.suite: change for change in differences(rows, artifacts)}
-    columns = ["suite", "problems", *models, *(["change (points)"] if changes else [])]
-    body = []
-    for suite in dict.fromkeys(row.suite for row in rows):
-        by_model = {row.model: row for row in rows if row.suite == suite}
-        cells = [suite, "/".join(dict.fromkeys(f"{row.problems:,}" for row in by_model.values()))]
-        cells += [_rate(by_model[model].estimate) if model in by_model else DASH for model in models]
-        if changes:
-            cells.append(_change(changes[suite]) if suite in changes else DASH)
-        body.append(cells)
-    return Table(columns, body, [False, *[True] * (len(columns) - 1)])
 
 
 def validation_table(artifacts: Mapping[str, Artifact]) -> Table:
@@ -239,14 +222,6 @@ def _score_row(
             f"{artifact.path}: the receipt's metrics for suite '{suite}' are not scores ({problem!r}); "
             "evaluate again"
         ) from None
-
-
-def _rate(estimate: Estimate) -> str:
-    return f"{100 * estimate.rate:.1f} % ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
-
-
-def _change(change: Difference) -> str:
-    return f"{signed(change.change)} ({signed(change.low)} to {signed(change.high)})"
 
 
 def signed(rate: float) -> str:

@@ -8,9 +8,10 @@ import pytest
 from synthetic_run import STAGES, make_run
 
 from megatron_prism.errors import ArtifactError
-from megatron_prism.report.figures import CURVE_POINTS, score_figure, smooth, thin, training_figure
+from megatron_prism.report.figures import CURVE_POINTS, smooth, thin, training_figure
 from megatron_prism.report.graph_figure import BOX_WIDTH, depths, graph_figure
 from megatron_prism.report.records import History, StageRecord, read_history
+from megatron_prism.report.score_figure import score_figure
 from megatron_prism.report.tables import score_rows
 
 SVG = "{http://www.w3.org/2000/svg}"
