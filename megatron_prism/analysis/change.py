@@ -1,17 +1,19 @@
 """How much tensors changed, as sums that add up over blocks, tensors and layers: pure functions for a notebook, too.
 
-Every number of docs/analysis.md is a quotient of these sums. Differences and quotients are computed in fp64, so a
-relative change that is exactly at a threshold (frequent in bf16) is never counted as below it.
+Every number of `analyze weights` is a quotient of these sums. A relative change that is exactly at a threshold
+(frequent in bf16, where 100 and 101 are neighbours) is never counted as below it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +23,11 @@ MAIN_THRESHOLD = 0.01
 # Mukherjee et al., arXiv 2505.11711: in bf16, an element that changed by at most this much counts as unchanged.
 ABSOLUTE = 1e-5
 BF16 = torch.bfloat16
-# Elements computed at a time: a few fp64 copies of so many fit a core's cache.
+# Elements computed at a time: a few fp32 copies of so many fit a core's second-level cache.
 CHUNK = 1 << 15
+# Squares in fp32 that are summed in fp32: the sum is right to about 1e-7.
+SUMMED = 1 << 12
+TINY = 1e-20
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Change:
         absolute: elements with |w' - w| <= `ABSOLUTE`, both rounded to bf16.
         floor_squares: sum of s^2 / 12, where s is the distance between neighbouring numbers at w in the coarser of the
             two stored dtypes: the expected square of a rounding error.
-        rounded: elements whose change could be compared with bf16: all, if both models are stored more finely than in
+        rounded: elements whose change can be compared with bf16: all, if the other model is stored more finely than in
             bf16, or none.
         rounded_changed: of these, elements with w' != w.
         vanished: of these, elements that become equal when both are rounded to bf16.
@@ -111,72 +116,143 @@ def changes(base: Tensor, others: Sequence[Tensor]) -> list[Change]:
         base: any shape, in fp32, bf16 or fp16: the dtype decides the floor.
         others: the same tensor of the other models.
     """
+    measured = [_Pair(base, other) for other in others]
     pieces = [tensor.reshape(-1).split(CHUNK) for tensor in (base, *others)]
-    found = [Change() for _ in others]
+    precisions = {each.precision for each in measured}
+    scratch = {precision: _Base(precision) for precision in precisions}
     for piece, *changed in zip(*pieces, strict=True):
-        old = piece.double()
-        weights = old.abs()
-        squares = float(torch.dot(old, old))
-        zeros = piece.numel() - int(torch.count_nonzero(old))
-        floors = {
-            dtype: _floor_squares(piece, dtype) for dtype in {_coarser(piece, each) for each in changed}
-        }
-        for index, each in enumerate(changed):
-            floor = floors[_coarser(piece, each)]
-            found[index] += _chunk(piece, each, old=old, weights=weights, zeros=zeros) + Change(
-                base_squares=squares, floor_squares=floor
-            )
-    return found
+        for each in scratch.values():
+            each.load(piece)
+        for pair, other in zip(measured, changed, strict=True):
+            pair.add(scratch[pair.precision], other)
+    return [pair.result() for pair in measured]
 
 
-def _chunk(base: Tensor, other: Tensor, *, old: Tensor, weights: Tensor, zeros: int) -> Change:
-    """All sums that depend on `other`. `old` and `weights` are the base's elements and their sizes, in fp64."""
-    elements = base.numel()
-    difference = other.double().sub_(old)
-    squares = float(torch.dot(difference, difference))
-    changed = int(torch.count_nonzero(difference))
-    difference.abs_()
-    # 0 / 0 is NaN and c / 0 infinite: neither is below any threshold.
-    relative = difference / weights
-    below = tuple(int(torch.count_nonzero(relative < threshold)) for threshold in THRESHOLDS)
-    zeros_kept = int(torch.count_nonzero((weights == 0) & (difference == 0))) if zeros else 0
-    # The values as bf16 shows them.
-    seen = difference
-    if base.dtype is not BF16 or other.dtype is not BF16:
-        seen = other.to(BF16).double().sub_(base.to(BF16).double()).abs_()
-    sums = Change(
-        elements=elements,
-        change_squares=squares,
-        below=below,
-        equal=elements - changed,
-        zeros_kept=zeros_kept,
-        zeros_changed=zeros - zeros_kept,
-        absolute=int(torch.count_nonzero(seen <= ABSOLUTE)),
-    )
-    if not all(torch.finfo(each.dtype).eps < torch.finfo(BF16).eps for each in (base, other)):
-        return sums
-    hidden = difference.masked_fill_(seen != 0, 0)
-    return replace(
-        sums,
-        rounded=elements,
-        rounded_changed=changed,
-        vanished=int(torch.count_nonzero(hidden)),
-        rounded_squares=squares,
-        vanished_squares=float(torch.dot(hidden, hidden)),
-    )
+class _Base:
+    """A chunk of the base in the precision of the arithmetic, and what all comparisons with it need."""
+
+    def __init__(self, precision: Any) -> None:
+        self._values, self._sizes = np.empty(CHUNK, precision), np.empty(CHUNK, precision)
+        self._powers = np.empty(CHUNK, np.float32)
+
+    def load(self, piece: Tensor) -> None:
+        count = piece.numel()
+        self.piece, self.values, self.sizes = piece, self._values[:count], self._sizes[:count]
+        torch.from_numpy(self.values).copy_(piece)
+        np.abs(self.values, out=self.sizes)
+        with np.errstate(all="ignore"):
+            self.squares = _sum_of_squares(self.values)
+        self.zeros = count - int(np.count_nonzero(self.sizes > 0))
+        self._floors: dict[torch.dtype, float] = {}
+
+    def floor_squares(self, dtype: torch.dtype) -> float:
+        """Sum of s^2 / 12 over the elements, s being the spacing of `dtype` at each.
+
+        In [2^e, 2^(e+1)), neighbours are eps 2^e apart, and below the smallest normal number as far as just above it.
+        """
+        if dtype not in self._floors:
+            limits = torch.finfo(dtype)
+            powers = self._powers[: len(self.values)]
+            powers[:] = self.values
+            # The bits of the exponent alone are the number 2^e.
+            bits = powers.view(np.uint32)
+            np.bitwise_and(bits, np.uint32(0x7F800000), out=bits)
+            np.maximum(powers, np.float32(limits.smallest_normal), out=powers)
+            # The squares of powers below 2^-74 vanish in fp32; they are too small to matter.
+            self._floors[dtype] = _sum_of_squares(powers) * limits.eps**2 / 12
+        return self._floors[dtype]
 
 
-def _coarser(base: Tensor, other: Tensor) -> torch.dtype:
-    return max(base.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+class _Pair:
+    """The sums of one other model, chunk by chunk.
 
-
-def _floor_squares(base: Tensor, dtype: torch.dtype) -> float:
-    """Sum of s^2 / 12 over the elements, s being the spacing of `dtype` at each.
-
-    In [2^e, 2^(e+1)), neighbours are eps 2^e apart, and below the smallest normal number as far as just above it.
+    Two numbers of at most 11 significant bits (bf16, fp16) are compared in fp32: their difference is exact wherever a
+    threshold is near, and a quotient of such numbers differs from a threshold by more than fp32's rounding, unless it
+    is equal to it. fp32 weights are compared in fp64.
     """
-    limits = torch.finfo(dtype)
-    # The bits of the exponent alone are the number 2^e.
-    powers = (base.float().view(torch.int32) & 0x7F800000).view(torch.float32).double()
-    spacing = powers.clamp_(min=limits.smallest_normal)
-    return float(torch.dot(spacing, spacing)) * limits.eps**2 / 12
+
+    def __init__(self, base: Tensor, other: Tensor) -> None:
+        dtypes = (base.dtype, other.dtype)
+        self.precision: Any = np.float64 if torch.float32 in dtypes else np.float32
+        self._coarser = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        self._both_bf16 = all(dtype is BF16 for dtype in dtypes)
+        # Rounding to bf16 can hide a change only if the changed model has more digits.
+        self._can_vanish = torch.finfo(other.dtype).eps < torch.finfo(BF16).eps
+        self._difference, self._relative = np.empty(CHUNK, self.precision), np.empty(CHUNK, self.precision)
+        self._mask = np.empty(CHUNK, np.bool_)
+        # For each threshold, then for equality and the absolute rule: how often each place of a chunk has met it.
+        self._met = np.zeros((len(THRESHOLDS) + 2, CHUNK), np.uint8)
+        self._limits = [self.precision(threshold) for threshold in THRESHOLDS]
+        self._counts = np.zeros(len(THRESHOLDS) + 2, np.int64)
+        self._chunks = 0
+        self._sums: Counter[str] = Counter()
+
+    def add(self, base: _Base, other: Tensor) -> None:
+        """Add a chunk."""
+        count = other.numel()
+        difference, relative = self._difference[:count], self._relative[:count]
+        torch.from_numpy(difference).copy_(other)
+        # Not-finite weights are the caller's to refuse. 0 / 0 is NaN and c / 0 infinite: neither is below a threshold.
+        with np.errstate(all="ignore"):
+            np.subtract(difference, base.values, out=difference)
+            squares = _sum_of_squares(difference)
+            np.abs(difference, out=difference)
+            np.divide(difference, base.sizes, out=relative)
+        for index, limit in enumerate(self._limits):
+            self._count(index, np.less, relative, limit)
+        self._count(-2, np.equal, difference, self.precision(0))
+        # The values as bf16 shows them.
+        seen = difference
+        if not self._both_bf16:
+            seen = (other.to(BF16).double() - base.piece.to(BF16).double()).abs_().numpy()
+        self._count(-1, np.less_equal, seen, ABSOLUTE)
+        self._chunks += 1
+        if self._chunks == np.iinfo(np.uint8).max:
+            self._collect()
+        sums = self._sums
+        sums["elements"] += count
+        sums["base_squares"] += base.squares
+        sums["change_squares"] += squares
+        sums["floor_squares"] += base.floor_squares(self._coarser)
+        if base.zeros:
+            kept = int(np.count_nonzero((base.sizes == 0) & (difference == 0)))
+            sums["zeros_kept"] += kept
+            sums["zeros_changed"] += base.zeros - kept
+        if self._can_vanish:
+            hidden = np.where(seen == 0, difference, 0)
+            sums["rounded"] += count
+            sums["rounded_changed"] += int(np.count_nonzero(difference))
+            sums["vanished"] += int(np.count_nonzero(hidden))
+            sums["rounded_squares"] += squares
+            sums["vanished_squares"] += _sum_of_squares(hidden)
+
+    def result(self) -> Change:
+        """The sums of all chunks."""
+        self._collect()
+        *below, equal, absolute = self._counts.tolist()
+        sums: dict[str, Any] = dict(self._sums)
+        return Change(**sums, below=tuple(below), equal=equal, absolute=absolute)
+
+    def _count(self, index: int, compare: Any, values: Any, limit: Any) -> None:
+        """Counting each mask at once would take longer than making it; bytes are added up and counted rarely."""
+        mask = self._mask[: len(values)]
+        compare(values, limit, out=mask)
+        met = self._met[index, : len(values)]
+        np.add(met, mask.view(np.uint8), out=met)
+
+    def _collect(self) -> None:
+        self._counts += self._met.sum(axis=1, dtype=np.int64)
+        self._met[:] = 0
+        self._chunks = 0
+
+
+def _sum_of_squares(values: Any) -> float:
+    """In fp64; the squares of fp32 numbers are summed in fp32, but only a few at a time."""
+    if values.dtype == np.float64:
+        return float(np.dot(values, values))
+    found = sum(
+        float(np.dot(piece, piece))
+        for piece in (values[start : start + SUMMED] for start in range(0, len(values), SUMMED))
+    )
+    # Squares that are too large or too small for fp32; NaN is neither.
+    return found if TINY < found < math.inf else _sum_of_squares(values.astype(np.float64))

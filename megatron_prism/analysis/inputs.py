@@ -7,10 +7,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_prism.conversion.weights import Weights, open_weights
+import torch
+
+from megatron_prism.analysis.main_weights import MainWeightReader
+from megatron_prism.conversion.torch_dist.reader import CheckpointReader
+from megatron_prism.conversion.weights import MegatronWeights, Weights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import MAMBA_SIZES, SIZES, Architecture
-from megatron_prism.models.model_folder import find_model
+from megatron_prism.models.model_folder import CHECKPOINT, find_model, is_megatron
+from megatron_prism.training.saved_state import RECORD, read_state
 
 # Tensors depend on these fields. Models may differ in the others (a longer context, for example): a remark says so.
 REQUIRED = tuple(
@@ -42,7 +47,7 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
         if other.resolve() in given:
             raise ConfigError(f"{other}: given twice; every model must be another one")
         given.append(other.resolve())
-    models: list[Weights] = [open_weights(find_model(path)) for path in (base, *others)]
+    models = [open_model(path) for path in (base, *others)]
     remarks = list(dict.fromkeys(each for model in models for each in model.remarks))
     first = models[0]
     for model in models[1:]:
@@ -50,7 +55,7 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
         different = next(
             (name for name in first.dtypes if first.dtypes[name] is not model.dtypes[name]), None
         )
-        if different is not None:
+        if different is not None and not _has_main_weights(model):
             remarks.append(
                 f"{model.path}: '{different}' is {model.dtypes[different]}, but {first.dtypes[different]} in "
                 f"{first.path}; a conversion alone changes weights by up to its rounding"
@@ -58,9 +63,45 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
     return models, remarks
 
 
+def open_model(folder: Path) -> Weights:
+    """The weights of a model's folder, or of a training checkpoint such as RUN/STAGE/checkpoints/step_0000100.
+
+    Where the checkpoint has the optimizer's fp32 copies of bf16 weights, these are read, and a remark says so.
+
+    Raises:
+        CheckpointError: for a folder that is neither, or is damaged.
+    """
+    folder = Path(folder)
+    if (folder / RECORD).is_file():
+        fields = read_state(folder).record.architecture
+        if not fields:
+            raise CheckpointError(f"{folder / RECORD}: names no architecture; give the stage's own folder")
+        return _with_main_weights(folder, folder, Architecture.from_json(dict(fields), str(folder / RECORD)))
+    found = find_model(folder)
+    if not is_megatron(found):
+        return open_weights(found)
+    return _with_main_weights(found, found / CHECKPOINT, None)
+
+
+def _with_main_weights(folder: Path, checkpoint: Path, architecture: Architecture | None) -> Weights:
+    reader = MainWeightReader(checkpoint)
+    stored = MegatronWeights(folder, architecture, CheckpointReader(checkpoint))
+    if not reader.copies or set(stored.dtypes.values()) == {torch.float32}:
+        return stored
+    model = MegatronWeights(folder, architecture, reader)
+    model.remarks.append(
+        f"{folder}: read from the optimizer's fp32 weights, which show changes that bf16 rounds away"
+    )
+    return model
+
+
+def _has_main_weights(model: Weights) -> bool:
+    return isinstance(model, MegatronWeights) and isinstance(model.reader, MainWeightReader)
+
+
 def model_bytes(folder: Path) -> int:
     """The size of a model's tensors."""
-    model = open_weights(find_model(folder))
+    model = open_model(folder)
     return sum(math.prod(shape) * model.dtypes[name].itemsize for name, shape in model.shapes.items())
 
 

@@ -149,7 +149,7 @@ def _measure(
     tasks = [(part, block) for part in parts.parts for block in _part_blocks(name, part, columns)]
 
     def work(scratch: Scratch, block: Block) -> list[Change]:
-        _, stored = scratch.read(opened, block)
+        stored = scratch.read_stored(opened, block)
         sums = changes(stored[0], stored[1:])
         # A sum of finite squares of fp32 numbers is finite in fp64.
         if not all(math.isfinite(each.base_squares + each.change_squares) for each in sums):

@@ -88,14 +88,21 @@ class HFWeights(HFFolder):
 
 
 class MegatronWeights:
-    """A Megatron folder's checkpoint, read as Hugging Face tensors."""
+    """A Megatron folder's checkpoint, read as Hugging Face tensors.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        architecture: by default that of the folder's architecture.json.
+        reader: of another checkpoint, or of other tensors under the same keys; by default of the folder's checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, architecture: Architecture | None = None, reader: CheckpointReader | None = None
+    ) -> None:
         self.path = Path(folder)
         self.remarks: list[str] = []
-        self.architecture = Architecture.load(self.path / ARCHITECTURE)
+        self.architecture = architecture or Architecture.load(self.path / ARCHITECTURE)
         self.files = self.path / HF_FILES if (self.path / HF_FILES).is_dir() else None
-        self.reader = CheckpointReader(self.path / CHECKPOINT)
+        self.reader = reader or CheckpointReader(self.path / CHECKPOINT)
         self._rules: dict[str, tuple[Rule, int, list[TensorSlice]]] = {}
         for rule in parameter_map(self.architecture):
             where = tensor_slices(rule, self.architecture)

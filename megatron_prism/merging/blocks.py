@@ -142,15 +142,21 @@ class Scratch:
 
     def read(self, sources: Sequence[TensorBytes], block: Block) -> tuple[list[Tensor], list[Tensor]]:
         """The block of every model, in fp32 and as stored. Both are valid until the next call."""
-        found, as_stored = [], []
-        for source, stored, fp32 in zip(sources, self._stored, self._fp32, strict=True):
+        as_stored = self.read_stored(sources, block)
+        found = [
+            raw if raw.dtype is torch.float32 else fp32.view(torch.float32, block.count)[0].copy_(raw)
+            for raw, fp32 in zip(as_stored, self._fp32, strict=True)
+        ]
+        return found, as_stored
+
+    def read_stored(self, sources: Sequence[TensorBytes], block: Block) -> list[Tensor]:
+        """The block of every model as stored, valid until the next call."""
+        found = []
+        for source, stored in zip(sources, self._stored, strict=True):
             raw, view = stored.view(source.dtype, block.count)
             source.read(block.first * source.dtype.itemsize, view)
-            as_stored.append(raw)
-            if source.dtype is not torch.float32:
-                raw = fp32.view(torch.float32, block.count)[0].copy_(raw)
             found.append(raw)
-        return found, as_stored
+        return found
 
     def result(self, count: int) -> Tensor:
         """Memory for a result in fp32."""

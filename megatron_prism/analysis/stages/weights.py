@@ -1,0 +1,33 @@
+"""The stage that compares the weights of models of a run with those of their base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from megatron_prism.analysis.result import Analysis
+from megatron_prism.analysis.stage import AnalysisStage
+from megatron_prism.analysis.weight_summary import analyze_weights
+from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.pipeline.artifact import Artifact
+
+
+@dataclass
+class AnalyzeWeights(AnalysisStage):
+    """`prism analyze weights`; the inputs are models, by the names that they have in tables.
+
+    Fields:
+        base: the input with which the others are compared.
+    """
+
+    kind: ClassVar[str] = "analysis_weights"
+
+    base: str = "base"
+
+    def analyze(self, inputs: Mapping[str, Artifact]) -> Analysis:
+        if self.base not in inputs:
+            raise ConfigError(f"base={self.base}: no input has this name{suggest(self.base, inputs)}")
+        others = {name: artifact.path for name, artifact in inputs.items() if name != self.base}
+        names = [self.base, *others]
+        return analyze_weights(inputs[self.base].path, list(others.values()), names)
