@@ -95,6 +95,18 @@ def _drawn(drawing: Drawing, seed: str) -> Iterator[Any]:
         yield figure
 
 
+def label_log_axis(axis: Any, numbers: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Write plain numbers at `numbers` times powers of ten on a logarithmic x- or y-axis (`axes.xaxis`, `axes.yaxis`).
+
+    matplotlib's own labels are formulas, which `STYLE` turns off.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, subs=numbers, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def inline(svg: str) -> str:
     """An SVG document as an element of a page: without prologue, metadata and group ids, which would repeat."""
     svg = svg[svg.index("<svg") :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, PALETTE, Drawing
+from megatron_prism.analysis.figures import FULL_WIDTH, PALETTE, Drawing, label_log_axis
 from megatron_prism.analysis.view import View
 from megatron_prism.platform.text_table import Table
 
@@ -74,7 +74,7 @@ def sub_component_table(models: Sequence[Mapping[str, Any]], base: str, main: in
     """The paper's Table 23: the share of each sub-component's elements that changed by 1 % or more."""
     rows = [
         [
-            name,
+            _part_name(name),
             *(
                 _percent(1 - model["sub_components"][name]["unchanged"][main])
                 if name in model["sub_components"]
@@ -131,6 +131,7 @@ def _by_layer(models: Sequence[Mapping[str, Any]], base: str) -> Drawing:
             axis.set_title(f"{base} → {model['model']}")
             axis.set_xlabel("layer")
             axis.set_yscale("log")
+            label_log_axis(axis.yaxis)
             _whole_numbers(axis)
         axes[0].set_ylabel("delta, mean of tensors")
         handles, names = axes[0].get_legend_handles_labels()
@@ -154,7 +155,7 @@ def _by_sub_component(models: Sequence[Mapping[str, Any]], base: str, main: int)
             axis.barh(places, changed, height * 0.9, color=colour, label=f"{base} → {model['model']}")
             for place, value in zip(places, changed, strict=True):
                 axis.text(value + 1, place, f"{value:.1f}", va="center", fontsize=7)
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), [_part_name(name) for name in names])
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         axis.set_xlim(0, 108)
@@ -202,6 +203,12 @@ def _main(document: Mapping[str, Any]) -> int:
 
 def _keys(models: Sequence[Mapping[str, Any]], part: str) -> list[str]:
     return list(dict.fromkeys(name for model in models for name in model[part]))
+
+
+def _part_name(name: str) -> str:
+    """'attention.q' as it is; 'norm' for 'norm.norm', a component with one part."""
+    component, _, part = name.partition(".")
+    return component if part == component else name
 
 
 def _delta(value: float | None) -> str:
