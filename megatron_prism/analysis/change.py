@@ -7,7 +7,7 @@ Every number of `analyze weights` is a quotient of these sums. A relative change
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from operator import add
@@ -185,7 +185,7 @@ class _Pair:
         self._limits = [self.precision(threshold) for threshold in THRESHOLDS]
         self._counts = np.zeros(len(THRESHOLDS) + 2, np.int64)
         self._chunks = 0
-        self._sums: Counter[str] = Counter()
+        self._sums: defaultdict[str, float] = defaultdict(float)
 
     def add(self, base: _Base, other: Tensor) -> None:
         """Add a chunk."""
@@ -230,7 +230,10 @@ class _Pair:
         """The sums of all chunks."""
         self._collect()
         *below, equal, absolute = self._counts.tolist()
-        sums: dict[str, Any] = dict(self._sums)
+        # Counts are whole numbers, and fp64 holds them exactly.
+        sums: dict[str, Any] = {
+            name: value if name.endswith("squares") else int(value) for name, value in self._sums.items()
+        }
         return Change(**sums, below=tuple(below), equal=equal, absolute=absolute)
 
     def _count(self, index: int, compare: Any, values: Any, limit: Any) -> None:
