@@ -109,7 +109,7 @@ def scan(
         name, opened = "", list[TensorBytes]()
 
         def one(scratch: Scratch, block: Block) -> SumsT:
-            _, stored = scratch.read(opened, block)
+            stored = scratch.read_stored(opened, block)
             sums = work(stored)
             if not sums.finite:
                 columns = math.prod(models[0].shapes[block.name][1:])

@@ -25,10 +25,11 @@ def view(document: Mapping[str, Any]) -> View:
 
 
 def _views() -> dict[str, Callable[[Mapping[str, Any]], View]]:
-    from megatron_prism.analysis.views import confidence, direction, weights
+    from megatron_prism.analysis.views import confidence, direction, trajectory, weights
 
     return {
         "confidence": confidence.view,
         "direction": direction.view,
+        "trajectory": trajectory.view,
         "weights": weights.view,
     }

@@ -6,6 +6,7 @@ import typer
 
 from megatron_prism.cli.analyze_confidence import confidence
 from megatron_prism.cli.analyze_direction import direction
+from megatron_prism.cli.analyze_trajectory import trajectory
 from megatron_prism.cli.analyze_weights import weights
 
 app = typer.Typer(
@@ -14,4 +15,5 @@ app = typer.Typer(
 )
 app.command("weights")(weights)
 app.command("direction")(direction)
+app.command("trajectory")(trajectory)
 app.command("confidence")(confidence)

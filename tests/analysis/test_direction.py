@@ -23,7 +23,6 @@ from megatron_prism.analysis.direction import (
     products,
 )
 from megatron_prism.analysis.direction_summary import analyze_direction, summarize
-from megatron_prism.analysis.result import read_analysis
 from megatron_prism.analysis.stages.direction import AnalyzeDirection
 from megatron_prism.analysis.streaming import Piece
 from megatron_prism.conversion.import_hf import import_checkpoint
@@ -281,18 +280,15 @@ def test_unusable_input_is_one_line(family, tmp_path):
     assert "no such folder" in refusal("direction", base, first, tmp_path / "nowhere")
 
 
-def test_the_stage_names_its_models(family, tmp_path):
+def test_the_stage_names_its_models(family):
     base, first, second = family
     receipt = Receipt("import", "0" * 64, "import", {}, {})
-    inputs = {name: Artifact(path, receipt) for name, path in zip("xyz", family, strict=True)}
-    (tmp_path / "out").mkdir()
-    metrics = AnalyzeDirection(base="x", models=["z", "y"]).run(inputs, tmp_path / "out")
+    inputs = {name: Artifact(path, receipt) for name, path in zip("zxy", (second, base, first), strict=True)}
+    metrics = AnalyzeDirection(base="x").analyze(inputs).summary
     (headline,) = metrics["pairs"]
     assert (metrics["base"], headline["first"], headline["second"]) == ("x", "z", "y")
-    assert read_analysis(tmp_path / "out", "direction")["summary"] == metrics
     assert headline == analyze_direction(base, [second, first], "xzy").summary["pairs"][0]
-    with pytest.raises(ConfigError, match="this stage has no input 'w'"):
-        AnalyzeDirection(base="x", models=["z", "w"]).run(inputs, tmp_path / "out")
-    for models, said in ((["y"], "at least 2"), (["y", "y"], "twice"), (["x", "y"], "is the base")):
-        with pytest.raises(ConfigError, match=said):
-            AnalyzeDirection(base="x", models=models)
+    with pytest.raises(ConfigError, match="base=w: no input has this name"):
+        AnalyzeDirection(base="w").analyze(inputs)
+    with pytest.raises(ConfigError, match="an angle needs two updates"):
+        AnalyzeDirection(base="x").analyze({"x": inputs["x"], "y": inputs["y"]})

@@ -8,32 +8,26 @@ from typing import ClassVar
 
 from megatron_prism.analysis.result import Analysis
 from megatron_prism.analysis.stage import AnalysisStage
-from megatron_prism.analysis.stages.models import check_labels, folders
+from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.artifact import Artifact
 
 
 @dataclass
 class AnalyzeDirection(AnalysisStage):
-    """The cosine between the updates of models that were trained from one base.
-
-    Inputs: label of a model -> its artifact.
+    """The angles between the updates of two or more models; inputs are models, by the names that they have in tables.
 
     Fields:
-        base: the label of the model from which the others were trained.
-        models: the labels of these, two or more, in the order of the tables.
+        base: the input from which the others were trained.
     """
 
     kind: ClassVar[str] = "analysis_direction"
 
-    base: str
-    models: list[str]
-
-    def __post_init__(self) -> None:
-        check_labels(self.base, self.models, least=2)
+    base: str = "base"
 
     def analyze(self, inputs: Mapping[str, Artifact]) -> Analysis:
         from megatron_prism.analysis.direction_summary import analyze_direction
 
-        labels = [self.base, *self.models]
-        base, *others = folders(inputs, labels)
-        return analyze_direction(base, others, labels)
+        if self.base not in inputs:
+            raise ConfigError(f"base={self.base}: no input has this name{suggest(self.base, inputs)}")
+        others = {name: artifact.path for name, artifact in inputs.items() if name != self.base}
+        return analyze_direction(inputs[self.base].path, list(others.values()), [self.base, *others])
