@@ -25,9 +25,10 @@ def view(document: Mapping[str, Any]) -> View:
 
 
 def _views() -> dict[str, Callable[[Mapping[str, Any]], View]]:
-    from megatron_prism.analysis.views import confidence, direction, trajectory, weights
+    from megatron_prism.analysis.views import cka, confidence, direction, trajectory, weights
 
     return {
+        "cka": cka.view,
         "confidence": confidence.view,
         "direction": direction.view,
         "trajectory": trajectory.view,

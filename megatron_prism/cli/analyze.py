@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from megatron_prism.cli.analyze_cka import cka
 from megatron_prism.cli.analyze_confidence import confidence
 from megatron_prism.cli.analyze_direction import direction
 from megatron_prism.cli.analyze_trajectory import trajectory
@@ -16,4 +17,5 @@ app = typer.Typer(
 app.command("weights")(weights)
 app.command("direction")(direction)
 app.command("trajectory")(trajectory)
+app.command("cka")(cka)
 app.command("confidence")(confidence)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megatron_prism.conversion.hidden_states import megatron_points, recorded, transformers_points
 from megatron_prism.conversion.weights import HFWeights, MegatronWeights, open_weights
 from megatron_prism.errors import CheckpointError, ConfigError
 from megatron_prism.models.architecture import Architecture
@@ -131,18 +131,16 @@ def checkpoint_outputs(
 def megatron_outputs(model: Any, architecture: Architecture, token_ids: Tensor) -> Outputs:
     """Run a whole Megatron model (tensor and pipeline parallel sizes 1) of this process."""
     token_ids = token_ids.to(next(model.parameters()).device)
-    step = family(architecture.family).layers_per_hf_layer(architecture)
     training = model.training
     model.eval()
     try:
-        with _record(list(model.decoder.layers)) as (entering, leaving):
+        with recorded(megatron_points(model, architecture), _in_fp32) as states:
             positions = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
             logits = model(token_ids, positions, None)[..., : architecture.vocab_size].float().cpu()
     finally:
         model.train(training)
-    hidden = [entering[0], *leaving[step - 1 :: step]]
     # Megatron's activations are [seq, batch, hidden].
-    return Outputs(logits, [each.transpose(0, 1) for each in hidden])
+    return Outputs(logits, [each.transpose(0, 1) for each in states[:-1]])
 
 
 @torch.no_grad()
@@ -150,9 +148,13 @@ def hf_outputs(weights: HFWeights, token_ids: Tensor, dtype: torch.dtype) -> Out
     """Run transformers' model from a folder, configured to compute the same as Megatron (`Family.for_comparison`)."""
     changes = family(weights.architecture.family).for_comparison
     reference = load_in_transformers(weights.path, dtype, changes).to(device()).eval()
-    with _record(list(reference.base_model.layers)) as (entering, leaving):
+    with recorded(transformers_points(reference), _in_fp32) as states:
         logits = reference(token_ids.to(device()), use_cache=False).logits.float().cpu()
-    return Outputs(logits, [entering[0], *leaving])
+    return Outputs(logits, states[:-1])
+
+
+def _in_fp32(hidden: Tensor) -> Tensor:
+    return hidden.float().cpu()
 
 
 def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> Any:
@@ -197,26 +199,3 @@ def load_in_transformers(folder: Path, dtype: torch.dtype, changes: Mapping[str,
             "complete checkpoint of this architecture"
         )
     return model
-
-
-@contextmanager
-def _record(layers: list[nn.Module]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Record the input of the first of these layers, and the output of each."""
-    entering: list[Tensor] = []
-    leaving: list[Tensor] = []
-
-    def before(module: nn.Module, arguments: Any, keywords: Any) -> None:
-        hidden = arguments[0] if arguments else keywords["hidden_states"]
-        entering.append(hidden.detach().float().cpu())
-
-    def after(module: nn.Module, arguments: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        leaving.append(hidden.detach().float().cpu())
-
-    hooks = [layers[0].register_forward_pre_hook(before, with_kwargs=True)]
-    hooks += [layer.register_forward_hook(after) for layer in layers]
-    try:
-        yield entering, leaving
-    finally:
-        for hook in hooks:
-            hook.remove()

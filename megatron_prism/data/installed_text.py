@@ -37,7 +37,7 @@ SENTENCE = re.compile(r"(?<![^\s])[A-Z][a-z]*\s[^.!?`<>{}\[\]()*#|=]{20,100}\.(?
 def prose_documents() -> Iterator[str]:
     """English prose: the descriptions of installed packages, then the docstrings of the standard library."""
     seen: set[str] = set()
-    for text in (*_descriptions(), *_docstrings()):
+    for text in (*descriptions(), *_docstrings()):
         text = text.strip()[:MAX_CHARACTERS]
         if len(text) >= MIN_CHARACTERS and text not in seen:
             seen.add(text)
@@ -81,7 +81,8 @@ def source_files() -> list[Path]:
     return files
 
 
-def _descriptions() -> Iterator[str]:
+def descriptions() -> Iterator[str]:
+    """The descriptions of installed packages, sorted by the packages' names: the texts of their pages on an index."""
     # Importing setuptools adds the packages inside it to sys.path. They are left out, so that the texts do not depend
     # on what this process has imported.
     found = {
@@ -101,16 +102,21 @@ def _field(metadata: importlib.metadata.PackageMetadata, name: str) -> str:
     return (metadata[name] or "") if name in metadata else ""
 
 
+def docstrings_of_file(path: Path) -> Iterator[str]:
+    """The docstrings of a source file, its modules', classes' and functions', in order; none if it cannot be parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        # Some files of the library are invalid on purpose (lib2to3's test data).
+        return
+    yield from _docstrings_of(tree)
+
+
 def _docstrings() -> Iterator[str]:
     for path in source_files():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            # Some files of the library are invalid on purpose (lib2to3's test data).
-            continue
-        yield from _docstrings_of(tree)
+        yield from docstrings_of_file(path)
 
 
 def _docstrings_of(node: ast.AST) -> Iterator[str]:

@@ -164,14 +164,14 @@ def add_model(
         config = _server_engine(model, engine, dict(options or {}), text)
         if tokenizer is None:
             raise ConfigError(f"{model}: name the tokenizer of the server's model with --tokenizer DIR")
-        return None, graph.add("tokenizer", GivenTokenizer(str(_named_tokenizer(tokenizer)))), config
+        return None, graph.add("tokenizer", GivenTokenizer(str(named_tokenizer(tokenizer)))), config
     if engine == SERVER_ENGINE:
         raise ConfigError(
             f"{model}: engine 'openai' needs the address of a server, as http://localhost:8000/v1"
         )
-    folder = _model_folder(model)
-    config = EngineConfig(_folder_engine(folder, engine), dict(options or {}), text)
-    found = _own_tokenizer(Path(model), folder) if tokenizer is None else _named_tokenizer(tokenizer)
+    folder = find_given_model(model)
+    config = EngineConfig(folder_engine(folder, engine), dict(options or {}), text)
+    found = own_tokenizer(Path(model), folder) if tokenizer is None else named_tokenizer(tokenizer)
     node = graph.add("model", GivenModel(model))
     return node, graph.add("tokenizer", GivenTokenizer(str(found))), config
 
@@ -190,7 +190,7 @@ def _server_engine(
     return EngineConfig(SERVER_ENGINE, {"base_url": address} | options, text)
 
 
-def _model_folder(model: str) -> Path:
+def find_given_model(model: str) -> Path:
     """The Megatron or Hugging Face folder of a model.
 
     Raises:
@@ -220,7 +220,7 @@ def _model_folder(model: str) -> Path:
     return folder
 
 
-def _folder_engine(folder: Path, engine: str | None) -> str:
+def folder_engine(folder: Path, engine: str | None) -> str:
     """The engine for a folder; checks that 'megatron' knows the family."""
     if is_megatron(folder) or engine in ("hf", "vllm"):
         return engine or "megatron"
@@ -271,8 +271,16 @@ def trained_text(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _own_tokenizer(given: Path, folder: Path) -> Path:
-    """The tokenizer of a model: the one it was trained with, or the one that came with its weights."""
+def own_tokenizer(given: Path, folder: Path) -> Path:
+    """The tokenizer of a model: the one it was trained with, or the one that came with its weights.
+
+    Args:
+        given: the model as the user named it, perhaps a link in a run folder.
+        folder: what `find_given_model` finds there.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     artifact = artifact_of(given)
     for each in () if artifact is None else ancestors(artifact):
         if each.kind == GivenTokenizer.kind and vocabulary_file(each.path) is not None:
@@ -282,7 +290,8 @@ def _own_tokenizer(given: Path, folder: Path) -> Path:
     return own
 
 
-def _named_tokenizer(name: str) -> Path:
+def named_tokenizer(name: str) -> Path:
+    """The folder with the tokenizer that `--tokenizer` names; a ConfigError if there is none."""
     for folder in (Path(name), Path(name) / EXPORTED_MODEL):
         if (found := tokenizer_of_model(folder)) is not None:
             return found

@@ -46,7 +46,6 @@ from megatron_prism.models.layers.decode_cache import (
     install_decode_cache,
     set_decode_cache,
 )
-from megatron_prism.models.model_folder import ARCHITECTURE, CHECKPOINT
 
 if TYPE_CHECKING:
     from megatron_prism.data.text_policy import TextSettings
@@ -105,31 +104,20 @@ class MegatronEngine:
         Raises:
             ParallelError: if the layout does not divide the model.
         """
-        from megatron_prism.conversion.init_from_hf import load_hf_weights
-        from megatron_prism.conversion.weights import HFWeights
+        from megatron_prism.conversion.loaded_model import architecture_of, load_model
         from megatron_prism.data.tokenizer import Tokenizer
-        from megatron_prism.models.architecture import Architecture
-        from megatron_prism.models.build import build_model
-        from megatron_prism.models.checkpoint_io import load_weights
         from megatron_prism.platform.hardware import has_gpu
         from megatron_prism.platform.process_groups import ParallelConfig, session
 
         folder = Path(model_folder)
-        is_megatron = (folder / ARCHITECTURE).is_file()
-        architecture = (
-            Architecture.load(folder / ARCHITECTURE) if is_megatron else HFWeights(folder).architecture
-        )
+        architecture = architecture_of(folder)
         tokenizer = Tokenizer.load(Path(tokenizer_folder), text)
         check_vocabulary(tokenizer, tokenizer_folder, architecture.vocab_size, folder)
         parallel = parallel or ParallelConfig()
         architecture.check_parallel(parallel)
         with session(parallel):
             dtype = torch.bfloat16 if has_gpu() else torch.float32
-            model = build_model(architecture, dtype, parallel, backend="torch", initialize=False)
-            if is_megatron:
-                load_weights([model], folder / CHECKPOINT)
-            else:
-                load_hf_weights([model], architecture, folder)
+            model = load_model(folder, architecture, dtype, parallel)
             yield cls(model, tokenizer, batch_size)
 
     def generate(
