@@ -120,11 +120,13 @@ def changes(base: Tensor, others: Sequence[Tensor]) -> list[Change]:
     pieces = [tensor.reshape(-1).split(CHUNK) for tensor in (base, *others)]
     precisions = {each.precision for each in measured}
     scratch = {precision: _Base(precision) for precision in precisions}
-    for piece, *changed in zip(*pieces, strict=True):
-        for each in scratch.values():
-            each.load(piece)
-        for pair, other in zip(measured, changed, strict=True):
-            pair.add(scratch[pair.precision], other)
+    # Weights that are not finite are the caller's to refuse. 0 / 0 is NaN, and c / 0 infinite: not below a threshold.
+    with np.errstate(all="ignore"):
+        for piece, *changed in zip(*pieces, strict=True):
+            for each in scratch.values():
+                each.load(piece)
+            for pair, other in zip(measured, changed, strict=True):
+                pair.add(scratch[pair.precision], other)
     return [pair.result() for pair in measured]
 
 
@@ -140,9 +142,8 @@ class _Base:
         self.piece, self.values, self.sizes = piece, self._values[:count], self._sizes[:count]
         torch.from_numpy(self.values).copy_(piece)
         np.abs(self.values, out=self.sizes)
-        with np.errstate(all="ignore"):
-            self.squares = _sum_of_squares(self.values)
-        self.zeros = count - int(np.count_nonzero(self.sizes > 0))
+        self.squares = _sum_of_squares(self.values)
+        self.zeros = int(np.count_nonzero(self.sizes == 0)) if self.sizes.min() == 0 else 0
         self._floors: dict[torch.dtype, float] = {}
 
     def floor_squares(self, dtype: torch.dtype) -> float:
@@ -153,12 +154,10 @@ class _Base:
         if dtype not in self._floors:
             limits = torch.finfo(dtype)
             powers = self._powers[: len(self.values)]
-            powers[:] = self.values
             # The bits of the exponent alone are the number 2^e.
-            bits = powers.view(np.uint32)
-            np.bitwise_and(bits, np.uint32(0x7F800000), out=bits)
+            bits = self.values.astype(np.float32, copy=False).view(np.uint32)
+            np.bitwise_and(bits, np.uint32(0x7F800000), out=powers.view(np.uint32))
             np.maximum(powers, np.float32(limits.smallest_normal), out=powers)
-            # The squares of powers below 2^-74 vanish in fp32; they are too small to matter.
             self._floors[dtype] = _sum_of_squares(powers) * limits.eps**2 / 12
         return self._floors[dtype]
 
@@ -192,12 +191,10 @@ class _Pair:
         count = other.numel()
         difference, relative = self._difference[:count], self._relative[:count]
         torch.from_numpy(difference).copy_(other)
-        # Not-finite weights are the caller's to refuse. 0 / 0 is NaN and c / 0 infinite: neither is below a threshold.
-        with np.errstate(all="ignore"):
-            np.subtract(difference, base.values, out=difference)
-            squares = _sum_of_squares(difference)
-            np.abs(difference, out=difference)
-            np.divide(difference, base.sizes, out=relative)
+        np.subtract(difference, base.values, out=difference)
+        squares = _sum_of_squares(difference)
+        np.abs(difference, out=difference)
+        np.divide(difference, base.sizes, out=relative)
         for index, limit in enumerate(self._limits):
             self._count(index, np.less, relative, limit)
         self._count(-2, np.equal, difference, self.precision(0))
@@ -253,9 +250,8 @@ def _sum_of_squares(values: Any) -> float:
     """In fp64; the squares of fp32 numbers are summed in fp32, but only a few at a time."""
     if values.dtype == np.float64:
         return float(np.dot(values, values))
-    found = sum(
-        float(np.dot(piece, piece))
-        for piece in (values[start : start + SUMMED] for start in range(0, len(values), SUMMED))
-    )
+    whole = len(values) // SUMMED * SUMMED
+    rows, rest = values[:whole].reshape(-1, SUMMED), values[whole:]
+    found = float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(np.dot(rest, rest))
     # Squares that are too large or too small for fp32; NaN is neither.
     return found if TINY < found < math.inf else _sum_of_squares(values.astype(np.float64))
