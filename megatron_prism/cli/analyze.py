@@ -7,6 +7,7 @@ import typer
 from megatron_prism.cli.analyze_cka import cka
 from megatron_prism.cli.analyze_confidence import confidence
 from megatron_prism.cli.analyze_direction import direction
+from megatron_prism.cli.analyze_landscape import landscape
 from megatron_prism.cli.analyze_trajectory import trajectory
 from megatron_prism.cli.analyze_weights import weights
 
@@ -19,3 +20,4 @@ app.command("direction")(direction)
 app.command("trajectory")(trajectory)
 app.command("cka")(cka)
 app.command("confidence")(confidence)
+app.command("landscape")(landscape)

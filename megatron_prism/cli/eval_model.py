@@ -120,8 +120,8 @@ def model(
         suites,
         engine=engine,
         tokenizer=tokenizer,
-        options=_pairs("--option", options),
-        data={name: str(path) for name, path in _named_files(data).items()},
+        options=pairs("--option", options),
+        data={name: str(path) for name, path in named_files(data).items()},
         benchmarks=benchmark or [],
         samples=samples,
         limit=limit,
@@ -131,7 +131,7 @@ def model(
     )
     graph = evaluation_graph(request)
     graph.override(dict(parse_override(text) for text in overrides or []))
-    folder = out or RUNS / _name(model)
+    folder = out or RUNS / run_name(model)
     if show_prompt is not None:
         from megatron_prism.cli.eval_prompts import show_prompts
 
@@ -155,7 +155,7 @@ def model(
         _show_scores(made, folder, json_file)
 
 
-def _name(model: str) -> str:
+def run_name(model: str) -> str:
     """A folder's name for a model: RUN-STAGE for an artifact of a run, HOST-PORT for a server."""
     if "://" in model:
         parts = [model.split("://")[1].split("/")[0]]
@@ -166,7 +166,8 @@ def _name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
-def _pairs(option: str, texts: list[str] | None) -> dict[str, Any]:
+def pairs(option: str, texts: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE of a repeated option; values are read as YAML."""
     from megatron_prism.pipeline.config import parse_override
 
     for text in texts or []:
@@ -175,7 +176,8 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, Any]:
     return dict(map(parse_override, texts or []))
 
 
-def _named_files(texts: list[str] | None) -> dict[str, Path]:
+def named_files(texts: list[str] | None) -> dict[str, Path]:
+    """BENCHMARK=FILE of `--data`."""
     found = {}
     for text in texts or []:
         name, equals, path = text.partition("=")

@@ -35,6 +35,7 @@ class RunOptions:
         detach: submit the jobs, and do not wait for them.
         dry_run: show the stages or the jobs' scripts, and run nothing.
         show_scores: print a table of the models' scores when they change, and at the end.
+        write_stages: write the stages to `json_file`; False: the caller writes a result of its own.
         json_file: the target of `--json`.
     """
 
@@ -48,6 +49,7 @@ class RunOptions:
     detach: bool = False
     dry_run: bool = False
     show_scores: bool = True
+    write_stages: bool = True
     json_file: str | None = None
 
 
@@ -86,10 +88,11 @@ def run_graph(graph: Graph, name: str, options: RunOptions) -> dict[str, Artifac
         )
     report = _finish(options, artifacts)
     results = [_result(stage, artifact, progress.events[stage]) for stage, artifact in artifacts.items()]
-    write_result(
-        options.json_file,
-        {"recipe": name, "run_dir": str(options.folder), "stages": results, "report": report},
-    )
+    if options.write_stages:
+        write_result(
+            options.json_file,
+            {"recipe": name, "run_dir": str(options.folder), "stages": results, "report": report},
+        )
     return artifacts
 
 

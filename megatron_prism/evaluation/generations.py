@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -228,12 +228,13 @@ class Earlier:
     Args:
         out: the folder that this evaluation writes into; an older form of its final folder counts as another.
         identity: model, tokenizer and engine of this evaluation.
+        among: the other evaluations; None: the artifacts next to `out` of the same kind.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, identity: Mapping[str, Any], among: Iterable[Path] | None = None) -> None:
         self.folders: list[tuple[Path, dict[str, Any]]] = []
         kind = out.name.split("-")[0]
-        for folder in sorted(out.parent.glob(f"{kind}-*")):
+        for folder in sorted(out.parent.glob(f"{kind}-*") if among is None else among):
             recorded = None if folder == out else read_identity(folder)
             if recorded is not None and recorded["from"] == identity:
                 self.folders.append((folder, recorded["suites"]))

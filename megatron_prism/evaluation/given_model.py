@@ -140,6 +140,7 @@ def add_model(
     *,
     options: Mapping[str, Any] | None = None,
     text: TextSettings | None = None,
+    name: str = "model",
 ) -> tuple[Node | None, Node, EngineConfig]:
     """Add the nodes `model` and `tokenizer`, and choose how to sample from the model.
 
@@ -150,6 +151,7 @@ def add_model(
         tokenizer: a folder; None: the model's own.
         options: of the engine.
         text: how prompts begin; None: as the tokenizer's files say.
+        name: of the model's node.
 
     Returns:
         The model's node (None for a server), the tokenizer's node, and the engine.
@@ -172,7 +174,7 @@ def add_model(
     folder = find_given_model(model)
     config = EngineConfig(folder_engine(folder, engine), dict(options or {}), text)
     found = own_tokenizer(Path(model), folder) if tokenizer is None else named_tokenizer(tokenizer)
-    node = graph.add("model", GivenModel(model))
+    node = graph.add(name, GivenModel(model))
     return node, graph.add("tokenizer", GivenTokenizer(str(found))), config
 
 

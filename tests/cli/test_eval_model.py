@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 from tiny_models import make_checkpoint
 
-from megatron_prism.cli.eval_model import _name, _show_scores
+from megatron_prism.cli.eval_model import _show_scores, run_name
 from megatron_prism.cli.main import main
 from megatron_prism.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -159,13 +159,13 @@ def test_a_model_that_does_not_exist_is_one_line(capsys):
     ],
 )
 def test_the_run_folder_is_named_after_the_model(model, name):
-    assert _name(model) == name
+    assert run_name(model) == name
 
 
 def test_an_artifact_of_a_run_names_the_run(tmp_path):
     (tmp_path / "runs" / "shoebox").mkdir(parents=True)
     (tmp_path / "runs" / "shoebox" / "graph.json").write_text("{}")
-    assert _name(str(tmp_path / "runs" / "shoebox" / "extend")) == "shoebox-extend"
+    assert run_name(str(tmp_path / "runs" / "shoebox" / "extend")) == "shoebox-extend"
 
 
 def test_a_leaderboard_is_shown_by_its_benchmarks_and_not_by_its_tasks(tmp_path, capsys):

@@ -111,7 +111,7 @@ def _bars(document: Mapping[str, Any]) -> Drawing:
 
 def _nlp_panel(axis: Any, models: Sequence[Mapping[str, Any]], suite: str) -> None:
     width = 0.8 / len(KINDS)
-    highest = 0.0
+    highest: float = 0
     for number, (kind, colour) in enumerate(KINDS.items()):
         means = [model["suites"][suite]["nlp"][kind]["of_responses"] for model in models]
         shift = (number - 1) * width

@@ -1,0 +1,103 @@
+"""Evaluates the points of a landscape one after the other; each is kept as the folder of an evaluation.
+
+The grading of a point goes on while the next one is sampled, because programs and mathematics are graded by other
+processes. A point is finished when its by_problem.json exists, which is written last; a run that was killed goes on
+with the completions that were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.analysis.landscape.engine import LandscapeEngine
+from megatron_prism.analysis.landscape.points import Point
+from megatron_prism.data.tokenizer import Tokenizer
+from megatron_prism.evaluation.generations import Earlier, remove_parts, write_identity
+from megatron_prism.evaluation.grading import grade_suite
+from megatron_prism.evaluation.plan import SuitePlan
+from megatron_prism.evaluation.replicas import Replicas, agreed
+from megatron_prism.evaluation.sampling import Sampler
+from megatron_prism.evaluation.stage import DETAILS, write_results
+from megatron_prism.generation.engine import Progress, no_progress
+from megatron_prism.platform.console import get_logger
+from megatron_prism.verification.pool.grading_pool import GradingPool
+
+POINTS = "points"
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What the points of a landscape have in common.
+
+    Attributes:
+        out: the folder of the landscape; a point's folder is `out/points/NAME`.
+        plans: the suites, with the same problems, seeds and sampling for all points.
+        identities: of each point, what decides its completions besides the prompts.
+        earlier: folders of evaluations of the same run, whose completions are taken over where the identity is equal.
+        details: more metrics of each point: the engine, the graders, how prompts are encoded.
+    """
+
+    out: Path
+    plans: Sequence[SuitePlan]
+    tokenizer: Tokenizer
+    engine: LandscapeEngine
+    replicas: Replicas
+    pool: GradingPool
+    identities: Mapping[Point, Mapping[str, Any]]
+    earlier: Sequence[Path]
+    sandbox: str
+    confidence: float
+    details: Mapping[str, Any]
+
+    def folder(self, point: Point) -> Path:
+        """Where a point is kept."""
+        return self.out / POINTS / point.name
+
+    def run(self, points: Iterable[Point], progress: Progress = no_progress) -> None:
+        """Evaluate the points that are not finished; `progress` is called with numbers of completions."""
+        completions = sum(plan.completions for plan in self.plans)
+        waiting = list(points)
+        # Rank 0 decides, because it alone writes scores.
+        finished = agreed(
+            [(self.folder(point) / DETAILS).is_file() for point in waiting] if self.replicas.leads else None
+        )
+        if any(finished):
+            log.info("%d of %d points are kept", sum(finished), len(waiting))
+        progress(completions * sum(finished))
+        with ThreadPoolExecutor(max_workers=1) as grader:
+            pending: Future[None] | None = None
+            for point, done in zip(waiting, finished, strict=True):
+                if done:
+                    if self.replicas.leads:
+                        # It may have been killed just before it did so itself.
+                        remove_parts(self.folder(point))
+                    continue
+                self._sample(point, progress)
+                if pending is not None:
+                    pending.result()
+                pending = grader.submit(self._grade, point) if self.replicas.leads else None
+            if pending is not None:
+                pending.result()
+
+    def _sample(self, point: Point, progress: Progress) -> None:
+        folder, identity = self.folder(point), self.identities[point]
+        if self.replicas.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_identity(folder, identity, self.plans)
+        earlier = Earlier(folder, identity, self.earlier)
+        opened = lambda: self.engine.at(point)  # noqa: E731
+        Sampler(folder, earlier, self.tokenizer, opened, self.replicas).run(self.plans, progress)
+
+    def _grade(self, point: Point) -> None:
+        folder = self.folder(point)
+        results = [grade_suite(folder, plan, self.pool, self.sandbox) for plan in self.plans]
+        scores = write_results(folder, results, self.confidence, self.details)
+        remove_parts(folder)
+        rates = (f"{suite} {100 * each['pass_rate']:.1f}%" for suite, each in scores["suites"].items())
+        log.info("%s: %s", point.name, ", ".join(rates))
