@@ -25,13 +25,22 @@ def view(document: Mapping[str, Any]) -> View:
 
 
 def _views() -> dict[str, Callable[[Mapping[str, Any]], View]]:
-    from megatron_prism.analysis.views import cka, confidence, direction, landscape, trajectory, weights
+    from megatron_prism.analysis.views import (
+        cka,
+        confidence,
+        direction,
+        landscape,
+        spectrum,
+        trajectory,
+        weights,
+    )
 
     return {
         "cka": cka.view,
         "confidence": confidence.view,
         "direction": direction.view,
         "landscape": landscape.view,
+        "spectrum": spectrum.view,
         "trajectory": trajectory.view,
         "weights": weights.view,
     }

@@ -8,6 +8,7 @@ from megatron_prism.cli.analyze_cka import cka
 from megatron_prism.cli.analyze_confidence import confidence
 from megatron_prism.cli.analyze_direction import direction
 from megatron_prism.cli.analyze_landscape import landscape
+from megatron_prism.cli.analyze_spectrum import spectrum
 from megatron_prism.cli.analyze_trajectory import trajectory
 from megatron_prism.cli.analyze_weights import weights
 
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command("weights")(weights)
 app.command("direction")(direction)
+app.command("spectrum")(spectrum)
 app.command("trajectory")(trajectory)
 app.command("cka")(cka)
 app.command("confidence")(confidence)
