@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import re
 import shutil
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,12 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from test_cli import one_line_error, prism
-from tiny_models import make_checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_models import CONFIGS, make_checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from megatron_prism.analysis.cka import comparison
 from megatron_prism.analysis.cka.comparison import Resampling, compare_states
-from megatron_prism.analysis.cka.pooled_states import points_of
+from megatron_prism.analysis.cka.pooled_states import open_model, points_of
 from megatron_prism.analysis.stages.cka import AnalyzeCka
 from megatron_prism.analysis.view import view
 from megatron_prism.errors import ConfigError
@@ -171,6 +175,41 @@ def test_models_of_other_widths_and_in_bf16_are_compared(models, texts, tmp_path
     (pair,) = document["pairs"]
     # Random models of random characters share what the inputs share, and no more than that by much.
     assert 0.1 < pair["minimum"]["cka"] < 0.99
+
+
+def test_models_that_only_transformers_knows_are_compared_one_at_a_time(texts, tmp_path, monkeypatch, capsys):
+    folders, names = [], iter(["one", "other", "old"])
+    for kind in ("qwen2", "qwen2", "gpt2"):
+        folders.append(make_checkpoint("llama", tmp_path / next(names)))
+        torch.manual_seed(len(folders))
+        sizes = {**CONFIGS["llama"], "model_type": kind, "n_layer": 3, "n_head": 4, "n_embd": 32}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes)).save_pretrained(folders[-1])
+    norms, alive = [], []
+
+    @contextmanager
+    def watched(*arguments):
+        alive.append([norm() is not None for norm in norms])
+        with open_model(*arguments) as model:
+            norms.append(weakref.ref(model.points.norm))
+            yield model
+
+    monkeypatch.setattr(comparison, "open_model", watched)
+    gc.disable()
+    try:
+        assert run(folders[:2], texts[:1], "--json", str(tmp_path / "cka.json")) == 0
+    finally:
+        gc.enable()
+    assert alive == [[], [False]]
+    document = json.loads((tmp_path / "cka.json").read_text())
+    assert [each["engine"] for each in document["models"]] == ["hf", "hf"]
+    lines = Path(texts[0].partition("=")[2]).read_text().split()[1 : SAMPLES + 1]
+    states = [states_of(folder, lines, 512) for folder in folders[:2]]
+    final = next(each for each in document["pairs"][0]["points"] if each["name"] == "final norm")
+    assert final["cka"] == pytest.approx(by_definition(*(each[:, -1] for each in states)), abs=1e-6)
+    capsys.readouterr()
+    assert run([folders[0], folders[2]], texts[:1]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search("error: .*old: GPT2Model: transformers' model has no 'layers' with", last)
 
 
 def test_mistakes_are_one_line(models, texts, tmp_path, capsys):

@@ -6,6 +6,7 @@ set: 1 GB for three sets of 200 inputs and a model of 40 layers and 10,000 featu
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,10 @@ def analyze_cka(
     Raises:
         PrismError: one line, for models or texts that cannot be compared.
     """
+    if len(models) < 2:
+        raise ConfigError(
+            f"{len(models)} models: give two or more models, which are compared with each other"
+        )
     for each in sets:
         resampling.check(len(each.texts))
     _check_layers(models)
@@ -106,12 +111,11 @@ def analyze_cka(
     layers: dict[str, int] = {}
     for model in models:
         tokens[model.label] = _token_ids(model, sets)
-        with open_model(model.folder, model.engine, DTYPES[dtype]) as running:
-            layers[model.label] = running.layers
-            _check_equal(models, layers)
-            for each in sets:
-                rows = [row[:limit] for row in tokens[model.label][each.name]]
-                states[each.name][model.label] = running.pooled(rows, progress)
+        rows = {name: [row[:limit] for row in ids] for name, ids in tokens[model.label].items()}
+        found, layers[model.label] = _pooled(model, rows, DTYPES[dtype], progress)
+        _check_equal(models, layers)
+        for each in sets:
+            states[each.name][model.label] = found[each.name]
         about.append(
             {
                 "model": model.label,
@@ -236,6 +240,22 @@ def _row(pair: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
         **{key: value for key, value in point.items() if key != "bootstrap"},
         **{f"bootstrap_{key}": value for key, value in resamples.items()},
     }
+
+
+def _pooled(
+    model: ComparedModel,
+    rows: Mapping[str, list[list[int]]],
+    dtype: torch.dtype,
+    progress: Progress,
+) -> tuple[dict[str, Tensor], int]:
+    """The pooled states of every set, and the number of layers. The model is gone when this returns."""
+    with open_model(model.folder, model.engine, dtype) as running:
+        found = {name: running.pooled(ids, progress) for name, ids in rows.items()}
+        layers = running.layers
+    del running
+    # transformers' modules refer to each other in circles.
+    gc.collect()
+    return found, layers
 
 
 def _check_layers(models: Sequence[ComparedModel]) -> None:

@@ -21,7 +21,8 @@ PRECISIONS = ("fp32", "bf16")
 class AnalyzeCka(AnalysisStage):
     """Linear CKA of mean-pooled hidden states, for every pair of models, layer and set of texts.
 
-    Inputs: label of a model -> the model; "tokenizer"; and "corpus" if there are `texts`.
+    Inputs: label of a model -> the model; "tokenizer" (default: that of each model); and "corpus" if there
+    are `texts`.
 
     Fields:
         texts: name of a set -> FILE or FILE#KEY in the corpus, as for `--inputs`; none: the sets of this machine's
@@ -56,7 +57,7 @@ class AnalyzeCka(AnalysisStage):
     def analyze(self, inputs: Mapping[str, Artifact]) -> Analysis:
         from megatron_prism.analysis.cka.comparison import ComparedModel, Resampling, analyze_cka
         from megatron_prism.analysis.cka.input_sets import file_sets, installed_sets
-        from megatron_prism.evaluation.given_model import folder_engine
+        from megatron_prism.evaluation.given_model import folder_engine, own_tokenizer
         from megatron_prism.models.model_folder import find_model
 
         resampling = Resampling(self.resamples, self.resample_size, self.seed)
@@ -65,9 +66,10 @@ class AnalyzeCka(AnalysisStage):
         for label, artifact in inputs.items():
             if label not in (TOKENIZER, CORPUS):
                 folder = find_model(artifact.path)
-                models.append(
-                    ComparedModel(label, folder, folder_engine(folder, None), inputs[TOKENIZER].path)
+                tokenizer = (
+                    inputs[TOKENIZER].path if TOKENIZER in inputs else own_tokenizer(artifact.path, folder)
                 )
+                models.append(ComparedModel(label, folder, folder_engine(folder, None), tokenizer))
         if not self.texts:
             sets = installed_sets(self.samples)
         elif CORPUS not in inputs:

@@ -15,6 +15,10 @@ NEARLY_ONE = 0.99
 # 1 - CKA of equal models is 0, which a log axis does not have.
 SMALLEST = 1e-16
 PANEL_HEIGHT, ROOM = 2.1, 0.6
+# The lines of two pairs often lie on each other: a narrow, broken one shows the wide one under it.
+LINES = ({"lw": 2.6, "alpha": 0.85}, {"lw": 1.3, "ls": "--"}, {"lw": 1.3}, {"lw": 1.3, "ls": ":"})
+# Above so many points, a marker at each hides the line.
+MARKED_POINTS = 12
 
 
 def view(document: Mapping[str, Any]) -> View:
@@ -84,16 +88,20 @@ def by_layer(document: Mapping[str, Any]) -> Drawing:
         for column, name in enumerate(names):
             mine = [pair for pair in pairs if pair["inputs"] == name]
             for number, pair in enumerate(mine):
-                style = {"color": PALETTE[number % len(PALETTE)], "marker": "o", "markersize": 2.5, "lw": 1.2}
                 points = _drawn(pair)
                 index = [each["index"] for each in points]
+                colour = PALETTE[number % len(PALETTE)]
+                style = {
+                    **{"color": colour, "marker": "o" if len(index) <= MARKED_POINTS else "", "ms": 3},
+                    **LINES[min(number, len(LINES) - 1)],
+                }
                 axes[0][column].plot(index, [each["cka"] for each in points], label=_name(pair), **style)
                 banded = [each for each in points if each["bootstrap"]]
                 axes[0][column].fill_between(
                     [each["index"] for each in banded],
                     [each["cka"] - each["bootstrap"]["std"] for each in banded],
                     [each["cka"] + each["bootstrap"]["std"] for each in banded],
-                    color=style["color"],
+                    color=colour,
                     alpha=0.18,
                     lw=0,
                 )
@@ -109,6 +117,7 @@ def by_layer(document: Mapping[str, Any]) -> Drawing:
             axes[1][0].set_yscale("log")
             label_log_axis(axes[1][0].yaxis, (1,))
             axes[1][0].set_ylabel("1 − CKA")
+        figure.align_ylabels()
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=max(1, min(3, len(labels))))
 
