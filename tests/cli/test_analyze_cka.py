@@ -21,7 +21,7 @@ from tiny_models import CONFIGS, make_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from megatron_prism.analysis.cka import comparison
-from megatron_prism.analysis.cka.comparison import Resampling, compare_states
+from megatron_prism.analysis.cka.comparison import Resampling, compare_states, describe_states
 from megatron_prism.analysis.cka.pooled_states import open_model, points_of
 from megatron_prism.analysis.stages.cka import AnalyzeCka
 from megatron_prism.analysis.view import view
@@ -151,6 +151,9 @@ def test_tables_json_rows_and_figures(models, texts, tmp_path, capsys):
             assert row["effective_dimension"] == pytest.approx(dimension, rel=1e-5)
             share = variance.diagonal().max() / variance.trace()
             assert row["largest_feature"] == pytest.approx(share, rel=1e-5)
+            length = np.array([[1 / min(len(line), 15)] for line in lines])
+            expected = by_definition(states[row["model"]][:, -1], length)
+            assert row["length_cka"] == pytest.approx(expected, rel=1e-5)
     assert {path.name for path in (out / "figures").iterdir()} == {
         f"cka_by_layer.{kind}" for kind in ("pdf", "png", "svg")
     }
@@ -258,7 +261,13 @@ def test_what_is_not_defined_is_null_with_its_reason_and_can_be_shown():
         "inputs": [{"name": "web", "texts": 12}],
         "settings": {"resamples": 5, "size": 6},
         "pairs": [{"inputs": "web", **pair}],
+        "states": [
+            {"inputs": "web", "model": name, "name": "final norm", **describe_states(states[:, 3], [5] * 12)}
+            for name, states in (("a", first), ("b", second))
+        ],
     }
+    assert document["states"][0]["length_cka"] is None, "all texts are equally long"
+    assert view(document).tables[2].rows[1] == ["web", "b", "–", "–", "–"]
     assert "–" in view(document).tables[1].rows[0]
     json.dumps(document, allow_nan=False)
 

@@ -28,6 +28,7 @@ from megatron_prism.analysis.cka.similarity import (
     gram_cka,
     gram_distance,
     gram_unbiased_cka,
+    linear_cka,
 )
 from megatron_prism.analysis.result import Analysis
 from megatron_prism.conversion.loaded_model import architecture_of
@@ -133,7 +134,10 @@ def analyze_cka(
         for pair in compare_states(found, points, resampling)
     ]
     own = [
-        {"inputs": name, "model": label, **asdict(point), **describe_states(found[:, number])}
+        {
+            **{"inputs": name, "model": label, **asdict(point)},
+            **describe_states(found[:, number], [min(len(row), limit) for row in tokens[label][name]]),
+        }
         for name, by_model in states.items()
         for label, found in by_model.items()
         for number, point in enumerate(points)
@@ -203,23 +207,27 @@ def compare_states(
     return [{"first": pair[0], "second": pair[1], **_over_points(found[pair])} for pair in pairs]
 
 
-def describe_states(features: Tensor) -> dict[str, float | None]:
-    """What of a representation decides its CKA: few directions, or even one feature, may hold most of the variance.
+def describe_states(features: Tensor, tokens: Sequence[int]) -> dict[str, float | None]:
+    """What of a representation decides its CKA: few directions, one feature, or the length of a text.
 
     Args:
-        features: `[inputs, hidden]`.
+        features: `[inputs, hidden]`, means over tokens.
+        tokens: the number of tokens of each input.
 
     Returns:
-        `effective_dimension`, (sum of the eigenvalues of the covariance)^2 / sum of their squares; and
-        `largest_feature`, the share of the variance in the feature that has the most of it.
+        `effective_dimension`, (sum of the eigenvalues of the covariance)^2 / sum of their squares;
+        `largest_feature`, the share of the variance in the feature that has the most of it;
+        `length_cka`, the CKA with the one feature 1 / tokens. Tokens that are the same in every text, such as a start
+        token or a template, enter a mean with this factor. None if all texts are equally long.
     """
     if fault(features):
-        return {"effective_dimension": None, "largest_feature": None}
+        return dict.fromkeys(("effective_dimension", "largest_feature", "length_cka"))
     matrix = gram(features)
     variances = features.double().var(dim=0)
     return {
         "effective_dimension": float(matrix.trace().square() / matrix.square().sum()),
         "largest_feature": float(variances.max() / variances.sum()),
+        "length_cka": linear_cka(features, [[1 / count] for count in tokens]),
     }
 
 

@@ -10,6 +10,8 @@ from megatron_prism.analysis.view import View
 from megatron_prism.platform.text_table import Table
 
 DASH = "–"
+# `pooled_states.FINAL_NORM`, which needs torch.
+FINAL = "final norm"
 # If a pair is above this everywhere, its line cannot be told from 1, and 1 - CKA is drawn too.
 NEARLY_ONE = 0.99
 # 1 - CKA of equal models is 0, which a log axis does not have.
@@ -24,7 +26,7 @@ MARKED_POINTS = 12
 def view(document: Mapping[str, Any]) -> View:
     """The minimum over the layers by set and pair, the layers at the end, and a panel for each set of inputs."""
     return View(
-        [minimum_table(document), end_table(document)],
+        [minimum_table(document), end_table(document), state_table(document)],
         {"cka_by_layer": by_layer(document)},
     )
 
@@ -65,7 +67,7 @@ def end_table(document: Mapping[str, Any]) -> Table:
     """The embedding, the middle, and both meanings of "last layer"."""
     layers = document["models"][0]["layers"]
     middle = next(each for each in document["pairs"][0]["points"] if each["index"] == layers // 2)["name"]
-    shown = list(dict.fromkeys(("embedding", middle, f"layer {layers - 1}", "final norm")))
+    shown = list(dict.fromkeys(("embedding", middle, f"layer {layers - 1}", FINAL)))
     rows = []
     for pair in document["pairs"]:
         by_name = {each["name"]: each for each in pair["points"]}
@@ -75,6 +77,23 @@ def end_table(document: Mapping[str, Any]) -> Table:
         "CKA by place; the paper's last index is the final norm, and it has no index for the layer before it"
     )
     return Table(columns, rows, [False, False, *[True] * len(shown)], title)
+
+
+def state_table(document: Mapping[str, Any]) -> Table:
+    """How few directions hold the variance of the states, and how much of it is the length of a text."""
+    rows = [
+        [
+            *(each["inputs"], each["model"]),
+            DASH if each["effective_dimension"] is None else f"{each['effective_dimension']:.1f}",
+            DASH if each["largest_feature"] is None else f"{100 * each['largest_feature']:.1f} %",
+            _cka(each["length_cka"]),
+        ]
+        for each in document["states"]
+        if each["name"] == FINAL
+    ]
+    columns = ["inputs", "model", "effective dimension", "largest feature", "CKA with 1/length"]
+    title = f"the states at the {FINAL}: what decides their CKA"
+    return Table(columns, rows, [False, False, True, True, True], title)
 
 
 def by_layer(document: Mapping[str, Any]) -> Drawing:
