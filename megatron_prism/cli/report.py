@@ -14,10 +14,11 @@ def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder, for example runs/shoebox.")],
     json_file: JsonOption = None,
 ) -> None:
-    """Write one HTML page about a run from the artifacts of its finished stages."""
+    """Write two HTML pages about a run from the artifacts of its finished stages: a report, and the paper's tables."""
     check_json_target(json_file)
     from megatron_prism.report.stage import build_report
 
-    page = build_report(run_dir)
+    page, paper = build_report(run_dir)
     show_line(json_file, f"report: {page}")
-    write_result(json_file, {"report": str(page)})
+    show_line(json_file, f"paper's tables: {paper}")
+    write_result(json_file, {"report": str(page), "paper": str(paper)})

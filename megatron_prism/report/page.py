@@ -35,6 +35,8 @@ from megatron_prism.report.tables import (
 from megatron_prism.report.template import template
 
 TEMPLATE = "page.html"
+# The page with the forms of the paper, which lies beside this one.
+PAPER = "paper.html"
 # The summary has a sentence for each score that is not compared with another, up to so many.
 MOST_SENTENCES = 6
 
@@ -53,6 +55,7 @@ def render_page(run: Run, title: str) -> str:
     kept = retention(artifacts)
     page = template(TEMPLATE).render(
         title=title,
+        paper_page=PAPER,
         recipe=run.recipe,
         summary=summary(run, rows),
         stages=run.stages,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from megatron_prism.evaluation.statistics.intervals import Estimate
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.platform.text_table import Table
 from megatron_prism.report.tables import DASH, Difference, differences, score_rows, signed
-from megatron_prism.report.text_width import PAGE_CHARACTERS, page_width
+from megatron_prism.report.text_width import PAGE_CHARACTERS, column_blocks, page_width
 
 CHANGE = "change (points)"
 
@@ -37,12 +36,8 @@ class _Grid:
             max(width_of(text) for text in (column, *(row[index] for row in self.cells)))
             for index, column in enumerate(self.columns)
         ]
-        room = most - max(width_of(text) for text in (self.corner, *self.rows))
-        for count in range(1, len(widths) + 1):
-            edges = [round(number * len(widths) / count) for number in range(count + 1)]
-            parts = [slice(first, last) for first, last in pairwise(edges)]
-            if all(sum(widths[part]) <= room for part in parts):
-                break
+        label = max(width_of(text) for text in (self.corner, *self.rows))
+        parts = column_blocks(label, widths, most)
         return [
             Table(
                 [self.corner, *self.columns[part]],

@@ -19,7 +19,7 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = cell
+    environment.filters |= {"cell": cell, "code": code}
     return environment.get_template(name)
 
 
@@ -31,3 +31,13 @@ def cell(text: str, breakable: bool = False) -> Any:
     pieces = BREAK_AFTER.split(first) if breakable else [first]
     shown = Markup("<wbr>").join(escape(piece) for piece in pieces)
     return shown + Markup("").join(Markup('<span class="more">{}</span>').format(line) for line in more)
+
+
+def code(text: str) -> Any:
+    """A sentence in which `...` is code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part for number, part in enumerate(parts)
+    )

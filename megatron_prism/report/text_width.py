@@ -7,6 +7,8 @@ measures whole pages with that font's metrics.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 # So many digits fit into a row of the page, on a screen (62rem less its margins) and on A4 paper (178 mm).
 PAGE_CHARACTERS = 100.0
@@ -27,3 +29,18 @@ def page_width(cell: str) -> float:
 def terminal_width(cell: str) -> float:
     """The width of a cell of a terminal's table, with its padding and a line between columns."""
     return 3.0 + max(map(len, cell.split("\n")))
+
+
+def column_blocks(label: float, columns: Sequence[float], most: float) -> list[slice]:
+    """Which columns stand in one table, each after the column of labels: as few tables as fit, of equal size.
+
+    Args:
+        label: the width of the labels, in the unit of the others.
+        most: the width of the page; a table of one column may be wider.
+    """
+    for count in range(1, len(columns) + 1):
+        edges = [round(number * len(columns) / count) for number in range(count + 1)]
+        blocks = [slice(first, last) for first, last in pairwise(edges)]
+        if all(label + sum(columns[block]) <= most for block in blocks):
+            break
+    return blocks

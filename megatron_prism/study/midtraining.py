@@ -162,7 +162,7 @@ def add_export_and_report(graph: Graph, model: str, trained: Node, tiny: bool) -
     reported = {name: node for name, node in graph.nodes.items() if name not in ("vocabulary", "checkpoint")}
     # Two copies of a published model in fp32 do not fit into memory, so the check compares tensors instead of logits.
     reported["export"] = graph.add("export", ExportHF(check="logits" if tiny else "tensors"), model=trained)
-    graph.add("report", Report(title=f"{model}: mid-training"), **reported)
+    graph.add("report", Report(title=f"{model}: mid-training", recipe=graph.name), **reported)
     return graph
 
 

@@ -28,7 +28,7 @@ STAGES = {
     "tokenizer": ("tokenizer", {"corpus": "corpus"}),
     "tokens": ("tokens", {"corpus": "corpus", "tokenizer": "tokenizer"}),
     "base": ("train", {"tokens": "tokens"}),
-    "midtrained": ("train", {"tokens": "tokens", "model": "base"}),
+    "midtrained": ("train", {"tokens": "tokens", "init": "base"}),
     "export": ("export", {"model": "midtrained", "tokenizer": "tokenizer"}),
     "eval-base": ("evaluation", {"model": "base", "tokenizer": "tokenizer", "corpus": "corpus"}),
     "eval-midtrained": ("evaluation", {"model": "midtrained", "tokenizer": "tokenizer", "corpus": "corpus"}),
@@ -155,5 +155,5 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as folder:
         make_run(Path(folder) / "run")
-        page = build_report(Path(folder) / "run").read_text()
+        page = build_report(Path(folder) / "run")[0].read_text()
     Path(sys.argv[1]).write_text(page)

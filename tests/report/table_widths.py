@@ -45,7 +45,9 @@ class Tables(HTMLParser):
         names = [kind for _, kind in self.open]
         cell, numeric = self.open[0][0], "number" in names[0]
         small = "more" in names
-        unbroken = small or (numeric and cell == "td")
+        # In a form of the paper, the second line of a row's label may be broken.
+        in_form = "form" in self.found[-1][0].split() and cell == "th" and not numeric
+        unbroken = (small and not in_form) or (numeric and cell == "td")
         pieces = [data.strip()] if unbroken else data.split()
         size = 0.83 if small else 1.0
         width = max(size * ems(piece, bold=cell == "th" and not small) for piece in pieces)

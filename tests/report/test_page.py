@@ -64,16 +64,17 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run_dir):
-    target = build_report(run_dir)
-    assert target == run_dir / "report.html"
+    target, paper = build_report(run_dir)
+    assert (target, paper) == (run_dir / "report.html", run_dir / "paper.html")
     return target.read_text()
 
 
 def test_the_page_parses_and_needs_nothing_from_outside(page):
     parsed = Page(page)
     assert page.startswith("<!DOCTYPE html>")
-    assert all(address.startswith("#") for address in parsed.addresses)
-    assert {address[1:] for address in parsed.addresses} <= set(parsed.ids)
+    inner = [address for address in parsed.addresses if address.startswith("#")]
+    assert set(parsed.addresses) - set(inner) == {"paper.html"}
+    assert {address[1:] for address in inner} <= set(parsed.ids)
     assert not {"script", "link", "iframe", "img", "object"} & set(parsed.tags)
     assert "@import" not in page
     assert not re.search(r"url\((?!['\"]?#)", page)
@@ -113,14 +114,14 @@ def test_both_correct_and_wrong_answers_are_shown(page):
 
 
 def test_the_same_run_gives_the_same_page(run_dir, page):
-    assert build_report(run_dir).read_text() == page
+    assert build_report(run_dir)[0].read_text() == page
     assert not list(run_dir.glob("*.partial"))
 
 
 @pytest.mark.parametrize("names", [[], ["corpus"], ["corpus", "tokenizer", "tokens", "base"], ["eval-base"]])
 def test_a_run_that_is_not_finished_still_has_a_page(tmp_path, names):
     make_run(tmp_path / "run", names)
-    text = Page(build_report(tmp_path / "run").read_text()).text
+    text = Page(build_report(tmp_path / "run")[0].read_text()).text
     assert f"{len(names)} of 8 stages" in text
     for name in STAGES:
         assert name in text
@@ -132,7 +133,7 @@ def test_damaged_and_unfinished_stages_are_marked(tmp_path):
     make_run(tmp_path / "run", ["corpus", "tokenizer"])
     (tmp_path / "run" / folder_of("tokenizer") / "data.bin").unlink()
     (tmp_path / "run" / (folder_of("tokens") + ".partial")).mkdir()
-    text = Page(build_report(tmp_path / "run").read_text()).text
+    text = Page(build_report(tmp_path / "run")[0].read_text()).text
     assert re.search(
         r"tokenizer \(tokenizer\): damaged: .*data\.bin: the file is listed in receipt\.json but does not exist",
         text,
