@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def cka(
     models: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="MODEL MODEL...",
+            metavar="MODEL...",
             help="Two or more: a Hugging Face or Megatron folder, or runs/RUN/STAGE. Every pair is compared.",
         ),
     ],
@@ -90,33 +90,36 @@ def cka(
     deliver(make, out, json_file)
 
 
-def _models(paths: list[Path], tokenizer: str | None) -> list[ComparedModel]:
+def _models(names: list[str], tokenizer: str | None) -> list[ComparedModel]:
     from megatron_prism.analysis.cka.comparison import ComparedModel
     from megatron_prism.analysis.labels import labels
     from megatron_prism.evaluation.given_model import (
+        ADDRESS,
         find_given_model,
         folder_engine,
         named_tokenizer,
         own_tokenizer,
     )
 
-    if len(paths) < 2:
-        raise ConfigError(f"{paths[0]}: give two or more models, which are compared with each other")
-    seen: dict[Path, Path] = {}
-    for path in paths:
-        if path.resolve() in seen:
-            raise ConfigError(f"{path}: given twice; every model must be another one")
-        seen[path.resolve()] = path
+    if len(names) < 2:
+        raise ConfigError(f"{names[0]}: give two or more models, which are compared with each other")
+    seen: set[Path] = set()
+    for name in names:
+        if ADDRESS.match(name):
+            raise ConfigError(f"{name}: a server does not give hidden states; give the folder of its model")
+        if Path(name).resolve() in seen:
+            raise ConfigError(f"{name}: given twice; every model must be another one")
+        seen.add(Path(name).resolve())
     common = None if tokenizer is None else named_tokenizer(tokenizer)
     found = []
-    for label, path in zip(labels(paths), paths, strict=True):
-        folder = find_given_model(str(path))
+    for label, name in zip(labels(names), names, strict=True):
+        folder = find_given_model(name)
         found.append(
             ComparedModel(
                 label,
                 folder,
                 folder_engine(folder, None),
-                common or own_tokenizer(path, folder),
+                common or own_tokenizer(Path(name), folder),
             )
         )
     return found

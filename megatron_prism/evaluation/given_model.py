@@ -171,7 +171,7 @@ def add_model(
         raise ConfigError(
             f"{model}: engine 'openai' needs the address of a server, as http://localhost:8000/v1"
         )
-    folder = find_given_model(model)
+    folder = find_given_model(model, served=True)
     config = EngineConfig(folder_engine(folder, engine), dict(options or {}), text)
     found = own_tokenizer(Path(model), folder) if tokenizer is None else named_tokenizer(tokenizer)
     node = graph.add(name, GivenModel(model))
@@ -192,8 +192,11 @@ def _server_engine(
     return EngineConfig(SERVER_ENGINE, {"base_url": address} | options, text)
 
 
-def find_given_model(model: str) -> Path:
+def find_given_model(model: str, served: bool = False) -> Path:
     """The Megatron or Hugging Face folder of a model.
+
+    Args:
+        served: whether the caller accepts a server's address, too, which the message then says.
 
     Raises:
         CheckpointError: if there is no such folder, or it has no model in it.
@@ -205,7 +208,8 @@ def find_given_model(model: str) -> Path:
         what = "this is not a folder" if os.path.exists(path) else "no such folder"
         hub = f"; a model of the hub must be downloaded first: hf download {model} --local-dir DIR"
         raise CheckpointError(
-            f"{model}: {what}; give the folder of a model, an artifact of a run, or a server's address"
+            f"{model}: {what}; give the folder of a model{', an' if served else ' or an'} artifact of a run"
+            + (", or a server's address" if served else "")
             + (hub if HUB_ID.fullmatch(model) else "")
         )
     artifact_of(path)

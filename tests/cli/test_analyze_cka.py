@@ -21,8 +21,10 @@ from tiny_models import CONFIGS, make_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from megatron_prism.analysis.cka import comparison
+from megatron_prism.analysis.cka.bootstrap import draw_resamples
 from megatron_prism.analysis.cka.comparison import Resampling, compare_states, describe_states
 from megatron_prism.analysis.cka.pooled_states import open_model, points_of
+from megatron_prism.analysis.cka.similarity import chance_cka, unbiased_cka
 from megatron_prism.analysis.stages.cka import AnalyzeCka
 from megatron_prism.analysis.view import view
 from megatron_prism.errors import ConfigError
@@ -120,6 +122,14 @@ def test_tables_json_rows_and_figures(models, texts, tmp_path, capsys):
         assert [each["cka"] for each in points] == pytest.approx(expected, abs=1e-6)
         assert pair["minimum"]["cka"] == pytest.approx(min(expected), abs=1e-6)
         assert pair["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
+        both = [states[pair[which]][:, -1] for which in ("first", "second")]
+        final = points[-1]
+        assert final["unbiased"] == pytest.approx(unbiased_cka(*both), abs=1e-6)
+        assert final["chance"] == pytest.approx(chance_cka(*both), abs=1e-6)
+        assert final["one_minus_cka"] == pytest.approx(1 - expected[-1], abs=1e-6)
+        halves = [by_definition(*(each[chosen] for each in both)) for chosen in draw_resamples(16, 8, 5, 0)]
+        spread = [np.mean(halves), np.std(halves, ddof=1), *np.percentile(halves, [2.5, 97.5])]
+        assert list(final["bootstrap"].values()) == pytest.approx(spread, abs=1e-6)
         if "noisy" in (pair["first"], pair["second"]):
             # The noise begins after the embedding.
             assert expected[0] == pytest.approx(1, abs=1e-6)
@@ -235,7 +245,11 @@ def test_mistakes_are_one_line(models, texts, tmp_path, capsys):
         (([base, turned], [texts[0], texts[0]]), "the name 'web' is used twice"),
         (([base, turned], [texts[1].replace("#question", "")]), "no key 'text'; keys here: question"),
         (([base, turned], [f"a={tmp_path / 'none.txt'}"]), "none.txt: no such file"),
-        (([base, tmp_path / "nothing"], texts), "nothing: no such folder"),
+        (
+            ([base, tmp_path / "nothing"], texts),
+            "nothing: no such folder; give the folder of a model or an art",
+        ),
+        (([base, "http://localhost:1/v1"], texts), "localhost:1/v1: a server does not give hidden states"),
         (([base, turned], texts, "--tokenizer", str(tmp_path)), "no tokenizer.json"),
     ):
         assert run(*arguments) == 2
