@@ -147,6 +147,7 @@ class AnalyzeLandscape(Stage):
                 engine=engine,
                 replicas=replicas,
                 pool=pool,
+                grading_workers=self.grading.workers,
                 identities={point: self._identity(point, names, inputs) for point in points},
                 earlier=_earlier(out),
                 sandbox=self.grading.sandbox,

@@ -10,7 +10,7 @@ from megatron_prism.analysis.view import View
 from megatron_prism.platform.text_table import Table
 
 MEAN = "mean"
-MOST_IN_A_ROW = 3
+MOST_IN_A_ROW, MOST_NAMES_IN_A_ROW = 3, 5
 # Percentage points that the colours of a map span at least.
 LEAST_RANGE = 5.0
 # Where the models lie on the path (a, then 1 + b) and in the plane (alpha, beta).
@@ -76,7 +76,7 @@ def _barrier_table(document: Mapping[str, Any]) -> Table:
         ]
         for each in document["barriers"]
     ]
-    title = "barrier: the largest fall of the pass rate below the straight line between two models, in points"
+    title = "barriers: largest falls below the straight line"
     return Table(["leg", "suite", "barrier", "at"], rows, [False, False, True, True], title)
 
 
@@ -87,7 +87,7 @@ def _grid_table(document: Mapping[str, Any], suite: str) -> Table:
         for beta, row in zip(grid["beta"], grid["points"], strict=True)
     ]
     columns = ["beta \\ alpha", *(f"{alpha:g}" for alpha in grid["alpha"])]
-    title = f"{suite}: pass rate (%) at midtrain + alpha (rl - midtrain) + beta (base - midtrain)"
+    title = f"{suite}: pass rate (%)"
     return Table(columns, rows, [True] * len(columns), title)
 
 
@@ -145,7 +145,7 @@ def _curve(document: Mapping[str, Any]) -> Drawing:
                 va="top",
             )
         if len(shown) > 1:
-            figure.legend(loc="outside upper left", ncols=len(shown))
+            figure.legend(loc="outside upper left", ncols=min(len(shown), MOST_NAMES_IN_A_ROW))
 
     caption = (
         "Pass rate along W = base + a (midtrain - base) + b (rl - midtrain); bands are "
@@ -169,7 +169,7 @@ def _map(document: Mapping[str, Any]) -> Drawing:
         for axis in list(grid.flat)[len(shown) :]:
             axis.set_visible(False)
         for axis, suite in zip(grid.flat, shown, strict=False):
-            _panel(figure, axis, document, suite)
+            _panel(axis, document, suite, small=columns == MOST_IN_A_ROW)
         for row in grid:
             row[0].set_ylabel("beta (midtrain to base)")
         for column in range(columns):
@@ -178,13 +178,13 @@ def _map(document: Mapping[str, Any]) -> Drawing:
 
     width = HALF_WIDTH if columns == 1 else FULL_WIDTH
     caption = (
-        "Pass rate in percent at midtrain + alpha (rl - midtrain) + beta (base - midtrain), with the models and, as "
-        "small circles, the points of the path in the same colours."
+        "Pass rate in percent at midtrain + alpha (rl - midtrain) + beta (base - midtrain). Models have their own pass "
+        "rate beside their name, if it was evaluated."
     )
     return Drawing(width, (width / columns) * 0.86 * lines, draw, caption)
 
 
-def _panel(figure: Any, axis: Any, document: Mapping[str, Any], suite: str) -> None:
+def _panel(axis: Any, document: Mapping[str, Any], suite: str, *, small: bool) -> None:
     import numpy
     from matplotlib.colors import Normalize
     from matplotlib.patheffects import withStroke
@@ -193,12 +193,10 @@ def _panel(figure: Any, axis: Any, document: Mapping[str, Any], suite: str) -> N
     values = numpy.array(
         [[100 * _of(points[index], suite)["value"] for index in row] for row in grid["points"]]
     )
-    along = [points[index] for index in document["path"]]
-    on_path = [100 * _of(point, suite)["value"] for point in along]
     # From 0, and never so fine that the noise of rates near 0 looks like a shape.
-    norm = Normalize(0, max([values.max(), *on_path, LEAST_RANGE]))
+    norm = Normalize(0, max(values.max(), LEAST_RANGE))
     mesh = axis.pcolormesh(grid["alpha"], grid["beta"], values, shading="nearest", cmap="viridis", norm=norm)
-    figure.colorbar(mesh, ax=axis, shrink=0.9)
+    axis.figure.colorbar(mesh, ax=axis, shrink=0.9)
     for beta, row in zip(grid["beta"], values, strict=True):
         for alpha, value in zip(grid["alpha"], row, strict=True):
             bright = norm(value) > 0.6
@@ -211,28 +209,20 @@ def _panel(figure: Any, axis: Any, document: Mapping[str, Any], suite: str) -> N
                 fontsize=6.5,
                 color=INK if bright else "white",
             )
-    axis.scatter(
-        [point["b"] for point in along],
-        [1 - point["a"] for point in along],
-        c=on_path,
-        cmap="viridis",
-        norm=norm,
-        s=16,
-        edgecolors="white",
-        linewidths=0.6,
-        zorder=3,
-    )
+    evaluated = {
+        point["model"]: f" {100 * _of(point, suite)['value']:.0f}" for point in points if point["model"]
+    }
     for role, label in document["models"].items():
         alpha, beta = IN_PLANE[role]
         axis.scatter(
             [alpha], [beta], marker=MARKERS[role], s=34, color=PALETTE[1], edgecolors="white", zorder=4
         )
         written = axis.annotate(
-            label,
+            label + evaluated.get(label, ""),
             (alpha, beta),
             xytext=NAME_OFFSETS[role],
             textcoords="offset points",
-            fontsize=7.5,
+            fontsize=5.5 if small else 7.5,
             color=INK,
             fontweight="bold",
             zorder=5,
@@ -240,6 +230,7 @@ def _panel(figure: Any, axis: Any, document: Mapping[str, Any], suite: str) -> N
         written.set_path_effects([withStroke(linewidth=2, foreground="white")])
     axis.set_xticks(grid["alpha"])
     axis.set_yticks(grid["beta"])
+    axis.tick_params(labelsize=7.5)
     axis.grid(visible=False)
     axis.set_title(suite)
 
