@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import shlex
 
 import pytest
-from paper_run import RECIPE, RIGHT, granite_run, weights_of, with_weights
+from paper_run import RECIPE, RIGHT, granite_run, record, weights_of, with_weights
 from synthetic_run import make_run
 from table_widths import room, wide_table_widths
 from test_page import Page
 
+from megatron_prism.analysis.view import _views
 from megatron_prism.cli.analyze import app
+from megatron_prism.errors import ArtifactError
 from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.pipeline.artifact import write_json
-from megatron_prism.report.paper.analyses import folder_analyses, stage_analyses
+from megatron_prism.pipeline.json_text import read_object
+from megatron_prism.report.paper.analyses import VERBS, folder_analyses, stage_analyses
+from megatron_prism.report.paper.analysis_forms import DRAWINGS, TABLES, VERB_OF
 from megatron_prism.report.paper.our_scores import averages, our_scores
-from megatron_prism.report.paper.page import paper_sections, render_paper
+from megatron_prism.report.paper.page import KEYS, paper_sections, render_paper
 from megatron_prism.report.paper.published import published
 from megatron_prism.report.paper.roles import published_name, roles, words
 from megatron_prism.report.records import read_run
@@ -95,10 +100,8 @@ def test_a_run_that_differs_has_another_role_and_no_published_row(tmp_path, stag
 def test_only_the_recipe_with_the_architecture_is_a_model_of_the_paper(run, tmp_path):
     paper = published()
     assert published_name(run, paper) == RECIPE
-    from dataclasses import replace
-
-    assert published_name(replace(run, recipe="shoebox"), paper) is None
-    assert published_name(replace(run, recipe="llama-3.1-8b"), paper) is None
+    assert published_name(dataclasses.replace(run, recipe="shoebox"), paper) is None
+    assert published_name(dataclasses.replace(run, recipe="llama-3.1-8b"), paper) is None
     # The miniature of a recipe has its name only.
     tiny = granite_run(tmp_path, midtrain={"architecture": {"family": "granite", "num_layers": 2}})
     assert published_name(tiny, paper) is None
@@ -283,6 +286,55 @@ def test_analyses_in_the_runs_folder_are_shown(small):
     assert "base → midtrained" in Page(after).text
     assert "first (weights)" in Page(after).text
     assert render_paper(run, "small", str(small), analyses[:1]) == after
+
+
+def test_a_document_of_another_version_is_one_clear_error(small):
+    folder = small / "analysis" / "first"
+    whole = read_object(folder / "weights.json", ArtifactError)
+    run = read_run(small)
+    try:
+        write_json(
+            folder / "weights.json", {key: value for key, value in whole.items() if key != "thresholds"}
+        )
+        with pytest.raises(
+            ArtifactError, match=r"first: weights\.json is not a document.*thresholds.*analyse again"
+        ):
+            render_paper(run, "small", str(small), folder_analyses(run, small)[:1])
+        write_json(folder / "weights.json", whole | {"schema": "megatron_prism.analysis.weights/0"})
+        with pytest.raises(ArtifactError, match="weights/0"):
+            folder_analyses(run, small)
+    finally:
+        write_json(folder / "weights.json", whole)
+
+
+def test_every_verb_has_its_place():
+    assert set(TABLES) == set(DRAWINGS) == set(VERBS) == set(_views())
+    keys = {key for places in TABLES.values() for key in places}
+    keys |= {key for places in DRAWINGS.values() for key in places.values()}
+    assert keys <= set(KEYS)
+    assert set(VERB_OF) <= set(KEYS)
+    assert set(VERB_OF.values()) == set(VERBS) - {"spectrum"}
+    commands = {command.name for command in app.registered_commands}
+    assert commands == set(VERBS)
+
+
+def test_leaderboards_are_the_averages_of_a_harness_stage(tmp_path):
+    half = {"score": 0.5, "low": 0.4, "high": 0.6}
+    metrics = {
+        "averages": {"leaderboard-v1": half | {"benchmarks": {"ARC": half, "GSM8K": half}}},
+        "suites": {},
+    }
+    run = granite_run(tmp_path)
+    stage = record(tmp_path, "harness_midtrain", "harness", {"model": "midtrain"}, {}, metrics)
+    run = dataclasses.replace(run, stages=[*run.stages, stage])
+    table4 = next(each for each in paper_sections(run, published(), "R", []) if each.key == "table4")
+    assert not table4.missing
+    assert rows(table4.forms[1]) == {
+        "ARC": ["50.00", "61.69", "−11.69"],
+        "GSM8K": ["50.00", "74.22", "−24.22"],
+        "LB-V1": ["50.00", "66.48", "−16.48"],
+    }
+    assert [cell.more for cell in table4.forms[1].lines[0].cells] == ["40.0–60.0", "", "outside"]
 
 
 def test_the_stage_writes_both_pages(small, tmp_path):

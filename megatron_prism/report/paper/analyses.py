@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_prism.analysis.result import read_analysis
 from megatron_prism.analysis.view import View, view
+from megatron_prism.errors import ArtifactError
 from megatron_prism.report.paper.roles import roles
 from megatron_prism.report.records import Run
 
@@ -23,17 +24,29 @@ class Found:
 
     Attributes:
         name: of its stage or folder.
+        folder: with the document.
         roles: label of a model in the document -> role, where it is known.
     """
 
     name: str
+    folder: Path
     verb: str
     document: dict[str, Any]
     roles: Mapping[str, str]
 
     @property
     def view(self) -> View:
-        return view(self.document)
+        """Its tables and figures.
+
+        Raises:
+            ArtifactError: if the document has not what they show.
+        """
+        try:
+            return view(self.document)
+        except (KeyError, TypeError, IndexError) as problem:
+            raise ArtifactError(
+                f"{self.folder}: {self.verb}.json is not a document of this version ({problem!r}); analyse again"
+            ) from None
 
 
 def stage_analyses(run: Run) -> list[Found]:
@@ -53,7 +66,9 @@ def stage_analyses(run: Run) -> list[Found]:
             for label, parent in stage.inputs.items()
             if (model := _model_of(run, parent)) in known
         }
-        found.append(Found(stage.name, verb, read_analysis(stage.artifact.path, verb), labels))
+        found.append(
+            Found(stage.name, stage.artifact.path, verb, read_analysis(stage.artifact.path, verb), labels)
+        )
     return found
 
 
@@ -63,7 +78,7 @@ def folder_analyses(run: Run, run_dir: Path) -> list[Found]:
     known |= _evaluated(run, known)
     parent = run_dir / FOLDER
     return [
-        Found(str(folder.relative_to(parent)), verb, read_analysis(folder, verb), known)
+        Found(str(folder.relative_to(parent)), folder, verb, read_analysis(folder, verb), known)
         for folder, verb in _folders(parent)
     ]
 
