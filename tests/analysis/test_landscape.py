@@ -17,6 +17,7 @@ from tiny_models import make_checkpoint
 from megatron_prism.analysis import result
 from megatron_prism.analysis.landscape.engine import LandscapeEngine
 from megatron_prism.analysis.result import read_analysis
+from megatron_prism.analysis.stages.landscape import AnalyzeLandscape
 from megatron_prism.cli.main import main
 from megatron_prism.data.tokenizer import train_tokenizer
 
@@ -179,6 +180,29 @@ def test_two_models_have_a_path_only(folder, tmp_path, capsys, no_figures):
     assert document["models"] == {"base": "base", "midtrain": "midtrain"}
     assert [point["model"] for point in document["points"]] == ["base", "midtrain"]
     assert document["grid"]["points"] == []
+
+
+def test_what_rounding_does_to_points_between_is_said(folder, tmp_path):
+    rounded = []
+    for name in ("base", "midtrain"):
+        shutil.copytree(folder / name, tmp_path / name)
+        state = load_file(folder / name / "model.safetensors")
+        save_file(
+            {key: tensor.bfloat16() for key, tensor in state.items()}, tmp_path / name / "model.safetensors"
+        )
+        rounded.append(tmp_path / name)
+
+    def said(models, **fields):
+        return [
+            each for each in AnalyzeLandscape(**fields)._check_models(models) if "config.json" not in each
+        ]
+
+    (remark,) = said(rounded)
+    assert remark.startswith("points between models are rounded once to torch.bfloat16")
+    assert said(rounded, dtype="bf16") == []
+    assert said([folder / "base", folder / "rl"]) == []
+    (remark,) = said([folder / "base", rounded[1]])
+    assert "is torch.bfloat16; the result keeps torch.float32" in remark
 
 
 @pytest.mark.parametrize(

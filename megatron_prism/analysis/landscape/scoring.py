@@ -8,10 +8,11 @@ with the completions that were kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from megatron_prism.evaluation.stage import DETAILS, write_results
 from megatron_prism.generation.engine import Progress, no_progress
 from megatron_prism.platform.console import get_logger
 from megatron_prism.verification.pool.grading_pool import GradingPool
-
-POINTS = "points"
+from megatron_prism.verification.settings import GradingSettings
 
 log = get_logger(__name__)
 
@@ -38,69 +38,70 @@ class Scorer:
     """What the points of a landscape have in common.
 
     Attributes:
-        out: the folder of the landscape; a point's folder is `out/points/NAME`.
+        points: the folder that has a folder for each point.
         plans: the suites, with the same problems, seeds and sampling for all points.
-        identities: of each point, what decides its completions besides the prompts.
-        grading_workers: processes of `pool`.
+        grading: the settings of `pool`.
         earlier: folders of evaluations of the same run, whose completions are taken over where the identity is equal.
         details: more metrics of each point: the engine, the graders, how prompts are encoded.
     """
 
-    out: Path
+    points: Path
     plans: Sequence[SuitePlan]
     tokenizer: Tokenizer
     engine: LandscapeEngine
     replicas: Replicas
     pool: GradingPool
-    grading_workers: int
-    identities: Mapping[Point, Mapping[str, Any]]
+    grading: GradingSettings
     earlier: Sequence[Path]
-    sandbox: str
     confidence: float
     details: Mapping[str, Any]
 
-    def folder(self, point: Point) -> Path:
-        """Where a point is kept."""
-        return self.out / POINTS / point.name
+    def run(self, points: Mapping[Point, Mapping[str, Any]], progress: Progress = no_progress) -> None:
+        """Evaluate the points that are not finished.
 
-    def run(self, points: Iterable[Point], progress: Progress = no_progress) -> None:
-        """Evaluate the points that are not finished; `progress` is called with numbers of completions."""
+        Args:
+            points: each with its identity: what decides its completions besides prompts and sampling.
+            progress: called with numbers of completions.
+        """
         completions = sum(plan.completions for plan in self.plans)
-        waiting = list(points)
         # Rank 0 decides, because it alone writes scores.
         finished = agreed(
-            [(self.folder(point) / DETAILS).is_file() for point in waiting] if self.replicas.leads else None
+            [(self._folder(point) / DETAILS).is_file() for point in points] if self.replicas.leads else None
         )
         if any(finished):
-            log.info("%d of %d points are kept", sum(finished), len(waiting))
+            log.info("%d of %d points are kept", sum(finished), len(points))
         progress(completions * sum(finished))
-        with _threads_beside(self.grading_workers), ThreadPoolExecutor(max_workers=1) as grader:
+        with _threads_beside(self.grading.workers), ThreadPoolExecutor(max_workers=1) as grader:
             pending: Future[None] | None = None
-            for point, done in zip(waiting, finished, strict=True):
+            for (point, identity), done in zip(points.items(), finished, strict=True):
                 if done:
                     if self.replicas.leads:
                         # It may have been killed just before it did so itself.
-                        remove_parts(self.folder(point))
+                        remove_parts(self._folder(point))
                     continue
-                self._sample(point, progress)
+                self._sample(point, identity, progress)
                 if pending is not None:
                     pending.result()
                 pending = grader.submit(self._grade, point) if self.replicas.leads else None
             if pending is not None:
                 pending.result()
 
-    def _sample(self, point: Point, progress: Progress) -> None:
-        folder, identity = self.folder(point), self.identities[point]
+    def _folder(self, point: Point) -> Path:
+        return self.points / point.name
+
+    def _sample(self, point: Point, identity: Mapping[str, Any], progress: Progress) -> None:
+        folder = self._folder(point)
         if self.replicas.leads:
             folder.mkdir(parents=True, exist_ok=True)
             write_identity(folder, identity, self.plans)
         earlier = Earlier(folder, identity, self.earlier)
-        opened = lambda: self.engine.at(point)  # noqa: E731
-        Sampler(folder, earlier, self.tokenizer, opened, self.replicas).run(self.plans, progress)
+        sampler = Sampler(folder, earlier, self.tokenizer, partial(self.engine.at, point), self.replicas)
+        sampler.run(self.plans, progress)
 
     def _grade(self, point: Point) -> None:
-        folder = self.folder(point)
-        results = [grade_suite(folder, plan, self.pool, self.sandbox) for plan in self.plans]
+        folder = self._folder(point)
+        sandbox = self.grading.sandbox
+        results = [grade_suite(folder, plan, self.pool, sandbox) for plan in self.plans]
         scores = write_results(folder, results, self.confidence, self.details)
         remove_parts(folder)
         rates = (f"{suite} {100 * each['pass_rate']:.1f}%" for suite, each in scores["suites"].items())

@@ -60,6 +60,7 @@ def landscape_analysis(
     *,
     confidence: float,
     details: Mapping[str, Any],
+    remarks: Sequence[str] = (),
 ) -> Analysis:
     """The analysis of points that have been evaluated.
 
@@ -102,7 +103,7 @@ def landscape_analysis(
         for point in points
         for suite, found in point["suites"].items()
     ]
-    return Analysis("landscape", _summary(points, values["barriers"]), values, {"points": rows})
+    return Analysis("landscape", _summary(points, values["barriers"]), values, {"points": rows}, remarks)
 
 
 def _point(plane: Plane, point: Point, folder: Path) -> dict[str, Any]:

@@ -19,15 +19,20 @@ from megatron_prism.errors import ConfigError
 from megatron_prism.evaluation.plan import SuitePlan, SuiteSampling, chosen_suites, read_plan
 from megatron_prism.evaluation.replicas import check_layout, open_replicas
 from megatron_prism.generation.engine_config import EngineConfig
+from megatron_prism.models.model_folder import find_model
 from megatron_prism.pipeline.artifact import RESUME, Artifact
 from megatron_prism.pipeline.config import one_of, positive
 from megatron_prism.pipeline.stage import Stage, tuning
-from megatron_prism.platform.console import is_rank_zero, progress_bar
+from megatron_prism.platform.console import get_logger, is_rank_zero, progress_bar
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.verification.grade import GRADER_VERSION, grader_versions
 from megatron_prism.verification.settings import GradingSettings
 
 MODELS = ("base", "midtrain", "rl")
+# In the folder of the artifact: a folder for each point.
+POINTS = "points"
+
+log = get_logger(__name__)
 
 
 @dataclass
@@ -103,12 +108,8 @@ class AnalyzeLandscape(Stage):
         return [f"{len(self._points())} points, evaluated one after the other"]
 
     def run(self, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-        from megatron_prism.analysis.landscape.engine import LandscapeEngine
-        from megatron_prism.analysis.landscape.scoring import Scorer
         from megatron_prism.analysis.landscape.summary import Plane, landscape_analysis
         from megatron_prism.analysis.result import write_analysis
-        from megatron_prism.merging.inputs import open_models
-        from megatron_prism.models.model_folder import find_model
 
         names = [name for name in MODELS if name in inputs]
         if "rl" not in names and (self.path_b or self.grid_alpha):
@@ -117,56 +118,98 @@ class AnalyzeLandscape(Stage):
                 "empty"
             )
         folders = [find_model(inputs[name].path) for name in names]
-        open_models(folders)
+        remarks = self._check_models(folders)
         plans = self._plans(inputs["corpus"].path)
-        kinds = self.grading.check_kinds(problem for plan in plans for problem in plan.problems)
-        described = [self.engine.describe({**inputs, "model": inputs[name]}) for name in names]
         plane = Plane(names, self.path_a, self.path_b, self.grid_alpha, self.grid_beta)
-        points = plane.points
-        tokenizer = inputs["tokenizer"].path
+        identities = {point: self._identity(point, names, inputs) for point in plane.points}
+        details = self._details(plans, names, inputs)
+        self._evaluate(identities, plans, folders, inputs["tokenizer"].path, out=out, details=details)
+        if not is_rank_zero():
+            return {}
+        for remark in remarks:
+            log.warning("%s", remark)
+        analysis = landscape_analysis(
+            plane,
+            lambda point: out / POINTS / point.name,
+            plans,
+            confidence=self.confidence,
+            details={"engine": self.engine.name, "dtype": self.dtype},
+            remarks=remarks,
+        )
+        write_analysis(analysis, out)
+        return dict(analysis.summary)
+
+    def _evaluate(
+        self,
+        identities: Mapping[Point, Mapping[str, Any]],
+        plans: list[SuitePlan],
+        folders: list[Path],
+        tokenizer: Path,
+        *,
+        out: Path,
+        details: Mapping[str, Any],
+    ) -> None:
+        """Evaluate the points that are not finished."""
+        from megatron_prism.analysis.landscape.engine import LandscapeEngine
+        from megatron_prism.analysis.landscape.scoring import Scorer
+
         work = out / RESUME
         work.mkdir(exist_ok=True)
+        engine = LandscapeEngine(
+            self.engine,
+            folders,
+            tokenizer,
+            self.batch_size,
+            work,
+            parallel=self.parallel,
+            dtype=torch_dtype(self.dtype),
+        )
+        completions = len(identities) * sum(plan.completions for plan in plans)
         with (
             open_replicas(self.parallel) as replicas,
             self.grading.open_pool() as pool,
-            LandscapeEngine(
-                self.engine,
-                folders,
-                tokenizer,
-                self.batch_size,
-                work,
-                parallel=self.parallel,
-                dtype=torch_dtype(self.dtype),
-            ) as engine,
-            progress_bar("evaluating points", len(points) * sum(plan.completions for plan in plans)) as bar,
+            engine,
+            progress_bar("evaluating points", completions) as bar,
         ):
             scorer = Scorer(
-                out=out,
+                points=out / POINTS,
                 plans=plans,
                 tokenizer=self.engine.tokenizer(tokenizer),
                 engine=engine,
                 replicas=replicas,
                 pool=pool,
-                grading_workers=self.grading.workers,
-                identities={point: self._identity(point, names, inputs) for point in points},
+                grading=self.grading,
                 earlier=_earlier(out),
-                sandbox=self.grading.sandbox,
                 confidence=self.confidence,
-                details={
-                    "engine": self.engine.name,
-                    "grader": grader_versions(kinds, self.grading.sandbox),
-                    "text": described[0],
-                },
+                details=details,
             )
-            scorer.run(points, lambda finished: bar.advance(bar.task_ids[0], finished))
-        if not is_rank_zero():
-            return {}
-        details = {"engine": self.engine.name, "dtype": self.dtype}
-        analysis = landscape_analysis(
-            plane, scorer.folder, plans, confidence=self.confidence, details=details
-        )
-        write_analysis(analysis, out)
-        return dict(analysis.summary)
+            scorer.run(identities, lambda finished: bar.advance(bar.task_ids[0], finished))
+
+    def _check_models(self, folders: list[Path]) -> list[str]:
+        """Refuse models that cannot be merged; returns remarks, also about what rounding does to points between."""
+        from megatron_prism.merging.inputs import dtype_remarks, open_models
+
+        models, remarks = open_models(folders)
+        wanted = torch_dtype(self.dtype)
+        rounded = sorted({str(each) for each in models[0].dtypes.values() if each.itemsize < 4})
+        if wanted is None and rounded:
+            remarks.append(
+                f"points between models are rounded once to {', '.join(rounded)}, in which {folders[0]} is stored, so "
+                "that steps below its precision vanish; dtype=fp32 leaves rounding to the engine"
+            )
+        return remarks + dtype_remarks(models, wanted)
+
+    def _details(
+        self, plans: list[SuitePlan], names: list[str], inputs: Mapping[str, Artifact]
+    ) -> dict[str, Any]:
+        """What the scores of each point say besides; warns if a model was trained on texts encoded differently."""
+        kinds = self.grading.check_kinds(problem for plan in plans for problem in plan.problems)
+        described = [self.engine.describe({**inputs, "model": inputs[name]}) for name in names]
+        return {
+            "engine": self.engine.name,
+            "grader": grader_versions(kinds, self.grading.sandbox),
+            "text": described[0],
+        }
 
     def _points(self) -> list[Point]:
         from megatron_prism.analysis.landscape.summary import Plane
@@ -196,7 +239,5 @@ class AnalyzeLandscape(Stage):
 
 def _earlier(out: Path) -> list[Path]:
     """Evaluations of the same run, and the points of its landscapes, this one's among them."""
-    from megatron_prism.analysis.landscape.scoring import POINTS
-
     points = sorted(out.parent.glob(f"{AnalyzeLandscape.kind}-*/{POINTS}/*"))
     return [*sorted(out.parent.glob("evaluation-*")), *points]
