@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from megatron_prism.analysis.stages.cka import AnalyzeCka
 from megatron_prism.conversion.stage import ExportHF
 from megatron_prism.data.chat_format import STOP
 from megatron_prism.data.mixture import Mixture
@@ -31,11 +32,13 @@ from megatron_prism.rl.mix import PromptMix
 from megatron_prism.rl.settings import LoopSettings
 from megatron_prism.rl.stage import Reinforce
 from megatron_prism.rl.variants import variant
+from megatron_prism.study.analyses import StudiedModels, add_analyses
 from megatron_prism.study.long_context import MERGE, extension_of
 from megatron_prism.study.midtraining import trained_architecture, with_architecture_of
 from megatron_prism.study.reinforcement import RLStages, add_reinforcement
 from megatron_prism.study.small_models import MODELS, VOCABULARY
 from megatron_prism.training.batch import BatchConfig
+from megatron_prism.training.checkpoint_settings import CheckpointSettings
 from megatron_prism.training.optimizer import OptimizerSettings
 from megatron_prism.training.schedule import Schedule
 from megatron_prism.training.stage import Train
@@ -86,13 +89,14 @@ ANSWER_TOKENS, RL_CONTEXT = 96, 4 * SEQUENCE_LENGTH
 
 @dataclass(frozen=True)
 class Preset:
-    """Training steps and evaluation sizes.
+    """Training steps, and sizes of evaluations and analyses.
 
     Attributes:
         midtrain_steps: the steps by model.
         problems: problems per evaluation.
         needles: samples per retrieval task and length.
         prompts: prompts per domain for reinforcement learning.
+        texts: texts of each set whose representations are compared; half of them are drawn in each resample.
     """
 
     base_steps: int
@@ -102,7 +106,17 @@ class Preset:
     problems: int
     needles: int
     prompts: int
+    texts: int
 
+
+# Texts of the corpus whose representations are compared. Those of `math` are held out.
+TEXTS = {
+    "web": "train/web.jsonl.zst",
+    "science": "train/science.jsonl.zst",
+    "math": "problems/math.jsonl#prompt",
+}
+# The weights of so many steps of reinforcement learning are kept for its trajectory.
+KEPT_STEPS = 5
 
 # Approximate seconds per stage of the full preset on two cores with AVX-512, for the estimate of the remaining time.
 # Keys are the names of stages, or in SECONDS_BY_KIND the first part of a name. Only the proportions matter, because
@@ -119,8 +133,8 @@ SECONDS = {
 SECONDS_BY_KIND = {"extend": 80, "evaluate": 8, "ruler": 10}
 
 PRESETS = {
-    "full": Preset(450, MIDTRAIN_STEPS, 150, 50, 200, 50, 640),
-    "short": Preset(6, dict.fromkeys(MODELS, 8), 4, 2, 8, 2, 8),
+    "full": Preset(450, MIDTRAIN_STEPS, 150, 50, 200, 50, 640, 200),
+    "short": Preset(6, dict.fromkeys(MODELS, 8), 4, 2, 8, 2, 8, 8),
 }
 
 
@@ -302,10 +316,32 @@ def recipe(
         graph.add(f"evaluate_{name}", questions, model=rl_nodes[name], tokenizer=tokenizer, corpus=corpus)
         for name in ("rl_base", "rl_midtrain")
     ]
+    rl_run, rl_from_base = rl_nodes["rl_midtrain"], rl_nodes["rl_base"]
+    studied = StudiedModels(
+        base,
+        trained=[midtrain, extended],
+        start=midtrain,
+        tokenizer=tokenizer,
+        rl=rl_run,
+        other_runs=[rl_from_base],
+        evaluations={name: graph.nodes[f"evaluate_{name}"] for name in ("base", "midtrain", "rl_midtrain")},
+    )
+    cka = AnalyzeCka(texts=dict(TEXTS), samples=size.texts, resample_size=size.texts // 2, seed=seed)
+    analyses = add_analyses(graph, studied, cka, corpus=corpus)
     models = [base, midtrain, *later]
     reported = {
         node.name: node
-        for node in (corpus, tokenizer, tokens, packed, *models, export, *rl_nodes.values(), *scores)
+        for node in (
+            corpus,
+            tokenizer,
+            tokens,
+            packed,
+            *models,
+            export,
+            *rl_nodes.values(),
+            *scores,
+            *analyses,
+        )
     }
     if preset == "full":
         graph.expected_seconds = {name: _expected_seconds(name) for name in [*graph.nodes, "report"]}
@@ -341,6 +377,7 @@ def _rl_stages(architecture: Architecture, *, size: Preset, seed: int, sandbox: 
         evaluation_problems=min(128, size.problems),
         evaluation_samples=4,
         checkpoint_every=0,
+        checkpoints=CheckpointSettings(weights_every=max(1, size.rl_steps // KEPT_STEPS)),
         slots=512,
         grading=grading,
     )
