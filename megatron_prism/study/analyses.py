@@ -1,4 +1,4 @@
-"""The analyses of a study: what mid-training and reinforcement learning changed in weights, representations, answers."""
+"""The analyses of a study: what each kind of training changed in weights, representations and answers."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_models import make_checkpoint
 
 from megatron_prism.analysis import trajectory
-from megatron_prism.analysis.result import read_analysis
+from megatron_prism.analysis.result import read_analysis, write_analysis
 from megatron_prism.analysis.run_steps import find_steps, is_start
 from megatron_prism.analysis.stages.trajectory import AnalyzeTrajectory
 from megatron_prism.analysis.trajectory import RULES, Overlap, active, movement
@@ -280,3 +280,14 @@ def test_unusable_input_is_one_line(run, tmp_path):
     broken = moved(start, tmp_path / "step-60", lambda name, weights: torch.zeros_like(weights))
     set_element(broken, name, (5, 0), -math.inf)
     assert f"{broken}: tensor '{name}' holds -inf in row 5" in refusal("trajectory", start, first, broken)
+
+
+def test_a_run_that_moved_no_weight_has_tables_and_figures(tmp_path):
+    """As in reinforcement learning without a single reward; nothing divides by the distance of 0."""
+    start = make_base("llama", tmp_path / "start", torch.float32)
+    for step in (1, 2):
+        shutil.copytree(start, tmp_path / f"run/weights/step_{step:07d}")
+    analysis = analyze_trajectory(start, [tmp_path / "run"])
+    write_analysis(analysis, tmp_path)
+    assert [step["all"]["norm_delta"] for step in analysis.document["steps"]] == [0, 0]
+    assert list((tmp_path / "figures").glob("*.png"))

@@ -156,9 +156,13 @@ def _overlap(steps: Sequence[Mapping[str, Any]]) -> Drawing:
         for axis in (left, right):
             axis.set_ylim(0, 1.05)
             axis.set_xlabel("step")
-        handles, labels = left.get_legend_handles_labels()
-        more = right.get_legend_handles_labels()
-        figure.legend([*handles, more[0][-1]], [*labels, more[1][-1]], loc="outside upper left", ncols=3)
+        # A run that moved no weight has neither curves nor labels of some kinds.
+        named = {
+            label: handle
+            for axis in (left, right)
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=3)
 
     caption = (
         "Left: overlap of each step's active set with that of the last step; dashed: of sets that are independent "
