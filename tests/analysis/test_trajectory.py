@@ -289,5 +289,5 @@ def test_a_run_that_moved_no_weight_has_tables_and_figures(tmp_path):
         shutil.copytree(start, tmp_path / f"run/weights/step_{step:07d}")
     analysis = analyze_trajectory(start, [tmp_path / "run"])
     write_analysis(analysis, tmp_path)
-    assert [step["all"]["norm_delta"] for step in analysis.document["steps"]] == [0, 0]
+    assert [step["all"]["norm_delta"] for step in analysis.document["trajectory"]] == [0, 0]
     assert list((tmp_path / "figures").glob("*.png"))

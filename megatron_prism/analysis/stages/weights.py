@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from megatron_prism.analysis.result import Analysis
 from megatron_prism.analysis.stage import AnalysisStage
-from megatron_prism.analysis.weight_summary import analyze_weights
 from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.artifact import Artifact
 
@@ -26,6 +25,8 @@ class AnalyzeWeights(AnalysisStage):
     base: str = "base"
 
     def analyze(self, inputs: Mapping[str, Artifact]) -> Analysis:
+        from megatron_prism.analysis.weight_summary import analyze_weights
+
         if self.base not in inputs:
             raise ConfigError(f"base={self.base}: no input has this name{suggest(self.base, inputs)}")
         others = {name: artifact.path for name, artifact in inputs.items() if name != self.base}
