@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from megatron_prism.analysis.stages.cka import AnalyzeCka
+from megatron_prism.analysis.stages.landscape import AnalyzeLandscape
 from megatron_prism.conversion.stage import ExportHF
 from megatron_prism.data.chat_format import STOP
 from megatron_prism.data.mixture import Mixture
@@ -97,6 +98,8 @@ class Preset:
         needles: samples per retrieval task and length.
         prompts: prompts per domain for reinforcement learning.
         texts: texts of each set whose representations are compared; half of them are drawn in each resample.
+        landscape: math problems at each point of the landscape between base, mid-trained and RL model.
+        grid: whether the landscape has a grid beside its path.
     """
 
     base_steps: int
@@ -107,6 +110,8 @@ class Preset:
     needles: int
     prompts: int
     texts: int
+    landscape: int
+    grid: bool
 
 
 # Texts of the corpus whose representations are compared. Those of `math` are held out.
@@ -129,12 +134,14 @@ SECONDS = {
     "difficulty": 45,
     "corpus": 6,
     "tokens": 6,
+    "cka": 15,
+    "landscape": 70,
 }
 SECONDS_BY_KIND = {"extend": 80, "evaluate": 8, "ruler": 10}
 
 PRESETS = {
-    "full": Preset(450, MIDTRAIN_STEPS, 150, 50, 200, 50, 640, 200),
-    "short": Preset(6, dict.fromkeys(MODELS, 8), 4, 2, 8, 2, 8, 8),
+    "full": Preset(450, MIDTRAIN_STEPS, 150, 50, 200, 50, 640, 200, 100, True),
+    "short": Preset(6, dict.fromkeys(MODELS, 8), 4, 2, 8, 2, 8, 8, 2, False),
 }
 
 
@@ -328,6 +335,17 @@ def recipe(
     )
     cka = AnalyzeCka(texts=dict(TEXTS), samples=size.texts, resample_size=size.texts // 2, seed=seed)
     analyses = add_analyses(graph, studied, cka, corpus=corpus)
+    landscape = AnalyzeLandscape(
+        suites=["math"],
+        limit=size.landscape,
+        batch_size=size.landscape,
+        sampling=questions.sampling,
+        grading=questions.grading,
+    )
+    if not size.grid:
+        landscape = replace(landscape, grid_alpha=[], grid_beta=[])
+    corners = {"base": base, "midtrain": midtrain, "rl": rl_run}
+    analyses.append(graph.add("landscape", landscape, tokenizer=tokenizer, corpus=corpus, **corners))
     models = [base, midtrain, *later]
     reported = {
         node.name: node

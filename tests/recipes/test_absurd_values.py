@@ -65,6 +65,7 @@ MEANINGFUL: dict[tuple[str, str], tuple[tuple[float, ...], str]] = {
                 "ShoeboxCorpus",
             ),
             "RandomCheckpoint",
+            "AnalyzeCka",
         )
     },
     ("Train", "seed"): ((0,), "the order of the data is drawn by a generator of 32 bits"),
