@@ -31,7 +31,18 @@ def test_the_stages_and_their_inputs(model):
         *("prompts", "difficulty", "mix", "followed", "rl_midtrain", "frontier", "rl_base"),
         *("evaluate_midtrain", "ruler_midtrain", "merge", "packed", "extend", "export"),
         *("evaluate_merge", "ruler_merge", "evaluate_extend", "ruler_extend"),
-        *("evaluate_rl_base", "evaluate_rl_midtrain", "report"),
+        *("evaluate_rl_base", "evaluate_rl_midtrain"),
+        *(
+            "weights",
+            "direction",
+            "spectrum",
+            "cka",
+            "weights_rl",
+            "trajectory",
+            "confidence",
+            "landscape",
+            "report",
+        ),
     ]
     assert inputs["midtrain"] == {"tokens": "tokens", "tokenizer": "tokenizer", "init": "base"}
     assert inputs["merge"] == {"base": "base", "midtrain": "midtrain"}
@@ -48,6 +59,23 @@ def test_the_stages_and_their_inputs(model):
         assert inputs[f"evaluate_rl_{start}"]["model"] == f"rl_{start}"
     assert inputs["frontier"] == {"rl": "rl_midtrain", "difficulty": "difficulty"}
     assert set(inputs["report"]) == set(inputs) - {"report"}
+
+
+def test_the_analyses_compare_the_models_of_the_study():
+    graph = recipe()
+    inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
+    assert list(inputs["weights"]) == ["base", "midtrain", "extend", "rl_midtrain", "rl_base"]
+    assert inputs["direction"] == inputs["weights"]
+    for name in ("spectrum", "cka"):
+        compared = {key: node for key, node in inputs[name].items() if key not in ("tokenizer", "corpus")}
+        assert compared == {"base": "base", "midtrain": "midtrain", "rl_midtrain": "rl_midtrain"}
+    # The second transition of the paper's Table 12 begins with the mid-trained model.
+    assert graph.nodes["weights_rl"].stage.base == graph.nodes["trajectory"].stage.start == "midtrain"
+    assert graph.nodes["trajectory"].stage.trained == "rl_midtrain"
+    assert graph.nodes["rl_midtrain"].stage.checkpoints.weights_every == 10
+    assert inputs["confidence"] == {name: f"evaluate_{name}" for name in ("base", "midtrain", "rl_midtrain")}
+    assert inputs["landscape"]["rl"] == "rl_midtrain"
+    assert graph.nodes["landscape"].stage.sampling == graph.nodes["evaluate_base"].stage.sampling
 
 
 def test_both_runs_of_reinforcement_learning_differ_only_in_their_start():
