@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_prism.analysis.stages.spectrum import check_top
 from megatron_prism.cli.analysis_output import OutOption, deliver
 from megatron_prism.cli.analyze_weights import BaseArgument, OthersArgument
 from megatron_prism.cli.folder_checks import check_folders
@@ -27,6 +26,9 @@ def spectrum(
     json_file: JsonOption = None,
 ) -> None:
     """Singular values, ranks and top-k shares of update matrices; angles between the directions of two updates."""
+    # It reads configs, whose library --help does not load.
+    from megatron_prism.analysis.stages.spectrum import check_top
+
     check_folders(base, *others)
     check_top(top)
 
