@@ -13,7 +13,8 @@ DASH = "–"
 # Kind of answers -> its colour: blue for all, green for correct, orange for incorrect ones.
 KINDS = {"all": PALETTE[0], "correct": PALETTE[2], "incorrect": PALETTE[1]}
 NAMES = {"all": "overall", "correct": "correct", "incorrect": "incorrect"}
-MOST_IN_A_ROW = 3
+# Suites beside each other, and models in all of them: more bars would be too narrow for their numbers.
+MOST_IN_A_ROW, MOST_MODELS_IN_A_ROW = 3, 16
 
 
 def view(document: Mapping[str, Any]) -> View:
@@ -77,7 +78,7 @@ def _separation(document: Mapping[str, Any]) -> Table:
 
 def _bars(document: Mapping[str, Any]) -> Drawing:
     suites, models = document["suites"], document["models"]
-    columns = min(len(suites), MOST_IN_A_ROW)
+    columns = max(1, min(len(suites), MOST_IN_A_ROW, MOST_MODELS_IN_A_ROW // len(models)))
     lines = -(-len(suites) // columns)
 
     def draw(figure: Any) -> None:
