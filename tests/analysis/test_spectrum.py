@@ -9,11 +9,11 @@ import numpy
 import pytest
 import scipy.linalg
 import torch
-from planted import WEIGHTS, analyze, document_of, make_base, moved, refusal, set_element, whole_numbers
-from pyarrow import parquet
+from planted import WEIGHTS, document_of, make_base, moved, refusal, set_element, whole_numbers
 from safetensors.torch import load_file
 
 from megatron_prism.analysis import spectrum_summary, update_matrices
+from megatron_prism.analysis.figures import inline_svg
 from megatron_prism.analysis.random_spectrum import random_spectrum
 from megatron_prism.analysis.spectrum import (
     TOLERANCE,
@@ -26,6 +26,7 @@ from megatron_prism.analysis.spectrum import (
 from megatron_prism.analysis.spectrum_summary import analyze_spectrum
 from megatron_prism.analysis.stages.spectrum import AnalyzeSpectrum
 from megatron_prism.analysis.subspaces import chance_overlap, overlap, principal_cosines
+from megatron_prism.analysis.view import view
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact, Receipt
@@ -264,12 +265,11 @@ def test_planted_angles_between_two_models(models, tmp_path):
     megatron = tmp_path / "megatron"
     megatron.mkdir()
     import_checkpoint(two, megatron)
-    code, said, _ = analyze("spectrum", base, one, megatron, still, "--out", tmp_path / "out", "--top", 3)
-    assert code == 0
-    assert "nan" not in said.lower()
-    document = json.loads((tmp_path / "out/spectrum.json").read_text())
+    analysis = analyze_spectrum(base, [one, megatron, still], top=3)
+    document = analysis.document
+    assert "NaN" not in json.dumps(document)
     pair, *others = document["pairs"]
-    for row in parquet.read_table(tmp_path / "out/angles.parquet").to_pylist():
+    for row in analysis.rows["angles"]:
         if "still" in (row["first"], row["second"]):
             assert (row["directions"], row["left_cosines"]) == (None, None)
             continue
@@ -287,8 +287,13 @@ def test_planted_angles_between_two_models(models, tmp_path):
     assert all(each["all"]["without_angles"] == each["all"]["matrices"] for each in others)
     nothing = document["models"][2]["all"]
     assert (nothing["without_update"], nothing["stable_rank"], nothing["share"]) == (26, None, [None] * 3)
-    files = {file.name for file in (tmp_path / "out/figures").iterdir()}
-    assert {"singular_values.pdf", "top_shares.png", "subspace_overlap.svg"} < files
+    # What has no value is drawn and written, too.
+    shown = view(document)
+    assert [row[3] for row in shown.tables[2].rows] == ["– (–)"] * len(shown.tables[2].rows)
+    assert set(shown.drawings) == {"singular_values", "top_shares", "subspace_overlap"}
+    assert ">0.36<" in inline_svg(shown.drawings["subspace_overlap"], "overlap")
+    for name in ("singular_values", "top_shares"):
+        assert ">noise<" in inline_svg(shown.drawings[name], name)
 
 
 def test_unusable_input_is_one_line(models, tmp_path):

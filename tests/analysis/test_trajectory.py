@@ -11,16 +11,17 @@ import numpy
 import pytest
 import torch
 from planted import WEIGHTS, analyze, make_base, moved, refusal, set_element
-from pyarrow import parquet
 from safetensors.torch import load_file
 from tiny_models import make_checkpoint
 
 from megatron_prism.analysis import trajectory
-from megatron_prism.analysis.result import read_analysis, write_analysis
+from megatron_prism.analysis.figures import inline_svg
+from megatron_prism.analysis.result import write_analysis
 from megatron_prism.analysis.run_steps import find_steps, is_start
 from megatron_prism.analysis.stages.trajectory import AnalyzeTrajectory
 from megatron_prism.analysis.trajectory import RULES, Overlap, active, movement
 from megatron_prism.analysis.trajectory_summary import analyze_trajectory
+from megatron_prism.analysis.view import view
 from megatron_prism.analysis.weight_summary import analyze_weights
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.errors import ConfigError
@@ -150,17 +151,21 @@ def test_the_same_names_are_the_same_numbers_as_in_weights(run):
 
 
 def test_the_chance_of_sets_is_the_mean_over_all_arrangements():
-    """Two sets of 8 weights, of which four are about 1 and four about 8, against every reordering of the second."""
-    base = torch.tensor([1.0, 1.1, 1.2, 1.9, 8.0, 9.0, 10.0, 11.0])
-    first = torch.tensor([1.0, 1, 1, 0, 1, 0, 0, 0])
-    second = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 0])
-    found = movement(base, [base + first, base + second], [(0, 1)]).overlap((0, 1), 0, "exact")
-    anywhere = [float((first * second[list(order)]).sum()) for order in itertools.permutations(range(8))]
+    """Two sets of 7 weights, of which four are about 1 and three about 8, against every reordering of the second."""
+    base = torch.tensor([1.0, 1.1, 1.2, 1.9, 8.0, 9.0, 10.0])
+    first, second = [1, 1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 0, 1, 0]
+    changed = [base + torch.tensor(each) for each in (first, second)]
+    found = movement(base, changed, [(0, 1)]).overlap((0, 1), 0, "exact")
+
+    def common(order):
+        return sum(one * second[place] for one, place in zip(first, order, strict=True))
+
+    anywhere = [common(order) for order in itertools.permutations(range(7))]
     assert found.chance == pytest.approx(numpy.mean(anywhere), abs=1e-9)
     within = [
-        float((first * second[[*low, *high]]).sum())
+        common((*low, *high))
         for low in itertools.permutations(range(4))
-        for high in itertools.permutations(range(4, 8))
+        for high in itertools.permutations(range(4, 7))
     ]
     assert found.size_chance == pytest.approx(numpy.mean(within), abs=1e-9)
     assert found.size_chance != found.chance
@@ -194,16 +199,19 @@ def test_a_run_of_ours_with_its_finished_model(run, tmp_path):
     write_record(ours / "checkpoint", Record({"step": 20}))
     assert [each.step for each in find_steps([ours])] == [10, 20], "the end is the last kept step"
     write_record(ours / "checkpoint", Record({"step": 40}))
-    code, said, _ = analyze("trajectory", start, ours, "--against", other, "--out", tmp_path / "out")
+    code, said, _ = analyze("trajectory", start, ours, "--against", other, "--json", tmp_path / "found.json")
     assert code == 0
     assert "overlap of the active sets at step 40 with those of other" in said
-    document = read_analysis(tmp_path / "out", "trajectory")
+    document = json.loads((tmp_path / "found.json").read_text())
     expected = analyze_trajectory(start, [folder], [other]).document
     for mine, theirs in zip(document["trajectory"], expected["trajectory"], strict=True):
         assert mine["all"] == json.loads(json.dumps(theirs["all"]))
-    files = {file.name for file in (tmp_path / "out/figures").iterdir()}
-    assert {"distance_by_step.pdf", "overlap_by_step.png", "overlap_between_runs.svg"} < files
-    rows = parquet.read_table(tmp_path / "out/steps.parquet").to_pylist()
+    drawings = view(document).drawings
+    assert set(drawings) == {"distance_by_step", "overlap_by_step", "overlap_between_runs"}
+    jaccard = document["against"][0]["all"]["overlap"]["relative"]["jaccard"]
+    assert f">{jaccard:.3f}<" in inline_svg(drawings["overlap_between_runs"], "runs")
+    assert ">share of the final L2<" in inline_svg(drawings["overlap_by_step"], "overlap")
+    rows = analyze_trajectory(start, [ours]).rows["steps"]
     row = next(
         each for each in rows if each["step"] == 20 and each["sub_component"] == "k" and each["layer"] == 1
     )
