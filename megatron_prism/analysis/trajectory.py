@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,19 +84,44 @@ def movement(base: Tensor, others: Sequence[Tensor], pairs: Sequence[Pair]) -> M
         base: any shape, in the dtype in which it is stored.
         others: the same tensor of the other models.
     """
-    both = torch.zeros(len(RULES), len(pairs), dtype=torch.int64)
-    sizes = torch.zeros(BINS, dtype=torch.int64)
-    counts = torch.zeros(len(RULES), len(others), BINS, dtype=torch.int64)
-    for old, *new in zip(*(each.reshape(-1).split(CHUNK) for each in (base, *others)), strict=True):
-        exponents = (old.float().view(torch.int32) >> 23) & 0xFF
-        sizes += torch.bincount(exponents, minlength=BINS)
-        masks = ([active(old, each) for each in new], [each != old for each in new])
-        for rule, sets in enumerate(masks):
-            for model, mask in enumerate(sets):
-                counts[rule, model] += torch.bincount(exponents[mask], minlength=BINS)
+    both = np.zeros((len(RULES), len(pairs)), np.int64)
+    # For each model and exponent, elements that did not change, changed by less than 1 %, and by more.
+    counts = np.zeros((len(others), BINS * 3), np.int64)
+    # As in change.py: fp32 is enough to compare two numbers of at most 11 significant bits with a threshold.
+    precision: Any = np.float64 if torch.float32 in [each.dtype for each in (base, *others)] else np.float32
+    sets = np.empty((len(RULES), len(others), CHUNK), np.bool_)
+    with np.errstate(all="ignore"):
+        for piece, *changed in zip(*(each.reshape(-1).split(CHUNK) for each in (base, *others)), strict=True):
+            old = _values(piece, precision)
+            sizes = np.abs(old)
+            first_bin = ((old.astype(np.float32).view(np.int32) >> 23) & 0xFF).astype(np.int64) * 3
+            moved, differ = sets[:, :, : len(old)]
+            for model, each in enumerate(changed):
+                difference = np.abs(_values(each, precision) - old)
+                np.not_equal(difference, 0, out=differ[model])
+                np.divide(difference, sizes, out=difference)
+                # 0 / 0 is NaN and c / 0 infinite: neither is below a threshold.
+                np.less(difference, precision(MAIN_THRESHOLD), out=moved[model])
+                np.greater(differ[model], moved[model], out=moved[model])
+                place = first_bin + differ[model] + moved[model]
+                counts[model] += np.bincount(place, minlength=BINS * 3)
             for number, (first, second) in enumerate(pairs):
-                both[rule, number] += torch.count_nonzero(sets[first] & sets[second])
-    return Movement(tuple(changes(base, others)), both, sizes, counts)
+                both[0, number] += np.count_nonzero(moved[first] & moved[second])
+                both[1, number] += np.count_nonzero(differ[first] & differ[second])
+    binned = torch.from_numpy(counts).view(len(others), BINS, 3)
+    return Movement(
+        tuple(changes(base, others)),
+        torch.from_numpy(both),
+        binned[0].sum(1),
+        torch.stack([binned[..., 2], binned[..., 1] + binned[..., 2]]),
+    )
+
+
+def _values(piece: Tensor, precision: Any) -> Any:
+    """A chunk as an array of this precision."""
+    found = np.empty(piece.numel(), precision)
+    torch.from_numpy(found).copy_(piece)
+    return found
 
 
 def active_share(change: Change, rule: str = RELATIVE) -> float:
