@@ -16,6 +16,7 @@ from megatron_prism.analysis.cka.similarity import (
     gram,
     gram_distance,
     linear_cka,
+    recentred,
     unbiased_cka,
     unbiased_hsic,
 )
@@ -212,8 +213,18 @@ def test_the_bootstrap_is_cka_of_the_drawn_inputs():
     assert found.mean == EXACT(np.mean(values), rel=1e-9)
     assert found.std == EXACT(np.std(values, ddof=1), rel=1e-9)
     assert [found.low, found.high] == EXACT(np.percentile(values, [2.5, 97.5]), rel=1e-9)
-    # One draw of the others has only equal rows of x.
-    x[10:] = x[10]
+    assert spread(*resampled([gram(x), gram(y)], chosen[:1])).std == 0
+
+
+def test_a_resample_of_equal_rows_has_no_cka_although_rounding_leaves_something_of_them():
+    left = []
+    for size in range(20, 60):
+        equal = torch.full((size, size), 0.1, dtype=torch.float64)
+        left.append(float(recentred(equal).norm()))
+        assert resampled([equal], torch.arange(size)[None])[0].isnan().all()
+    assert max(left) > 0
+    x, y = related(*TALL)
+    x[30:] = x[30]
     rows = torch.stack([torch.arange(30), torch.arange(30, 60)])
     assert spread(*resampled([gram(x), gram(y)], rows)) is None
-    assert spread(*resampled([gram(x), gram(y)], rows[:1])).std == 0
+    assert spread(*resampled([gram(x), gram(y)], rows[:1])) is not None

@@ -25,6 +25,7 @@ from megatron_prism.analysis.cka.bootstrap import draw_resamples
 from megatron_prism.analysis.cka.comparison import Resampling, compare_states, describe_states
 from megatron_prism.analysis.cka.pooled_states import open_model, points_of
 from megatron_prism.analysis.cka.similarity import chance_cka, unbiased_cka
+from megatron_prism.analysis.figures import inline_svg
 from megatron_prism.analysis.stages.cka import AnalyzeCka
 from megatron_prism.analysis.view import view
 from megatron_prism.errors import ConfigError
@@ -225,7 +226,8 @@ def test_models_that_only_transformers_knows_are_compared_one_at_a_time(texts, t
     assert re.search("error: .*old: GPT2Model: transformers' model has no 'layers' with", last)
 
 
-def test_mistakes_are_one_line(models, texts, tmp_path, capsys):
+def test_mistakes_are_one_line_before_a_model_is_loaded(models, texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "open_model", lambda *arguments: pytest.fail("a model was loaded"))
     deep = make_checkpoint("granite", tmp_path / "deep", num_hidden_layers=4)
     few = tmp_path / "few.txt"
     few.write_text("AB\nAB\nCD\n")
@@ -259,7 +261,9 @@ def test_mistakes_are_one_line(models, texts, tmp_path, capsys):
 
 def test_what_is_not_defined_is_null_with_its_reason_and_can_be_shown():
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(12, 4, 6, generator=generator) for _ in range(2))
+    first = torch.randn(12, 4, 6, generator=generator)
+    # So near that 1 - CKA is drawn, too.
+    second = first + 0.01 * torch.randn(12, 4, 6, generator=generator)
     second[:, 1] = 3.5
     second[4, 3] = torch.nan
     (pair,) = compare_states({"a": first, "b": second}, points_of(2), Resampling(5, 6))
@@ -283,6 +287,7 @@ def test_what_is_not_defined_is_null_with_its_reason_and_can_be_shown():
     assert document["states"][0]["length_cka"] is None, "all texts are equally long"
     assert view(document).tables[2].rows[1] == ["web", "b", "–", "–", "–"]
     assert "–" in view(document).tables[1].rows[0]
+    assert "a – b" in inline_svg(view(document).drawings["cka_by_layer"], "seed")
     json.dumps(document, allow_nan=False)
 
 

@@ -59,8 +59,9 @@ def resampled(grams: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
     for whole in grams:
         part = recentred(whole[chosen[:, :, None], chosen[:, None, :]])
         norms = torch.linalg.matrix_norm(part)
-        # What centring leaves of equal rows is rounding.
-        rounding = chosen.shape[1] * torch.finfo(part.dtype).eps * float(whole.diagonal().abs().max())
+        # What centring leaves of equal rows is rounding: some eps of the largest product in each element.
+        largest = whole.diagonal()[chosen].amax(dim=1)
+        rounding = chosen.shape[1] ** 2 * torch.finfo(part.dtype).eps * largest
         norms = norms.where(norms > rounding, torch.nan)
         found.append(part / norms[:, None, None])
     return found

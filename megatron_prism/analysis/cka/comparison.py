@@ -6,7 +6,6 @@ set: 1 GB for three sets of 200 inputs and a model of 40 layers and 10,000 featu
 
 from __future__ import annotations
 
-import gc
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -258,12 +257,7 @@ def _pooled(
 ) -> tuple[dict[str, Tensor], int]:
     """The pooled states of every set, and the number of layers. The model is gone when this returns."""
     with open_model(model.folder, model.engine, dtype) as running:
-        found = {name: running.pooled(ids, progress) for name, ids in rows.items()}
-        layers = running.layers
-    del running
-    # transformers' modules refer to each other in circles.
-    gc.collect()
-    return found, layers
+        return {name: running.pooled(ids, progress) for name, ids in rows.items()}, running.layers
 
 
 def _check_layers(models: Sequence[ComparedModel]) -> None:
