@@ -113,8 +113,9 @@ def test_both_correct_and_wrong_answers_are_shown(page):
     assert "cut off" in text
 
 
-def test_the_same_run_gives_the_same_page(run_dir, page):
-    assert build_report(run_dir)[0].read_text() == page
+def test_the_same_run_gives_the_same_pages(run_dir, page):
+    before = (run_dir / "paper.html").read_text()
+    assert [made.read_text() for made in build_report(run_dir)] == [page, before]
     assert not list(run_dir.glob("*.partial"))
 
 

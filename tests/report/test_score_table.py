@@ -72,14 +72,14 @@ def test_every_score_is_in_exactly_one_table_under_its_own_names(artifacts):
     assert dict(found) == expected
 
 
-@pytest.mark.parametrize("paper", [False, True], ids=["screen", "paper"])
-@pytest.mark.parametrize(("models", "suites"), [(10, 3), (10, 7), (10, 12), (2, 12), (4, 7)])
-def test_the_tables_fit_the_page(artifacts, models, suites, paper):
+@pytest.mark.parametrize(("models", "suites"), [(10, 3), (10, 7), (10, 12), (2, 12)])
+def test_the_tables_fit_the_page(artifacts, models, suites):
     many = many_models(artifacts["eval-base"], MODELS[:models], SUITES[:suites])
     page = render_page(run_from_artifacts(many), "wide")
-    widths = wide_table_widths(page, paper)
-    assert widths
-    assert max(widths) <= room(page, paper)
+    for paper in (False, True):
+        widths = wide_table_widths(page, paper)
+        assert widths
+        assert max(widths) <= room(page, paper)
 
 
 def test_one_table_of_all_would_not_fit(artifacts, monkeypatch):

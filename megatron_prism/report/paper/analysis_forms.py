@@ -110,9 +110,13 @@ def _place(section: Section, found: Found, prefix: str) -> None:
             table = component_table(models, document["base"]["model"], main)
             section.tables.append((f"{prefix}{table.title}.", table))
         return
-    for number, table in enumerate(view.tables):
-        if places[min(number, len(places) - 1)] == section.key:
-            section.tables.append((f"{prefix}{table.title}.", narrow(table)))
+    placed = [
+        (f"{prefix}{table.title}.", narrow(table))
+        for number, table in enumerate(view.tables)
+        if places[min(number, len(places) - 1)] == section.key
+    ]
+    section.tables += placed[:1]
+    section.more_tables += placed[1:]
     drawings = DRAWINGS[found.verb]
     for name, drawing in view.drawings.items():
         if drawings.get(name, drawings[""]) == section.key:

@@ -86,7 +86,8 @@ class Section:
     Attributes:
         number: such as "Table 6"; empty for what the paper does not have.
         forms: with this run's numbers.
-        tables: of analyses, as their commands show them.
+        tables: of analyses, as their commands show them: the first of each analysis.
+        more_tables: the others, which are folded away.
         reference: the paper's own rows; closed if this run's model is none of theirs.
         missing: what would make this section, if the run has nothing for it.
         notes: sentences on what the numbers are.
@@ -99,6 +100,7 @@ class Section:
     title: str
     forms: list[Form] = field(default_factory=list)
     tables: list[tuple[str, Table]] = field(default_factory=list)
+    more_tables: list[tuple[str, Table]] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     reference: list[Form] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
