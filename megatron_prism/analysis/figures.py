@@ -70,6 +70,8 @@ def save(drawing: Drawing, stem: Path) -> None:
     """Write STEM.pdf, STEM.svg and STEM.png."""
     with _drawn(drawing, stem.name) as figure:
         figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
+        # The places of all parts are the same in every format.
+        figure.set_layout_engine("none")
         figure.savefig(stem.with_name(f"{stem.name}.svg"), metadata={"Date": None})
         figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=PNG_DOTS_PER_INCH, facecolor="white")
 

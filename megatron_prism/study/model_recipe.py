@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_prism.errors import ConfigError
-from megatron_prism.pipeline.graph import Graph
+from megatron_prism.pipeline.graph import Graph, Node
 from megatron_prism.platform.process_groups import ParallelConfig
 from megatron_prism.rl.mix import UNBALANCED
+from megatron_prism.study.analyses import add_study_analyses, keep_weights_of_steps
 from megatron_prism.study.evaluation import REASONING, add_evaluations
 from megatron_prism.study.layouts import RL, LayoutTable, layout_follows
 from megatron_prism.study.long_context import ALL, LongContext, add_long_context
@@ -38,7 +39,7 @@ from megatron_prism.verification.sandbox.isolation import STRONG
 
 GPUS = 8
 # Parameters that add a phase to the study.
-PHASES = ("long_context", "rl", "evaluate")
+PHASES = ("long_context", "rl", "evaluate", "analyze")
 # Parameters that only one phase reads, or only a full-size run, with the values that change nothing.
 PHASE_OF = {
     "extension": ("long_context", ALL),
@@ -117,6 +118,7 @@ class ModelRecipe:
         evaluate: bool = False,
         suites: str = REASONING,
         sandbox: str = STRONG,
+        analyze: bool = False,
     ) -> Graph:
         check_parameters(dict(locals()))
         graph, layouts = Graph(self.name), LayoutTable.load(self.name)
@@ -142,6 +144,8 @@ class ModelRecipe:
             )
         models = {"base": inputs.imported, "midtrain": midtrain}
         trained = midtrain
+        runs: dict[str, Node] = {}
+        evaluations: list[Node] = []
         if long_context:
             trained = add_long_context(
                 graph, inputs, midtrain, long_context=restoration, seed=seed, tiny=tiny
@@ -154,6 +158,8 @@ class ModelRecipe:
                 if tiny
                 else paper_rl_stages(inputs.architecture, choice, seed)
             )
+            if analyze:
+                stages = keep_weights_of_steps(stages)
             runs = add_study_reinforcement(
                 graph,
                 stages,
@@ -163,12 +169,15 @@ class ModelRecipe:
                 start=rl_start,
                 implied=implied,
             )
-            trained = next(iter(runs.values()))
             # The exported model comes last, because the report shows changes from the first to the last model.
             models |= dict(reversed(runs.items()))
         if evaluate:
-            add_evaluations(graph, inputs, models, suites=suites, sandbox=sandbox, seed=seed, tiny=tiny)
-        return add_export_and_report(graph, self.model, trained, tiny)
+            evaluations = add_evaluations(
+                graph, inputs, models, suites=suites, sandbox=sandbox, seed=seed, tiny=tiny
+            )
+        if analyze:
+            add_study_analyses(graph, inputs, models, runs=runs, evaluations=evaluations, tiny=tiny)
+        return add_export_and_report(graph, self.model, next(iter(runs.values()), trained), tiny)
 
 
 def check_parameters(values: dict[str, Any]) -> None:

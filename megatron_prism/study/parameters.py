@@ -45,6 +45,7 @@ def parameter_notes(model: str) -> dict[str, str]:
         "method": f"needs rl: {_listed(VARIANTS)}",
         "evaluate": "evaluate the base, the trained and the RL models on problem suites",
         "suites": f"needs evaluate: {_listed([*packaged_suites(), *GENERAL])}, files or folders; joined by commas",
+        "analyze": "compare the weights, representations and answers of the models; keep weights of RL by step",
         "sandbox": f"how programs that a model wrote are isolated: {_listed(MODES)}",
     }
 

@@ -238,8 +238,8 @@ def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
 
 @pytest.mark.parametrize("name", ["granite-4.0-h-micro"])
 def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
-    """From filter to frontier, from the mid-trained and the imported model; the former is exported."""
-    artifacts = run_alone({"rl": True, "method": "grpo"}, name, run_dir)
+    """From filter to frontier and the analyses, from the mid-trained and the imported model; the former is exported."""
+    artifacts = run_alone({"rl": True, "method": "grpo", "analyze": True}, name, run_dir)
     assert artifacts["difficulty"].metrics["samples"] == 2
     assert artifacts["mix"].metrics["prompts"] == {"code": 8, "math": 8, "science": 8}
     for stage in ("rl_midtrain", "rl_import"):
@@ -247,6 +247,15 @@ def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
         assert artifacts[stage].receipt.config["objective"]["normalization"] == "sequence"
     assert artifacts["export"].receipt.inputs["model"] == artifacts["rl_midtrain"].fingerprint
     assert "Reinforcement learning" in artifacts["report"].file("report.html").read_text()
+    moved = artifacts["weights"].metrics["models"]
+    assert list(moved) == ["midtrain", "rl_midtrain", "rl_import"]
+    # Mid-training moves weights; two steps without a reward do not.
+    assert moved["midtrain"]["norm_delta"] > 0
+    assert artifacts["trajectory"].metrics["steps"] == [1, 2]
+    parts = json.loads(artifacts["weights"].file("weights.json").read_text())["models"][0]["sub_components"]
+    assert {"mamba.in_proj.dt", "mamba.conv1d", "attention.q", "mlp.gate"} <= parts.keys()
+    assert {"direction", "spectrum", "cka", "weights_rl"} <= artifacts.keys()
+    assert "confidence" not in artifacts, "nothing was evaluated"
 
 
 def check_branch(artifacts, extended, run):
