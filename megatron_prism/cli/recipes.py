@@ -38,11 +38,13 @@ def recipes(
         return
     found = list_recipes()
     shown = [overview(load_recipe(each)) for each in found]
-    columns = ["name", "family", "params", "layers", "attn", "Mamba", "phases", "GPUs"]
+    columns = ["name", "family", "params", "layers", "attn", "Mamba", "GPUs"]
     show_table(json_file, "recipes", columns, [_row(each) for each in shown])
+    phases = ", ".join(dict.fromkeys(phase for each in shown for phase in each.phases))
     show_line(
         json_file,
-        "phases: parameters, as in long_context=true. GPUs: those with layouts, some only for 128k tokens.",
+        f"Published models have phases that a parameter adds, as in long_context=true: {phases}. GPUs: those with "
+        "layouts, some only for 128k tokens.",
     )
     show_line(
         json_file, "`prism recipes NAME` shows one recipe, `prism run NAME --show` its config and cost."
@@ -58,7 +60,6 @@ def _row(each: Overview) -> list[Any]:
         each.layers,
         each.attention,
         each.mamba,
-        " ".join(each.phases) or "-",
         " ".join(map(str, each.gpus)) or "-",
     ]
 
