@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from paper_run import RECIPE, RIGHT, granite_run, record, weights_of, with_weights
@@ -15,6 +17,7 @@ from test_page import Page
 
 from megatron_prism.analysis.view import _views
 from megatron_prism.cli.analyze import app
+from megatron_prism.cli.main import main
 from megatron_prism.errors import ArtifactError
 from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.pipeline.artifact import write_json
@@ -27,7 +30,7 @@ from megatron_prism.report.paper.page import KEYS, paper_sections, render_paper
 from megatron_prism.report.paper.published import published
 from megatron_prism.report.paper.roles import published_name, roles, words
 from megatron_prism.report.records import read_run
-from megatron_prism.report.stage import Report, build_report
+from megatron_prism.report.stage import Report
 from megatron_prism.study.model_recipe import ModelRecipe
 
 
@@ -191,6 +194,12 @@ def test_weights_stand_beside_the_row_of_their_transition(sections):
 def test_views_of_analyses_stand_under_their_table_and_figure(sections, page):
     assert len(sections["figure11"].plots) == 2
     assert any("weights_midtrain" in plot.caption for plot in sections["figure11"].plots)
+    (_, sparsity), _ = sections["figure11"].tables
+    assert sparsity.columns == ["transition", "attention", "mlp", "norm"]
+    assert sparsity.rows == [
+        ["import → midtrain", "0.0", "0.0", "100.0"],
+        ["import → rl_import", "100.0", "100.0", "100.0"],
+    ]
     assert len(sections["table22"].tables) == len(sections["table23"].tables) == 2
     assert "import → midtrain" in Page(page).text
     # The table in the paper's form is open; that of rounding is folded away.
@@ -271,9 +280,14 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_a_run_of_another_model_shows_its_own_suites_and_folds_the_papers_away(small):
-    report, paper = build_report(small)
-    assert (report.name, paper.name) == ("report.html", "paper.html")
+def test_a_run_of_another_model_shows_its_own_suites_and_folds_the_papers_away(small, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(small), "--json", "-"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    report, paper = (Path(path) for path in json.loads(printed.out).values())
+    assert (report, paper) == (small / "report.html", small / "paper.html")
+    assert str(paper) in printed.err.replace("\n", "")
     text = paper.read_text()
     said = Page(text).text
     assert "none of the paper’s seven models" in said

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_prism.analysis.figures import FULL_WIDTH, inline_svg
 from megatron_prism.analysis.views.weights import component_table
+from megatron_prism.platform.text_table import Table
 from megatron_prism.report.paper.analyses import Found
 from megatron_prism.report.paper.beside import (
     cka_beside,
@@ -17,7 +18,7 @@ from megatron_prism.report.paper.beside import (
     threshold_beside,
     weights_beside,
 )
-from megatron_prism.report.paper.form import Plot, Section, narrow, reference_form, section_of
+from megatron_prism.report.paper.form import DASH, Plot, Section, narrow, reference_form, section_of
 from megatron_prism.report.paper.published import Published
 from megatron_prism.report.paper.roles import BASE, midtrained
 
@@ -56,6 +57,7 @@ VERB_OF = {
 }
 
 RL = ">rl-"
+SPARSITY = "update sparsity by component: elements (%) that changed by less than 1 %"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def _empty(paper: Published, key: str) -> Section:
 def _place(section: Section, found: Found, prefix: str) -> None:
     """Put the tables and drawings of one analysis that belong here into the section."""
     view, places = found.view, TABLES[found.verb]
+    if section.key == "figure11" and found.verb == "weights":
+        section.tables.append((f"{prefix}{SPARSITY}.", sparsity_table(found.document)))
     if section.key == "table13":
         if found.verb == "weights" and (models := _mixtures(found)):
             document = found.document
@@ -123,6 +127,26 @@ def _place(section: Section, found: Found, prefix: str) -> None:
             svg = inline_svg(drawing, f"{found.name}-{name}")
             caption = f"{prefix}{drawing.caption or name.replace('_', ' ')}"
             section.plots.append(Plot(svg, caption, min(100, round(100 * drawing.width / FULL_WIDTH))))
+
+
+def sparsity_table(document: Mapping[str, Any]) -> Table:
+    """The lower half of Figure 11: update sparsity by component, in percent."""
+    models, base = document["models"], document["base"]["model"]
+    main = document["thresholds"].index(document["main_threshold"])
+    components = list(dict.fromkeys(name for model in models for name in model["components"]))
+    rows = [
+        [
+            f"{base} → {model['model']}",
+            *(
+                f"{100 * model['components'][name]['unchanged'][main]:.1f}"
+                if name in model["components"]
+                else DASH
+                for name in components
+            ),
+        ]
+        for model in models
+    ]
+    return Table(["transition", *components], rows, [False, *[True] * len(components)])
 
 
 def _mixtures(found: Found) -> list[Mapping[str, Any]]:
