@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -136,6 +137,15 @@ def test_leading_values_are_those_of_the_whole_matrix():
     assert torch.allclose(matrix @ found.right, found.left * found.values, atol=1e-9)
     low, high = found.effective_rank()
     assert low < effective_rank(values) < high
+
+
+def test_the_rank_at_an_energy_is_the_least_that_reaches_it():
+    squares = torch.tensor([0.9, 0.09, 0.009, 0.001], dtype=torch.float64)
+    found = exact_spectrum(torch.diag(squares.sqrt()))
+    wanted = {0.5: 1, 0.899: 1, 0.9: 1, 0.901: 2, 0.99: 2, 0.9905: 3, 0.999: 3, 0.9999: 4}
+    assert {energy: found.rank_at(energy) for energy in wanted} == wanted
+    cut = dataclasses.replace(found, values=found.values[:2], exact=False)
+    assert [cut.rank_at(energy) for energy in (0.9, 0.95, 0.999)] == [1, 2, None]
 
 
 def test_values_that_are_not_separated_are_lower_bounds_and_say_so():

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -19,7 +20,7 @@ from megatron_prism.analysis.figures import inline_svg
 from megatron_prism.analysis.result import write_analysis
 from megatron_prism.analysis.run_steps import find_steps, is_start
 from megatron_prism.analysis.stages.trajectory import AnalyzeTrajectory
-from megatron_prism.analysis.trajectory import RULES, Overlap, active, movement
+from megatron_prism.analysis.trajectory import RULES, Overlap, active, active_share, movement
 from megatron_prism.analysis.trajectory_summary import analyze_trajectory
 from megatron_prism.analysis.view import view
 from megatron_prism.analysis.weight_summary import analyze_weights
@@ -181,6 +182,22 @@ def test_the_limit_belongs_to_the_active_set_and_zeros_are_counted():
     with_nothing = sums.overlap((0, 1), 0, "relative")
     assert (with_nothing.first, with_nothing.jaccard, with_nothing.of_second) == (3, 0, None)
     assert Overlap().jaccard is Overlap().chance_jaccard is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_limit_is_drawn_without_rounding(dtype):
+    """Changes of about 1 %, against fractions; in fp32 arithmetic, some of fp32 weights would be on the wrong side."""
+    generator = torch.Generator().manual_seed(6)
+    base = torch.randn(4000, generator=generator).to(DTYPES[dtype])
+    other = (base.double() * 1.01).to(base.dtype)
+    truth = [
+        100 * abs(Fraction(new) - Fraction(old)) >= abs(Fraction(old))
+        for old, new in zip(base.tolist(), other.tolist(), strict=True)
+    ]
+    assert 0.2 < sum(truth) / len(truth) < 0.8
+    assert active(base, other).tolist() == truth
+    found = movement(base, [other], [])
+    assert int(found.active[0].sum()) == round(active_share(found.changes[0]) * len(base)) == sum(truth)
 
 
 def test_a_run_of_ours_with_its_finished_model(run, tmp_path):
