@@ -55,11 +55,13 @@ def add_analyses(graph: Graph, models: StudiedModels, cka: AnalyzeCka, **texts: 
     runs = [*([models.rl] if models.rl else []), *models.other_runs]
     others = {node.name: node for node in (*models.trained, *runs)}
     named = {"base": models.base, **others}
-    compared = {node.name: node for node in (models.base, models.start, models.rl) if node is not None}
-    compared["base"] = compared.pop(models.base.name)
+    line = {node.name: node for node in (models.start, models.rl) if node is not None}
+    compared = {"base": models.base, **line}
     added = [graph.add("weights", AnalyzeWeights(), **named)]
-    if len(others) > 1:
-        added.append(graph.add("direction", AnalyzeDirection(), **named))
+    # Not those of other runs: without a reward, as from a base model, a run has no direction.
+    directed = {node.name: node for node in models.trained} | line
+    if len(directed) > 1:
+        added.append(graph.add("direction", AnalyzeDirection(), base=models.base, **directed))
     added += [
         graph.add("spectrum", AnalyzeSpectrum(), **compared),
         graph.add("cka", cka, tokenizer=models.tokenizer, **compared, **texts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, PALETTE, Drawing, label_log_axis
+from megatron_prism.analysis.figures import FULL_WIDTH, INK, PALETTE, Drawing, label_log_axis
 from megatron_prism.analysis.view import View
 from megatron_prism.platform.text_table import Table
 
@@ -101,7 +101,7 @@ def floor_table(models: Sequence[Mapping[str, Any]], base: str) -> Table:
                 _delta(whole["norm_delta"]),
                 _delta(whole["floor"]),
                 DASH if times is None else f"{times:.3g}",
-                "not known" if whole["vanished"] is None else _percent(whole["vanished"]),
+                _lost(whole),
                 f"{whole['zeros_kept']:,}",
                 f"{whole['zeros_changed']:,}",
             ]
@@ -112,6 +112,12 @@ def floor_table(models: Sequence[Mapping[str, Any]], base: str) -> Table:
     ]
     title = "precision: the delta of rounding alone, and changed elements that would be equal in bf16"
     return Table(columns, rows, [False, False, *[True] * 6], title)
+
+
+def _lost(whole: Mapping[str, Any]) -> str:
+    if not whole["norm_delta"]:
+        return DASH
+    return "not known" if whole["vanished"] is None else _percent(whole["vanished"])
 
 
 def _by_layer(models: Sequence[Mapping[str, Any]], base: str) -> Drawing:
@@ -129,6 +135,8 @@ def _by_layer(models: Sequence[Mapping[str, Any]], base: str) -> Drawing:
                         *zip(*points, strict=True), color=colour, marker="o", markersize=3, label=component
                     )
             axis.set_title(f"{base} → {model['model']}")
+            if not model["all"]["norm_delta"]:
+                axis.text(0.5, 0.5, "no change", transform=axis.transAxes, ha="center", color=INK)
             axis.set_xlabel("layer")
             axis.set_yscale("log")
             label_log_axis(axis.yaxis)
