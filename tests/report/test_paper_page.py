@@ -23,8 +23,9 @@ from megatron_prism.evaluation.statistics.intervals import wilson_interval
 from megatron_prism.pipeline.artifact import write_json
 from megatron_prism.pipeline.json_text import read_object
 from megatron_prism.report.paper import page as page_module
-from megatron_prism.report.paper.analyses import VERBS, folder_analyses
+from megatron_prism.report.paper.analyses import VERBS, Found, folder_analyses
 from megatron_prism.report.paper.analysis_forms import DRAWINGS, TABLES, VERB_OF
+from megatron_prism.report.paper.beside import cka_beside, confidence_beside, direction_beside
 from megatron_prism.report.paper.our_scores import averages, our_scores
 from megatron_prism.report.paper.page import KEYS, paper_sections, render_paper
 from megatron_prism.report.paper.published import published
@@ -208,6 +209,60 @@ def test_views_of_analyses_stand_under_their_table_and_figure(sections, page):
     # One mixture of two: beside the paper's, but no table of both.
     assert [form.columns[1].text for form in sections["table13"].forms] == ["midtrain"]
     assert not sections["table13"].tables
+
+
+def test_the_other_analyses_stand_beside_the_paper_by_model_set_and_suite(tmp_path):
+    """CKA in either order and on sets with the paper's names; answers to MATH500; cosines of MC and MCS only."""
+    paper = published()
+    known = {"a": "mcs>rl-mc", "b": "mcs", "c": "mc"}
+    pairs = [
+        {"first": "a", "second": "b", "inputs": name, "minimum": {"cka": 0.999}}
+        for name in ("GSM8K", "math", "Wikipedia")
+    ]
+    cka = Found("cka", tmp_path, "cka", {"pairs": pairs}, known)
+    (form,) = cka_beside(paper, paper.tables["table14"], RECIPE, cka)
+    assert rows(form) == {
+        "GSM8K": ["0.9990", "0.9997", "−0.0007"],
+        "Wikipedia": ["0.9990", "0.9999", "−0.0009"],
+    }
+    part = {"elements": 10, "cosine": 0.6}
+    pairs = [
+        {
+            "first": "b",
+            "second": other,
+            "overall": 0.5,
+            "sub_components": {"attention.q": part, "head.head": part},
+        }
+        for other in ("a", "c")
+    ]
+    direction = Found("direction", tmp_path, "direction", {"pairs": pairs}, known)
+    (form,) = direction_beside(paper, paper.tables["figure12"], RECIPE, direction)
+    assert form.columns[1].text == "b, c"
+    assert rows(form)["overall"] == ["0.500", "0.521", "−0.021"]
+    assert rows(form)["embedding"] == ["0.600", "0.885", "−0.285"]
+    assert rows(form)["K"][0] == "–"
+    answers = {
+        "pass_rate": {"value": 0.75},
+        "tokens": {"median": 2000},
+        "nlp": {
+            "all": {"of_responses": {"value": 0.14}},
+            "correct": {"of_responses": {"value": 0.12}},
+            "incorrect": {"of_responses": None},
+        },
+    }
+    models = [{"model": "b", "suites": {"math500": answers}}, {"model": "c", "suites": {"math500": answers}}]
+    confidence = Found("confidence", tmp_path, "confidence", {"models": models}, known)
+    (form,) = confidence_beside(paper, paper.tables["table15"], RECIPE, confidence)
+    models[0]["model"] = "a"
+    (after_rl,) = confidence_beside(paper, paper.tables["table15"], RECIPE, confidence)
+    assert rows(after_rl)["Pass (%)"] == ["75.0", "79.5", "−4.5"]
+    assert rows(form) == {
+        "Pass (%)": ["75.0", "75.5", "−0.5"],
+        "Med. len.": ["2,000", "2,254", "−254"],
+        "Neg-LP": ["0.140", "0.138", "+0.002"],
+        "Corr.": ["0.120", "0.128", "−0.008"],
+        "Incorr.": ["–", "0.153", "–"],
+    }
 
 
 def test_averages_are_the_papers_and_need_all_parts(run):

@@ -68,6 +68,7 @@ class AnalysisRun:
         evaluations: stages that scored models.
     """
 
+    recipe: str
     model: str | None
     found: Sequence[Found]
     roles: Mapping[str, str]
@@ -84,7 +85,10 @@ def analysis_section(paper: Published, key: str, run: AnalysisRun) -> Section:
         _place(section, each, f"{each.name}: " if several else "")
         _compare(section, paper, key, run=run, found=each)
     if key in VERB_OF and not section.filled:
-        section.missing += _commands(key, run)
+        if run.recipe in paper.models and key not in ("table13", "figure12", "figure13"):
+            section.missing.append(f"prism run {run.recipe} rl=true evaluate=true analyze=true")
+        else:
+            section.missing += _commands(key, run)
     return section
 
 

@@ -111,20 +111,22 @@ def cka_beside(paper: Published, table: PublishedTable, model: str, found: Found
     """Table 14: the lowest CKA over layers, for sets of texts that have the names of the paper's."""
     forms: dict[str, tuple[PublishedRow, list[Line]]] = {}
     for pair in found.document["pairs"]:
-        first, second = (found.roles.get(pair[place], "") for place in ("first", "second"))
-        row = table.row(model, f"{first}→{_any_mix(second)}")
+        # CKA is symmetric, and the models may be in any order.
+        names = [found.roles.get(pair[place], "") for place in ("first", "second")]
+        either = [table.row(model, f"{one}→{_any_mix(other)}") for one, other in (names, names[::-1])]
+        row = either[0] or either[1]
         column = pair["inputs"].lower()
         if row is not None and column in table.columns and pair["minimum"] is not None:
             line = _line(paper.columns[column], pair["minimum"]["cka"], (paper, table, row, column), 4)
             forms.setdefault(f"{pair['first']}, {pair['second']}", (row, []))[1].append(line)
-    return [_form(found, names, row, lines) for names, (row, lines) in forms.items()]
+    return [_form(found, models, row, lines) for models, (row, lines) in forms.items()]
 
 
 def confidence_beside(paper: Published, table: PublishedTable, model: str, found: Found) -> list[Form]:
     """Table 15, on MATH500 only."""
     forms = []
     for mine in found.document["models"]:
-        row = table.row(model, found.roles.get(mine["model"], ""))
+        row = table.row(model, _any_mix(found.roles.get(mine["model"], "")))
         if row is None or MATH500 not in mine["suites"]:
             continue
         measured = mine["suites"][MATH500]

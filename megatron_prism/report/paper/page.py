@@ -89,6 +89,7 @@ def paper_sections(run: Run, paper: Published, run_dir: str, analyses: Sequence[
         details=_details(run),
     )
     analysed = AnalysisRun(
+        recipe=run.recipe,
         model=model,
         found=analyses,
         roles=known,
