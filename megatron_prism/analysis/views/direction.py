@@ -103,7 +103,7 @@ def _bars(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
                 2 * max(found["chance_std"], found["sign_flip_std"] or 0.0) for found in (*shown, pair["all"])
             ]
             for place, value, spread in zip(places, values, chance, strict=True):
-                text = "no update" if value is None else f"{value:.3f}"
+                text = "no update" if value is None else f"{value:.3f}".replace("-", "−")
                 side = -1 if (value or 0) < 0 else 1
                 axis.annotate(
                     text,
@@ -127,6 +127,7 @@ def _bars(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_yticks(rows, [*map(part, names), OVERALL])
         axis.get_yticklabels()[-1].set_fontweight("bold")
+        axis.margins(y=0.02)
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         # Room for the numbers beside the bars.
@@ -136,7 +137,7 @@ def _bars(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
         axis.set_xlabel(f"cosine between updates from {base}")
         figure.legend(loc="outside upper left", ncols=min(3, len(pairs) + 1))
 
-    each = max(0.22, 0.13 * len(pairs))
+    each = max(0.22, 0.11 * len(pairs))
     return Drawing(
         FULL_WIDTH * 0.72,
         1.2 + each * (len(names) + 1),

@@ -192,12 +192,13 @@ def _rows(names: Sequence[str]) -> list[float]:
 
 
 def _height(groups: Sequence[Any], names: Sequence[str]) -> float:
-    return 1.2 + max(0.22, 0.13 * len(groups)) * (len(names) + 1)
+    return 1.2 + max(0.22, 0.11 * len(groups)) * (len(names) + 1)
 
 
 def _name_rows(axis: Any, names: Sequence[str], rows: Sequence[float]) -> None:
     axis.set_yticks(rows, names)
     axis.get_yticklabels()[-1].set_fontweight("bold")
+    axis.margins(y=0.02)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
 

@@ -139,13 +139,14 @@ def _by_step(steps: Sequence[Mapping[str, Any]]) -> Drawing:
 def _overlap(steps: Sequence[Mapping[str, Any]]) -> Drawing:
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        for rule, colour in zip(RULES, PALETTE, strict=False):
+        # A wide line shows beside a narrow one that lies on it.
+        for rule, colour, width in zip(RULES, PALETTE, (2.8, 1.2), strict=False):
             overlap = _series(steps, "with_last", rule, "jaccard")
-            _plot(left, overlap, color=colour, marker="o", label=RULES[rule])
+            _plot(left, overlap, color=colour, marker="o", linewidth=width, label=RULES[rule])
             chance = _series(steps, "with_last", rule, "size_chance_jaccard")
-            _plot(left, chance, color=colour, linestyle="--", label="by chance, given |w|")
+            _plot(left, chance, color=colour, linestyle="--", linewidth=width, label="by chance, given |w|")
             kept = _series(steps, "with_previous", rule, "of_first")
-            _plot(right, kept, color=colour, marker="o", label=RULES[rule])
+            _plot(right, kept, color=colour, marker="o", linewidth=width, label=RULES[rule])
         final = [(step["step"], step["all"]["share_of_final"]) for step in steps]
         known = [(step, share) for step, share in final if share is not None]
         _plot(right, known, color=INK, marker="s", label="share of the final L2")
@@ -209,13 +210,14 @@ def _between_runs(others: Sequence[Mapping[str, Any]], step: int) -> Drawing:
                 )
         axis.set_yticks(rows, [*map(_part, names), "all"])
         axis.get_yticklabels()[-1].set_fontweight("bold")
+        axis.margins(y=0.02)
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         axis.set_xlim(0, 1.16 * axis.get_xlim()[1])
         axis.set_xlabel(f"Jaccard index of the active sets (step {step:,})")
         figure.legend(loc="outside upper left", ncols=min(4, len(others) + 1))
 
-    each = max(0.22, 0.13 * len(others))
+    each = max(0.22, 0.11 * len(others))
     caption = "Overlap of the elements that two runs from one start changed by 1 % or more."
     return Drawing(FULL_WIDTH * 0.72, 1.2 + each * (len(names) + 1), draw, caption)
 
