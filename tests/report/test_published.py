@@ -246,7 +246,7 @@ def test_marks_are_the_numbers_of_the_contradictions_of_a_cell(paper):
     [
         (lambda v, c: v.update(extra={}), "unknown key 'extra'"),
         (lambda v, c: v["tables"]["table5"].pop("title"), r"tables\.table5: 'title' is missing"),
-        (lambda v, c: v["tables"]["table5"].update(source="X"), "source=X: must be one of P, W, D"),
+        (lambda v, c: v["tables"]["table5"].update(source="X"), "source=X: must be one of P, W$"),
         (lambda v, c: v["tables"]["table5"]["columns"].append("cods_avg"), "did you mean 'code_avg'"),
         (lambda v, c: v["tables"]["table5"]["rows"][0].update(model="gpt"), "row 1: unknown model 'gpt'"),
         (lambda v, c: v["tables"]["table5"]["rows"][1]["values"].pop(), "row 2: 2 values for 3 columns"),

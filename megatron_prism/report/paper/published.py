@@ -14,8 +14,8 @@ from typing import Any
 from megatron_prism.errors import DataError, suggest
 
 FOLDER = Path(__file__).parent
-# P: the paper. W: its project page. D: computed from them.
-SOURCES = ("P", "W", "D")
+# P: the paper. W: its project page.
+SOURCES = ("P", "W")
 EMPTY = "–"
 
 
