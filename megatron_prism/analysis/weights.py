@@ -1,33 +1,24 @@
 """Several checkpoints against one, in a single pass over the base: how every sub-component of every tensor changed.
 
-Tensors are read in blocks by the reader of `merging`, so memory holds a few blocks of each model. A Megatron
-checkpoint whose shards split columns is the exception: one tensor of it is in memory at a time.
+analysis/streaming.py reads the tensors.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from megatron_prism.analysis.change import Change, changes, total
 from megatron_prism.analysis.inputs import open_models
-from megatron_prism.conversion.torch_dist.reader import quick_collection
-from megatron_prism.conversion.weights import MegatronWeights, Weights
-from megatron_prism.errors import CheckpointError
-from megatron_prism.merging.blocks import Block, OpenFiles, Scratch, TensorBytes, Workers, blocks
+from megatron_prism.analysis.streaming import scan
+from megatron_prism.conversion.weights import Weights
 from megatron_prism.models.architecture import Architecture
-from megatron_prism.models.components import Part, TensorParts, tensor_parts
-
-LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -97,29 +88,21 @@ def compare_weights(
     """
     models, remarks = open_models(base, others)
     found: list[list[TensorChange]] = [[] for _ in others]
-    with (
-        OpenFiles(os.O_RDONLY) as files,
-        Workers(len(models)) as workers,
-        quick_collection() if any(isinstance(each, MegatronWeights) for each in models) else nullcontext(),
-    ):
-        for name, parts in tensor_parts(models[0].architecture).items():
-            opened = [TensorBytes(model, name, files) for model in models]
-            measured = _measure(name, parts, models=models, opened=opened, workers=workers)
-            number = LAYER.search(name)
-            for model, tensors, sums in zip(models[1:], found, measured, strict=True):
-                tensors.append(
-                    TensorChange(
-                        name,
-                        int(number[1]) if number else None,
-                        parts.component,
-                        tuple(model.shapes[name]),
-                        _dtype_name(model.dtypes[name]),
-                        sums,
-                    )
+    measured = scan(models, lambda stored: _Changes(tuple(changes(stored[0], stored[1:]))), progress)
+    for name, group in groupby(measured, key=lambda each: each[0].tensor):
+        parts = list(group)
+        first, _ = parts[0]
+        for index, (model, tensors) in enumerate(zip(models[1:], found, strict=True)):
+            tensors.append(
+                TensorChange(
+                    name,
+                    first.layer,
+                    first.component,
+                    tuple(model.shapes[name]),
+                    _dtype_name(model.dtypes[name]),
+                    {piece.part: sums.models[index] for piece, sums in parts},
                 )
-            progress(math.prod(models[0].shapes[name]) * models[0].dtypes[name].itemsize)
-            for model in models:
-                model.release()
+            )
     changed = [
         ModelChange(model.path, stored_as(model), tensors)
         for model, tensors in zip(models[1:], found, strict=True)
@@ -136,46 +119,16 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _measure(
-    name: str,
-    parts: TensorParts,
-    *,
-    models: Sequence[Weights],
-    opened: Sequence[TensorBytes],
-    workers: Workers,
-) -> list[dict[str, Change]]:
-    """Sub-component -> change, for each model after the base."""
-    columns = math.prod(models[0].shapes[name][1:])
-    tasks = [(part, block) for part in parts.parts for block in _part_blocks(name, part, columns)]
+@dataclass(frozen=True)
+class _Changes:
+    """The change of some elements in each model. `+` joins two sets of elements."""
 
-    def work(scratch: Scratch, block: Block) -> list[Change]:
-        stored = scratch.read_stored(opened, block)
-        sums = changes(stored[0], stored[1:])
+    models: tuple[Change, ...]
+
+    def __add__(self, other: _Changes) -> _Changes:
+        return _Changes(tuple(mine + theirs for mine, theirs in zip(self.models, other.models, strict=True)))
+
+    @property
+    def finite(self) -> bool:
         # A sum of finite squares of fp32 numbers is finite in fp64.
-        if not all(math.isfinite(each.base_squares + each.change_squares) for each in sums):
-            _raise_not_finite(models, stored, block, columns)
-        return sums
-
-    found: list[dict[str, Change]] = [{part.name: Change() for part in parts.parts} for _ in models[1:]]
-    results = workers.map(work, [block for _, block in tasks])
-    for (part, _), sums in zip(tasks, results, strict=True):
-        for own, each in zip(found, sums, strict=True):
-            own[part.name] += each
-    return found
-
-
-def _part_blocks(name: str, part: Part, columns: int) -> Iterator[Block]:
-    return blocks(name, part.row * columns, part.rows * columns)
-
-
-def _raise_not_finite(
-    models: Sequence[Weights], stored: Sequence[Tensor], block: Block, columns: int
-) -> None:
-    for model, tensor in zip(models, stored, strict=True):
-        wrong = (~torch.isfinite(tensor)).nonzero()
-        if len(wrong):
-            place = int(wrong[0])
-            raise CheckpointError(
-                f"{model.path}: tensor '{block.name}' holds {float(tensor[place])} in row "
-                f"{(block.first + place) // columns}; no norm of it is a number: repair this model or leave it out"
-            )
+        return all(math.isfinite(each.base_squares + each.change_squares) for each in self.models)
