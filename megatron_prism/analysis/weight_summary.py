@@ -13,8 +13,9 @@ from typing import Any
 from megatron_prism.analysis.change import ABSOLUTE, MAIN_THRESHOLD, THRESHOLDS, Change, total
 from megatron_prism.analysis.labels import labels
 from megatron_prism.analysis.result import Analysis
-from megatron_prism.analysis.weights import ModelChange, TensorChange, compare_weights
-from megatron_prism.models.components import COMPONENTS
+from megatron_prism.analysis.streaming import Piece, by_group
+from megatron_prism.analysis.weights import Changes, compare_weights, dtype_name, stored_as
+from megatron_prism.conversion.weights import Weights
 
 VERB = "weights"
 
@@ -33,60 +34,44 @@ def analyze_weights(
     """
     found = compare_weights(base, others, progress)
     base_name, *other_names = names or labels([base, *others])
+    opened = found.models[1:]
     models = [
-        {"model": name, "folder": str(each.folder), "stored_as": each.stored_as, **summarize(each.tensors)}
-        for name, each in zip(other_names, found.models, strict=True)
+        {
+            "model": name,
+            "folder": str(model.path),
+            "stored_as": stored_as(model),
+            **summarize([(piece, changes[index]) for piece, changes in found.pieces]),
+        }
+        for index, (name, model) in enumerate(zip(other_names, opened, strict=True))
     ]
     return Analysis(
         verb=VERB,
         summary={"base": base_name, "models": {each["model"]: _headline(each) for each in models}},
         values={
-            "base": {"model": base_name, "folder": str(base), "stored_as": found.base_stored_as},
-            "family": found.architecture.family,
+            "base": {"model": base_name, "folder": str(base), "stored_as": stored_as(found.models[0])},
+            "family": found.models[0].architecture.family,
             "thresholds": list(THRESHOLDS),
             "main_threshold": MAIN_THRESHOLD,
             "absolute_threshold": ABSOLUTE,
             "models": models,
         },
-        rows={"tensors": list(_rows(other_names, found.models))},
+        rows={"tensors": list(_rows(other_names, opened, found.pieces))},
         remarks=found.remarks,
     )
 
 
-def summarize(tensors: Sequence[TensorChange]) -> dict[str, Any]:
+def summarize(pieces: Sequence[tuple[Piece, Change]]) -> dict[str, Any]:
     """One model's changes: all of it, and by component, sub-component and layer."""
-    present = {each.component for each in tensors}
-    components = [component for component in COMPONENTS if component in present]
-    parts = [
-        (each.component, name, change)
-        for component in components
-        for each in tensors
-        if each.component == component
-        for name, change in each.parts.items()
-    ]
-    layers = sorted({each.layer for each in tensors if each.layer is not None})
-    return {
-        "all": measure(each.change for each in tensors),
-        "components": {
-            component: measure(each.change for each in tensors if each.component == component)
-            for component in components
-        },
-        "sub_components": {
-            f"{component}.{name}": measure(change for *key, change in parts if key == [component, name])
-            for component, name in dict.fromkeys((component, name) for component, name, _ in parts)
-        },
-        "layers": [
-            {
-                "layer": layer,
-                **{
-                    component: measure(mine)
-                    for component in components
-                    if (mine := [t.change for t in tensors if (t.layer, t.component) == (layer, component)])
-                },
-            }
-            for layer in layers
-        ],
-    }
+
+    def of_tensors(indices: list[int]) -> dict[str, Any]:
+        """Pieces of one tensor in this group, such as gate and up where they are stored as one, count together."""
+        tensors: dict[str, list[Change]] = {}
+        for index in indices:
+            piece, change = pieces[index]
+            tensors.setdefault(piece.tensor, []).append(change)
+        return measure(map(total, tensors.values()))
+
+    return by_group([piece for piece, _ in pieces], of_tensors)
 
 
 def measure(changes: Iterable[Change]) -> dict[str, Any]:
@@ -130,28 +115,29 @@ def _headline(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(names: Sequence[str], models: Sequence[ModelChange]) -> Iterator[dict[str, Any]]:
-    """One record for every sub-component of every tensor."""
-    for name, model in zip(names, models, strict=True):
-        for tensor in model.tensors:
-            for part, change in tensor.parts.items():
-                measured = measure([change])
-                unchanged = measured.pop("unchanged")
-                # A record is about one piece, so its mean is its own delta.
-                for key in ("tensors", "mean_delta", "without_delta"):
-                    measured.pop(key)
-                yield {
-                    "model": name,
-                    "tensor": tensor.tensor,
-                    "layer": tensor.layer,
-                    "component": tensor.component,
-                    "sub_component": part,
-                    "shape": list(tensor.shape),
-                    "stored_as": tensor.dtype,
-                    "delta": measured.pop("norm_delta"),
-                    **measured,
-                    **{
-                        f"unchanged_{100 * threshold:g}_percent": share
-                        for threshold, share in zip(THRESHOLDS, unchanged, strict=True)
-                    },
-                }
+def _rows(
+    names: Sequence[str], models: Sequence[Weights], pieces: Sequence[tuple[Piece, Changes]]
+) -> Iterator[dict[str, Any]]:
+    """One record for every sub-component of every tensor of every model."""
+    for index, (name, model) in enumerate(zip(names, models, strict=True)):
+        for piece, changes in pieces:
+            measured = measure([changes[index]])
+            unchanged = measured.pop("unchanged")
+            # A record is about one piece, so its mean is its own delta.
+            for key in ("tensors", "mean_delta", "without_delta"):
+                measured.pop(key)
+            yield {
+                "model": name,
+                "tensor": piece.tensor,
+                "layer": piece.layer,
+                "component": piece.component,
+                "sub_component": piece.part,
+                "shape": list(piece.shape),
+                "stored_as": dtype_name(model.dtypes[piece.tensor]),
+                "delta": measured.pop("norm_delta"),
+                **measured,
+                **{
+                    f"unchanged_{100 * threshold:g}_percent": share
+                    for threshold, share in zip(THRESHOLDS, unchanged, strict=True)
+                },
+            }

@@ -1,7 +1,4 @@
-"""Several checkpoints against one, in a single pass over the base: how every sub-component of every tensor changed.
-
-analysis/streaming.py reads the tensors.
-"""
+"""How every sub-component of every tensor changed from one model to several others, in a single pass over the files."""
 
 from __future__ import annotations
 
@@ -9,67 +6,40 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from megatron_prism.analysis.change import Change, changes, total
+from megatron_prism.analysis.change import Change, changes
 from megatron_prism.analysis.inputs import open_models
-from megatron_prism.analysis.streaming import scan
+from megatron_prism.analysis.streaming import Piece, scan
 from megatron_prism.conversion.weights import Weights
-from megatron_prism.models.architecture import Architecture
 
 
-@dataclass(frozen=True)
-class TensorChange:
-    """How one tensor of one model changed.
+class Changes(list[Change]):
+    """The change of one piece in each of several models."""
 
-    Attributes:
-        layer: the number in the tensor's Hugging Face name; None outside the layers.
-        component: one of `models.components.COMPONENTS`.
-        dtype: in which the other model stores it, such as 'bfloat16'.
-        parts: sub-component -> its change, in the order of the rows.
-    """
-
-    tensor: str
-    layer: int | None
-    component: str
-    shape: tuple[int, ...]
-    dtype: str
-    parts: dict[str, Change]
+    def __add__(self, other: list[Change]) -> Changes:  # type: ignore[override]
+        return Changes(mine + theirs for mine, theirs in zip(self, other, strict=True))
 
     @property
-    def change(self) -> Change:
-        """Of the whole tensor."""
-        return total(self.parts.values())
-
-
-@dataclass(frozen=True)
-class ModelChange:
-    """How one model differs from the base: its tensors, in the order of the layers.
-
-    Attributes:
-        stored_as: its dtypes, such as 'bfloat16' or 'bfloat16, float32'.
-    """
-
-    folder: Path
-    stored_as: str
-    tensors: list[TensorChange]
+    def finite(self) -> bool:
+        """Whether no element is NaN or infinite: a sum of squares of finite fp32 numbers is finite in fp64."""
+        return all(math.isfinite(each.base_squares + each.change_squares) for each in self)
 
 
 @dataclass(frozen=True)
 class WeightChanges:
-    """Each model against the base, and remarks for the user.
+    """Each model against the base.
 
     Attributes:
-        architecture: of the base.
-        base_stored_as: the dtypes of the base, such as 'bfloat16'.
+        models: the base first.
+        pieces: with the change of each model after the base, in the order of the layers.
+        remarks: messages for the user.
     """
 
-    architecture: Architecture
-    base_stored_as: str
-    models: list[ModelChange]
+    models: list[Weights]
+    pieces: list[tuple[Piece, Changes]]
     remarks: list[str]
 
 
@@ -84,51 +54,18 @@ def compare_weights(
     Raises:
         ConfigError: if no other model is given, or one twice.
         CheckpointError: for a damaged folder, another architecture (naming the key), or a NaN or an infinite number,
-            naming the folder and the tensor.
+            naming the folder, the tensor and the row.
     """
     models, remarks = open_models(base, others)
-    found: list[list[TensorChange]] = [[] for _ in others]
-    measured = scan(models, lambda stored: _Changes(tuple(changes(stored[0], stored[1:]))), progress)
-    for name, group in groupby(measured, key=lambda each: each[0].tensor):
-        parts = list(group)
-        first, _ = parts[0]
-        for index, (model, tensors) in enumerate(zip(models[1:], found, strict=True)):
-            tensors.append(
-                TensorChange(
-                    name,
-                    first.layer,
-                    first.component,
-                    tuple(model.shapes[name]),
-                    _dtype_name(model.dtypes[name]),
-                    {piece.part: sums.models[index] for piece, sums in parts},
-                )
-            )
-    changed = [
-        ModelChange(model.path, stored_as(model), tensors)
-        for model, tensors in zip(models[1:], found, strict=True)
-    ]
-    return WeightChanges(models[0].architecture, stored_as(models[0]), changed, remarks)
+    found = scan(models, lambda stored: Changes(changes(stored[0], stored[1:])), progress)
+    return WeightChanges(models, list(found), remarks)
 
 
 def stored_as(model: Weights) -> str:
-    """The dtypes of a model's tensors, the most frequent first."""
-    return ", ".join(_dtype_name(each) for each, _ in Counter(model.dtypes.values()).most_common())
+    """The dtypes of a model's tensors, the most frequent first, such as 'bfloat16, float32'."""
+    return ", ".join(dtype_name(each) for each, _ in Counter(model.dtypes.values()).most_common())
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """'bfloat16' for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class _Changes:
-    """The change of some elements in each model. `+` joins two sets of elements."""
-
-    models: tuple[Change, ...]
-
-    def __add__(self, other: _Changes) -> _Changes:
-        return _Changes(tuple(mine + theirs for mine, theirs in zip(self.models, other.models, strict=True)))
-
-    @property
-    def finite(self) -> bool:
-        # A sum of finite squares of fp32 numbers is finite in fp64.
-        return all(math.isfinite(each.base_squares + each.change_squares) for each in self.models)

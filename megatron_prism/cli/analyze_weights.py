@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_prism.cli.analysis_output import OutOption, deliver
+from megatron_prism.cli.folder_checks import check_folders
 from megatron_prism.cli.output import JsonOption, bytes_bar
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def weights(
     json_file: JsonOption = None,
 ) -> None:
     """Relative change, sparsity and what the stored precision hides, by tensor, layer, component, sub-component."""
+
+    check_folders(base, *others)
 
     def make() -> Analysis:
         from megatron_prism.analysis.inputs import model_bytes

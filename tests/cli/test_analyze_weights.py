@@ -81,7 +81,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     for arguments, expected in (
         ([trio[0]], "Missing argument"),
         ([trio[0], trio[0]], "is the base itself"),
-        ([trio[0], str(tmp_path / "nowhere")], "nowhere"),
+        ([trio[0], str(tmp_path / "nowhere")], "nowhere: no such folder"),
         ([*trio, "--out", str(taken)], "already exists"),
         ([*trio, "--json", str(tmp_path / "no" / "file")], "not a writable folder"),
     ):
