@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from many_models import score
 
-from megatron_prism.analysis.change import change
+from megatron_prism.analysis.change import Change, change
 from megatron_prism.analysis.result import Analysis
+from megatron_prism.analysis.streaming import Piece
 from megatron_prism.analysis.weight_summary import summarize
-from megatron_prism.analysis.weights import TensorChange
 from megatron_prism.models.families import architecture_from_config, published_config
 from megatron_prism.pipeline.artifact import Artifact, Receipt, write_json
 from megatron_prism.pipeline.config import to_mapping
@@ -102,14 +102,14 @@ def weights_of(base: str, others: dict[str, float]) -> Analysis:
             "main_threshold": 0.01,
             "absolute_threshold": 1e-5,
             "models": [
-                {"model": name, "folder": name, "stored_as": "float32", **summarize(tensors(moved))}
+                {"model": name, "folder": name, "stored_as": "float32", **summarize(pieces(moved))}
                 for name, moved in others.items()
             ],
         },
     )
 
 
-def tensors(moved: float) -> list[TensorChange]:
+def pieces(moved: float) -> list[tuple[Piece, Change]]:
     found = []
     for layer in range(2):
         for component, parts in (
@@ -119,8 +119,9 @@ def tensors(moved: float) -> list[TensorChange]:
         ):
             old = torch.linspace(1, 2, 8)
             new = old if component == "norm" else old * (1 + moved)
-            changes = {part: change(old, new) for part in parts}
-            found.append(
-                TensorChange(f"model.layers.{layer}.{component}", layer, component, (8,), "float32", changes)
-            )
+            name = f"model.layers.{layer}.{component}"
+            found += [
+                (Piece(name, layer, component, part, 8 * place, (8,)), change(old, new))
+                for place, part in enumerate(parts)
+            ]
     return found
