@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,26 @@ def label_log_axis(axis: Any, numbers: tuple[int, ...] = (1, 2, 5)) -> None:
     axis.set_major_locator(LogLocator(10, subs=numbers, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def whole_number_axis(axis: Any) -> None:
+    """Label an x-axis of layers or steps at a few whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def shared_legend(figure: Any, axes: Iterable[Any], most: int = 6) -> None:
+    """One legend above all panels, at most `most` names in a row; a name that several panels have stands once.
+
+    Some panels may lack what others have, such as a model that did not change.
+    """
+    named = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=max(1, min(most, len(named))))
 
 
 def inline(svg: str) -> str:

@@ -57,8 +57,9 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
         )
         if different is not None and not _has_main_weights(model):
             remarks.append(
-                f"{model.path}: '{different}' is {model.dtypes[different]}, but {first.dtypes[different]} in "
-                f"{first.path}; a conversion alone changes weights by up to its rounding"
+                f"{model.path}: '{different}' is {dtype_name(model.dtypes[different])}, but "
+                f"{dtype_name(first.dtypes[different])} in {first.path}; if one was converted from the other, part "
+                "of the change is rounding"
             )
     return models, remarks
 
@@ -93,6 +94,11 @@ def _with_main_weights(folder: Path, checkpoint: Path, architecture: Architectur
         f"{folder}: read from the optimizer's fp32 weights, which show changes that bf16 rounds away"
     )
     return model
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as 'bfloat16'."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _has_main_weights(model: Weights) -> bool:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.analysis.change import ABSOLUTE, MAIN_THRESHOLD, THRESHOLDS, Change, total
+from megatron_prism.analysis.inputs import dtype_name
 from megatron_prism.analysis.labels import labels
 from megatron_prism.analysis.result import Analysis
 from megatron_prism.analysis.streaming import Piece, by_group
-from megatron_prism.analysis.weights import Changes, compare_weights, dtype_name, stored_as
+from megatron_prism.analysis.weights import Changes, compare_weights, stored_as
 from megatron_prism.conversion.weights import Weights
 
 VERB = "weights"

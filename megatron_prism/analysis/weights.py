@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from megatron_prism.analysis.change import Change, changes
-from megatron_prism.analysis.inputs import open_models
+from megatron_prism.analysis.inputs import dtype_name, open_models
 from megatron_prism.analysis.streaming import Piece, scan
 from megatron_prism.conversion.weights import Weights
 
@@ -64,8 +62,3 @@ def compare_weights(
 def stored_as(model: Weights) -> str:
     """The dtypes of a model's tensors, the most frequent first, such as 'bfloat16, float32'."""
     return ", ".join(dtype_name(each) for each, _ in Counter(model.dtypes.values()).most_common())
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """'bfloat16' for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")

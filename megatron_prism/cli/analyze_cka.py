@@ -57,7 +57,7 @@ def cka(
     """Linear CKA of mean-pooled hidden states, for every pair of models, layer and set of inputs, with a bootstrap."""
     for name, value, least in (
         ("--samples", samples, 1),
-        ("--resamples", resamples, 1),
+        ("--resamples", resamples, 2),
         ("--resample-size", resample_size, 1),
         ("--seed", seed, 0),
         ("--max-tokens", max_tokens, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,15 +42,20 @@ def confidence(
     whole_number(least, "--least", least=1)
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence {confidence:g}: must be between 0 and 1, for example 0.95")
-    name, times = Counter(evaluations).most_common(1)[0]
-    if times > 1:
-        raise ConfigError(f"{name}: named twice; every evaluation must be another one")
 
     def make() -> Analysis:
         from megatron_prism.analysis.confidence import analyze_confidence
         from megatron_prism.evaluation.answers import find_answers
 
         folders = [find_answers(name) for name in evaluations]
+        # The same evaluation has several names: RUN:MODEL, its folder, or a link.
+        seen = dict[Path, str]()
+        for name, folder in zip(evaluations, folders, strict=True):
+            if folder.resolve() in seen:
+                raise ConfigError(
+                    f"{name}: named twice (as {seen[folder.resolve()]}); every evaluation must be another one"
+                )
+            seen[folder.resolve()] = name
         return analyze_confidence(
             dict(zip(short_names(evaluations), folders, strict=True)),
             suite or [],

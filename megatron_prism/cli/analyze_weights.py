@@ -32,7 +32,6 @@ def weights(
     json_file: JsonOption = None,
 ) -> None:
     """Relative change, sparsity and what the stored precision hides, by tensor, layer, component, sub-component."""
-
     check_folders(base, *others)
 
     def make() -> Analysis:

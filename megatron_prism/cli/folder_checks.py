@@ -21,6 +21,9 @@ def check_folders(*folders: Path, out: Path | None = None, dtype: str | None = N
         # Unlike os.path.isdir, Path.is_dir raises for a name that is too long.
         if not os.path.isdir(folder):
             kind = "this is not a folder" if os.path.exists(folder) else "no such folder"
+            # A path has one slash where an address has two.
+            if str(folder).startswith(("http:/", "https:/")):
+                kind = "a server does not give weights; give the folder of its model"
             raise CheckpointError(f"{folder}: {kind}")
     if out is not None:
         from megatron_prism.pipeline.output_folder import check_free

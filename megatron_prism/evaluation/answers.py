@@ -38,8 +38,10 @@ def find_answers(name: str) -> Path:
     found = list(filter(has_answers, find_folders(name)))
     if len(found) == 1:
         return found[0]
-    named = f"; name one of {', '.join(map(str, found))}" if found else ""
-    raise ArtifactError(f"{name}: {len(found)} evaluations with answers{named}")
+    if not found:
+        raise ArtifactError(f"{name}: keeps no answers of models; give the folder of an evaluation that does")
+    named = ", ".join(map(str, found))
+    raise ArtifactError(f"{name}: has {len(found)} evaluations with answers; name one of {named}")
 
 
 def answered_suites(folder: Path) -> list[str]:

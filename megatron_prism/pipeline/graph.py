@@ -186,7 +186,7 @@ class Graph:
             self._record(run_dir, located)
         except OSError as problem:
             raise ConfigError(
-                f"{run_dir}: cannot write to this run folder ({problem.strerror}); choose another with --run-dir"
+                f"{run_dir}: cannot write to this run folder ({problem.strerror}); choose another folder for the run"
             ) from None
         processes = self.jobs if jobs is None else jobs
         observer = observer or Observer()

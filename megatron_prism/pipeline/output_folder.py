@@ -44,13 +44,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """Raise a DataError if `out` exists and is not an empty folder, or is not a valid file name."""
+    """Raise a DataError if `out` exists and is not an empty folder, is no valid file name, or cannot be created."""
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        above = next(folder for folder in out.absolute().parents if folder.exists())
     except OSError as problem:
         raise DataError(f"{out}: cannot use this path ({problem.strerror}); choose another") from None
     if taken:
         raise DataError(f"{out}: already exists and is not an empty folder; choose another name or remove it")
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"{out}: {above} is not a writable folder; choose another path")
 
 
 def is_full_disk(problem: BaseException | None, folder: Path) -> bool:

@@ -194,11 +194,14 @@ def test_other_bad_input_is_one_line(evaluations, tmp_path, capsys):
     write(tmp_path / "apart", "apart", planted(0), problems=2)
     (tmp_path / "empty" / "generations").mkdir(parents=True)
     first = evaluations / "first"
+    (tmp_path / "link").symlink_to(first)
     for arguments, wanted in (
         ([first, "--suite", "gpqq"], "has no answers of suite 'gpqq'; did you mean 'gpqa'?"),
         ([first, evaluations / "second", "--suite", "other"], f"{first}: has no answers of suite 'other'"),
         ([first, tmp_path / "apart"], "no suite was answered by all models"),
         ([first, first], "named twice"),
+        ([first, f"{evaluations}/second/../first"], "named twice"),
+        ([first, tmp_path / "link"], "named twice"),
         ([tmp_path / "empty"], "neither an evaluation"),
         ([first, "--least", 0], "--least"),
         ([first, "--confidence", 1], "--confidence 1: must be between 0 and 1"),

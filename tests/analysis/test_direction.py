@@ -139,7 +139,7 @@ def test_planted_cosines_are_found_in_every_sub_component(families, dtype, small
 def test_figures_and_tables_show_the_numbers(family, tmp_path):
     code, said, _ = analyze("direction", *family, "--out", tmp_path / "out")
     assert code == 0
-    shown = next(line for line in said.splitlines() if " in_proj.dt " in line)
+    shown = next(line for line in said.splitlines() if " mamba.in_proj.dt " in line)
     # Layers 0 and 2 have the cosine 5/13, and the second update is 4 times as large in layer 2.
     together = 5 / 13 * (1 + 4) / math.sqrt((1 + 1) * (1 + 16))
     assert f"{together:.4f}" in shown

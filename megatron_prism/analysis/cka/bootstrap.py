@@ -27,7 +27,7 @@ class Spread:
 
     Attributes:
         mean: of the resamples.
-        std: with n - 1; 0 for one resample.
+        std: with n - 1.
         low: the 2.5th percentile, interpolated between resamples.
         high: the 97.5th.
     """
@@ -68,7 +68,8 @@ def resampled(grams: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
 
 
 def spread(first: Tensor, second: Tensor) -> Spread | None:
-    """The spread of CKA from two outputs of `resampled`; None if it is not defined for one of the resamples."""
+    """The spread of CKA from two outputs of `resampled`; None if it is not defined for one of the
+    resamples, of which there are two or more."""
     values = (first * second).sum(dim=(1, 2))
     if not bool(values.isfinite().all()):
         return None
@@ -76,7 +77,7 @@ def spread(first: Tensor, second: Tensor) -> Spread | None:
     low, high = np.quantile(found, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Spread(
         mean=statistics.fmean(found),
-        std=statistics.stdev(found) if len(found) > 1 else 0.0,
+        std=statistics.stdev(found),
         low=float(low),
         high=float(high),
     )

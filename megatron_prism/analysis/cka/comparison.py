@@ -69,8 +69,9 @@ class Resampling:
 
     def check(self, inputs: int) -> None:
         """Raise a ConfigError unless so many inputs can be resampled."""
-        if self.resamples < 1:
-            raise ConfigError(f"resamples={self.resamples}: must be 1 or more")
+        # The standard deviation of one resample is not defined.
+        if self.resamples < 2:
+            raise ConfigError(f"resamples={self.resamples}: must be 2 or more, for a standard deviation")
         if not LEAST_INPUTS <= self.size < inputs:
             raise ConfigError(
                 f"resample_size={self.size}: must be {LEAST_INPUTS} or more, and less than samples={inputs}, from "

@@ -51,6 +51,8 @@ class AnalyzeCka(AnalysisStage):
         if self.max_tokens is not None:
             positive(self, "max_tokens")
         one_of(self.dtype, PRECISIONS, "dtype")
+        if self.resamples < 2:
+            raise ConfigError(f"resamples={self.resamples}: must be 2 or more, for a standard deviation")
         if self.resample_size >= self.samples:
             raise ConfigError(f"resample_size={self.resample_size}: must be less than samples={self.samples}")
 

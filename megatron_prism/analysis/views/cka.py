@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, PALETTE, Drawing, label_log_axis
+from megatron_prism.analysis.figures import (
+    FULL_WIDTH,
+    PALETTE,
+    Drawing,
+    label_log_axis,
+    shared_legend,
+    whole_number_axis,
+)
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import DASH
 from megatron_prism.platform.text_table import Table
 
-DASH = "–"
 # `pooled_states.FINAL_NORM`, which needs torch.
 FINAL = "final norm"
 # If a pair is above this everywhere, its line cannot be told from 1, and 1 - CKA is drawn too.
@@ -129,7 +136,7 @@ def by_layer(document: Mapping[str, Any]) -> Drawing:
                         index, [max(each["one_minus_cka"], SMALLEST) for each in points], **style
                     )
             axes[0][column].set_title(name)
-            _whole_numbers(axes[-1][column])
+            whole_number_axis(axes[-1][column].xaxis)
             axes[-1][column].set_xlabel("layer")
         axes[0][0].set_ylabel("CKA")
         if close:
@@ -137,8 +144,7 @@ def by_layer(document: Mapping[str, Any]) -> Drawing:
             label_log_axis(axes[1][0].yaxis, (1,))
             axes[1][0].set_ylabel("1 − CKA")
         figure.align_ylabels()
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=max(1, min(3, len(labels))))
+        shared_legend(figure, axes[0], most=3)
 
     below = " Below, 1 − CKA on a log scale." if close else ""
     caption = (
@@ -177,9 +183,3 @@ def _small(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:.4f}" if value >= 1e-2 or value == 0 else f"{value:.1e}"
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

@@ -7,9 +7,9 @@ from typing import Any
 
 from megatron_prism.analysis.figures import FULL_WIDTH, HALF_WIDTH, INK, PALETTE, Drawing
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import DASH, rate
 from megatron_prism.platform.text_table import Table
 
-DASH = "–"
 # Kind of answers -> its colour: blue for all, green for correct, orange for incorrect ones.
 KINDS = {"all": PALETTE[0], "correct": PALETTE[2], "incorrect": PALETTE[1]}
 NAMES = {"all": "overall", "correct": "correct", "incorrect": "incorrect"}
@@ -36,7 +36,7 @@ def _lengths_and_confidence(document: Mapping[str, Any]) -> Table:
                     suite,
                     model["model"],
                     f"{found['problems']:,} x {samples:g}",
-                    _percent(found["pass_rate"]),
+                    rate(found["pass_rate"]),
                     DASH if found["tokens"]["median"] is None else f"{found['tokens']['median']:,.0f}",
                     f"{100 * found['truncated']:.0f}",
                     *(_with_interval(found["nlp"][kind]["of_responses"]) for kind in KINDS),
@@ -171,10 +171,6 @@ def _model_ticks(axis: Any, names: Sequence[str]) -> None:
     axis.tick_params(axis="x", length=0, labelsize=8)
     axis.grid(axis="x", visible=False)
     axis.set_xlim(-0.6, len(names) - 0.4)
-
-
-def _percent(estimate: Mapping[str, Any]) -> str:
-    return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
 
 
 def _percent_text(share: float) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, HALF_WIDTH, INK, PALETTE, Drawing
+from megatron_prism.analysis.figures import (
+    FULL_WIDTH,
+    HALF_WIDTH,
+    INK,
+    PALETTE,
+    Drawing,
+    shared_legend,
+    whole_number_axis,
+)
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import COLOURS, DASH, fraction, part_name
 from megatron_prism.platform.text_table import Table
 
-DASH = "–"
 OVERALL = "Overall (wtd avg)"
 # Figures and the wide table show so many pairs; the document has all of them.
 SHOWN = 6
-COLOURS = dict(zip(("attention", "mlp", "mamba", "embedding", "head", "norm"), PALETTE, strict=False))
 
 
 def view(document: Mapping[str, Any]) -> View:
@@ -33,9 +40,9 @@ def overall_table(pairs: Sequence[Mapping[str, Any]], base: str) -> Table:
         rows.append(
             [
                 title(pair),
-                _cosine(pair["overall"]),
-                _cosine(whole["cosine"]),
-                _cosine(whole["mean_cosine"]),
+                fraction(pair["overall"], 4),
+                fraction(whole["cosine"], 4),
+                fraction(whole["mean_cosine"], 4),
                 _chance(whole["chance_std"]),
                 _chance(whole["sign_flip_std"]),
                 f"{whole['without_cosine']} of {whole['tensors']}",
@@ -43,7 +50,7 @@ def overall_table(pairs: Sequence[Mapping[str, Any]], base: str) -> Table:
         )
     columns = [
         *("updates", OVERALL.lower(), "concatenated", "mean of tensors"),
-        *("chance: random", "random signs", "tensors without"),
+        *("chance: random", "random signs", "without a cosine"),
     ]
     heading = (
         f"cosine between updates from {base}; by chance it would be 0 with the standard deviations shown"
@@ -55,10 +62,10 @@ def sub_component_table(pair: Mapping[str, Any], base: str) -> Table:
     """The cosine of each sub-component."""
     rows = [
         [
-            part(name),
+            part_name(name),
             f"{found['elements']:,}",
-            _cosine(found["cosine"]),
-            _cosine(found["mean_cosine"]),
+            fraction(found["cosine"], 4),
+            fraction(found["mean_cosine"], 4),
             _chance(found["chance_std"]),
             _chance(found["sign_flip_std"]),
             f"{found['first_norm']:.3g}",
@@ -76,11 +83,6 @@ def sub_component_table(pair: Mapping[str, Any], base: str) -> Table:
 def title(pair: Mapping[str, Any]) -> str:
     """The names of both models."""
     return f"{pair['first']}, {pair['second']}"
-
-
-def part(name: str) -> str:
-    """'attention.q' without its component."""
-    return name.partition(".")[2]
 
 
 def _bars(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
@@ -125,7 +127,7 @@ def _bars(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
                 label="chance: 0 ± 2 std" if number == len(pairs) - 1 else None,
             )
         axis.axvline(0, color=INK, linewidth=0.8)
-        axis.set_yticks(rows, [*map(part, names), OVERALL])
+        axis.set_yticks(rows, [*map(part_name, names), OVERALL])
         axis.get_yticklabels()[-1].set_fontweight("bold")
         axis.margins(y=0.02)
         axis.invert_yaxis()
@@ -149,8 +151,6 @@ def _bars(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
 
 def _by_layer(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
     def draw(figure: Any) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         axes = figure.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
         for axis, pair in zip(axes, pairs, strict=True):
             for component, colour in COLOURS.items():
@@ -166,17 +166,12 @@ def _by_layer(pairs: Sequence[Mapping[str, Any]], base: str) -> Drawing:
             axis.axhline(0, color=INK, linewidth=0.8)
             axis.set_title(title(pair))
             axis.set_xlabel("layer")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            whole_number_axis(axis.xaxis)
         axes[0].set_ylabel(f"cosine between updates\nfrom {base}")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=max(1, len(labels)))
+        shared_legend(figure, axes)
 
     width = max(HALF_WIDTH * 1.2, min(FULL_WIDTH * 1.5, 2.6 * len(pairs)))
     return Drawing(width, 2.9, draw, "Cosine between the updates by layer and component.")
-
-
-def _cosine(value: float | None) -> str:
-    return DASH if value is None else f"{value:.4f}"
 
 
 def _chance(value: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_prism.analysis.figures import FULL_WIDTH, HALF_WIDTH, INK, PALETTE, Drawing
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import rate
 from megatron_prism.platform.text_table import Table
 
 MEAN = "mean"
@@ -54,7 +55,7 @@ def _path_table(document: Mapping[str, Any]) -> Table:
             f"{point['a']:.3g}",
             f"{point['b']:.3g}",
             point["model"] or "",
-            *(_interval(_of(point, suite)) for suite in shown),
+            *(rate(_of(point, suite)) for suite in shown),
         ]
         for point in (document["points"][index] for index in document["path"])
     ]
@@ -76,7 +77,7 @@ def _barrier_table(document: Mapping[str, Any]) -> Table:
         ]
         for each in document["barriers"]
     ]
-    title = "barriers: largest falls below the straight line"
+    title = "barriers: largest falls below the straight line between two models, in percentage points"
     return Table(["leg", "suite", "barrier", "at"], rows, [False, False, True, True], title)
 
 
@@ -233,7 +234,3 @@ def _panel(axis: Any, document: Mapping[str, Any], suite: str, *, small: bool) -
     axis.tick_params(labelsize=7.5)
     axis.grid(visible=False)
     axis.set_title(suite)
-
-
-def _interval(estimate: Mapping[str, float]) -> str:
-    return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, INK, PALETTE, Drawing, label_log_axis
+from megatron_prism.analysis.figures import FULL_WIDTH, INK, PALETTE, Drawing, label_log_axis, shared_legend
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import DASH, fraction, part_name, percent
 from megatron_prism.platform.text_table import Table
 
-DASH = "–"
 # Figures have a panel for each of so many models, and bars for so many pairs.
 SHOWN = 4
 STYLES = ("-", "--", ":")
@@ -40,11 +40,11 @@ def rank_table(model: Mapping[str, Any], base: str, sizes: Sequence[int]) -> Tab
     for name, found in {**model["sub_components"], "all": model["all"]}.items():
         rows.append(
             [
-                _part(name),
+                part_name(name),
                 f"{found['matrices']}",
                 _number(found["full_rank"]),
-                _beside(found["share"][0], found["random_share"][0], _percent),
-                _beside(found["share"][-1], found["random_share"][-1], _percent),
+                _beside(found["share"][0], found["random_share"][0], percent),
+                _beside(found["share"][-1], found["random_share"][-1], percent),
                 _beside(found["stable_rank"], found["random_stable_rank"], _number),
                 _beside_range(found),
                 *(_number(each) for each in found["rank_at"]),
@@ -52,10 +52,13 @@ def rank_table(model: Mapping[str, Any], base: str, sizes: Sequence[int]) -> Tab
             ]
         )
     columns = [
-        *("sub-component", "matrices", "full rank", "top 1 %", f"top {sizes[-1]} %", "stable rank"),
+        *("sub-component", "matrices", "full rank", "in 1 (%)", f"in {sizes[-1]} (%)", "stable rank"),
         *("effective rank", "rank 90 %", "rank 95 %", "rank 99 %", "residual"),
     ]
-    title = f"update {base} → {model['model']}: means over matrices; in brackets: noise of the same shape"
+    title = (
+        f"update {base} → {model['model']}: means over matrices; in 1, in {sizes[-1]}: energy in so many "
+        "leading directions; in brackets: noise of the same shape"
+    )
     return Table(columns, rows, [False, *[True] * (len(columns) - 1)], title)
 
 
@@ -63,16 +66,16 @@ def angle_table(pair: Mapping[str, Any], base: str) -> Table:
     """Overlaps of the leading directions of two updates."""
     rows = [
         [
-            _part(name),
+            part_name(name),
             f"{found['matrices']}",
             _number(found["directions"]),
             *(
                 cell
                 for side in ("left", "right")
                 for cell in (
-                    _share(found[f"{side}_overlap"]),
-                    _share(found[f"{side}_chance"]),
-                    _share(found[f"{side}_largest_cosine"]),
+                    fraction(found[f"{side}_overlap"]),
+                    fraction(found[f"{side}_chance"]),
+                    fraction(found[f"{side}_largest_cosine"]),
                 )
             ),
         ]
@@ -98,7 +101,7 @@ def _decays(models: Sequence[Mapping[str, Any]], base: str, top: int) -> Drawing
                 colour = PALETTE[number % len(PALETTE)]
                 style = STYLES[number // len(PALETTE) % len(STYLES)]
                 places = range(1, len(found["decay"]) + 1)
-                axis.plot(places, found["decay"], color=colour, linestyle=style, label=_part(name))
+                axis.plot(places, found["decay"], color=colour, linestyle=style, label=part_name(name))
             noise = [found["random_decay"] for _, found in shown if len(found["random_decay"]) == top]
             if noise:
                 # One band for all shapes: their noise differs little.
@@ -109,8 +112,7 @@ def _decays(models: Sequence[Mapping[str, Any]], base: str, top: int) -> Drawing
             axis.set_yscale("log")
             label_log_axis(axis.yaxis)
         axes[0].set_ylabel("relative to the largest")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(6, max(1, len(labels))))
+        shared_legend(figure, axes)
 
     width = max(FULL_WIDTH * 0.6, min(FULL_WIDTH * 1.5, 3.0 * len(models)))
     caption = (
@@ -139,7 +141,7 @@ def _shares(models: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Drawin
             )
             for place, value, level in zip(places, values, noise, strict=True):
                 _write(axis, f"{value:.1f}", max(value, level), place)
-        _name_rows(axis, [*map(_part, names), "all"], _rows(names))
+        _name_rows(axis, [*map(part_name, names), "all"], _rows(names))
         axis.set_xlabel(f"energy of the update in its {sizes[-1]} leading directions (%)")
         axis.set_xlim(0, min(112, 1.16 * axis.get_xlim()[1]))
         figure.legend(loc="outside upper left", ncols=min(4, len(models) + 1))
@@ -175,9 +177,8 @@ def _overlaps(pairs: Sequence[Mapping[str, Any]]) -> Drawing:
             axis.set_xlabel("overlap of the leading directions")
             axis.set_xlim(0, min(1.16, 1.2 * axis.get_xlim()[1]))
             axis.grid(axis="y", visible=False)
-        _name_rows(axes[0], [*map(_part, names), "all"], _rows(names))
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)))
+        _name_rows(axes[0], [*map(part_name, names), "all"], _rows(names))
+        shared_legend(figure, axes, most=4)
 
     caption = (
         "Mean squared cosine of the principal angles between the leading directions of two updates, means over layers; "
@@ -207,10 +208,6 @@ def _write(axis: Any, text: str, value: float, place: float) -> None:
     axis.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
 
 
-def _part(name: str) -> str:
-    return name.partition(".")[2] or name
-
-
 def _beside(value: float | None, noise: float | None, write: Any) -> str:
     return f"{write(value)} ({write(noise)})"
 
@@ -225,11 +222,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
-
-
-def _percent(share: float | None) -> str:
-    return DASH if share is None else f"{100 * share:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3f}"

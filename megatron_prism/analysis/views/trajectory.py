@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, INK, PALETTE, Drawing
+from megatron_prism.analysis.figures import FULL_WIDTH, INK, PALETTE, Drawing, shared_legend
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import COLOURS, DASH, delta, fraction, part_name, percent
 from megatron_prism.platform.text_table import Table
 
-DASH = "–"
 RULES = {"relative": "changed by 1 % or more", "exact": "changed at all"}
-COLOURS = dict(zip(("attention", "mlp", "mamba", "embedding", "head", "norm"), PALETTE, strict=False))
 
 
 def view(document: Mapping[str, Any]) -> View:
@@ -44,20 +43,20 @@ def step_table(steps: Sequence[Mapping[str, Any]], start: str) -> Table:
         rows.append(
             [
                 f"{step['step']:,}",
-                _delta(whole["norm_delta"]),
-                _percent(whole["share_of_final"]),
-                _percent(whole["active"], 2),
-                _percent(whole["active_exact"], 2),
-                _percent(previous["of_first"]) if previous else DASH,
-                _share(previous["jaccard"]) if previous else DASH,
-                _share(last["jaccard"]) if last else DASH,
-                _share(last["chance_jaccard"]) if last else DASH,
-                _share(last["size_chance_jaccard"]) if last else DASH,
+                delta(whole["norm_delta"]),
+                percent(whole["share_of_final"]),
+                percent(whole["active"], 2),
+                percent(whole["active_exact"], 2),
+                percent(previous["of_first"]) if previous else DASH,
+                fraction(previous["jaccard"]) if previous else DASH,
+                fraction(last["jaccard"]) if last else DASH,
+                fraction(last["chance_jaccard"]) if last else DASH,
+                fraction(last["size_chance_jaccard"]) if last else DASH,
             ]
         )
     columns = [
         *("step", "delta (norm ratio)", "% of final L2", "active %", "changed at all %", "% kept"),
-        *("Jaccard, previous", "Jaccard, last", "by chance", "given |w|"),
+        *("Jaccard, previous", "Jaccard, last", "by chance", "chance given |w|"),
     ]
     title = (
         f"change from {start}; active: changed by 1 % or more; kept: of those active at the step before; "
@@ -72,8 +71,8 @@ def component_table(steps: Sequence[Mapping[str, Any]], start: str) -> Table:
     rows = [
         [
             f"{step['step']:,}",
-            *(_delta(step["components"][name]["norm_delta"]) for name in components),
-            *(_percent(step["components"][name]["active"], 2) for name in components),
+            *(delta(step["components"][name]["norm_delta"]) for name in components),
+            *(percent(step["components"][name]["active"], 2) for name in components),
         ]
         for step in steps
     ]
@@ -95,19 +94,19 @@ def against_table(other: Mapping[str, Any], step: int) -> Table:
             rows.append(
                 [
                     meaning,
-                    _part(name),
-                    _percent(sets["first"] / found["elements"], 2),
-                    _percent(sets["second"] / found["elements"], 2),
-                    _percent(sets["of_first"]),
-                    _percent(sets["of_second"]),
-                    _share(sets["jaccard"]),
-                    _share(sets["chance_jaccard"]),
-                    _share(sets["size_chance_jaccard"]),
+                    part_name(name),
+                    percent(sets["first"] / found["elements"], 2),
+                    percent(sets["second"] / found["elements"], 2),
+                    percent(sets["of_first"]),
+                    percent(sets["of_second"]),
+                    fraction(sets["jaccard"]),
+                    fraction(sets["chance_jaccard"]),
+                    fraction(sets["size_chance_jaccard"]),
                 ]
             )
     columns = [
         *("active", "sub-component", "this run %", "other %", "of this run's %", "of other's %"),
-        *("Jaccard", "by chance", "given |w|"),
+        *("Jaccard", "by chance", "chance given |w|"),
     ]
     title = f"overlap of the active sets at step {step:,} with those of {other['model']}"
     return Table(columns, rows, [False, False, *[True] * 7], title)
@@ -127,8 +126,7 @@ def _by_step(steps: Sequence[Mapping[str, Any]]) -> Drawing:
             axis.set_ylim(bottom=0)
         left.set_ylabel("L2 of the change / L2 of the start")
         right.set_ylabel("active set (% of elements)")
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+        shared_legend(figure, [left, right], most=7)
 
     caption = (
         "Relative change of the weights (left) and share of elements that changed by 1 % or more (right)."
@@ -157,13 +155,7 @@ def _overlap(steps: Sequence[Mapping[str, Any]]) -> Drawing:
         for axis in (left, right):
             axis.set_ylim(0, 1.05)
             axis.set_xlabel("step")
-        # A run that moved no weight has neither curves nor labels of some kinds.
-        named = {
-            label: handle
-            for axis in (left, right)
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=3)
+        shared_legend(figure, [left, right], most=3)
 
     caption = (
         "Left: overlap of each step's active set with that of the last step; dashed: of sets that are independent "
@@ -208,7 +200,7 @@ def _between_runs(others: Sequence[Mapping[str, Any]], step: int) -> Drawing:
                     va="center",
                     fontsize=7,
                 )
-        axis.set_yticks(rows, [*map(_part, names), "all"])
+        axis.set_yticks(rows, [*map(part_name, names), "all"])
         axis.get_yticklabels()[-1].set_fontweight("bold")
         axis.margins(y=0.02)
         axis.invert_yaxis()
@@ -238,21 +230,3 @@ def _series(steps: Sequence[Mapping[str, Any]], other: str, rule: str, key: str)
 def _plot(axis: Any, points: Sequence[tuple[int, float]], **style: Any) -> None:
     if points:
         axis.plot(*zip(*points, strict=True), markersize=3.5, **style)
-
-
-def _part(name: str) -> str:
-    return name.partition(".")[2] or name
-
-
-def _delta(value: float | None) -> str:
-    if value is None:
-        return DASH
-    return f"{value:.4f}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return DASH if share is None else f"{100 * share:.{digits}f}"
-
-
-def _share(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3f}"

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_prism.analysis.figures import FULL_WIDTH, INK, PALETTE, Drawing, label_log_axis
+from megatron_prism.analysis.figures import (
+    FULL_WIDTH,
+    INK,
+    PALETTE,
+    Drawing,
+    label_log_axis,
+    shared_legend,
+    whole_number_axis,
+)
 from megatron_prism.analysis.view import View
+from megatron_prism.analysis.views.words import COLOURS, DASH, delta, part_name, percent
 from megatron_prism.platform.text_table import Table
-
-DASH = "–"
-COLOURS = dict(zip(("attention", "mlp", "mamba", "embedding", "head", "norm"), PALETTE, strict=False))
 
 
 def view(document: Mapping[str, Any]) -> View:
@@ -43,40 +49,45 @@ def component_table(models: Sequence[Mapping[str, Any]], base: str, main: int) -
         rows.append(
             [
                 f"{base} → {model['model']}",
-                *(_delta(found[name]["mean_delta"]) if name in found else DASH for name in components),
-                _delta(whole["mean_delta"]),
-                _delta(whole["norm_delta"]),
-                _percent(whole["unchanged"][main]),
-                _percent(attention["unchanged"][main]) if attention else DASH,
+                *(delta(found[name]["mean_delta"]) if name in found else DASH for name in components),
+                delta(whole["mean_delta"]),
+                delta(whole["norm_delta"]),
+                percent(whole["unchanged"][main]),
+                percent(attention["unchanged"][main]) if attention else DASH,
             ]
         )
     columns = [
         *("transition", *components),
-        *("total (mean of tensors)", "total (norm ratio)", "sparsity", "sparsity, attention"),
+        *("total (mean of tensors)", "total (norm ratio)", "sparsity (%)", "of attention (%)"),
     ]
-    title = "delta = ||W' − W|| / ||W||, the mean over the tensors of a component; sparsity: changed by less than 1 %"
+    title = (
+        "delta = ||W' − W|| / ||W||, the mean over the tensors of a component; sparsity: elements that changed by "
+        "less than 1 %"
+    )
     return Table(columns, rows, [False, *[True] * (len(columns) - 1)], title)
 
 
 def threshold_table(models: Sequence[Mapping[str, Any]], base: str, thresholds: Sequence[float]) -> Table:
     """The paper's Table 22: elements that changed by less than each threshold."""
     rows = [
-        [f"{100 * threshold:g} %", *(_percent(model["all"]["unchanged"][index]) for model in models)]
+        [f"{100 * threshold:g} %", *(percent(model["all"]["unchanged"][index]) for model in models)]
         for index, threshold in enumerate(thresholds)
     ]
-    rows.append(["equal", *(_percent(model["all"]["equal"]) for model in models)])
-    rows.append(["|Δw| ≤ 1e-5 in bf16", *(_percent(model["all"]["unchanged_absolute"]) for model in models)])
+    rows.append(["equal", *(percent(model["all"]["equal"]) for model in models)])
+    rows.append(["|Δw| ≤ 1e-5 in bf16", *(percent(model["all"]["unchanged_absolute"]) for model in models)])
     columns = ["threshold", *(f"{base} → {model['model']}" for model in models)]
-    return Table(columns, rows, [False, *[True] * len(models)], "unchanged elements by relative threshold")
+    return Table(
+        columns, rows, [False, *[True] * len(models)], "elements (%) that changed by less than a threshold"
+    )
 
 
 def sub_component_table(models: Sequence[Mapping[str, Any]], base: str, main: int) -> Table:
     """The paper's Table 23: the share of each sub-component's elements that changed by 1 % or more."""
     rows = [
         [
-            _part_name(name),
+            part_name(name),
             *(
-                _percent(1 - model["sub_components"][name]["unchanged"][main])
+                percent(1 - model["sub_components"][name]["unchanged"][main])
                 if name in model["sub_components"]
                 else DASH
                 for model in models
@@ -85,7 +96,7 @@ def sub_component_table(models: Sequence[Mapping[str, Any]], base: str, main: in
         for name in _keys(models, "sub_components")
     ]
     columns = ["sub-component", *(f"{base} → {model['model']}" for model in models)]
-    return Table(columns, rows, [False, *[True] * len(models)], "elements that changed by 1 % or more")
+    return Table(columns, rows, [False, *[True] * len(models)], "elements (%) that changed by 1 % or more")
 
 
 def floor_table(models: Sequence[Mapping[str, Any]], base: str) -> Table:
@@ -98,8 +109,8 @@ def floor_table(models: Sequence[Mapping[str, Any]], base: str) -> Table:
             [
                 f"{base} → {model['model']}",
                 model["stored_as"],
-                _delta(whole["norm_delta"]),
-                _delta(whole["floor"]),
+                delta(whole["norm_delta"]),
+                delta(whole["floor"]),
                 DASH if times is None else f"{times:.3g}",
                 _lost(whole),
                 f"{whole['zeros_kept']:,}",
@@ -108,7 +119,7 @@ def floor_table(models: Sequence[Mapping[str, Any]], base: str) -> Table:
         )
     columns = [
         *("transition", "stored as", "delta", "rounding floor", "delta / floor"),
-        *("changes lost in bf16", "zeros kept", "zeros changed"),
+        *("changes lost in bf16 (%)", "zeros kept", "zeros changed"),
     ]
     title = "precision: the delta of rounding alone, and changed elements that would be equal in bf16"
     return Table(columns, rows, [False, False, *[True] * 6], title)
@@ -117,7 +128,7 @@ def floor_table(models: Sequence[Mapping[str, Any]], base: str) -> Table:
 def _lost(whole: Mapping[str, Any]) -> str:
     if not whole["norm_delta"]:
         return DASH
-    return "not known" if whole["vanished"] is None else _percent(whole["vanished"])
+    return "not known" if whole["vanished"] is None else percent(whole["vanished"])
 
 
 def _by_layer(models: Sequence[Mapping[str, Any]], base: str) -> Drawing:
@@ -140,10 +151,9 @@ def _by_layer(models: Sequence[Mapping[str, Any]], base: str) -> Drawing:
             axis.set_xlabel("layer")
             axis.set_yscale("log")
             label_log_axis(axis.yaxis)
-            _whole_numbers(axis)
+            whole_number_axis(axis.xaxis)
         axes[0].set_ylabel("delta, mean of tensors")
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=max(1, len(names)))
+        shared_legend(figure, axes)
 
     width = max(FULL_WIDTH / 2, min(FULL_WIDTH * 1.5, 2.6 * len(models)))
     return Drawing(width, 2.9, draw, "Relative change of the weights by layer and component, on a log scale.")
@@ -163,7 +173,7 @@ def _by_sub_component(models: Sequence[Mapping[str, Any]], base: str, main: int)
             axis.barh(places, changed, height * 0.9, color=colour, label=f"{base} → {model['model']}")
             for place, value in zip(places, changed, strict=True):
                 axis.text(value + 1, place, f"{value:.1f}", va="center", fontsize=7)
-        axis.set_yticks(range(len(names)), [_part_name(name) for name in names])
+        axis.set_yticks(range(len(names)), [part_name(name) for name in names])
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         axis.set_xlim(0, 108)
@@ -198,12 +208,6 @@ def _by_threshold(models: Sequence[Mapping[str, Any]], base: str, thresholds: Se
     return Drawing(FULL_WIDTH / 2 + 0.6, 3.0, draw, "Update sparsity against its threshold.")
 
 
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
 def _main(document: Mapping[str, Any]) -> int:
     thresholds: list[float] = document["thresholds"]
     return thresholds.index(document["main_threshold"])
@@ -211,19 +215,3 @@ def _main(document: Mapping[str, Any]) -> int:
 
 def _keys(models: Sequence[Mapping[str, Any]], part: str) -> list[str]:
     return list(dict.fromkeys(name for model in models for name in model[part]))
-
-
-def _part_name(name: str) -> str:
-    """'attention.q' as it is; 'norm' for 'norm.norm', a component with one part."""
-    component, _, part = name.partition(".")
-    return component if part == component else name
-
-
-def _delta(value: float | None) -> str:
-    if value is None:
-        return DASH
-    return f"{value:.4f}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
