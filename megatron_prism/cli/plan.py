@@ -82,8 +82,13 @@ def plan(
             screen.print(memory_chart(f"{each.name}: the memory of the fullest GPU", each.memory, profile))
         if explain and each.step is not None:
             screen.print(time_chart(f"{each.name}: one step", each.step.parts))
+    # A remark that several stages have is shown once, with their names.
+    remarks: dict[str, list[str]] = {}
+    for each in plans:
         for remark in each.remarks:
-            show_line(json_file, f"{each.name}: {remark}")
+            remarks.setdefault(remark, []).append(each.name)
+    for remark, names in remarks.items():
+        show_line(json_file, f"{', '.join(names)}: {remark}")
     for stage, found in searches.items():
         if target in (None, stage) and (explain or target is not None):
             for shown in search_tables(stage, found, profile):

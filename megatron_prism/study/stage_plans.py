@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_prism.analysis.stage import AnalysisStage
+from megatron_prism.analysis.stages.landscape import AnalyzeLandscape
 from megatron_prism.conversion.stage import ExportHF, ImportHF
 from megatron_prism.data.packing import PackDocuments
 from megatron_prism.data.tokenization import TokenizeCorpus
@@ -208,8 +210,8 @@ def _other(node: Node, architecture: Architecture | None, tokens: float, setting
         _difficulty(plan, stage, architecture, setting)
     elif architecture is not None and isinstance(stage, Evaluate):
         _evaluation(plan, stage, node.inputs["corpus"].stage, architecture, setting=setting)
-    elif isinstance(stage, Harness):
-        plan.remarks.append("its time is not estimated")
+    elif isinstance(stage, Harness | AnalysisStage | AnalyzeLandscape):
+        plan.remarks.append("time is not estimated")
     plan.disk_peak = plan.disk
     return plan
 
@@ -230,7 +232,7 @@ def _evaluation(
 ) -> None:
     """All benchmarks whose number of problems is known, on one GPU."""
     if not isinstance(corpus, BenchmarkFiles) or corpus.planned:
-        plan.remarks.append("its time is not estimated, because the number of problems is not known")
+        plan.remarks.append("time is not estimated, because the number of problems is not known")
         return
     plan.gpus, plan.layout = 1, "one GPU"
     lengths, total = setting.lengths, 0

@@ -54,9 +54,16 @@ def test_evaluation_takes_the_time_of_its_answers(tmp_path, capsys):
     seconds = stages["evaluate_base"]["seconds"]
     assert sum(seconds.values()) == pytest.approx(3600 * stages["evaluate_base"]["hours"])
     assert seconds["math500"] == pytest.approx(500 / 30 * seconds["aime24"], rel=0.2)
-    assert stages["harness_base"]["remarks"] == ["its time is not estimated"]
+    assert stages["harness_base"]["remarks"] == ["time is not estimated"]
+    assert "harness_base, harness_midtrain: time is not estimated\n" in capsys.readouterr().out
     few = result(*arguments, "evaluate_base.limit=3", folder=tmp_path)["stages"]
     assert f"{3 * (4 * 64 + 3 * 3)} answers" in str(few)
+
+
+def test_analyses_do_not_seem_to_take_no_time(tmp_path):
+    stages = {each["stage"]: each for each in result("shoebox", folder=tmp_path)["stages"]}
+    for name in ("weights", "direction", "spectrum", "cka", "trajectory", "confidence", "landscape"):
+        assert stages[name]["remarks"] == ["time is not estimated"], name
 
 
 def test_one_stage_is_explained(capsys, tmp_path):
