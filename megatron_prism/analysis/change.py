@@ -193,6 +193,10 @@ class _Pair:
         torch.from_numpy(difference).copy_(other)
         np.subtract(difference, base.values, out=difference)
         squares = _sum_of_squares(difference)
+        if not math.isfinite(squares):
+            # Finite bf16 numbers may be further apart than fp32 can say. Others stay NaN and infinite.
+            apart = (other.double() - base.piece.double()).numpy()
+            squares = float(np.dot(apart, apart))
         np.abs(difference, out=difference)
         np.divide(difference, base.sizes, out=relative)
         for index, limit in enumerate(self._limits):

@@ -40,13 +40,13 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
     """
     if not others:
         raise ConfigError(f"{base}: give two or more models; the first is the base of the others")
-    given = [base.resolve()]
+    given = [_own_folder(base)]
     for other in others:
-        if other.resolve() == given[0]:
+        if _own_folder(other) == given[0]:
             raise ConfigError(f"{other}: is the base itself; give another model")
-        if other.resolve() in given:
+        if _own_folder(other) in given:
             raise ConfigError(f"{other}: given twice; every model must be another one")
-        given.append(other.resolve())
+        given.append(_own_folder(other))
     models = [open_model(path) for path in (base, *others)]
     remarks = list(dict.fromkeys(each for model in models for each in model.remarks))
     first = models[0]
@@ -62,6 +62,12 @@ def open_models(base: Path, others: Sequence[Path]) -> tuple[list[Weights], list
                 "of the change is rounding"
             )
     return models, remarks
+
+
+def _own_folder(model: Path) -> Path:
+    """One path for a model, however it is named: a link, or the checkpoint inside its folder."""
+    found = model.resolve()
+    return found.parent if found.name == CHECKPOINT else found
 
 
 def open_model(folder: Path) -> Weights:

@@ -69,9 +69,25 @@ def find_steps(given: Sequence[Path], least: int = 2) -> list[RunStep]:
     return steps
 
 
+def run_of(step: Path) -> Path:
+    """The folder of the run that has kept this step in `weights`; of another model, its own folder."""
+    found = step.resolve()
+    return found.parents[1] if found.parent.name == WEIGHTS else found
+
+
+def check_other_models(steps: Sequence[RunStep], start: Path, against: Sequence[Path]) -> None:
+    """Raise a ConfigError if the start, or the end of "another" run, is the finished model of the run itself."""
+    runs = {run_of(each.folder) for each in steps if each.folder.resolve().parent.name == WEIGHTS}
+    if start.resolve() in runs:
+        raise ConfigError(f"{start}: is the end of this run; give the model with which it began")
+    for other in against:
+        if other.resolve() in runs:
+            raise ConfigError(f"{other}: is this run itself; give another run that began with {start}")
+
+
 def is_start(start: Path, step: Path) -> bool | None:
     """Whether a run began with the model `start`, by the receipts of both; None if they do not say."""
-    run = step.resolve().parents[1] if step.resolve().parent.name == WEIGHTS else step
+    run = run_of(step)
     if not all((folder / RECEIPT).is_file() for folder in (start, run)):
         return None
     made = read_object(run / RECEIPT, CheckpointError)
@@ -104,9 +120,7 @@ def _number(folder: Path) -> int:
 
 def _check_one_run(given: Sequence[Path]) -> None:
     """Steps that a run of ours has kept must have the same run; of other folders nothing is known."""
-    runs = {
-        folder: folder.resolve().parents[1] for folder in given if folder.resolve().parent.name == WEIGHTS
-    }
+    runs = {folder: run_of(folder) for folder in given if folder.resolve().parent.name == WEIGHTS}
     first = next(iter(runs.items()), None)
     for folder, run in runs.items():
         if first is not None and run != first[1]:

@@ -12,7 +12,7 @@ from megatron_prism.analysis.change import MAIN_THRESHOLD, THRESHOLDS, total
 from megatron_prism.analysis.inputs import open_models
 from megatron_prism.analysis.labels import labels
 from megatron_prism.analysis.result import Analysis
-from megatron_prism.analysis.run_steps import find_steps, is_start
+from megatron_prism.analysis.run_steps import check_other_models, find_steps, is_start
 from megatron_prism.analysis.streaming import Piece, by_group, scan
 from megatron_prism.analysis.trajectory import (
     EXACT,
@@ -75,6 +75,7 @@ def analyze_trajectory(
         CheckpointError: for a damaged folder, another architecture, or a NaN or an infinite number in a tensor.
     """
     steps = find_steps(given, least=1 if against else 2)
+    check_other_models(steps, start, against)
     models, remarks = open_models(start, [*(each.folder for each in steps), *against])
     if is_start(start, steps[-1].folder) is False:
         remarks.append(f"{start}: is not the model with which {given[0]} began, by its receipt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,9 @@ class Architecture:
         for key in data:
             if key not in known:
                 raise CheckpointError(f"{path}: unknown key '{key}'{suggest(key, known)}")
+        missing = [each.name for each in fields(cls) if _required(each) and each.name not in data]
+        if missing:
+            raise CheckpointError(f"{path}: no key '{missing[0]}'; convert the model again")
         try:
             if data.get("rope_scaling"):
                 data["rope_scaling"] = RopeScaling(**data["rope_scaling"])
@@ -204,6 +207,10 @@ class Architecture:
                     f"{where}: the checkpoint has {each.name}={theirs}, this model has {mine}; "
                     "use a checkpoint of the same architecture"
                 )
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _whole_number(name: str, value: Any, least: int, most: int) -> None:

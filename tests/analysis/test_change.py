@@ -114,6 +114,16 @@ def test_a_planted_divergence(dtype, scale):
     assert found.sparsity == dict.fromkeys(THRESHOLDS, 0.0)
 
 
+def test_the_largest_numbers_of_bf16_have_a_finite_change():
+    largest = torch.finfo(torch.bfloat16).max
+    base = torch.tensor([largest, 1.0], dtype=torch.bfloat16)
+    found = change(base, -base)
+    assert found.delta == pytest.approx(2, rel=1e-12)
+    assert not any(found.below)
+    assert math.isnan(change(base, base * math.nan).change_squares), "the caller refuses it"
+    assert math.isinf(change(base, base * math.inf).change_squares)
+
+
 def test_sums_of_pieces_are_the_sums_of_the_whole():
     base, other = planted(torch.float32)
     pieces = [change(a, b) for a, b in zip(base.split(333), other.split(333), strict=True)]

@@ -288,6 +288,10 @@ def test_unusable_input_is_one_line(run, tmp_path):
     assert "its name has no number of a step" in refusal("trajectory", start, first, other)
     assert "the folder of a run stands alone" in refusal("trajectory", start, folder, first)
     assert "is the base itself" in refusal("trajectory", first, folder)
+    with pytest.raises(ConfigError, match="is the end of this run"):
+        analyze_trajectory(folder, [folder])
+    (tmp_path / "link").symlink_to(folder)
+    assert "is this run itself" in refusal("trajectory", start, folder, "--against", tmp_path / "link")
     assert "no such folder" in refusal("trajectory", start, first, tmp_path / "step_7")
     twin = tmp_path / "twin/weights/step_0000010"
     twin.parent.mkdir(parents=True)

@@ -15,6 +15,7 @@ from megatron_prism.analysis.spectrum_summary import analyze_spectrum
 from megatron_prism.analysis.trajectory_summary import analyze_trajectory
 from megatron_prism.analysis.view import view
 from megatron_prism.analysis.weight_summary import analyze_weights
+from megatron_prism.conversion.import_hf import import_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,14 @@ def test_targets_and_models_that_cannot_be_used_are_told_before_the_work(models,
         assert "this is not a folder" in refusal(verb, base, double, taken)
         assert "a server does not give weights" in refusal(verb, base, double, "http://localhost:8000/v1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_has_one_name_with_and_without_the_folder_of_its_checkpoint(models, tmp_path):
+    base, _, double, _ = models
+    import_checkpoint(double, tmp_path / "ours")
+    assert "given twice" in refusal("weights", base, tmp_path / "ours", tmp_path / "ours/checkpoint")
+    (tmp_path / "ours/architecture.json").write_text('{"family": "llama"}')
+    assert "architecture.json: no key 'vocab_size'" in refusal("weights", base, tmp_path / "ours")
 
 
 def test_one_resample_has_no_standard_deviation(models):

@@ -88,7 +88,7 @@ def _grid_table(document: Mapping[str, Any], suite: str) -> Table:
         for beta, row in zip(grid["beta"], grid["points"], strict=True)
     ]
     columns = ["beta \\ alpha", *(f"{alpha:g}" for alpha in grid["alpha"])]
-    title = f"{suite}: pass rate (%)"
+    title = f"{suite}: pass rate (%) at midtrain + alpha (rl - midtrain) + beta (base - midtrain)"
     return Table(columns, rows, [True] * len(columns), title)
 
 
