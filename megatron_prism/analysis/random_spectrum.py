@@ -38,18 +38,17 @@ class RandomSpectrum:
 
     @property
     def stable_rank(self) -> float:
-        """Of the limit, whose largest value is that at the edge of the law."""
+        """Of the limit, whose largest value is that at the edge of the law; no matrix has less than 1."""
         edge = float(self.values[0])
-        return self.size * float((self.values.square() * self.weights).sum()) / edge**2
+        return max(1.0, self.size * float((self.values.square() * self.weights).sum()) / edge**2)
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of s / sum(s)."""
+        """exp of the entropy of s / sum(s); no matrix has less than 1."""
         mean = float((self.values * self.weights).sum())
         relative = self.values / mean
-        return self.size * math.exp(
-            -float((self.weights * relative * relative.clamp(min=1e-300).log()).sum())
-        )
+        entropy = -float((self.weights * relative * relative.clamp(min=1e-300).log()).sum())
+        return max(1.0, self.size * math.exp(entropy))
 
     def decay(self, top: int) -> list[float]:
         """The leading singular values relative to the largest one: quantiles of the law."""

@@ -79,6 +79,12 @@ def analyze_trajectory(
     models, remarks = open_models(start, [*(each.folder for each in steps), *against])
     if is_start(start, steps[-1].folder) is False:
         remarks.append(f"{start}: is not the model with which {given[0]} began, by its receipt")
+    remarks += [
+        f"{start}: is not the model with which {other} began, by its receipt; the overlap is not that of two runs "
+        "from one start"
+        for other in against
+        if is_start(start, other) is False
+    ]
     start_name, *other_names = labels([start, *against]) if names is None else [names[0], *names[1]]
     places = Places(len(steps), len(against))
     pairs = places.pairs

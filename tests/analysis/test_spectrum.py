@@ -229,6 +229,13 @@ def test_noise_has_the_spectrum_of_its_law(shape):
     assert law.share(32) == pytest.approx((x * density)[::-1][upper].sum(), rel=2e-3)
 
 
+def test_noise_with_few_rows_has_no_rank_below_one():
+    """The law is a limit: for one row it would give a stable rank of 1/4 to 1, and that of every vector is 1."""
+    for columns in (1, 2, 50):
+        assert random_spectrum(1, columns).stable_rank == 1
+        assert random_spectrum(1, columns).effective_rank == pytest.approx(1, abs=1e-6)
+
+
 def test_principal_angles_against_scipy_and_planted_ones():
     generator = torch.Generator().manual_seed(4)
     first, second = (

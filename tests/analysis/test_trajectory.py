@@ -252,6 +252,12 @@ def test_a_run_of_ours_with_its_finished_model(run, tmp_path):
     receipt(ours, "b" * 64, model="e" * 64)
     assert is_start(began, ours) is False
     assert any("is not the model with which" in each for each in analyze_trajectory(began, [ours]).remarks)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(other, elsewhere)
+    for model, said in (("d" * 64, True), ("f" * 64, False)):
+        receipt(elsewhere, "c" * 64, model=model)
+        remarks = analyze_trajectory(began, [folder], [elsewhere]).remarks
+        assert any(f"with which {elsewhere} began" in each for each in remarks) is said
 
 
 def test_the_stage_compares_runs_without_steps_too(run):
