@@ -66,12 +66,14 @@ def cka(
             whole_number(value, name, least=least)
 
     def make() -> Analysis:
+        from megatron_prism.platform.console import progress_bar, setup_logging
+
+        # It hides warnings that Megatron gives when it is imported.
+        setup_logging()
         from megatron_prism.analysis.cka.comparison import DTYPES, Resampling, analyze_cka
         from megatron_prism.analysis.cka.input_sets import file_sets, installed_sets
         from megatron_prism.pipeline.config import one_of
-        from megatron_prism.platform.console import progress_bar, setup_logging
 
-        setup_logging()
         one_of(dtype, DTYPES, "--dtype")
         resampling = Resampling(resamples, resample_size, seed)
         resampling.check(samples)

@@ -108,6 +108,10 @@ def landscape(
     suites = [part.strip() for text in suite or [] for part in text.split(",") if part.strip()]
     if not suites:
         raise ConfigError("--suite: name what to evaluate: reasoning, shoebox, or a YAML file")
+    if engine == "openai":
+        raise ConfigError(
+            "--engine openai: a server has one model; use 'megatron', 'hf' or 'vllm', which merge many"
+        )
     from megatron_prism.pipeline.config import parse_override
     from megatron_prism.platform.console import setup_logging
     from megatron_prism.study.landscape import LandscapeRequest, landscape_graph

@@ -198,7 +198,7 @@ def test_what_rounding_does_to_points_between_is_said(folder, tmp_path):
         ]
 
     (remark,) = said(rounded)
-    assert remark.startswith("points between models are rounded once to torch.bfloat16")
+    assert remark.startswith("points between models are rounded once to bfloat16")
     assert said(rounded, dtype="bf16") == []
     assert said([folder / "base", folder / "rl"]) == []
     (remark,) = said([folder / "base", rounded[1]])
@@ -213,7 +213,7 @@ def test_what_rounding_does_to_points_between_is_said(folder, tmp_path):
         (["base", "other", "rl"], [], "only models of one architecture can be merged"),
         (["base", "midtrain", "none"], [], "no such folder"),
         (["base", "midtrain", "rl"], ["--suite", "long"], "a landscape is evaluated on suites of problems"),
-        (["base", "midtrain", "rl"], ["--engine", "openai"], "engine 'openai' needs the address of a server"),
+        (["base", "midtrain", "rl"], ["--engine", "openai"], "--engine openai: a server has one model"),
         (["base", "midtrain", "rl"], ["--path-a", "0,inf"], "path_a: 'inf' is not a finite number"),
         (["base", "midtrain", "rl"], ["--grid-alpha", "0,99"], "grid_alpha: 99 is beyond 10 times"),
         (["base", "midtrain"], ["--path-b", "1"], "path_b: two models have only the path between them"),

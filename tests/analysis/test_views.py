@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from megatron_prism.analysis.trajectory_summary import analyze_trajectory
 from megatron_prism.analysis.view import view
 from megatron_prism.analysis.weight_summary import analyze_weights
 from megatron_prism.conversion.import_hf import import_checkpoint
+from megatron_prism.errors import PrismError
+from megatron_prism.platform import console
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,16 @@ def test_a_model_has_one_name_with_and_without_the_folder_of_its_checkpoint(mode
 def test_one_resample_has_no_standard_deviation(models):
     base, _, double, _ = models
     assert "--resamples 1: must be a whole number from 2" in refusal("cka", base, double, "--resamples", 1)
+
+
+def test_cka_hides_upstream_warnings_before_it_imports_what_warns(models, monkeypatch):
+    def stop():
+        raise PrismError("stopped here")
+
+    monkeypatch.delitem(sys.modules, "megatron_prism.analysis.cka.comparison", raising=False)
+    monkeypatch.setattr(console, "setup_logging", stop)
+    assert "stopped here" in refusal("cka", models[0], models[2])
+    assert "megatron_prism.analysis.cka.comparison" not in sys.modules
 
 
 def test_notes_on_dtypes_name_them_as_tables_do(models, tmp_path):

@@ -187,11 +187,12 @@ class AnalyzeLandscape(Stage):
 
     def _check_models(self, folders: list[Path]) -> list[str]:
         """Refuse models that cannot be merged; returns remarks, also about what rounding does to points between."""
+        from megatron_prism.analysis.inputs import dtype_name
         from megatron_prism.merging.inputs import dtype_remarks, open_models
 
         models, remarks = open_models(folders)
         wanted = torch_dtype(self.dtype)
-        rounded = sorted({str(each) for each in models[0].dtypes.values() if each.itemsize < 4})
+        rounded = sorted({dtype_name(each) for each in models[0].dtypes.values() if each.itemsize < 4})
         if wanted is None and rounded:
             remarks.append(
                 f"points between models are rounded once to {', '.join(rounded)}, in which {folders[0]} is stored, so "
