@@ -15,6 +15,7 @@ from megatron_prism.analysis.figures import inline_svg
 from megatron_prism.analysis.spectrum_summary import analyze_spectrum
 from megatron_prism.analysis.trajectory_summary import analyze_trajectory
 from megatron_prism.analysis.view import view
+from megatron_prism.analysis.views.cka import by_layer
 from megatron_prism.analysis.weight_summary import analyze_weights
 from megatron_prism.conversion.import_hf import import_checkpoint
 from megatron_prism.errors import PrismError
@@ -115,6 +116,15 @@ def test_cka_hides_upstream_warnings_before_it_imports_what_warns(models, monkey
     monkeypatch.setattr(console, "setup_logging", stop)
     assert "stopped here" in refusal("cka", models[0], models[2])
     assert "megatron_prism.analysis.cka.comparison" not in sys.modules
+
+
+def test_a_pair_without_any_cka_has_no_panel_of_one_minus_cka():
+    def drawing(value):
+        point = {"index": 0, "cka": value, "one_minus_cka": value and 1 - value, "bootstrap": None}
+        pair = {"inputs": "web", "first": "x", "second": "y", "points": [point]}
+        return by_layer({"inputs": [{"name": "web"}], "pairs": [pair]})
+
+    assert drawing(None).height == drawing(0.5).height < drawing(0.999).height
 
 
 def test_notes_on_dtypes_name_them_as_tables_do(models, tmp_path):

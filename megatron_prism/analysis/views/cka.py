@@ -160,7 +160,8 @@ def _drawn(pair: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _all_above(pair: Mapping[str, Any], bound: float) -> bool:
-    return all(each["cka"] > bound for each in _drawn(pair))
+    drawn = _drawn(pair)
+    return bool(drawn) and all(each["cka"] > bound for each in drawn)
 
 
 def _name(pair: Mapping[str, Any]) -> str:
