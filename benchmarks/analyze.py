@@ -2,11 +2,12 @@
 
     python benchmarks/analyze.py --gigabytes 2 --many 10 --rounds 5
 
-The sides alternate, each in a process of its own, with `--threads` threads. All files are read once before the clock
+The sides alternate, each in a process of its own. `blocks` uses all cores, `tensors` and `script` as many threads as
+torch has (`--threads`), and the analysis one. All files are read once before the clock
 starts, so that they come from memory.
 
-- `blocks`: both checkpoints are read in blocks and every element is converted to fp32 in the processor's cache, by the
-  threads that the analysis uses: the limit of the design.
+- `blocks`: both checkpoints are read in blocks and every element is converted to fp32 in the processor's cache: the
+  limit of the machine.
 - `tensors`: both are read by safetensors, and each tensor is converted to fp32 as a whole: the limit of a script.
 - `prism`: one checkpoint against the base.
 - `many` and `one`: `--many` checkpoints against the base in one pass, and one of them, at half the size, because all of

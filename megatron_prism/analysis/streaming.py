@@ -94,7 +94,7 @@ def scan(
     """The findings of every piece, in the order of the layers. The files are read once.
 
     Args:
-        work: called in several threads with a flat block of every model in the dtypes in which they are stored; the
+        work: called with a flat block of every model in the dtypes in which they are stored; the
             blocks are valid during the call.
         progress: called with the number of bytes of the first model that were read since the last call.
 
@@ -103,7 +103,8 @@ def scan(
     """
     with (
         OpenFiles(os.O_RDONLY) as files,
-        Workers(len(models)) as workers,
+        # A second thread makes it slower: calls of numpy and torch take microseconds, and both wait for Python's lock.
+        Workers(len(models), threads=1) as workers,
         quick_collection() if any(isinstance(each, MegatronWeights) for each in models) else nullcontext(),
     ):
         name, opened = "", list[TensorBytes]()

@@ -173,10 +173,13 @@ class Workers(AbstractContextManager["Workers"]):
     """A few threads, each with its own `Scratch`, that process blocks.
 
     While they exist, torch uses one thread for each operation, because a block is too small to split.
+
+    Args:
+        threads: by default as many as there are cores, up to `MAX_THREADS`.
     """
 
-    def __init__(self, models: int) -> None:
-        count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    def __init__(self, models: int, threads: int | None = None) -> None:
+        count = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._scratch = [Scratch(models) for _ in range(count)]
         self._pool = ThreadPoolExecutor(count)
         self._torch_threads = torch.get_num_threads()
