@@ -131,6 +131,20 @@ def scan(
             yield piece, total
 
 
+@dataclass(frozen=True)
+class _Finite:
+    finite: bool
+
+    def __add__(self, other: _Finite) -> _Finite:
+        return _Finite(self.finite and other.finite)
+
+
+def check_weights(model: Weights) -> None:
+    """Raise a CheckpointError that names the first tensor of a model with a NaN or an infinite number."""
+    for _ in scan([model], lambda stored: _Finite(bool(torch.isfinite(stored[0]).all()))):
+        pass
+
+
 def check_finite(
     models: Sequence[Weights], stored: Sequence[Tensor], name: str, *, first: int, columns: int
 ) -> None:

@@ -259,6 +259,18 @@ def test_mistakes_are_one_line_before_a_model_is_loaded(models, texts, tmp_path,
         assert re.search(wanted, line), line
 
 
+def test_a_weight_that_is_no_number_is_named(models, texts, tmp_path, capsys):
+    for number, value in enumerate((float("nan"), float("inf"))):
+        broken = Path(shutil.copytree(models[1], tmp_path / f"broken{number}"))
+        state = load_file(broken / "model.safetensors")
+        name = next(each for each in state if "layers.1." in each and each.endswith("norm.weight"))
+        state[name][2] = value
+        save_file(state, broken / "model.safetensors", {"format": "pt"})
+        assert run([models[0], str(broken)], texts, "--out", str(tmp_path / "out")) == 2
+        assert f"broken{number}: tensor '{name}' holds {value} in row 2" in one_line_error(capsys)
+        assert not list(tmp_path.glob("out*"))
+
+
 def test_what_is_not_defined_is_null_with_its_reason_and_can_be_shown():
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(12, 4, 6, generator=generator)

@@ -30,7 +30,9 @@ from megatron_prism.analysis.cka.similarity import (
     linear_cka,
 )
 from megatron_prism.analysis.result import Analysis
+from megatron_prism.analysis.streaming import check_weights
 from megatron_prism.conversion.loaded_model import architecture_of
+from megatron_prism.conversion.weights import open_weights
 from megatron_prism.data.tokenizer import Tokenizer
 from megatron_prism.errors import CheckpointError, ConfigError, DataError
 from megatron_prism.generation.request import check_vocabulary
@@ -115,6 +117,7 @@ def analyze_cka(
         rows = {name: [row[:limit] for row in ids] for name, ids in tokens[model.label].items()}
         found, layers[model.label] = _pooled(model, rows, DTYPES[dtype], progress)
         _check_equal(models, layers)
+        _check_finite(model, found)
         for each in sets:
             states[each.name][model.label] = found[each.name]
         about.append(
@@ -259,6 +262,19 @@ def _pooled(
     """The pooled states of every set, and the number of layers. The model is gone when this returns."""
     with open_model(model.folder, model.engine, dtype) as running:
         return {name: running.pooled(ids, progress) for name, ids in rows.items()}, running.layers
+
+
+def _check_finite(model: ComparedModel, states: Mapping[str, Tensor]) -> None:
+    """Raise a CheckpointError if a hidden state is not finite, which names the tensor at fault if there is one."""
+    wrong = [name for name, found in states.items() if not bool(found.isfinite().all())]
+    if not wrong:
+        return
+    if model.engine != "hf":
+        check_weights(open_weights(model.folder))
+    raise CheckpointError(
+        f"{model.folder}: hidden states of texts of '{wrong[0]}' are NaN or infinite, though no weight is; compute with "
+        "--dtype fp32, or leave this model out"
+    )
 
 
 def _check_layers(models: Sequence[ComparedModel]) -> None:
