@@ -272,8 +272,8 @@ def _check_finite(model: ComparedModel, states: Mapping[str, Tensor]) -> None:
     if model.engine != "hf":
         check_weights(open_weights(model.folder))
     raise CheckpointError(
-        f"{model.folder}: hidden states of texts of '{wrong[0]}' are NaN or infinite, though no weight is; compute with "
-        "--dtype fp32, or leave this model out"
+        f"{model.folder}: hidden states of texts of '{wrong[0]}' are NaN or infinite, though no weight is; compute "
+        "with --dtype fp32, or leave this model out"
     )
 
 
