@@ -10,6 +10,19 @@ import typer
 
 from megatron_prism.cli.analysis_output import print_table
 from megatron_prism.cli.eval_model import named_files, pairs, run_name
+from megatron_prism.cli.evaluation_options import (
+    BatchSizeOption,
+    BenchmarkOption,
+    DataOption,
+    DryRunOption,
+    EngineOptions,
+    ExecutorOption,
+    LimitOption,
+    SamplesOption,
+    SandboxOption,
+    SeedOption,
+    TokenizerOption,
+)
 from megatron_prism.cli.number_checks import whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, write_result
 from megatron_prism.cli.run_graph import RunOptions, run_graph
@@ -60,42 +73,17 @@ def landscape(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help="megatron, hf or vllm; default: what fits.")
     ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="Option of the engine; repeat it."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: BASE's."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="BENCHMARK=FILE", help="A local file with a benchmark's problems."),
-    ] = None,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option("--benchmark", metavar="NAME", help="Only this benchmark of the suites; repeat it."),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Completions per problem; default: as the suite says.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Problems per benchmark; default: all.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sampled completions, of all points.")] = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Completions that an engine in this process decodes together.")
-    ] = 32,
-    sandbox: Annotated[
-        str, typer.Option("--sandbox", help="'strong', or 'weak', which does not isolate programs.")
-    ] = "strong",
-    executor: Annotated[
-        Path | None,
-        typer.Option(
-            "--executor", metavar="FILE", help="Run the stages as jobs on what this file describes."
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
+    options: EngineOptions = None,
+    tokenizer: TokenizerOption = None,
+    data: DataOption = None,
+    benchmark: BenchmarkOption = None,
+    samples: SamplesOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 32,
+    sandbox: SandboxOption = "strong",
+    executor: ExecutorOption = None,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Pass rates of W = BASE + a (MIDTRAIN - BASE) + b (RL - MIDTRAIN) on a path and on a grid."""

@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megatron_prism.cli.evaluation_options import (
+    BatchSizeOption,
+    BenchmarkOption,
+    DataOption,
+    DryRunOption,
+    EngineOptions,
+    ExecutorOption,
+    LimitOption,
+    SamplesOption,
+    SandboxOption,
+    SeedOption,
+    TokenizerOption,
+)
 from megatron_prism.cli.number_checks import whole_number
 from megatron_prism.cli.output import JsonOption, check_json_target, show_line, show_table
 from megatron_prism.cli.run_graph import RunOptions, run_graph
@@ -49,39 +62,15 @@ def model(
         str | None,
         typer.Option("--engine", metavar="NAME", help="megatron, hf, vllm or openai; default: what fits."),
     ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="Option of the engine; repeat it."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="DIR", help="Folder with the tokenizer; default: the model's."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="BENCHMARK=FILE",
-            help="A local file with a benchmark's problems; repeat it.",
-        ),
-    ] = None,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option("--benchmark", metavar="NAME", help="Only this benchmark of the suites; repeat it."),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Completions per problem; default: as the suite says.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Problems per benchmark or task; default: all.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sampled completions.")] = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Completions that an engine in this process decodes together.")
-    ] = 32,
-    sandbox: Annotated[
-        str, typer.Option("--sandbox", help="'strong', or 'weak', which does not isolate programs.")
-    ] = "strong",
+    options: EngineOptions = None,
+    tokenizer: TokenizerOption = None,
+    data: DataOption = None,
+    benchmark: BenchmarkOption = None,
+    samples: SamplesOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 32,
+    sandbox: SandboxOption = "strong",
     show_prompt: Annotated[
         int | None,
         typer.Option(
@@ -91,13 +80,8 @@ def model(
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Grade the kept answers again; only missing ones are sampled.")
     ] = False,
-    executor: Annotated[
-        Path | None,
-        typer.Option(
-            "--executor", metavar="FILE", help="Run the stages as jobs on what this file describes."
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages without running them.")] = False,
+    executor: ExecutorOption = None,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Score a model; what is done is skipped, and completions that exist are not sampled again."""

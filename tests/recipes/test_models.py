@@ -238,8 +238,8 @@ def test_the_small_form_of_the_long_context_branch_runs(name, run_dir):
 
 @pytest.mark.parametrize("name", ["granite-4.0-h-micro"])
 def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
-    """From filter to frontier and the analyses, from the mid-trained and the imported model; the former is exported."""
-    artifacts = run_alone({"rl": True, "method": "grpo", "analyze": True}, name, run_dir)
+    """From filter to frontier, from the mid-trained and the imported model; the former is exported."""
+    artifacts = run_alone({"rl": True, "method": "grpo"}, name, run_dir)
     assert artifacts["difficulty"].metrics["samples"] == 2
     assert artifacts["mix"].metrics["prompts"] == {"code": 8, "math": 8, "science": 8}
     for stage in ("rl_midtrain", "rl_import"):
@@ -247,6 +247,35 @@ def test_the_small_form_of_reinforcement_learning_runs(name, run_dir):
         assert artifacts[stage].receipt.config["objective"]["normalization"] == "sequence"
     assert artifacts["export"].receipt.inputs["model"] == artifacts["rl_midtrain"].fingerprint
     assert "Reinforcement learning" in artifacts["report"].file("report.html").read_text()
+
+
+def test_the_analyses_of_a_study_compare_its_models():
+    graph = load_recipe("granite-3.3-8b").function(
+        tiny=True, rl=True, evaluate=True, long_context=True, analyze=True
+    )
+    inputs = {name: {key: n.name for key, n in node.inputs.items()} for name, node in graph.nodes.items()}
+    assert inputs["weights"] == {
+        **{"base": "import", "midtrain": "midtrain", "extend": "extend"},
+        **{"rl_extend": "rl_extend", "rl_import": "rl_import"},
+    }
+    assert list(inputs["direction"]) == ["base", "midtrain", "extend", "rl_extend"]
+    # Reinforcement learning began with the extended model.
+    assert inputs["weights_rl"] == inputs["trajectory"] == {"extend": "extend", "rl_extend": "rl_extend"}
+    assert graph.nodes["weights_rl"].stage.base == graph.nodes["trajectory"].stage.start == "extend"
+    assert graph.nodes["rl_extend"].stage.checkpoints.weights_every == 1
+    assert inputs["confidence"] == {
+        "base": "evaluate_base",
+        "extend": "evaluate_extend",
+        "rl_extend": "evaluate_rl_extend",
+    }
+    alone = load_recipe("granite-3.3-8b").function(tiny=True, analyze=True).nodes
+    assert {"weights", "spectrum", "cka"} <= alone.keys()
+    assert not {"weights_rl", "trajectory", "confidence", "direction"} & alone.keys()
+
+
+@pytest.mark.slow
+def test_the_analyses_of_a_hybrid_study_run(run_dir):
+    artifacts = run_alone({"rl": True, "method": "grpo", "analyze": True}, "granite-4.0-h-micro", run_dir)
     moved = artifacts["weights"].metrics["models"]
     assert list(moved) == ["midtrain", "rl_midtrain", "rl_import"]
     # Mid-training moves weights; two steps without a reward do not.
