@@ -10,7 +10,7 @@ starts, so that they come from memory.
   limit of the machine.
 - `tensors`: both are read by safetensors, and each tensor is converted to fp32 as a whole: the limit of a script.
 - `prism`: one checkpoint against the base.
-- `many` and `one`: `--many` checkpoints against the base in one pass, and one of them, at half the size, because all of
+- `many` and `one`: `--many` checkpoints against the base in one pass, and one of them, smaller, because all of
   them must fit into memory.
 - `script`: both models through `transformers`, and for each parameter the same numbers (delta, six thresholds, equal
   and zero elements, the absolute rule) with torch on whole tensors, in fp32.
@@ -171,7 +171,10 @@ def benchmark(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     pair, group = root / "pair", root / "group"
     make_models(pair, arguments.gigabytes, 1)
     make_models(group, arguments.gigabytes / 2, arguments.many)
-    size = sum(file.stat().st_size for file in (pair / "base").glob("*.safetensors"))
+    sizes = {
+        folder.name: sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
+        for folder in (pair, group)
+    }
     sides = {"blocks": pair, "tensors": pair, "prism": pair, "script": pair, "one": group, "many": group}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(arguments.rounds + 1):
@@ -189,7 +192,7 @@ def benchmark(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
         for side, runs in found.items()
     }
     return {
-        "bytes_of_a_model": size,
+        "bytes_of_a_model": sizes,
         "medians": medians,
         "peak_bytes": {side: max(run["peak_bytes"] for run in runs) for side, runs in found.items()},
         "share_of_blocks": _ratio(found, "blocks", "prism", "seconds"),
@@ -210,9 +213,8 @@ def _ratio(found: dict[str, list[dict[str, Any]]], first: str, second: str, key:
 
 
 def show(result: dict[str, Any], many: int) -> None:
-    print(
-        f"models of {result['bytes_of_a_model'] / GIGABYTE:.2f} GB ('one' and 'many': half of it), medians:"
-    )
+    sizes = {name: size / GIGABYTE for name, size in result["bytes_of_a_model"].items()}
+    print(f"models of {sizes['pair']:.2f} GB ('one' and 'many': {sizes['group']:.2f} GB), medians:")
     for side, median in result["medians"].items():
         times = "   ".join(f"{key.replace('_', ' ')} {value:7.2f}" for key, value in median.items())
         print(f"  {side:7} {times}   peak {result['peak_bytes'][side] / 2**20:,.0f} MiB")

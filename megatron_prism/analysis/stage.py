@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.analysis.result import Analysis, write_analysis
+from megatron_prism.errors import ConfigError, suggest
 from megatron_prism.pipeline.artifact import Artifact
 from megatron_prism.pipeline.stage import Stage
 from megatron_prism.platform.console import get_logger
@@ -33,3 +34,14 @@ class AnalysisStage(Stage):
             log.warning("%s", remark)
         write_analysis(analysis, out)
         return dict(analysis.summary)
+
+
+def models_after(base: str, inputs: Mapping[str, Artifact]) -> dict[str, Path]:
+    """The folders of all inputs but `base`, by the names that they have in tables.
+
+    Raises:
+        ConfigError: if no input has the name `base`.
+    """
+    if base not in inputs:
+        raise ConfigError(f"base={base}: no input has this name{suggest(base, inputs)}")
+    return {name: artifact.path for name, artifact in inputs.items() if name != base}

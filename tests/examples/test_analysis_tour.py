@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 import warm
 from safetensors.torch import load_file, save_file
 from test_examples import EXAMPLES
@@ -39,4 +38,3 @@ def test_it_is_a_script_with_cells() -> None:
     text = (EXAMPLES / "analysis.py").read_text()
     assert text.count("\n# %% [markdown]\n") >= 4
     assert text.count("\n# %%\n") >= 4
-    assert torch.__name__ in text

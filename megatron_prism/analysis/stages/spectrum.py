@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_prism.analysis.result import Analysis
-from megatron_prism.analysis.stage import AnalysisStage
-from megatron_prism.errors import ConfigError, suggest
+from megatron_prism.analysis.stage import AnalysisStage, models_after
+from megatron_prism.errors import ConfigError
 from megatron_prism.pipeline.artifact import Artifact
 
 MOST_TOP = 1024
@@ -34,9 +34,7 @@ class AnalyzeSpectrum(AnalysisStage):
     def analyze(self, inputs: Mapping[str, Artifact]) -> Analysis:
         from megatron_prism.analysis.spectrum_summary import analyze_spectrum
 
-        if self.base not in inputs:
-            raise ConfigError(f"base={self.base}: no input has this name{suggest(self.base, inputs)}")
-        others = {name: artifact.path for name, artifact in inputs.items() if name != self.base}
+        others = models_after(self.base, inputs)
         return analyze_spectrum(
             inputs[self.base].path, list(others.values()), [self.base, *others], top=self.top
         )
