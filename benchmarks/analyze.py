@@ -219,7 +219,8 @@ def show(result: dict[str, Any], many: int) -> None:
         times = "   ".join(f"{key.replace('_', ' ')} {value:7.2f}" for key, value in median.items())
         print(f"  {side:7} {times}   peak {result['peak_bytes'][side] / 2**20:,.0f} MiB")
     print(
-        f"  prism reaches {100 * result['share_of_the_limit']:.0f} % of the speed of reading and converting"
+        f"  prism reaches {100 * result['share_of_blocks']:.0f} % of the speed of reading and converting blocks, "
+        f"{100 * result['share_of_tensors']:.0f} % of that of whole tensors"
     )
     print(
         f"  prism is {result['times_the_script']:.1f}x as fast as the script, "
